@@ -1,0 +1,7 @@
+"""Agents and their learners: one file each."""
+
+if __name__ != "rl2meta.agents":
+    raise ImportError(
+        f"expected 'import rl2meta.agents', got 'import {__name__}': a second copy of every class would not "
+        "be equal to the first"
+    )

@@ -1,0 +1,26 @@
+"""Task families; importing this package registers their Gymnasium ids.
+
+``gym.make("rl2meta/BernoulliBandit-v0", num_arms=5)`` gives one environment in NumPy,
+``gym.make_vec(..., num_envs=1000)`` the batched one over tensors.
+"""
+
+if __name__ != "rl2meta.envs":
+    raise ImportError(
+        f"expected 'import rl2meta.envs', got 'import {__name__}': a second copy of every class would not "
+        "be equal to the first"
+    )
+
+import gymnasium as _gym
+
+FAMILIES = {
+    "rl2meta/BernoulliBandit-v0": "rl2meta.envs.bandits:BernoulliBandits",
+    "rl2meta/GaussianBandit-v0": "rl2meta.envs.bandits:GaussianBandits",
+}
+
+for _id, _family in FAMILIES.items():
+    _gym.register(
+        _id,
+        entry_point="rl2meta.envs.batched:make_env",
+        vector_entry_point="rl2meta.envs.batched:make_vec_env",
+        kwargs={"family": _family},
+    )

@@ -1,0 +1,139 @@
+"""Multi-armed bandits: arms of unknown mean, one pull an episode.
+
+A pull ends its episode by termination, so a trial of n episodes is a bandit with n pulls. The observation
+is the constant 0: all that is known of the task is in past actions and rewards.
+"""
+
+from dataclasses import field
+from typing import Annotated, Literal
+
+import gymnasium as gym
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.envs.bayes_optimal import bayes_optimal_bernoulli
+from rl2meta.tasks import Split, Tasks, TensorTasks
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+NumArms = Annotated[int, Field(ge=2, description="arms of each bandit")]
+Noise = Literal["bernoulli", "gaussian"]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BernoulliBandits:
+    """Bandits whose arms pay 1 with probability pᵢ ~ U[0, 1], independently, else 0.
+
+    Source: Duan et al. 2016 (arXiv 1611.02779), section 3.1.
+
+    Raises:
+        pydantic.ValidationError: for fewer than two arms.
+    """
+
+    num_arms: NumArms
+    horizon: int = field(default=1, init=False)
+
+    @property
+    def observation_space(self) -> gym.Space[int]:
+        """The constant 0."""
+        return gym.spaces.Discrete(1)
+
+    @property
+    def action_space(self) -> gym.Space[int]:
+        """The arm to pull."""
+        return gym.spaces.Discrete(self.num_arms)
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        """Draw the arms' means; a continuum of tasks, so train and test need no partition."""
+        return TensorTasks({"means": torch.rand(num_tasks, self.num_arms, generator=generator)})
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        """Return ``num_envs`` bandits that step together on ``device``."""
+        return TensorVectorEnv(self, _Pulls("bernoulli"), num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor:
+        """Return maxᵢ pᵢ, [num_tasks]: one pull of the best arm."""
+        return _means(tasks).amax(dim=1)
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return the exact value of the best strategy over ``num_episodes`` pulls, where it is tractable."""
+        return bayes_optimal_bernoulli(self.num_arms, num_episodes)
+
+
+@dataclass(frozen=True, config=_STRICT)
+class GaussianBandits:
+    """Bandits whose arms pay N(μᵢ, 1) with μᵢ ~ N(0, 1), independently.
+
+    Raises:
+        pydantic.ValidationError: for fewer than two arms.
+    """
+
+    num_arms: NumArms
+    horizon: int = field(default=1, init=False)
+
+    @property
+    def observation_space(self) -> gym.Space[int]:
+        """The constant 0."""
+        return gym.spaces.Discrete(1)
+
+    @property
+    def action_space(self) -> gym.Space[int]:
+        """The arm to pull."""
+        return gym.spaces.Discrete(self.num_arms)
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        """Draw the arms' means; a continuum of tasks, so train and test need no partition."""
+        return TensorTasks({"means": torch.randn(num_tasks, self.num_arms, generator=generator)})
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        """Return ``num_envs`` bandits that step together on ``device``."""
+        return TensorVectorEnv(self, _Pulls("gaussian"), num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor:
+        """Return maxᵢ μᵢ, [num_tasks]: one pull of the best arm."""
+        return _means(tasks).amax(dim=1)
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return None: the posterior means are real numbers, so there is no table to solve exactly."""
+        return None
+
+
+class _Pulls:
+    """The dynamics of a bandit: stateless, every pull ends its episode."""
+
+    def __init__(self, noise: Noise) -> None:
+        self._noise = noise
+
+    def begin(self, tasks: TensorTasks, generator: torch.Generator) -> Tensor:
+        means = tasks.parameters["means"]
+        return torch.zeros(len(means), dtype=torch.int64, device=means.device)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(
+        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Transition:
+        means = tasks.parameters["means"]
+        expected = means.gather(1, action.unsqueeze(1)).squeeze(1)
+        return Transition(
+            state=state,
+            reward=_pay(self._noise, expected, generator),
+            terminated=torch.ones_like(action, dtype=torch.bool),
+            expected_reward=expected,
+            regret=means.amax(dim=1) - expected,
+        )
+
+
+def _pay(noise: Noise, expected: Tensor, generator: torch.Generator) -> Tensor:
+    if noise == "bernoulli":
+        return torch.bernoulli(expected, generator=generator)
+    return torch.normal(expected, 1.0, generator=generator)
+
+
+def _means(tasks: Tasks) -> Tensor:
+    if not isinstance(tasks, TensorTasks):
+        raise TypeError(f"expected TensorTasks with 'means', got {type(tasks).__name__}")
+    return tasks.parameters["means"]

@@ -1,0 +1,195 @@
+"""Environments written once, as dynamics over tensors, and the two Gymnasium views of them."""
+
+from importlib import import_module
+from typing import Any, NamedTuple, Protocol, cast
+
+import gymnasium as gym
+import numpy as np
+import torch
+from gymnasium.vector import AutoresetMode, VectorEnv
+from gymnasium.vector.utils import batch_space
+from torch import Tensor
+
+from rl2meta.randomness import derive, generator
+from rl2meta.tasks import TaskDistribution, TensorTasks
+
+
+class Transition(NamedTuple):
+    """What one step leads to; every tensor [B, ...].
+
+    Attributes:
+        state: the next state.
+        reward: as sampled, float.
+        terminated: bool, the task itself ended the episode.
+        expected_reward: E[reward | task, state, action], or None if unknown.
+        regret: the expected loss against the optimum, >= 0, or None if unknown.
+    """
+
+    state: Tensor
+    reward: Tensor
+    terminated: Tensor
+    expected_reward: Tensor | None
+    regret: Tensor | None
+
+
+class Dynamics(Protocol):
+    """The rules of a family for B tasks at once: pure functions of tensors, no branch on their values."""
+
+    def begin(self, tasks: TensorTasks, generator: torch.Generator) -> Tensor:
+        """Return the first states of new episodes, [B, ...]."""
+        ...
+
+    def observe(self, state: Tensor) -> Tensor:
+        """Return what the agent sees of the states, [B, ...]."""
+        ...
+
+    def step(
+        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Transition:
+        """Act once in every state."""
+        ...
+
+
+class TensorVectorEnv(VectorEnv[Any, Any, Any]):
+    """B tasks that step together on one device: the batched environment of every built-in family.
+
+    Observations, rewards and flags are tensors on the device; actions may be tensors or arrays. See
+    ``rl2meta.tasks.TaskVectorEnv`` for how tasks, seeds and restarts behave.
+
+    Args:
+        distribution: the law; gives spaces, horizon, and tasks where none are handed over.
+        dynamics: the rules.
+        num_envs: B.
+        device: where everything lives.
+    """
+
+    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+
+    def __init__(
+        self, distribution: TaskDistribution, dynamics: Dynamics, num_envs: int, device: torch.device | str
+    ) -> None:
+        self.num_envs = num_envs
+        self.device = torch.device(device)
+        self.single_observation_space = distribution.observation_space
+        self.single_action_space = distribution.action_space
+        self.observation_space = batch_space(self.single_observation_space, num_envs)
+        self.action_space = batch_space(self.single_action_space, num_envs)
+        self.tasks: TensorTasks | None = None
+        self._distribution = distribution
+        self._dynamics = dynamics
+        self._generator: torch.Generator | None = None
+        self._state: Tensor
+        self._elapsed: Tensor  # int64 [B], steps taken in the current episode
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Start an episode in every environment."""
+        if seed is None and self._generator is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])  # fresh entropy, as Gymnasium does
+        tasks = (options or {}).get("tasks")
+        if seed is not None:
+            self._generator = generator(seed, "dynamics", device=self.device)
+            if tasks is None:
+                tasks = self._distribution.sample(self.num_envs, generator(seed, "tasks"), "train")
+        if tasks is not None:
+            self.tasks = self._checked(tasks).to(self.device)
+        active, source = self._active()
+        self._state = self._dynamics.begin(active, source)
+        self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        return self._dynamics.observe(self._state), {}
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Act once everywhere; ended episodes restart in the same step on the same task."""
+        tasks, source = self._active()
+        actions = torch.as_tensor(actions, device=self.device)
+        end = self._dynamics.step(tasks, self._state, actions, source)
+        self._elapsed = self._elapsed + 1
+        truncated = (self._elapsed >= self._distribution.horizon) & ~end.terminated
+        last = end.terminated | truncated
+        begin = self._dynamics.begin(tasks, source)
+        self._state = torch.where(_like(last, begin), begin, end.state)
+        self._elapsed = torch.where(last, 0, self._elapsed)
+        info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
+        return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
+
+    def _active(self) -> tuple[TensorTasks, torch.Generator]:
+        if self.tasks is None or self._generator is None:
+            raise gym.error.ResetNeeded("expected a reset before the first step; call reset(seed=...)")
+        return self.tasks, self._generator
+
+    def _checked(self, tasks: Any) -> TensorTasks:
+        if not isinstance(tasks, TensorTasks):
+            raise TypeError(f"options['tasks']: expected TensorTasks, got {type(tasks).__name__}")
+        if len(tasks) != self.num_envs:
+            raise ValueError(
+                f"options['tasks']: expected {self.num_envs} tasks, one per environment, got {len(tasks)}"
+            )
+        return tasks
+
+
+class TaskEnv(gym.Env[Any, Any]):
+    """One environment in NumPy: the view of a batch of one that ``gym.make`` returns.
+
+    ``reset(options={"tasks": tasks})`` sets the task, ``reset(seed=...)`` draws one, ``reset()`` keeps it.
+    """
+
+    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+
+    def __init__(self, distribution: TaskDistribution) -> None:
+        self.distribution = distribution
+        self.observation_space = distribution.observation_space
+        self.action_space = distribution.action_space
+        self._batch = distribution.make_envs(1, torch.device("cpu"))
+        self._seeded = False
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        super().reset(seed=seed)
+        inner = None
+        if seed is not None or not self._seeded:
+            inner = int(self.np_random.integers(2**62))
+            self._seeded = True
+        observation, _ = self._batch.reset(seed=inner, options=options)
+        return self._single(observation), {}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        """Act once; after the episode's end call ``reset``."""
+        if not self.action_space.contains(action):
+            raise ValueError(f"expected an action in {self.action_space}, got {action!r}")
+        actions = torch.as_tensor(np.asarray(action)).unsqueeze(0)
+        _, reward, terminated, truncated, info = self._batch.step(actions)
+        observation = self._single(info.pop("final_obs"))
+        known = {name: value.item() for name, value in info.items()}
+        return observation, reward.item(), bool(terminated), bool(truncated), known
+
+    def _single(self, batch: Tensor) -> Any:
+        observation = batch[0].numpy().astype(self.observation_space.dtype)
+        return observation if observation.ndim else observation[()]
+
+
+def make_env(family: str, **arguments: Any) -> TaskEnv:
+    """Return the single environment of the family ``module:Class`` (Gymnasium's ``entry_point``)."""
+    return TaskEnv(_family(family, arguments))
+
+
+def make_vec_env(num_envs: int, family: str, device: str = "cpu", **arguments: Any) -> Any:
+    """Return the batched environment of the family ``module:Class`` (``vector_entry_point``)."""
+    return _family(family, arguments).make_envs(num_envs, torch.device(device))
+
+
+def _family(target: str, arguments: dict[str, Any]) -> TaskDistribution:
+    module, name = target.split(":")
+    return cast(TaskDistribution, getattr(import_module(module), name)(**arguments))
+
+
+def _like(flag: Tensor, other: Tensor) -> Tensor:
+    """Give a flag [B] as many axes as ``other`` [B, ...]."""
+    return flag.reshape(-1, *[1] * (other.dim() - 1))
+
+
+def _known(end: Transition) -> dict[str, Tensor]:
+    truth = {"expected_reward": end.expected_reward, "regret": end.regret}
+    return {name: value for name, value in truth.items() if value is not None}

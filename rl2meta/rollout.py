@@ -1,0 +1,136 @@
+"""The one inner loop: any agent, on any tasks, through its trials."""
+
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from rl2meta.randomness import derive, generator
+from rl2meta.spaces import encoding
+from rl2meta.tasks import TaskDistribution, Tasks, TaskVectorEnv
+from rl2meta.trial import Agent, Carry, Choice, Phase, TimeStep, Trajectory, Trial
+
+
+class _Row(NamedTuple):
+    """One step of all environments, before the steps are stacked into a Trajectory."""
+
+    inputs: TimeStep
+    choice: Choice
+    reward: Tensor
+    last: Tensor
+    mask: Tensor
+    expected_reward: Tensor | None
+    regret: Tensor | None
+
+
+class RolloutWorker:
+    """Runs agents through trials; knows of an agent nothing but its ``Phase``.
+
+    The worker computes no gradients. Nothing in it reads a value back from the device while a rollout
+    runs, so that a GPU is never kept waiting.
+
+    Args:
+        distribution: where the environments come from.
+        device: where environments and trajectories live; the agent must live there too.
+    """
+
+    def __init__(self, distribution: TaskDistribution, device: torch.device | str = "cpu") -> None:
+        self.distribution = distribution
+        self.device = torch.device(device)
+        self._action = encoding(distribution.action_space)
+        self._envs: TaskVectorEnv | None = None
+
+    @torch.no_grad()
+    def run(self, agent: Agent[Carry], tasks: Tasks, num_episodes: int, seed: int) -> Trial:
+        """Run one trial of ``num_episodes`` episodes on every task.
+
+        Args:
+            agent: what acts and adapts.
+            tasks: one trial each.
+            num_episodes: episodes in a trial, all lanes of a task counted.
+            seed: of the environments' and the agent's randomness (separate streams of it).
+
+        Raises:
+            ValueError: if ``num_episodes`` is not a positive multiple of the agent's phase.
+        """
+        episodes, lanes, num_phases = _plan(agent.phase, num_episodes)
+        envs = self._make_envs(len(tasks) * lanes)
+        carry = agent.begin(len(tasks), generator(seed, "agent", device=self.device))
+        rows_of = torch.arange(len(tasks)).repeat_interleave(lanes)
+        observation, _ = envs.reset(
+            seed=derive(seed, "envs"), options={"tasks": tasks[rows_of].to(self.device)}
+        )
+        step = self._first_step(observation)
+        phases = []
+        for index in range(num_phases):
+            if index:  # environments that idled may be inside an episode; a phase starts at its start
+                step = step._replace(observation=envs.reset()[0], first=torch.ones_like(step.first))
+            trajectory, carry, step = self._run_phase(envs, agent, carry, step, episodes)
+            carry = agent.adapt(carry, trajectory)
+            phases.append(trajectory)
+        return Trial(tasks, tuple(phases))
+
+    def _run_phase(
+        self, envs: TaskVectorEnv, agent: Agent[Carry], carry: Carry, step: TimeStep, episodes: int
+    ) -> tuple[Trajectory, Carry, TimeStep]:
+        rows = []
+        completed = torch.zeros(envs.num_envs, dtype=torch.int64, device=self.device)
+        for _ in range(episodes * self.distribution.horizon):
+            choice, carry = agent.act(carry, step)
+            observation, reward, terminated, truncated, info = envs.step(choice.action)
+            last = terminated | truncated
+            rows.append(_row(step, choice, reward, last, completed < episodes, info))
+            completed = completed + last
+            step = TimeStep(observation, self._action.encode(choice.action), reward, last)
+        return _stack(rows), carry, step
+
+    def _first_step(self, observation: Tensor) -> TimeStep:
+        n = len(observation)
+        return TimeStep(
+            observation=observation,
+            action=torch.zeros(n, self._action.size, device=self.device),
+            reward=torch.zeros(n, device=self.device),
+            first=torch.ones(n, dtype=torch.bool, device=self.device),
+        )
+
+    def _make_envs(self, num_envs: int) -> TaskVectorEnv:
+        if self._envs is None or self._envs.num_envs != num_envs:
+            self._envs = self.distribution.make_envs(num_envs, self.device)
+        return self._envs
+
+
+def _plan(phase: Phase, num_episodes: int) -> tuple[int, int, int]:
+    """Return (episodes in each lane of a phase, lanes, phases in the trial)."""
+    lanes = phase.lanes_per_task
+    episodes = phase.episodes if phase.episodes is not None else num_episodes // lanes
+    per_phase = episodes * lanes
+    if num_episodes < 1 or per_phase < 1 or num_episodes % per_phase:
+        raise ValueError(
+            f"num_episodes={num_episodes} is not a positive multiple of the {max(per_phase, lanes)} episodes "
+            f"of the agent's phase; use {max(1, num_episodes // max(per_phase, lanes)) * max(per_phase, lanes)}"
+        )
+    return episodes, lanes, num_episodes // per_phase
+
+
+def _row(
+    step: TimeStep, choice: Choice, reward: Tensor, last: Tensor, mask: Tensor, info: dict[str, Any]
+) -> _Row:
+    return _Row(step, choice, reward, last, mask, info.get("expected_reward"), info.get("regret"))
+
+
+def _stack(rows: list[_Row]) -> Trajectory:
+    return Trajectory(
+        inputs=TimeStep(*(torch.stack(field) for field in zip(*(row.inputs for row in rows), strict=True))),
+        action=torch.stack([row.choice.action for row in rows]),
+        log_prob=torch.stack([row.choice.log_prob for row in rows]),
+        reward=torch.stack([row.reward for row in rows]),
+        last=torch.stack([row.last for row in rows]),
+        mask=torch.stack([row.mask for row in rows]),
+        expected_reward=_stack_known([row.expected_reward for row in rows]),
+        regret=_stack_known([row.regret for row in rows]),
+    )
+
+
+def _stack_known(values: list[Tensor | None]) -> Tensor | None:
+    known = [value for value in values if value is not None]
+    return torch.stack(known) if known else None

@@ -1,0 +1,48 @@
+"""Gymnasium spaces as flat float vectors, on any device."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+
+@dataclass(frozen=True)
+class Encoding:
+    """How a batch of a space's elements becomes float vectors.
+
+    Attributes:
+        size: the length of the vector.
+        encode: elements [..., *element shape] -> float vectors [..., size].
+    """
+
+    size: int
+    encode: Callable[[Tensor], Tensor]
+
+
+def encoding(space: gym.Space[Any]) -> Encoding:
+    """Return the encoding of ``space``: one-hot for Discrete, the flattened vector for Box.
+
+    Raises:
+        TypeError: for any other space.
+    """
+    if isinstance(space, gym.spaces.Discrete):
+        return Encoding(int(space.n), lambda x: _one_hot(x - int(space.start), int(space.n)))
+    if isinstance(space, gym.spaces.Box):
+        dims = len(space.shape)
+        return Encoding(gym.spaces.flatdim(space), lambda x: _flatten(x, dims))
+    raise TypeError(
+        f"expected a Discrete or Box space, got {space}; flatten it with gymnasium.wrappers.FlattenObservation"
+    )
+
+
+def _one_hot(index: Tensor, size: int) -> Tensor:
+    # An identity's rows, not F.one_hot: that reads the largest index back to the host to check it.
+    return F.embedding(index, torch.eye(size, device=index.device))
+
+
+def _flatten(x: Tensor, dims: int) -> Tensor:
+    return x.float().reshape(*x.shape[: x.dim() - dims], -1)

@@ -1,0 +1,159 @@
+"""The law of the tasks, a batch of draws from it, and the environments that play them.
+
+A *task* is one bandit or one MDP. The law (``TaskDistribution``), the draw (``Tasks``) and the state
+(``TaskVectorEnv``) are three objects, so that which tasks are held out never depends on what training
+happened to consume.
+"""
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal, Protocol, Self, runtime_checkable
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from rl2meta.randomness import generator
+
+Split = Literal["train", "test"]
+Index = slice | Tensor
+
+
+@runtime_checkable
+class Tasks(Protocol):
+    """A batch of tasks: data, without behaviour or randomness."""
+
+    def __len__(self) -> int:
+        """Return the number of tasks."""
+        ...
+
+    def __getitem__(self, index: Index) -> Self:
+        """Return the tasks at ``index``: a slice, or a tensor of positions (repeats allowed)."""
+        ...
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same tasks on ``device``."""
+        ...
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the tasks as what JSON can hold."""
+        ...
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the tasks that ``to_dict`` described, equal to the bit."""
+        ...
+
+
+@dataclass(frozen=True)
+class TensorTasks:
+    """Tasks whose parameters are tensors with the tasks along the first axis.
+
+    Attributes:
+        parameters: name -> tensor [num_tasks, ...], all of one length and on one device.
+    """
+
+    parameters: Mapping[str, Tensor]
+
+    def __post_init__(self) -> None:
+        lengths = {name: len(tensor) for name, tensor in self.parameters.items()}
+        if len(set(lengths.values())) != 1:
+            raise ValueError(f"expected parameters of one length (the number of tasks), got {lengths}")
+
+    def __len__(self) -> int:
+        return len(next(iter(self.parameters.values())))
+
+    def __getitem__(self, index: Index) -> Self:
+        return type(self)({name: tensor[index] for name, tensor in self.parameters.items()})
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same tasks on ``device``."""
+        return type(self)({name: tensor.to(device) for name, tensor in self.parameters.items()})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{name: {"dtype", "shape", "values"}}``; a float32 survives as a JSON number exactly."""
+        return {name: _tensor_to_dict(tensor) for name, tensor in self.parameters.items()}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the tasks that ``to_dict`` described, on the CPU."""
+        return cls({name: _tensor_from_dict(entry) for name, entry in data.items()})
+
+
+class TaskVectorEnv(Protocol):
+    """Many environments that step together, each on a task of its own; tensors in, tensors out.
+
+    Tasks travel through Gymnasium's own channel: ``reset(seed=..., options={"tasks": tasks})``. A bare
+    ``reset()`` keeps the tasks, ``reset(seed=...)`` without tasks draws them, ``options["tasks"]`` wins.
+    An ended episode restarts in the same step on the *same* task (Gymnasium's same-step autoreset).
+    ``info`` has the same keys at every step: ``final_obs`` (the observation before a restart) and, where
+    the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs].
+    """
+
+    num_envs: int
+    device: torch.device
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Start an episode in every environment; return the first observations [num_envs, ...] and info."""
+        ...
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Act once everywhere; return observation, reward, terminated, truncated [num_envs, ...] and info."""
+        ...
+
+
+class TaskDistribution(Protocol):
+    """The law of the tasks; holds no generator and no state."""
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The observations of one environment; the same for every task."""
+        ...
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """The actions of one environment; the same for every task."""
+        ...
+
+    @property
+    def horizon(self) -> int:
+        """The steps in an episode, at most."""
+        ...
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> Tasks:
+        """Draw tasks with a CPU generator, so that they are the same whatever device plays them.
+
+        A family of finitely many tasks partitions them by ``split``.
+        """
+        ...
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TaskVectorEnv:
+        """Return ``num_envs`` environments that step together on ``device``."""
+        ...
+
+    def optimal_return(self, tasks: Tasks) -> Tensor | None:
+        """Return the best expected return of one episode with the task known, [num_tasks], or None."""
+        ...
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return the best expected return of a trial that any agent can reach, or None if not known.
+
+        The mean over tasks, for an agent that knows the law but not the task.
+        """
+        ...
+
+
+def sample_tasks(distribution: TaskDistribution, num_tasks: int, seed: int, split: Split) -> Tasks:
+    """Draw ``num_tasks`` tasks; train and test come from different branches of one seed."""
+    return distribution.sample(num_tasks, generator(seed, "tasks", split), split)
+
+
+def _tensor_to_dict(tensor: Tensor) -> dict[str, Any]:
+    dtype = str(tensor.dtype).removeprefix("torch.")
+    return {"dtype": dtype, "shape": list(tensor.shape), "values": tensor.flatten().tolist()}
+
+
+def _tensor_from_dict(entry: Mapping[str, Any]) -> Tensor:
+    return torch.tensor(entry["values"], dtype=getattr(torch, entry["dtype"])).reshape(entry["shape"])

@@ -1,0 +1,145 @@
+"""What an agent sees and says in a trial, and what a trial leaves behind.
+
+A *trial* is everything that an agent lives through on one task: several episodes, during which it keeps
+what it has learnt. What it has learnt so far is its *carry*. Acting reads the carry (and may advance it),
+adapting replaces it, and only ``begin`` creates it.
+"""
+
+from dataclasses import dataclass
+from typing import NamedTuple, Protocol, TypeVar
+
+import torch
+from torch import Tensor
+
+from rl2meta.tasks import Tasks
+
+Carry = TypeVar("Carry")
+
+
+class TimeStep(NamedTuple):
+    """What an agent sees before it acts; B rows, one per environment.
+
+    At a trial's start the action is all zero (no action, not action 0), the reward 0 and ``first`` true.
+
+    Attributes:
+        observation: o_t, [B, ...] as the environment gave it.
+        action: a_{t-1}, float [B, action size]: one-hot for Discrete actions.
+        reward: r_{t-1}, float [B], as sampled.
+        first: d_{t-1}, bool [B]: o_t begins an episode.
+    """
+
+    observation: Tensor
+    action: Tensor
+    reward: Tensor
+    first: Tensor
+
+
+class Choice(NamedTuple):
+    """What an agent does.
+
+    Attributes:
+        action: sampled from the agent's policy, [B, ...] as the environment takes it.
+        log_prob: log π(action), float [B]; 0 for agents without a density.
+        mode: the action that the agent deems best, like ``action``; for use without exploration noise.
+    """
+
+    action: Tensor
+    log_prob: Tensor
+    mode: Tensor
+
+
+class Phase(NamedTuple):
+    """How much an agent lives through before each ``adapt``.
+
+    Attributes:
+        episodes: episodes one after another in each environment; None for the whole trial. An agent whose
+            carry moves while it acts must take the whole trial: where episodes end early, environments
+            that are done idle (masked) until the phase ends.
+        lanes_per_task: environments side by side on each task; ``act`` then gets num_tasks × lanes rows,
+            task-major, and a phase counts episodes × lanes episodes of the trial.
+    """
+
+    episodes: int | None = None
+    lanes_per_task: int = 1
+
+
+@dataclass(frozen=True)
+class Trajectory:
+    """One phase in B = num_tasks × lanes environments, time-major: every tensor [T, B, ...].
+
+    Attributes:
+        inputs: the TimeStep seen before each action.
+        action: the actions taken.
+        log_prob: their log-probabilities when they were taken.
+        reward: r_t as sampled.
+        last: bool, the step ended its episode, by termination or truncation.
+        mask: bool, false on the padding that follows an environment's last episode of the phase.
+        expected_reward: E[r_t | task, state, action], or None where the family does not know it.
+        regret: the expected loss against the optimum, >= 0, or None where no optimum is known.
+    """
+
+    inputs: TimeStep
+    action: Tensor
+    log_prob: Tensor
+    reward: Tensor
+    last: Tensor
+    mask: Tensor
+    expected_reward: Tensor | None
+    regret: Tensor | None
+
+
+@dataclass(frozen=True)
+class Trial:
+    """What the agent lived through on each task of a batch.
+
+    Attributes:
+        tasks: the tasks.
+        phases: the trajectories in the order they were lived.
+    """
+
+    tasks: Tasks
+    phases: tuple[Trajectory, ...]
+
+    def __post_init__(self) -> None:
+        if not self.phases:
+            raise ValueError("expected a trial of at least one phase, got none")
+
+    def num_steps(self) -> int:
+        """Return the number of environment interactions in all tasks together, padding left out."""
+        return sum(int(phase.mask.sum()) for phase in self.phases)
+
+    def per_task(self, name: str) -> Tensor | None:
+        """Return a field of every phase as [num_tasks, steps of the trial], 0 on padding, or None.
+
+        Lanes that ran side by side are laid one after another: every interaction with a task counts.
+        """
+        fields = [getattr(phase, name) for phase in self.phases]
+        if fields[0] is None:
+            return None
+        rows = [self._rows(field, phase.mask) for field, phase in zip(fields, self.phases, strict=True)]
+        return torch.cat(rows, dim=1)
+
+    def _rows(self, field: Tensor, mask: Tensor) -> Tensor:
+        """[T, num_tasks × lanes] -> [num_tasks, lanes × T]."""
+        return (field * mask).T.reshape(len(self.tasks), -1)
+
+
+class Agent(Protocol[Carry]):
+    """Something that learns within a trial; holds no randomness and no state of any trial."""
+
+    @property
+    def phase(self) -> Phase:
+        """How much the agent lives through before each ``adapt``."""
+        ...
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> Carry:
+        """Return the carry of ``num_tasks`` new trials; all the agent's draws come from ``generator``."""
+        ...
+
+    def act(self, carry: Carry, step: TimeStep) -> tuple[Choice, Carry]:
+        """Choose an action in each of num_tasks × lanes rows."""
+        ...
+
+    def adapt(self, carry: Carry, trajectory: Trajectory) -> Carry:
+        """Learn from the phase that just ended."""
+        ...
