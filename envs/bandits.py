@@ -4,7 +4,6 @@ A pull ends its episode by termination, so a trial of n episodes is a bandit wit
 is the constant 0: all that is known of the task is in past actions and rewards.
 """
 
-from dataclasses import field
 from typing import Annotated, Literal
 
 import gymnasium as gym
@@ -33,7 +32,6 @@ class BernoulliBandits:
     """
 
     num_arms: NumArms
-    horizon: int = field(default=1, init=False)
 
     @property
     def observation_space(self) -> gym.Space[int]:
@@ -44,6 +42,11 @@ class BernoulliBandits:
     def action_space(self) -> gym.Space[int]:
         """The arm to pull."""
         return gym.spaces.Discrete(self.num_arms)
+
+    @property
+    def horizon(self) -> int:
+        """One pull is an episode."""
+        return 1
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
         """Draw the arms' means; a continuum of tasks, so train and test need no partition."""
@@ -71,7 +74,6 @@ class GaussianBandits:
     """
 
     num_arms: NumArms
-    horizon: int = field(default=1, init=False)
 
     @property
     def observation_space(self) -> gym.Space[int]:
@@ -82,6 +84,11 @@ class GaussianBandits:
     def action_space(self) -> gym.Space[int]:
         """The arm to pull."""
         return gym.spaces.Discrete(self.num_arms)
+
+    @property
+    def horizon(self) -> int:
+        """One pull is an episode."""
+        return 1
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
         """Draw the arms' means; a continuum of tasks, so train and test need no partition."""

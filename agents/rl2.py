@@ -1,0 +1,291 @@
+"""RL²: a recurrent agent whose activations are the learning algorithm, trained by PPO on whole trials.
+
+Source: Duan et al. 2016, *RL²: Fast Reinforcement Learning via Slow Reinforcement Learning*
+(arXiv 1611.02779). The paper's "first-order TRPO" is, in its authors' launchers, PPO's clipped surrogate.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, Literal, NamedTuple
+
+import gymnasium as gym
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
+from rl2meta.returns import discounted_returns, gae
+from rl2meta.spaces import encoding
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
+
+RewardSignal = Literal["sampled", "expected", "regret"]
+Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class RL2Config(BaseModel):
+    """The hyper-parameters of RL²; learning rate and entropy bonus fall linearly over training."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    hidden_size: Count = Field(48, description="units in each LSTM layer")
+    num_layers: Count = Field(1, description="LSTM layers")
+    learning_rate: Positive = Field(6e-3, description="Adam's step size at the start")
+    final_learning_rate: NonNegative = Field(0.0, description="and at the end")
+    entropy_coefficient: NonNegative = Field(0.05, description="weight of the entropy bonus at the start")
+    final_entropy_coefficient: NonNegative = Field(0.0, description="and at the end")
+    value_coefficient: NonNegative = Field(0.5, description="weight of the value loss")
+    discount: Fraction = Field(0.99, description="γ, across the episodes of a trial")
+    gae_trace: Fraction = Field(0.95, description="λ of the advantage estimates")
+    clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
+    epochs: Count = Field(3, description="passes over each batch of trials")
+    minibatches: Count = Field(2, description="minibatches of whole trials in a pass")
+    max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled down to this")
+    reward_signal: RewardSignal = Field(
+        "regret",
+        description="what the loss takes for reward: as sampled, its expectation, or minus the regret; the "
+        "agent's input is the sampled reward in any case",
+    )
+
+
+class RL2Carry(NamedTuple):
+    """What an RL² agent has learnt in the trial: the LSTM's state; and its random stream."""
+
+    state: LSTMState
+    generator: torch.Generator
+
+
+class RecurrentActorCritic(nn.Module):
+    """(o_t, a_{t-1}, r_{t-1}, d_{t-1}) -> LSTM -> policy and value.
+
+    The value is given per step that remains of the trial, in units of ``reward_scale`` (which the learner
+    measures on its first batch, so that one learning rate serves rewards of any unit). A return falls with
+    the steps that remain; a network that had to count them first would learn nothing else for a long time.
+    """
+
+    reward_scale: Tensor
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: RL2Config
+    ) -> None:
+        super().__init__()
+        self._observation = encoding(observation_space)
+        in_features = self._observation.size + encoding(action_space).size + 2
+        self.core = RecurrentCore(in_features, config.hidden_size, config.num_layers)
+        self.policy = action_head(action_space, config.hidden_size)
+        self.value = nn.Linear(config.hidden_size, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+        self.register_buffer("reward_scale", torch.zeros(()))
+
+    def inputs(self, step: TimeStep) -> Tensor:
+        """Return the network's input [..., in_features] for time steps [...]."""
+        flags = torch.stack([step.reward, step.first.float()], dim=-1)
+        return torch.cat([self._observation.encode(step.observation), step.action, flags], dim=-1)
+
+    def forward(self, inputs: Tensor) -> tuple[ActionDistribution, Tensor]:
+        """Run whole trials [T, B, in_features] -> π and scaled value, [T, B]."""
+        features = self.core(inputs)
+        return self.policy(features), self.value(features).squeeze(-1)
+
+
+class RL2Agent:
+    """Acts by one recurrent step; adapting is nothing, for the activations adapt as it acts."""
+
+    phase = Phase(episodes=None)
+
+    def __init__(self, network: RecurrentActorCritic) -> None:
+        self.network = network
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> RL2Carry:
+        """Return zero states."""
+        return RL2Carry(self.network.core.begin(num_tasks), generator)
+
+    def act(self, carry: RL2Carry, step: TimeStep) -> tuple[Choice, RL2Carry]:
+        """Advance the LSTM and sample from its policy."""
+        features, state = self.network.core.step(self.network.inputs(step), carry.state)
+        policy: ActionDistribution = self.network.policy(features)
+        action = policy.sample(carry.generator)
+        return Choice(action, policy.log_prob(action), policy.mode()), carry._replace(state=state)
+
+    def adapt(self, carry: RL2Carry, trajectory: Trajectory) -> RL2Carry:
+        """Return the carry as it is."""
+        return carry
+
+
+class _Batch(NamedTuple):
+    """Whole trials to learn from, time-major [T, B, ...]."""
+
+    inputs: Tensor
+    action: Tensor
+    log_prob: Tensor
+    advantage: Tensor
+    value_target: Tensor
+    mask: Tensor
+
+    def trials(self, index: Tensor) -> "_Batch":
+        return _Batch(*(field[:, index] for field in self))
+
+
+class RL2Learner:
+    """PPO on whole trials, with backpropagation through time over all of each trial.
+
+        L = −E[min(ρA, clip(ρ, 1−ε, 1+ε)A)] + c_v E[(v − v_target)²] − c_e E[H(π)]
+
+    with ρ = π(a)/π_old(a). Advantages flow across the ends of episodes and stop at the trial's end alone:
+    what an episode teaches is worth what it earns in the next.
+
+    Args:
+        observation_space, action_space: of one environment.
+        config: hyper-parameters.
+        device: where the network lives.
+        seed: of the initial weights, the same on every device.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        config: RL2Config,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        self.config = config
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            network = RecurrentActorCritic(observation_space, action_space, config)
+        self.network = network.to(device)
+        self.agent = RL2Agent(self.network)
+        self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)
+
+    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
+        """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
+        (trajectory,) = trial.phases
+        batch = self._batch(trajectory)
+        cfg = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = _linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+        entropy_weight = _linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
+        steps = [self._step(part, entropy_weight) for part in self._minibatches(batch, generator)]
+        means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
+        return dict(zip(steps[0], means, strict=True))
+
+    def _batch(self, trajectory: Trajectory) -> _Batch:
+        mask = trajectory.mask.float()
+        reward = reward_signal(trajectory, self.config.reward_signal) * mask
+        # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
+        discount = self.config.discount * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
+        remaining = discounted_returns(mask, discount).clamp(min=1)
+        inputs = self.network.inputs(trajectory.inputs)
+        with torch.no_grad():
+            value = self.network(inputs)[1] * mask * remaining * self.network.reward_scale
+        advantage = gae(reward, discount, value, self.config.gae_trace)
+        per_step = (advantage + value) / remaining
+        self._measure_scale(per_step, mask)
+        return _Batch(
+            inputs=inputs,
+            action=trajectory.action,
+            log_prob=trajectory.log_prob,
+            advantage=_standardised(advantage, mask),
+            value_target=per_step / self.network.reward_scale,
+            mask=mask,
+        )
+
+    def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
+        """Set the value's unit once, on the first batch: the mean size of the return per step."""
+        scale = self.network.reward_scale
+        measured = _mean(reward.abs(), mask).clamp(min=1e-8)
+        scale.copy_(torch.where(scale == 0, measured, scale))
+
+    def _minibatches(self, batch: _Batch, generator: torch.Generator) -> Iterator[_Batch]:
+        num_trials = batch.mask.shape[1]
+        for _ in range(self.config.epochs):
+            order = torch.randperm(num_trials, generator=generator).to(batch.mask.device)
+            for index in order.chunk(self.config.minibatches):
+                yield batch.trials(index)
+
+    def _step(self, batch: _Batch, entropy_weight: float) -> dict[str, Tensor]:
+        policy, value = self.network(batch.inputs)
+        log_ratio = policy.log_prob(batch.action) - batch.log_prob
+        policy_loss = -_mean(
+            clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
+        )
+        value_loss = _mean((value - batch.value_target).square(), batch.mask)
+        entropy = _mean(policy.entropy(), batch.mask)
+        loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_gradient_norm)
+        self.optimizer.step()
+        # E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
+        kl = _mean(log_ratio.expm1() - log_ratio, batch.mask)
+        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl}
+        return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return network and optimiser as named tensors."""
+        state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
+        for index, moments in self.optimizer.state_dict()["state"].items():
+            state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
+        return state
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take on network and optimiser; names and shapes must match exactly."""
+        self.network.load_state_dict(_under("network.", state))
+        moments: dict[int, dict[str, Tensor]] = {}
+        for name, tensor in _under("optimizer.", state).items():
+            index, moment = name.split(".")
+            moments.setdefault(int(index), {})[moment] = tensor
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Return min(ρA, clip(ρ, 1−ε, 1+ε)A) elementwise, with ρ = exp(log_ratio).
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    """
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.min(ratio * advantage, clipped * advantage)
+
+
+def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
+    """Return what the loss takes for reward, [T, B].
+
+    All three have the same optimal policies; the expected reward lacks the noise of sampling, and the
+    negative regret also lacks the luck of having drawn an easy task (a baseline that depends on the task
+    alone). Neither is ever an input of the agent.
+
+    Raises:
+        ValueError: if the family does not emit the signal.
+    """
+    known = {
+        "sampled": trajectory.reward,
+        "expected": trajectory.expected_reward,
+        "regret": None if trajectory.regret is None else -trajectory.regret,
+    }
+    value = known[signal]
+    if value is None:
+        usable = [name for name, tensor in known.items() if tensor is not None]
+        raise ValueError(f"reward_signal={signal!r}: the task family does not emit it; use one of {usable}")
+    return value
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum() / mask.sum()
+
+
+def _standardised(x: Tensor, mask: Tensor) -> Tensor:
+    mean = _mean(x, mask)
+    deviation = _mean((x - mean).square(), mask).sqrt()
+    return (x - mean) / (deviation + 1e-8)
+
+
+def _linear(start: float, end: float, progress: float) -> float:
+    return start + (end - start) * progress
+
+
+def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -1,0 +1,118 @@
+"""The command line. Heavy imports wait until a command needs them, so that help answers at once."""
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from rl2meta import __version__
+from rl2meta.errors import UserError
+
+app = typer.Typer(
+    name="rl2meta",
+    help="Train agents that learn to learn, and judge them on tasks they have never seen.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+)
+
+INTERRUPTED = 130
+
+
+def main() -> None:
+    """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
+    try:
+        app()
+    except UserError as error:
+        typer.echo(f"error: {error}", err=True)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        typer.echo("interrupted", err=True)
+        sys.exit(INTERRUPTED)
+
+
+def _show_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"rl2meta {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
+    """Train agents that learn to learn, and judge them on tasks they have never seen."""
+
+
+@app.command()
+def train(
+    config: Annotated[
+        str | None, typer.Argument(help="A YAML file, or the name of a shipped config (see 'rl2meta list').")
+    ] = None,
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as training.updates=100."),
+    ] = None,
+    run_dir: Annotated[
+        Path | None, typer.Option(help="Where everything about the run goes; must be new, unless resumed.")
+    ] = None,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Continue the run in --run-dir from its newest checkpoint.")
+    ] = False,
+) -> None:
+    """Train an agent. Ctrl-C saves and says how to go on."""
+    from rl2meta.commands.train import resume_run, start_run
+
+    if run_dir is None:
+        raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
+    if resume:
+        code = resume_run(run_dir, config, overrides or [])
+    elif config is None:
+        raise UserError("CONFIG: expected a YAML file or a shipped config's name; see 'rl2meta list'")
+    else:
+        code = start_run(config, overrides or [], run_dir)
+    raise typer.Exit(code)
+
+
+@app.command()
+def evaluate(
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder of a trained agent.")],
+    tasks: Annotated[int | None, typer.Option(help="Held-out tasks; the config's number if not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Which held-out tasks; the config's if not given.")] = None,
+    against: Annotated[
+        str | None, typer.Option(help="References, comma-separated, or 'all' or 'none'; the config's if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="A new folder for the results; DIR/evaluation[_N] if not given.")
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings."""
+    from rl2meta.commands.evaluate import evaluate_run
+
+    evaluate_run(run_dir, tasks=tasks, seed=seed, against=against, out=out, device=device)
+
+
+@app.command("list")
+def list_components() -> None:
+    """List agents, task distributions, references and shipped configs."""
+    from rl2meta.commands.list import print_components
+
+    print_components()
+
+
+@app.command()
+def benchmark(
+    seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in all.")] = 30.0,
+    against: Annotated[str | None, typer.Option(help="'sb3' for sb3-contrib's RecurrentPPO.")] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new JSON file for the figures.")] = None,
+) -> None:
+    """Measure training speed, in turns within one run."""
+    from rl2meta.commands.benchmark import run_benchmark
+
+    run_benchmark(seconds=seconds, against=against, device=device, threads=threads, out=out)

@@ -1,0 +1,93 @@
+"""The composition root: which names stand for which parts."""
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import gymnasium as gym
+import torch
+from pydantic import BaseModel
+
+from rl2meta.agents.references.bandits import Reference, bernoulli_references, gaussian_references
+from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.config import Components, RunConfig, load_config, suggestion
+from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
+from rl2meta.errors import UserError
+from rl2meta.randomness import derive
+from rl2meta.tasks import TaskDistribution
+from rl2meta.training import Learner
+
+LearnerFactory = Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
+ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
+
+
+@dataclass(frozen=True)
+class AgentKind:
+    """An agent that can be trained: the class of its config, and what builds its learner."""
+
+    config: type[BaseModel]
+    learner: LearnerFactory
+
+
+DISTRIBUTIONS: Mapping[str, type[Any]] = {
+    "bernoulli_bandits": BernoulliBandits,
+    "gaussian_bandits": GaussianBandits,
+}
+
+AGENTS: Mapping[str, AgentKind] = {
+    "rl2": AgentKind(RL2Config, RL2Learner),
+}
+
+REFERENCES: Mapping[str, ReferenceFactory] = {
+    "bernoulli_bandits": lambda d, episodes: bernoulli_references(d.num_arms, episodes),
+    "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes),
+}
+
+COMPONENTS = Components(DISTRIBUTIONS, {name: kind.config for name, kind in AGENTS.items()})
+
+
+def make_learner(config: RunConfig, device: torch.device) -> Learner:
+    """Return the untrained learner of an experiment; its weights depend on the seed alone."""
+    distribution: TaskDistribution = config.distribution
+    seed = derive(config.settings.seed, "parameters")
+    make = AGENTS[config.agent_name].learner
+    return make(distribution.observation_space, distribution.action_space, config.agent, device, seed)
+
+
+def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
+    """Return the references that are defined on the experiment's family, by name."""
+    factory = REFERENCES.get(config.distribution_name)
+    return {} if factory is None else factory(config.distribution, num_episodes)
+
+
+def shipped_configs() -> dict[str, str]:
+    """Return the text of each shipped config, by name."""
+    folder = files("rl2meta.configs")
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda p: p.name)
+    return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
+
+
+def read_config(source: str, overrides: list[str]) -> RunConfig:
+    """Return the experiment called ``source``: a YAML file, or the name of a shipped config.
+
+    Raises:
+        UserError: if there is no such config, or it has faults.
+    """
+    return load_config(_config_text(source), source, overrides, COMPONENTS)
+
+
+def _config_text(source: str) -> str:
+    shipped = shipped_configs()
+    if source in shipped:
+        return shipped[source]
+    path = Path(source)
+    if not path.exists():
+        raise UserError(
+            f"config {source!r}: expected a YAML file or a shipped config, got neither{suggestion(source, shipped)}"
+        )
+    try:
+        return path.read_text(encoding="utf-8")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"config {source!r}: expected a readable text file, got: {error}") from None

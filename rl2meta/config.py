@@ -1,0 +1,237 @@
+"""Experiments as data: YAML and overrides in, one frozen, validated config out.
+
+All faults are reported at once, each with its key, what was expected and what came. This module knows the
+names of no agent and no task family: they come as ``Components``.
+"""
+
+import difflib
+import re
+from collections.abc import Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import yaml
+from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from yaml.constructor import ConstructorError
+
+from rl2meta.errors import UserError
+from rl2meta.training import Budget
+
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0)]
+
+
+class _Section(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+
+class TrainingConfig(_Section):
+    """How long and how wide to train, and how often to save."""
+
+    updates: Count
+    trials_per_update: Count
+    episodes_per_trial: Count
+    checkpoint_every: Count = Field(100, description="updates between checkpoints; the last is always saved")
+    keep_checkpoints: Count = Field(3, description="older ones are removed")
+
+    def budget(self) -> Budget:
+        """Return what ``meta_train`` needs of it."""
+        return Budget(self.updates, self.trials_per_update, self.episodes_per_trial)
+
+
+class EvaluationConfig(_Section):
+    """What ``rl2meta evaluate`` does unless its options say otherwise."""
+
+    tasks: Annotated[int, Field(ge=2)] = 10_000
+    seed: Seed = 0
+    against: Annotated[list[str], Field(strict=False)] = Field(default_factory=lambda: ["all"])
+
+
+class _RunSettings(_Section):
+    seed: Seed = 0
+    device: str = "auto"
+    threads: Count | None = Field(None, description="CPU threads of torch; null for one per core")
+    training: TrainingConfig
+    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+
+    @field_validator("device")
+    @classmethod
+    def _named_device(cls, device: str) -> str:
+        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
+            raise ValueError("auto, cpu, cuda or cuda:N")
+        return device
+
+
+@dataclass(frozen=True)
+class Components:
+    """What a config may name.
+
+    Attributes:
+        distributions: name -> the task distribution's class (a pydantic dataclass).
+        agents: name -> the class of the agent's config (a pydantic model).
+    """
+
+    distributions: Mapping[str, type[Any]]
+    agents: Mapping[str, type[BaseModel]]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """A validated experiment.
+
+    Attributes:
+        settings: seed, device, threads, training and evaluation.
+        distribution_name, distribution: the law of the tasks.
+        agent_name, agent: the agent and its hyper-parameters.
+    """
+
+    settings: _RunSettings
+    distribution_name: str
+    distribution: Any
+    agent_name: str
+    agent: BaseModel
+
+    def to_yaml(self, **more: Any) -> str:
+        """Return the config with every default written out; ``more`` replaces or adds top-level keys."""
+        distribution = TypeAdapter(type(self.distribution)).dump_python(self.distribution)
+        data = {
+            **self.settings.model_dump(exclude={"training", "evaluation"}),
+            "distribution": {"name": self.distribution_name, **distribution},
+            "agent": {"name": self.agent_name, **self.agent.model_dump()},
+            "training": self.settings.training.model_dump(),
+            "evaluation": self.settings.evaluation.model_dump(),
+        }
+        return yaml.safe_dump({**data, **more}, sort_keys=False, allow_unicode=True)
+
+
+def load_config(text: str, source: str, overrides: Sequence[str], components: Components) -> RunConfig:
+    """Return the experiment that ``text`` describes.
+
+    Args:
+        text: YAML.
+        source: what to call the text in messages.
+        overrides: ``key.subkey=value`` with YAML values; the last one wins.
+        components: what may be named.
+
+    Raises:
+        UserError: naming every fault found.
+    """
+    raw = _parse(text, source)
+    faults = [fault for override in overrides if (fault := _override(raw, override))]
+    raw.pop("versions", None)  # what a run folder's config.yaml records; so that it can be run again
+    distribution, distribution_faults = _component(raw, "distribution", components.distributions)
+    agent, agent_faults = _component(raw, "agent", components.agents)
+    settings, settings_faults = _validated(_RunSettings, raw, ())
+    faults += settings_faults + distribution_faults + agent_faults
+    if faults:
+        raise UserError(f"{source}: {_count(faults)}\n" + "\n".join(f"  {fault}" for fault in faults))
+    assert settings is not None and distribution is not None and agent is not None  # else there were faults
+    return RunConfig(settings, *distribution, *agent)
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            if not isinstance(key, Hashable):
+                raise ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
+            if key in seen:
+                raise ConstructorError(
+                    None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def _parse(text: str, source: str) -> dict[str, Any]:
+    try:
+        raw = yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+    except yaml.YAMLError as error:
+        raise UserError(f"{source}: expected YAML, got {error}") from None
+    if raw is None:
+        raise UserError(f"{source}: expected a config, got an empty file; see 'rl2meta list' for examples")
+    if not isinstance(raw, dict):
+        raise UserError(f"{source}: expected 'key: value' lines, got {type(raw).__name__}")
+    return raw
+
+
+def _override(raw: dict[str, Any], override: str) -> str | None:
+    """Apply ``a.b=value`` in place, or return what is wrong with it."""
+    path, equals, value = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        return f"{override!r}: expected an override of the form key.subkey=value"
+    section = raw
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            return f"{override!r}: {key} is a value, not a section"
+    try:
+        section[keys[-1]] = yaml.load(value, _Loader)  # noqa: S506: a SafeLoader
+    except yaml.YAMLError:
+        return f"{override!r}: expected a YAML value after '='"
+    return None
+
+
+def _component(
+    raw: dict[str, Any], section: str, known: Mapping[str, type[Any]]
+) -> tuple[tuple[str, Any] | None, list[str]]:
+    """Take ``section`` out of ``raw`` and build what it names: ((name, object) or None, faults)."""
+    options = raw.pop(section, None)
+    if not isinstance(options, dict) or "name" not in options:
+        return None, [f"{section}: expected a section with a name, one of {_listed(known)}, got {options!r}"]
+    name = options["name"]
+    if name not in known:
+        return None, [f"{section}.name: unknown {section} {name!r}{suggestion(str(name), known)}"]
+    rest = {key: value for key, value in options.items() if key != "name"}
+    built, faults = _validated(known[name], rest, (section,))
+    return (None if built is None else (name, built)), faults
+
+
+def _validated(kind: type[Any], data: Mapping[Any, Any], where: tuple[str, ...]) -> tuple[Any, list[str]]:
+    try:
+        return kind(**{str(key): value for key, value in data.items()}), []
+    except ValidationError as error:
+        return None, [_fault(where, details, kind) for details in error.errors()]
+
+
+def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
+    path = ".".join(str(part) for part in (*where, *details["loc"]))
+    if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        known = _fields(kind, [str(part) for part in details["loc"][:-1]])
+        return f"{path}: unknown key{suggestion(str(details['loc'][-1]), known)}"
+    if details["type"] in ("missing", "missing_argument"):
+        return f"{path}: expected a value, got none"
+    message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
+    return f"{path}: expected {message}, got {details['input']!r}"
+
+
+def _fields(kind: type[Any], path: Iterable[str]) -> list[str]:
+    """Return the keys of the section of ``kind`` that ``path`` leads to."""
+    for part in path:
+        kind = kind.model_fields[part].annotation
+    fields = getattr(kind, "model_fields", None) or kind.__pydantic_fields__
+    top = ["distribution", "agent"] if kind is _RunSettings else []
+    return [*fields, *top]
+
+
+def suggestion(name: str, known: Iterable[str]) -> str:
+    """Return ``; did you mean X? Known: ...`` for a name that is not among the known ones."""
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    did_you_mean = f"; did you mean {near[0]!r}?" if near else ";"
+    return f"{did_you_mean} Known: {_listed(known)}"
+
+
+def _listed(names: Iterable[str]) -> str:
+    return ", ".join(sorted(names))
+
+
+def _count(faults: Sequence[str]) -> str:
+    return "1 fault" if len(faults) == 1 else f"{len(faults)} faults"

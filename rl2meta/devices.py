@@ -1,0 +1,27 @@
+"""The device that a run asks for, or an error that names those that are there."""
+
+import os
+
+import torch
+
+from rl2meta.errors import UserError
+
+
+def resolve_device(name: str) -> torch.device:
+    """Return the device called ``name``; ``auto`` is the first GPU, or the CPU where there is none.
+
+    Raises:
+        UserError: if the device is not there. It is never replaced by another in silence.
+    """
+    there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
+    wanted = {"auto": there[min(1, len(there) - 1)], "cuda": "cuda:0"}.get(name, name)
+    if wanted not in there:
+        raise UserError(f"device: expected one of auto, {', '.join(there)}, got {name!r}; it is not there")
+    return torch.device(wanted)
+
+
+def set_threads(threads: int | None) -> int:
+    """Let torch use ``threads`` CPU threads, or one per core that this process may use; return the number."""
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    torch.set_num_threads(threads or cores)
+    return torch.get_num_threads()

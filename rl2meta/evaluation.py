@@ -1,0 +1,175 @@
+"""Agents on held-out tasks: what they earned and what it cost them not to know the task."""
+
+import csv
+import json
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rl2meta.randomness import derive, generator
+from rl2meta.rollout import RolloutWorker
+from rl2meta.run_folder import write_atomically
+from rl2meta.statistics import mean_interval, paired_difference
+from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
+from rl2meta.trial import Agent, Trial
+
+Array = NDArray[np.float32]
+CHUNK = 10_000
+"""Tasks that run side by side; part of what fixes an evaluation's random streams."""
+_OPTIMUM_SAMPLE = 2**20
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One agent on held-out tasks, raw.
+
+    Attributes:
+        rewards: [num_tasks, steps], the expected reward of each step where the family emits it, else the
+            sampled one; 0 on padding.
+        regrets: [num_tasks, steps], the expected regret of each step, or None where no optimum is known.
+        seconds: how long it took.
+        constants: the constants of the agent that were chosen for it, by name.
+    """
+
+    rewards: Array
+    regrets: Array | None
+    seconds: float
+    constants: Mapping[str, float] = field(default_factory=dict)
+
+    def returns(self) -> NDArray[np.float64]:
+        """Return Σₜ rₜ of each trial, [num_tasks]."""
+        return self.rewards.sum(axis=1, dtype=np.float64)
+
+
+@dataclass(frozen=True)
+class Benchmarks:
+    """What no agent can beat, for a trial.
+
+    Attributes:
+        oracle_return: the mean of the best expected return with the task known, over the evaluation's tasks,
+            or None.
+        bayes_optimal_return: the best that an agent which knows only the law can reach on average over the
+            law, or None.
+        bayes_optimal_regret: the regret of that agent, or None.
+    """
+
+    oracle_return: float | None
+    bayes_optimal_return: float | None
+    bayes_optimal_regret: float | None
+
+
+def evaluate(
+    agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
+) -> Evaluation:
+    """Run one trial on every task and keep expected reward and regret of each step.
+
+    The environments draw from streams of ``seed`` alone, so that agents that are given the same seed are
+    paired: same tasks, same luck. Every interaction counts, those before an adaptation too.
+    """
+    began = time.perf_counter()
+    trials = list(_chunks(agent, worker, tasks, num_episodes, seed))
+    emits_expectation = trials[0].phases[0].expected_reward is not None
+    rewards = _gather(trials, "expected_reward" if emits_expectation else "reward")
+    assert rewards is not None  # every trajectory has rewards
+    return Evaluation(rewards, _gather(trials, "regret"), time.perf_counter() - began)
+
+
+def benchmarks(
+    distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0
+) -> Benchmarks:
+    """Return the exact values that an evaluation on ``tasks`` is measured against, where they are known."""
+    optimum = distribution.optimal_return(tasks)
+    oracle = None if optimum is None else num_episodes * float(optimum.double().mean())
+    bayes = distribution.bayes_optimal_return(num_episodes)
+    if bayes is None:
+        return Benchmarks(oracle, None, None)
+    # The Bayes-optimal return is a mean over the law, so its regret needs the optimum's mean over the law,
+    # not over the few tasks at hand: their luck can exceed the regret.
+    many = distribution.optimal_return(sample_tasks(distribution, _OPTIMUM_SAMPLE, seed, "test"))
+    regret = None if many is None else num_episodes * float(many.double().mean()) - bayes
+    return Benchmarks(oracle, bayes, regret)
+
+
+def write_evaluation(
+    folder: Path, evaluations: Mapping[str, Evaluation], ceilings: Benchmarks, facts: Mapping[str, Any]
+) -> None:
+    """Write ``evaluation.json``, ``regret.csv`` (or ``returns.csv``) and ``arrays.npz`` into ``folder``.
+
+    Args:
+        folder: an empty folder.
+        evaluations: by name, the trained agent first; all on the same tasks.
+        ceilings: the exact values beside them.
+        facts: what else ``evaluation.json`` says (num_tasks, seed, ...).
+    """
+    subject = next(iter(evaluations.values()))
+    agents = {name: _summary(evaluation, subject) for name, evaluation in evaluations.items()}
+    report = {**facts, **ceilings.__dict__, "agents": agents}
+    arrays = {f"{name}/rewards": evaluation.rewards for name, evaluation in evaluations.items()}
+    known = {name: evaluation.regrets for name, evaluation in evaluations.items()}
+    regrets = {name: regret for name, regret in known.items() if regret is not None}
+    arrays |= {f"{name}/regrets": regret for name, regret in regrets.items()}
+    with open(folder / "arrays.npz", "wb") as file:
+        np.savez_compressed(file, allow_pickle=False, **arrays)
+    curves = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
+    _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), curves)
+    write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
+
+
+def _chunks(
+    agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
+) -> Iterator[Trial]:
+    for start in range(0, len(tasks), CHUNK):
+        part = tasks[start : start + CHUNK]
+        yield worker.run(agent, part, num_episodes, derive(seed, "evaluate", start))
+
+
+def _gather(trials: Sequence[Trial], name: str) -> Array | None:
+    parts = [trial.per_task(name) for trial in trials]
+    known = [part.float().cpu().numpy() for part in parts if part is not None]
+    return np.concatenate(known) if known else None
+
+
+def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
+    """Means with standard errors, and the paired difference to the first agent in the report."""
+    returns = mean_interval(evaluation.returns())
+    summary: dict[str, Any] = {
+        "mean_return": float(returns.mean),
+        "return_standard_error": float(returns.standard_error),
+        "mean_regret": None,
+        "regret_standard_error": None,
+        "seconds": evaluation.seconds,
+    }
+    if evaluation.regrets is not None:
+        regret = mean_interval(evaluation.regrets.sum(axis=1, dtype=np.float64))
+        summary |= {
+            "mean_regret": float(regret.mean),
+            "regret_standard_error": float(regret.standard_error),
+        }
+    if evaluation is not subject:
+        gap = paired_difference(evaluation.returns(), subject.returns())
+        summary["return_minus_first"] = {
+            "mean": float(gap.mean),
+            "low": float(gap.low),
+            "high": float(gap.high),
+        }
+    if evaluation.constants:
+        summary["constants"] = dict(evaluation.constants)
+    return summary
+
+
+def _write_curves(path: Path, curves: Mapping[str, Array]) -> None:
+    """Write the cumulative curve of each agent with a 95 % interval over tasks."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["agent", "step", "mean", "low", "high"])
+        for name, values in curves.items():
+            band = mean_interval(np.cumsum(values, axis=1, dtype=np.float64))
+            columns = zip(band.mean, band.low, band.high, strict=True)
+            for step, row in enumerate(columns, start=1):
+                writer.writerow([name, step, *(f"{value:.6g}" for value in row)])

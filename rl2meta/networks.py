@@ -1,0 +1,125 @@
+"""Networks: the recurrent core and the action heads, by action space."""
+
+from typing import Any, Protocol
+
+import gymnasium as gym
+import torch
+from torch import Tensor, nn
+
+LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
+
+
+class ActionDistribution(Protocol):
+    """A policy's distribution over actions in a batch of states."""
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw actions from ``generator``."""
+        ...
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return log π(action)."""
+        ...
+
+    def entropy(self) -> Tensor:
+        """Return the entropy in nats."""
+        ...
+
+    def mode(self) -> Tensor:
+        """Return the likeliest actions."""
+        ...
+
+
+class Categorical:
+    """A distribution over {0, ..., A−1}, from logits [..., A].
+
+    Leaner than torch.distributions: one log-softmax, no argument checks that read back from the device,
+    and draws from a generator that is handed over.
+    """
+
+    def __init__(self, logits: Tensor) -> None:
+        self.log_probs = torch.log_softmax(logits, dim=-1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw actions [...]: argmaxₐ log π(a) − log Eₐ with Eₐ ~ Exp(1), the Gumbel trick."""
+        noise = torch.empty_like(self.log_probs).exponential_(generator=generator)
+        return (self.log_probs - noise.log()).argmax(dim=-1)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return log π(action), [...]."""
+        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+
+    def entropy(self) -> Tensor:
+        """Return −Σₐ π(a) log π(a), [...]."""
+        return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)
+
+    def mode(self) -> Tensor:
+        """Return argmaxₐ π(a), [...]."""
+        return self.log_probs.argmax(dim=-1)
+
+
+class CategoricalHead(nn.Module):
+    """Features -> Categorical, one linear layer."""
+
+    def __init__(self, in_features: int, num_actions: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, num_actions)
+        nn.init.orthogonal_(self.linear.weight)
+        nn.init.zeros_(self.linear.bias)
+
+    def forward(self, features: Tensor) -> Categorical:
+        """Return π(· | features) for features [..., in_features]."""
+        return Categorical(self.linear(features))
+
+
+def action_head(space: gym.Space[Any], in_features: int) -> CategoricalHead:
+    """Return the policy head for an action space.
+
+    Raises:
+        TypeError: for a space without a head.
+    """
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return CategoricalHead(in_features, int(space.n))
+    raise TypeError(f"expected a Discrete action space that starts at 0, got {space}")
+
+
+class RecurrentCore(nn.Module):
+    """An LSTM with two ways through the same weights: one step, or a whole trial in one fused call.
+
+    The forget gate's bias starts at 1, so that what is learnt early in a trial is kept by default
+    (Jozefowicz et al. 2015).
+    """
+
+    def __init__(self, in_features: int, hidden_size: int, num_layers: int) -> None:
+        super().__init__()
+        self.lstm = nn.LSTM(in_features, hidden_size, num_layers)
+        for layer in range(num_layers):
+            for name in (f"bias_ih_l{layer}", f"bias_hh_l{layer}"):
+                nn.init.zeros_(getattr(self.lstm, name))
+            with torch.no_grad():
+                getattr(self.lstm, f"bias_ih_l{layer}")[hidden_size : 2 * hidden_size] = 1.0
+
+    def begin(self, num_rows: int) -> LSTMState:
+        """Return the state at a trial's start: zeros, [layers, num_rows, hidden_size] each."""
+        weight = self.lstm.weight_hh_l0
+        zeros = weight.new_zeros(self.lstm.num_layers, num_rows, self.lstm.hidden_size)
+        return zeros, zeros
+
+    def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
+        """Advance by one step: x [B, in_features] -> features [B, hidden_size] and the next state."""
+        hidden, cells = [], []
+        for layer in range(self.lstm.num_layers):
+            h, c = torch.lstm_cell(x, (state[0][layer], state[1][layer]), *self._weights(layer))
+            hidden.append(h)
+            cells.append(c)
+            x = h
+        return x, (torch.stack(hidden), torch.stack(cells))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Run whole trials from their start: x [T, B, in_features] -> features [T, B, hidden_size]."""
+        features: Tensor = self.lstm(x)[0]
+        return features
+
+    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        w, u, b, d = (getattr(self.lstm, f"{name}_l{layer}") for name in names)
+        return w, u, b, d

@@ -1,0 +1,293 @@
+"""Figures of an evaluation, drawn from its files and never from live objects."""
+
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from numpy.typing import NDArray
+
+from rl2meta.errors import UserError
+from rl2meta.run_folder import write_atomically, writing
+from rl2meta.statistics import t_quantile
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the trained agent gets the first.
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
+_INK, _FAINT, _GRID = "#222222", "#8A8A8A", "#E8E8E8"
+_BAYES, _ORACLE = (0, (5, 3)), (0, (1, 2))  # line styles: on, off
+_SQUASHING = 2.5  # an agent whose final regret is this many times the next one's leaves the axis
+_HEADROOM = 1.15
+_LINE = 0.066  # the height of a line of text, as a share of the axis
+_LETTER = 0.0078  # the width of a letter, as a share of the figure
+
+
+class _Agent(NamedTuple):
+    """What the files say of one agent; the trained one comes first and is drawn bold."""
+
+    name: str
+    colour: str
+    bold: bool
+    mean_return: float
+    margin: float
+    step: NDArray[np.float64]
+    mean: NDArray[np.float64]
+    low: NDArray[np.float64]
+    high: NDArray[np.float64]
+
+    @property
+    def text_style(self) -> dict[str, Any]:
+        return {"color": self.colour, "weight": "bold" if self.bold else "normal"}
+
+
+class _Evaluation(NamedTuple):
+    """What the files say of an evaluation."""
+
+    title: str
+    oracle: float | None
+    bayes: float | None
+    agents: list[_Agent]
+
+
+def plot_evaluation(folder: Path) -> Path:
+    """Draw ``plot_regret`` where the family's optimum is known and ``plot_returns`` elsewhere."""
+    return plot_regret(folder) if _knows_regret(folder) else plot_returns(folder)
+
+
+def plot_regret(folder: Path) -> Path:
+    """Draw the cumulative regret and the mean returns of an evaluation to regret.png, and return its path.
+
+    Dashed is the best that an agent can do that does not know the task: its regret after the whole trial
+    is (return with the task known) − (Bayes-optimal return).
+
+    Args:
+        folder: an evaluation folder with evaluation.json and regret.csv.
+
+    Raises:
+        UserError: if a file is missing or not as expected, or the family has no known optimum.
+    """
+    if not _knows_regret(folder):
+        raise UserError(
+            f"expected an evaluation with regrets in {folder}, got one of a family with no known optimum; "
+            "draw its returns"
+        )
+    evaluation = _read(folder, "regret.csv")
+    figure, left, right = _figure(evaluation, "Regret")
+    _draw_curves(left, evaluation.agents, "Cumulative regret (lower is better)")
+    left.set_ylim(top=_regret_limit(evaluation.agents))
+    oracle, bayes = evaluation.oracle, evaluation.bayes
+    _label_curves(left, evaluation.agents, None if oracle is None or bayes is None else oracle - bayes)
+    _draw_returns(right, evaluation)
+    return _write(figure, folder / "regret.png")
+
+
+def plot_returns(folder: Path) -> Path:
+    """Draw the cumulative and the mean returns of an evaluation to returns.png, and return its path.
+
+    Args:
+        folder: an evaluation folder with evaluation.json and returns.csv.
+
+    Raises:
+        UserError: if a file is missing or not as expected.
+    """
+    evaluation = _read(folder, "returns.csv")
+    figure, left, right = _figure(evaluation, "Return")
+    _draw_curves(left, evaluation.agents, "Cumulative return (higher is better)")
+    _label_curves(left, evaluation.agents, evaluation.bayes)
+    _draw_returns(right, evaluation)
+    return _write(figure, folder / "returns.png")
+
+
+def _knows_regret(folder: Path) -> bool:
+    path = folder / "evaluation.json"
+    with _expecting("an evaluation", path):
+        agents = json.loads(path.read_text(encoding="utf-8"))["agents"]
+        return all(agent["mean_regret"] is not None for agent in agents.values())
+
+
+def _read(folder: Path, curves: str) -> _Evaluation:
+    path = folder / "evaluation.json"
+    rows = _read_rows(folder / curves)
+    with _expecting("an evaluation", path):
+        said = json.loads(path.read_text(encoding="utf-8"))
+        agents = [
+            _Agent(
+                name,
+                _COLOURS[index % len(_COLOURS)],
+                index == 0,
+                float(entry["mean_return"]),
+                _margin(entry["return_standard_error"], said["num_tasks"]),
+                *rows[name].T,
+            )
+            for index, (name, entry) in enumerate(said["agents"].items())
+        ]
+        title = f"{said['num_tasks']:,} held-out tasks of {said['distribution']}"
+        return _Evaluation(title, said["oracle_return"], said["bayes_optimal_return"], agents)
+
+
+def _read_rows(path: Path) -> dict[str, NDArray[np.float64]]:
+    """Return agent -> [num_steps, 4]: step, mean, low, high."""
+    curves: dict[str, list[list[float]]] = {}
+    with _expecting("the columns agent,step,mean,low,high", path):
+        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+            point = [float(row[key]) for key in ("step", "mean", "low", "high")]
+            curves.setdefault(row["agent"], []).append(point)
+    return {name: np.array(points) for name, points in curves.items()}
+
+
+def _margin(standard_error: float | None, n: int) -> float:
+    """Return half the width of the 95 % interval; 0 where a single task tells nothing about it."""
+    return 0.0 if standard_error is None or n < 2 else t_quantile(n) * standard_error
+
+
+@contextmanager
+def _expecting(what: str, path: Path) -> Iterator[None]:
+    """Tell a file that is missing or holds something else than ``what`` as the user's matter."""
+    try:
+        yield
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(
+            f"expected {what} in {path}, got {error!r}; give a folder that `rl2meta evaluate` wrote"
+        ) from error
+
+
+def _figure(evaluation: _Evaluation, what: str) -> tuple[Figure, Axes, Axes]:
+    """Return an empty figure whose two axes leave room for the longest name beside each."""
+    figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
+    names = _LETTER * max(
+        len(name) for name in ("Bayes-optimal", *(agent.name for agent in evaluation.agents))
+    )
+    width = max(0.3, 0.785 - 2 * names)
+    left = figure.add_axes((0.05, 0.16, 0.58 * width, 0.64))
+    right = figure.add_axes((0.905 - 0.42 * width, 0.16, 0.42 * width, 0.64))
+    title = f"{what} on {evaluation.title}"
+    size = min(15.0, 15 * 95 / len(title))
+    figure.text(0.012, 0.94, title, size=size, weight="bold", color=_INK, va="center", parse_math=False)
+    for axes in (left, right):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color(_FAINT)
+        axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=11)
+        axes.set_axisbelow(True)
+    return figure, left, right
+
+
+def _regret_limit(agents: Sequence[_Agent]) -> float | None:
+    """Return the top of the axis, below the worst agent's regret where that would squash all others."""
+    finals = sorted(float(agent.mean[-1]) for agent in agents)
+    if len(finals) < 3 or finals[-1] <= _SQUASHING * finals[-2] or finals[-2] <= 0:
+        return None
+    return _HEADROOM * finals[-2]
+
+
+def _draw_curves(axes: Axes, agents: Sequence[_Agent], title: str) -> None:
+    for rank, agent in enumerate(agents):
+        front = 3 + len(agents) - rank
+        axes.fill_between(
+            agent.step, agent.low, agent.high, color=agent.colour, alpha=0.2, lw=0, zorder=front
+        )
+        axes.plot(agent.step, agent.mean, color=agent.colour, lw=3.4 if agent.bold else 1.8, zorder=front)
+    axes.set_title(title, loc="left", size=12, color=_INK, pad=10)
+    axes.set_xlabel("interactions with a new task (bands: 95 %)", size=11, color=_INK)
+    axes.set_xlim(0, max(agent.step[-1] for agent in agents))
+    axes.grid(axis="y", color=_GRID, lw=0.8)
+    if all(agent.mean.min() >= 0 for agent in agents):
+        axes.set_ylim(bottom=0)
+
+
+def _label_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None) -> None:
+    """Write each agent's name and final value where its curve ends, and draw the goal with its own."""
+    labels = [(float(agent.mean[-1]), agent.name, agent.text_style) for agent in agents]
+    if goal is not None:
+        axes.axhline(goal, color=_INK, lw=1.5, ls=_BAYES, zorder=3)
+        labels.append((goal, "Bayes-optimal", {"color": _INK}))
+    bottom, top = axes.get_ylim()
+    heights = [(value - bottom) / (top - bottom) for value, _, _ in labels]
+    decimals = _decimals(value for value, _, _ in labels)
+    places = _spread(heights, _LINE)
+    for (value, name, style), height, place in zip(labels, heights, places, strict=True):
+        _write_label(axes, f"{name}  {value:.{decimals}f}", style, height, place)
+
+
+def _write_label(axes: Axes, text: str, style: dict[str, Any], height: float, place: float) -> None:
+    frame: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False}
+    if height > 1:
+        text += " ↑"
+    else:
+        axes.plot([1.005, 1.035], [height, place], color=style["color"], lw=1, **frame)
+    axes.text(1.045, place, text, size=11.5, va="center_baseline", parse_math=False, **style, **frame)
+
+
+def _decimals(values: Iterable[float]) -> int:
+    """Return the decimals that give the largest of ``values`` three digits, such as 33.3 or 0.512."""
+    largest = max(abs(value) for value in values)
+    return min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 1
+
+
+def _spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return places in [0, 1] near ``heights``, in the same order and at least ``gap`` apart.
+
+    The least squares answer, by pooling neighbours that are too close (isotonic regression).
+    """
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(order))
+    pools: list[list[float]] = []
+    for height in np.clip(np.asarray(heights)[order], 0, 1) - steps:
+        pools.append([float(height)])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    fitted = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    places = np.empty(len(order))
+    places[order] = np.clip(fitted, 0, max(0.0, 1 - steps[-1])) + steps
+    return [float(place) for place in places]
+
+
+def _draw_returns(axes: Axes, evaluation: _Evaluation) -> None:
+    """Draw the mean returns as dots, the best on top, with the bounds that no agent can pass."""
+    ranked = sorted(evaluation.agents, key=lambda agent: agent.mean_return)
+    decimals = _decimals(agent.mean_return for agent in ranked)
+    for row, agent in enumerate(ranked):
+        _draw_return(axes, row, agent, decimals)
+    axes.set_yticks(range(len(ranked)), [agent.name for agent in ranked])
+    for label, agent in zip(axes.get_yticklabels(), ranked, strict=True):
+        label.set(size=11.5, parse_math=False, **agent.text_style)
+    axes.set_ylim(-0.6, len(ranked) - 0.4)
+    axes.margins(x=0.1)
+    axes.grid(axis="x", color=_GRID, lw=0.8)
+    axes.tick_params(axis="y", length=0)
+    axes.set_title("Mean return of a trial (higher is better)", loc="left", size=12, color=_INK, pad=10)
+    _draw_bounds(axes, evaluation, decimals)
+
+
+def _draw_return(axes: Axes, row: int, agent: _Agent, decimals: int) -> None:
+    value, margin = agent.mean_return, agent.margin
+    size, width = (9.5, 2.6) if agent.bold else (7, 1.8)
+    axes.errorbar(
+        value, row, xerr=margin, fmt="o", color=agent.colour, ms=size, lw=width, capsize=4, zorder=4
+    )
+    text = f"{value:.{decimals}f} ± {margin:.{decimals}f}"
+    beside = axes.get_yaxis_transform()
+    axes.text(1.04, row, text, size=11, va="center_baseline", transform=beside, **agent.text_style)
+
+
+def _draw_bounds(axes: Axes, evaluation: _Evaluation, decimals: int) -> None:
+    bounds = (("Bayes-optimal", evaluation.bayes, _BAYES), ("task known", evaluation.oracle, _ORACLE))
+    known = [(name, value, style) for name, value, style in bounds if value is not None]
+    for name, value, line in known:
+        axes.axvline(value, color=_INK, lw=1.5, ls=line, zorder=3, label=f"{name}  {value:.{decimals}f}")
+    if known:
+        style: dict[str, Any] = {"fontsize": 10.5, "labelcolor": _INK, "frameon": False, "columnspacing": 1.5}
+        axes.legend(loc="upper center", bbox_to_anchor=(0.5, -0.085), ncols=2, **style)
+
+
+def _write(figure: Figure, path: Path) -> Path:
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    with writing(path):
+        write_atomically(path, content.getvalue())
+    return path

@@ -1,0 +1,288 @@
+"""What a run leaves on disk: its configuration, metrics, checkpoints and evaluations."""
+
+import itertools
+import json
+import math
+import os
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+from filelock import FileLock, Timeout
+
+from rl2meta.errors import UserError
+
+_LOCK = ".lock"
+
+
+class _Line(NamedTuple):
+    """One line of the metrics, as it stands in the file and as what it says."""
+
+    text: str
+    row: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The folder of one run; ``create`` starts one and ``open`` finds one.
+
+    Attributes:
+        path: the folder; it exists.
+    """
+
+    path: Path
+
+    @classmethod
+    def create(cls, path: Path, config_text: str) -> Self:
+        """Start a run folder at ``path``, parents included, with ``config_text`` as its config.yaml.
+
+        Two processes that create the same folder at once cannot both succeed.
+
+        Raises:
+            UserError: if ``path`` is a file or a folder with something in it, or cannot be written.
+        """
+        _refuse_used(path)
+        folder = cls(path)
+        with writing(path):
+            path.mkdir(parents=True, exist_ok=True)
+        with folder.locked():
+            _refuse_used(path)  # again: another process may have been faster
+            with writing(path):
+                write_atomically(folder.config_path, config_text)
+        return folder
+
+    @classmethod
+    def open(cls, path: Path) -> Self:
+        """Return the run folder at ``path``.
+
+        Raises:
+            UserError: if there is none, or it holds no config.yaml.
+        """
+        folder = cls(path)
+        if not path.is_dir():
+            raise UserError(f"expected a run folder at {path}, got {_kind(path)}; check --run-dir")
+        if not folder.config_path.is_file():
+            raise UserError(
+                f"expected a run folder, got {path} without a config.yaml; give the folder that "
+                "`rl2meta train` wrote"
+            )
+        return folder
+
+    @property
+    def config_path(self) -> Path:
+        """The configuration that the run was started with."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics_path(self) -> Path:
+        """One JSON object a line, one line an update."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints_path(self) -> Path:
+        """The folder that ``rl2meta.checkpoints`` fills."""
+        return self.path / "checkpoints"
+
+    @property
+    def tensorboard_path(self) -> Path:
+        """The folder to point TensorBoard at."""
+        return self.path / "tensorboard"
+
+    def config_text(self) -> str:
+        """Return config.yaml as it stands.
+
+        Raises:
+            UserError: if it cannot be read.
+        """
+        try:
+            return self.config_path.read_text(encoding="utf-8")
+        except (OSError, UnicodeDecodeError) as error:
+            raise UserError(f"cannot read {self.config_path}: {error}; restore it from a copy") from error
+
+    @contextmanager
+    def locked(self) -> Iterator[None]:
+        """Keep every other process from writing to the run until the block ends, or this process does.
+
+        Raises:
+            UserError: at once, if another process holds the run.
+        """
+        lock = FileLock(self.path / _LOCK, timeout=0)
+        with writing(self.path):
+            try:
+                lock.acquire()
+            except Timeout:
+                raise UserError(
+                    f"another process is writing to {self.path}; wait for it to end or choose another "
+                    "--run-dir"
+                ) from None
+        try:
+            yield
+        finally:
+            lock.release()
+
+    def append_metrics(self, row: Mapping[str, Any]) -> None:
+        """Add one line to the metrics and hand it to the operating system before returning.
+
+        Args:
+            row: what JSON can hold, with the number of the update under "update".
+
+        Raises:
+            ValueError: if "update" is missing or a number is not finite (JSON has no word for it).
+            UserError: if the line cannot be written.
+        """
+        _check_row(row)
+        line = json.dumps(dict(row), allow_nan=False) + "\n"
+        with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8", newline="\n") as file:
+            file.write(line)
+
+    def truncate_metrics(self, update: int) -> None:
+        """Keep the rows up to ``update``, that one included, and forget the later ones, atomically.
+
+        A resumed run calls it with the update of its checkpoint. It also drops the half line that a kill
+        may have left at the end.
+
+        Raises:
+            UserError: if a line that was ended cannot be read, or the file cannot be written.
+        """
+        if self.metrics_path.exists():
+            kept = [line.text + "\n" for line in self._lines() if line.row["update"] <= update]
+            with writing(self.metrics_path):
+                write_atomically(self.metrics_path, "".join(kept))
+
+    def read_metrics(self) -> list[dict[str, Any]]:
+        """Return the rows in the order they were appended, without a half line at the end.
+
+        Raises:
+            UserError: if a line that was ended cannot be read.
+        """
+        return [line.row for line in self._lines()] if self.metrics_path.exists() else []
+
+    def new_evaluation_folder(self, out: Path | None) -> Path:
+        """Make an empty folder for one evaluation, which no other process gets too.
+
+        Args:
+            out: where it shall be; None for ``evaluation``, ``evaluation_2``, ... inside the run.
+
+        Raises:
+            UserError: if ``out`` is a file or a folder with something in it, or cannot be made.
+        """
+        if out is None:
+            return self._next_evaluation_folder()
+        if _is_used(out):
+            raise UserError(
+                f"expected a new or empty folder for the evaluation, got {_kind(out)} at {out}; "
+                "choose another"
+            )
+        with writing(out):
+            out.mkdir(parents=True, exist_ok=True)
+        return out
+
+    def _next_evaluation_folder(self) -> Path:
+        folder = self.path / "evaluation"
+        with writing(folder):
+            for number in itertools.count(2):
+                try:
+                    folder.mkdir()
+                    break
+                except FileExistsError:
+                    folder = self.path / f"evaluation_{number}"
+        return folder
+
+    def _lines(self) -> list[_Line]:
+        *ended, cut = (_parse(line) for line in self.metrics_path.read_bytes().split(b"\n"))
+        if None in ended:
+            raise UserError(
+                f"expected JSON objects with an update in {self.metrics_path}, got something else in line "
+                f"{ended.index(None) + 1}; remove that line"
+            )
+        return [line for line in (*ended, cut) if line is not None]
+
+
+def write_atomically(path: Path, content: str | bytes) -> None:
+    """Write ``content`` (text as UTF-8) so that ``path`` holds the old or the new whole, never a part.
+
+    Raises:
+        OSError: if it cannot be written; the old content is then still there.
+    """
+    data = content.encode() if isinstance(content, str) else content
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    try:
+        write_durably(temporary, data)
+        os.replace(temporary, path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    sync_folder(path.parent)
+
+
+def write_durably(path: Path, data: bytes) -> None:
+    """Write ``data`` to ``path`` and wait until the disk has it."""
+    with path.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def sync_folder(path: Path) -> None:
+    """Wait until the disk has the names in ``path``: a rename is safe from a power cut only then."""
+    if os.name == "nt":  # Windows opens no folders
+        return
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+@contextmanager
+def writing(path: Path) -> Iterator[None]:
+    """Tell what the disk refuses (no space, no permission) as the user's matter, naming ``path``.
+
+    Raises:
+        UserError: for any OSError in the block.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"cannot write {path}: {error.strerror or error}; free some space, mend the permissions or "
+            "choose another place"
+        ) from error
+
+
+def _is_used(path: Path) -> bool:
+    """Say whether ``path`` is a file, or a folder with more in it than a lock."""
+    if not path.is_dir():
+        return path.exists()
+    return any(entry.name != _LOCK for entry in path.iterdir())
+
+
+def _refuse_used(path: Path) -> None:
+    if _is_used(path):
+        raise UserError(
+            f"run folder {path} is already in use ({_kind(path)}); choose another --run-dir or continue it "
+            "with --resume"
+        )
+
+
+def _kind(path: Path) -> str:
+    if path.is_dir():
+        return "a folder with something in it" if _is_used(path) else "an empty folder"
+    return "a file" if path.exists() else "nothing"
+
+
+def _check_row(row: Mapping[str, Any]) -> None:
+    if not isinstance(row.get("update"), int):
+        raise ValueError(f"expected the number of the update under 'update', got {row.get('update')!r}")
+    for name, value in row.items():
+        if isinstance(value, float) and not math.isfinite(value):
+            raise ValueError(f"expected finite metrics, got {name}={value} at update {row['update']}")
+
+
+def _parse(line: bytes) -> _Line | None:
+    try:
+        row = json.loads(line)
+    except ValueError:
+        return None
+    return _Line(line.decode(), row) if isinstance(row, dict) and isinstance(row.get("update"), int) else None

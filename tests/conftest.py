@@ -1,0 +1,71 @@
+"""Families of tasks that exist only here."""
+
+from collections.abc import Callable
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.tasks import Split, TensorTasks
+
+
+class Corridor:
+    """Walk ``length`` steps to the end: episodes of unequal length, a task that must be remembered.
+
+    Action 1 goes forward, 0 stays. The step that arrives pays 1 (plus noise) and terminates. The state is
+    (position, steps taken); the observation is the position.
+    """
+
+    def __init__(self, horizon: int = 5, noise: float = 0.1) -> None:
+        self.horizon = horizon
+        self.noise = noise
+        self.observation_space = gym.spaces.Box(0, horizon, (1,), np.float32)
+        self.action_space = gym.spaces.Discrete(2)
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        return TensorTasks({"length": torch.randint(1, self.horizon + 1, (num_tasks,), generator=generator)})
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        return TensorVectorEnv(self, _Walk(self.horizon, self.noise), num_envs, device)
+
+    def optimal_return(self, tasks: TensorTasks) -> torch.Tensor:
+        return torch.ones(len(tasks))
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        return float(num_episodes)
+
+
+class _Walk:
+    def __init__(self, horizon: int, noise: float) -> None:
+        self.horizon, self.noise = horizon, noise
+
+    def begin(self, tasks: TensorTasks, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(len(tasks), 2, dtype=torch.int64)
+
+    def observe(self, state: torch.Tensor) -> torch.Tensor:
+        return state[:, :1].float()
+
+    def step(
+        self, tasks: TensorTasks, state: torch.Tensor, action: torch.Tensor, generator: torch.Generator
+    ) -> Transition:
+        moved = state + torch.stack([action, torch.ones_like(action)], dim=1)
+        to_go, left = tasks.parameters["length"] - moved[:, 0], self.horizon - moved[:, 1]
+        arrived = to_go == 0
+        expected = arrived.float()
+        could = (to_go - (1 - action) <= left).float()  # had it gone forward
+        can = torch.where(arrived, expected, (to_go <= left).float())
+        return Transition(
+            state=moved,
+            reward=expected + self.noise * torch.randn(len(action), generator=generator),
+            terminated=arrived,
+            expected_reward=expected,
+            regret=could - can,
+        )
+
+
+@pytest.fixture
+def corridor() -> Callable[..., Corridor]:
+    """Corridors of a given horizon."""
+    return Corridor

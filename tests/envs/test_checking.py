@@ -1,0 +1,443 @@
+"""The conformance suite passes good families and names every fault of bad ones."""
+
+import random
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
+from rl2meta.envs.checking import ConformanceError, check_distribution
+from rl2meta.tasks import TensorTasks
+
+Fault = Callable[[Any], None]
+
+
+def test_built_in_families_conform() -> None:
+    check_distribution(BernoulliBandits(num_arms=5))
+    check_distribution(GaussianBandits(num_arms=2))
+
+
+@pytest.mark.parametrize("horizon", [2, 5, 30])
+@pytest.mark.parametrize("seed", [0, 1])
+def test_family_of_unequal_episodes_conforms(corridor: Any, horizon: int, seed: int) -> None:
+    check_distribution(corridor(horizon), seed=seed, num_tasks=16)
+
+
+@pytest.mark.parametrize("known", [(), ("expected_reward",)])
+def test_family_of_unknown_optimum_conforms(corridor: Any, known: tuple[str, ...]) -> None:
+    family = corridor()
+    change(lambda step: drop_info(step, {"final_obs", *known}))(family)
+    family.optimal_return = lambda tasks: None
+    family.bayes_optimal_return = lambda num_episodes: None
+    check_distribution(family)
+
+
+def test_one_task_cannot_be_compared(corridor: Any) -> None:
+    with pytest.raises(ValueError, match=r"expected num_tasks >= 2 .*, got 1"):
+        check_distribution(corridor(), num_tasks=1)
+
+
+def test_every_failure_is_listed(corridor: Any) -> None:
+    family = corridor()
+    family.optimal_return = lambda tasks: torch.ones(3)
+    change(lambda step: step._replace(reward=step.reward.nan_to_num().long()))(family)
+    with pytest.raises(ConformanceError, match="Corridor has 2 failures") as raised:
+        check_distribution(family)
+    assert "\n- reward: expected float [8], got torch.int64 [8]" in str(raised.value)
+    assert "\n- optimal_return: expected float [8], got torch.float32 [3]" in str(raised.value)
+
+
+# How faults are put into a good family: by its attributes, by what its steps return, by its resets.
+
+
+class Step:
+    def __init__(self, values: tuple[Any, ...], number: int) -> None:
+        self.observation, self.reward, self.terminated, self.truncated, self.info = values
+        self.number = number
+
+    def _replace(self, **fields: Any) -> "Step":
+        self.__dict__.update(fields)
+        return self
+
+    def values(self) -> tuple[Any, ...]:
+        return self.observation, self.reward, self.terminated, self.truncated, self.info
+
+
+class Envs:
+    """Passes on what the good environments do; subclasses break it."""
+
+    def __init__(self, envs: Any) -> None:
+        self.envs = envs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.envs, name)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return self.envs.reset(seed=seed, options=options)
+
+    def step(self, actions: Any) -> Any:
+        return self.envs.step(actions)
+
+
+def wrap(wrapper: Callable[[Any], Any]) -> Fault:
+    def fault(family: Any) -> None:
+        make_envs = family.make_envs
+        family.make_envs = lambda num_envs, device: wrapper(make_envs(num_envs, device))
+
+    return fault
+
+
+def change(function: Callable[[Step], Step]) -> Fault:
+    class Changed(Envs):
+        number = 0
+
+        def step(self, actions: Any) -> Any:
+            self.number += 1
+            return function(Step(self.envs.step(actions), self.number)).values()
+
+    return wrap(Changed)
+
+
+def put(**attributes: Any) -> Fault:
+    return lambda family: family.__dict__.update(attributes)
+
+
+def drop_info(step: Step, kept: set[str]) -> Step:
+    return step._replace(info={name: value for name, value in step.info.items() if name in kept})
+
+
+def put_info(function: Callable[[Step], dict[str, Any]]) -> Fault:
+    return change(lambda step: step._replace(info={**step.info, **function(step)}))
+
+
+def sample_with(draw: Callable[[int, torch.Generator], torch.Tensor]) -> Fault:
+    return put(sample=lambda num_tasks, generator, split: TensorTasks({"length": draw(num_tasks, generator)}))
+
+
+def lengths(num_tasks: int, generator: torch.Generator | None = None) -> torch.Tensor:
+    return torch.randint(1, 6, (num_tasks,), generator=generator)
+
+
+def one_sample_for_all_splits(family: Any) -> None:
+    sample = family.sample
+    family.sample = lambda n, generator, split: sample(
+        n, generator if generator.initial_seed() == other_seed() else torch.Generator().manual_seed(0), split
+    )
+
+
+def other_seed() -> int:
+    from rl2meta.randomness import derive
+
+    return derive(0, "other tasks")
+
+
+class Short(TensorTasks):
+    def __getitem__(self, index: Any) -> "Short":
+        return super().__getitem__(slice(0, 2) if isinstance(index, slice) else index)
+
+
+class Unordered(TensorTasks):
+    def __getitem__(self, index: Any) -> "Unordered":
+        return super().__getitem__(index if isinstance(index, slice) else index.sort().values)
+
+
+class Forgetful(TensorTasks):
+    @classmethod
+    def from_dict(cls, data: Any) -> "Forgetful":
+        return cls({"length": torch.ones_like(TensorTasks.from_dict(data).parameters["length"])})
+
+
+class Secretive(TensorTasks):
+    """Plays by something that does not reach JSON."""
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"length": TensorTasks.to_dict(self)["length"]}
+
+    @classmethod
+    def from_dict(cls, data: Any) -> "Secretive":
+        tasks = TensorTasks.from_dict(data).parameters
+        return cls({"length": tasks["length"], "secret": tasks["length"]})
+
+
+class Late(Envs):
+    """Plays tasks with a secret as if they were longer."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        tasks = (options or {}).get("tasks")
+        if tasks is not None and "secret" in tasks.parameters:
+            options = {"tasks": TensorTasks({"length": torch.full((len(tasks),), 5)})}
+        return super().reset(seed=seed, options=options)
+
+
+def sample_as(kind: type[TensorTasks], *faults: Fault) -> Fault:
+    def fault(family: Any) -> None:
+        sample = family.sample
+        family.sample = lambda *arguments: kind(sample(*arguments).parameters)
+        for other in faults:
+            other(family)
+
+    return fault
+
+
+def use_global(draw: Callable[[], object]) -> Fault:
+    def drawn(step: Step) -> Step:
+        draw()
+        return step
+
+    return change(drawn)
+
+
+class Unseeded(Envs):
+    """Its stream does not begin anew with the seed."""
+
+    count = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        Unseeded.count += 1
+        return super().reset(seed=Unseeded.count, options=options)
+
+
+class Ageing(Envs):
+    """Only the first reset heeds its seed."""
+
+    age = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.age += 1
+        return super().reset(seed=None if seed is None else seed + self.age, options=options)
+
+
+class OwnDraw(Envs):
+    """Draws tasks anew at each reset(seed) without tasks, whatever the seed."""
+
+    age = 0
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.age += 1
+        tasks = (options or {}).get("tasks", TensorTasks({"length": torch.full((self.num_envs,), self.age)}))
+        return super().reset(seed=seed, options={"tasks": tasks})
+
+
+class Reusing(Envs):
+    """Writes every step into one buffer."""
+
+    buffer: torch.Tensor | None = None
+
+    def step(self, actions: Any) -> Any:
+        observation, reward, *rest = super().step(actions)
+        self.buffer = reward if self.buffer is None else self.buffer.copy_(reward)
+        return observation, self.buffer, *rest
+
+
+class Endless(Envs):
+    def step(self, actions: Any) -> Any:
+        observation, reward, terminated, truncated, info = super().step(actions)
+        return observation, reward, terminated, torch.zeros_like(truncated), info
+
+
+class NewTaskOnRestart(Envs):
+    def step(self, actions: Any) -> Any:
+        result = super().step(actions)
+        ended = result[2] | result[3]
+        length = self.envs.tasks.parameters["length"]
+        self.envs.tasks = TensorTasks({"length": torch.where(ended, length % 5 + 1, length)})
+        return result
+
+
+class Hidden(NewTaskOnRestart):
+    """Shows tasks that it does not play."""
+
+    shown: Any = None
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        self.shown = (options or {}).get("tasks", self.shown)
+        return super().reset(seed=seed, options=options)
+
+    @property
+    def tasks(self) -> Any:
+        return self.shown
+
+
+class NewTaskOnReset(Envs):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        if seed is None and options is None:
+            options = {"tasks": TensorTasks({"length": self.envs.tasks.parameters["length"] % 5 + 1})}
+        return super().reset(seed=seed, options=options)
+
+
+class SeedWins(Envs):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return super().reset(seed=seed, options=None if seed is not None else options)
+
+
+class Deaf(Envs):
+    """Heeds tasks only where a seed comes with them."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        return super().reset(seed=seed, options=options if seed is not None else None)
+
+
+class Tolerant(Envs):
+    """Makes up the tasks that are missing."""
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        tasks = (options or {}).get("tasks")
+        if tasks is not None:
+            options = {"tasks": tasks[torch.arange(self.num_envs) % len(tasks)]}
+        return super().reset(seed=seed, options=options)
+
+
+class Misshapen(Envs):
+    num_envs = 3
+    single_observation_space = gym.spaces.Box(0, 9, (1,), np.float32)
+    single_action_space = gym.spaces.Discrete(3)
+
+
+def explode(*arguments: Any) -> Any:
+    raise RuntimeError("boom")
+
+
+FAULTS: dict[str, tuple[Fault, str]] = {
+    # the family
+    "space": (put(observation_space=3), "observation_space: expected a gymnasium Space, got 3"),
+    "no space": (put(action_space=None), "action_space: expected a gymnasium Space, got None"),
+    "horizon": (put(horizon=0), "horizon: expected an int >= 1, got 0"),
+    "horizon type": (put(horizon=True), "horizon: expected an int >= 1, got True"),
+    "method": (put(sample=None), "sample: expected a method, got None"),
+    "crash": (put(optimal_return=explode), "optimal return: expected no error, got RuntimeError: boom"),
+    # the tasks
+    "number": (sample_with(lambda n, g: lengths(n + 1, g)), "sample: expected 8 tasks, got 9"),
+    "unseeded": (sample_with(lambda n, g: lengths(n)), "expected the same tasks from generators of the same"),
+    "constant": (
+        sample_with(lambda n, g: torch.arange(n) % 5 + 1),
+        "expected different tasks from generators of different seeds, got the same",
+    ),
+    "split": (one_sample_for_all_splits, "sample: expected test tasks unlike the train tasks, got the same"),
+    "torch's": (use_global(lambda: torch.rand(1)), "got torch's global one used"),
+    "numpy's": (use_global(lambda: np.random.rand()), "got numpy's global one used"),
+    "python's": (use_global(random.random), "got random's global one used"),
+    "slice": (sample_as(Short), "tasks[1:]: expected 7 of 8 tasks, got 2"),
+    "index": (sample_as(Unordered), "tasks[tensor([1, 0, 1])]: expected tasks 1, 0 and 1 in this order"),
+    "json": (sample_as(Forgetful), "tasks: expected to_dict -> JSON -> from_dict to be equal to the bit"),
+    "json play": (sample_as(Secretive, wrap(Late)), "expected tasks from JSON to play as the originals do"),
+    # one step
+    "num_envs": (wrap(Misshapen), "num_envs: expected 8, got 3"),
+    "env space": (wrap(Misshapen), "single_observation_space on train tasks: expected the family's Box"),
+    "env actions": (wrap(Misshapen), "single_action_space on test tasks: expected the family's Discrete(2)"),
+    "dtype": (
+        change(lambda step: step._replace(observation=step.observation.double())),
+        "observation: expected float32 [8, 1], got float64 [8, 1]",
+    ),
+    "shape": (
+        change(lambda step: step._replace(observation=step.observation[:, 0])),
+        "observation: expected float32 [8, 1], got float32 [8]",
+    ),
+    "outside": (
+        change(lambda step: step._replace(observation=step.observation - 1)),
+        "observation: expected one of Box(0.0, 5.0, (1,), float32), got [-1.]",
+    ),
+    "final_obs": (
+        put_info(lambda step: {"final_obs": step.info["final_obs"] * 9}),
+        "final_obs: expected one of",
+    ),
+    "other final_obs": (
+        put_info(lambda step: {"final_obs": 5 - step.info["final_obs"]}),
+        "final_obs: expected the observation itself where no episode ended, got another",
+    ),
+    "reward": (
+        change(lambda step: step._replace(reward=step.reward.unsqueeze(1))),
+        "reward: expected float [8], got torch.float32 [8, 1]",
+    ),
+    "infinite": (
+        change(lambda step: step._replace(reward=step.reward / 0)),
+        "reward: expected finite numbers, got tensor([",
+    ),
+    "expected_reward": (
+        put_info(lambda step: {"expected_reward": step.info["expected_reward"].long()}),
+        "expected_reward: expected float [8], got torch.int64 [8]",
+    ),
+    "terminated": (
+        change(lambda step: step._replace(terminated=step.terminated.int())),
+        "terminated: expected bool [8], got torch.int32 [8]",
+    ),
+    "truncated": (
+        change(lambda step: step._replace(truncated=step.truncated.unsqueeze(1))),
+        "truncated: expected bool [8], got torch.bool [8, 1]",
+    ),
+    "no final_obs": (
+        change(lambda step: drop_info(step, {"regret"})),
+        "info: expected final_obs among the keys, got ['regret']",
+    ),
+    "keys": (
+        put_info(lambda step: {"late": step.reward} if step.number > 1 else {}),
+        "info: expected the same keys at every step, got ['expected_reward', 'final_obs', 'regret'], later",
+    ),
+    # streams
+    "no seed": (wrap(Unseeded), "expected one stream from one seed, tasks and actions, got another in new"),
+    "ageing": (wrap(Ageing), "expected one stream from one seed, tasks and actions, got another in used"),
+    "own draw": (wrap(OwnDraw), "expected the same tasks and stream from reset(seed=...) alone, got another"),
+    "reused": (wrap(Reusing), "reward: expected what a step returned to stay as it was, got it changed by"),
+    # episodes and resets
+    "endless": (wrap(Endless), "horizon: expected episodes of at most 5 steps, got a longer one"),
+    "restart": (
+        wrap(Hidden),
+        "restart: expected its tasks, whose regret at an episode's first step is",
+    ),
+    "exposed": (wrap(NewTaskOnRestart), "restart: expected its tasks in the environments' attribute tasks"),
+    "reset": (wrap(NewTaskOnReset), "reset(): expected its tasks, whose"),
+    "seed wins": (
+        wrap(SeedWins),
+        "reset(seed, tasks): expected its tasks in the environments' attribute tasks",
+    ),
+    "deaf": (wrap(Deaf), "reset(tasks): expected its tasks, whose"),
+    "tolerant": (wrap(Tolerant), "reset: expected an error for 7 tasks in 8 envs, got none"),
+    # the optimum
+    "negative": (
+        put_info(lambda step: {"regret": step.info["regret"] - 0.5}),
+        "regret: expected >= 0 at every step, got -0.5",
+    ),
+    "no optimum": (
+        put_info(lambda step: {"regret": step.info["regret"] + 0.25}),
+        "regret: expected 0 for some action in every state, got at least 0.25 after 0 best actions",
+    ),
+    "later": (
+        put_info(lambda step: {"regret": step.info["regret"] + 0.5 * (step.number == 3)}),
+        "regret: expected 0 for some action in every state, got at least 0.5 after 2 best actions",
+    ),
+    "optimum's shape": (
+        put(optimal_return=lambda tasks: torch.ones(8, 2)),
+        "optimal_return: expected float [8], got torch.float32 [8, 2]",
+    ),
+    "Bayes": (put(bayes_optimal_return=lambda n: 2.0), "expected at most mean optimal_return 1, got 2"),
+    "Bayes' type": (
+        put(bayes_optimal_return=lambda n: torch.ones(())),
+        "bayes_optimal_return(1): expected a finite float or None, got tensor(1.)",
+    ),
+    "Bayes' nan": (
+        put(bayes_optimal_return=lambda n: float("nan")),
+        "bayes_optimal_return(1): expected a finite float or None, got nan",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS)
+def test_fault_is_named(corridor: Any, name: str) -> None:
+    fault, message = FAULTS[name]
+    family = corridor()
+    fault(family)
+    with pytest.raises(ConformanceError) as raised:
+        check_distribution(family)
+    assert message in str(raised.value)
+
+
+def test_one_step_identity_is_checked() -> None:
+    class Wrong(BernoulliBandits):
+        def optimal_return(self, tasks: Any) -> torch.Tensor:
+            return super().optimal_return(tasks) + 0.1
+
+    with pytest.raises(ConformanceError, match=r"expected_reward \+ regret: expected optimal_return"):
+        check_distribution(Wrong(num_arms=3))
