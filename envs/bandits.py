@@ -4,7 +4,7 @@ A pull ends its episode by termination, so a trial of n episodes is a bandit wit
 is the constant 0: all that is known of the task is in past actions and rewards.
 """
 
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 import gymnasium as gym
 import torch
@@ -34,12 +34,12 @@ class BernoulliBandits:
     num_arms: NumArms
 
     @property
-    def observation_space(self) -> gym.Space[int]:
+    def observation_space(self) -> gym.Space[Any]:
         """The constant 0."""
         return gym.spaces.Discrete(1)
 
     @property
-    def action_space(self) -> gym.Space[int]:
+    def action_space(self) -> gym.Space[Any]:
         """The arm to pull."""
         return gym.spaces.Discrete(self.num_arms)
 
@@ -76,12 +76,12 @@ class GaussianBandits:
     num_arms: NumArms
 
     @property
-    def observation_space(self) -> gym.Space[int]:
+    def observation_space(self) -> gym.Space[Any]:
         """The constant 0."""
         return gym.spaces.Discrete(1)
 
     @property
-    def action_space(self) -> gym.Space[int]:
+    def action_space(self) -> gym.Space[Any]:
         """The arm to pull."""
         return gym.spaces.Discrete(self.num_arms)
 

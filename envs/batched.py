@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rl2meta.randomness import derive, generator
+from rl2meta.randomness import generator
 from rl2meta.tasks import TaskDistribution, TensorTasks
 
 

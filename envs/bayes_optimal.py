@@ -7,7 +7,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 MAX_TRANSITIONS = 20_000_000
-"""Bandits with more (state, arm, outcome) triples count as intractable: ten seconds and a gigabyte."""
+"""Bandits with more (state, arm, outcome) triples count as intractable: some seconds and half a gigabyte."""
 
 _Codes = NDArray[np.int32]
 _Floats = NDArray[np.float64]

@@ -175,7 +175,7 @@ def _check_global_randomness(case: _Case) -> Iterator[str]:
         yield f"randomness: expected all draws from the generators handed over, got {name}'s global one used"
 
 
-def _check_indexing(case: _Case) -> Iterator[str]:
+def _check_tasks(case: _Case) -> Iterator[str]:
     tasks = case.tasks()
     if len(tasks[1:]) != case.num_tasks - 1:
         yield f"tasks[1:]: expected {case.num_tasks - 1} of {case.num_tasks} tasks, got {len(tasks[1:])}"
@@ -183,6 +183,8 @@ def _check_indexing(case: _Case) -> Iterator[str]:
     picked = [_json(tasks[index][i : i + 1]) for i in range(3)]
     if len(tasks[index]) != 3 or picked != [_json(tasks[i : i + 1]) for i in (1, 0, 1)]:
         yield "tasks[tensor([1, 0, 1])]: expected tasks 1, 0 and 1 in this order, got others"
+    if _json(tasks.to(_CPU)) != _json(tasks):
+        yield "tasks.to(cpu): expected the same tasks, got others"
 
 
 def _check_json(case: _Case) -> Iterator[str]:
@@ -201,6 +203,8 @@ def _check_spaces(case: _Case) -> Iterator[str]:
     envs = case.envs()
     if envs.num_envs != case.num_tasks:
         yield f"num_envs: expected {case.num_tasks}, got {envs.num_envs}"
+    if envs.device != _CPU:
+        yield f"device: expected {_CPU}, got {envs.device}"
     for split in ("train", "test"):
         envs.reset(seed=case.seed, options={"tasks": case.tasks(split)})
         for name in ("observation_space", "action_space"):
@@ -428,7 +432,7 @@ def _check_bayes_optimal_return(case: _Case) -> Iterator[str]:
 _CHECKS: tuple[_Check, ...] = (
     _check_sampling,
     _check_global_randomness,
-    _check_indexing,
+    _check_tasks,
     _check_json,
     _check_spaces,
     _check_observations,

@@ -80,10 +80,13 @@ def train(
 @app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder of a trained agent.")],
-    tasks: Annotated[int | None, typer.Option(help="Held-out tasks; the config's number if not given.")] = None,
+    tasks: Annotated[
+        int | None, typer.Option(help="Held-out tasks; the config's number if not given.")
+    ] = None,
     seed: Annotated[int | None, typer.Option(help="Which held-out tasks; the config's if not given.")] = None,
     against: Annotated[
-        str | None, typer.Option(help="References, comma-separated, or 'all' or 'none'; the config's if not given.")
+        str | None,
+        typer.Option(help="References, comma-separated, or 'all' or 'none'; the config's if not given."),
     ] = None,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the results; DIR/evaluation[_N] if not given.")

@@ -135,7 +135,7 @@ class _Loader(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
         for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)  # type: ignore[no-untyped-call]
+            key = self.construct_object(key_node, deep=True)
             if not isinstance(key, Hashable):
                 raise ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
             if key in seen:
@@ -152,7 +152,7 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
-        raw = yaml.load(text, _Loader)  # noqa: S506: a SafeLoader
+        raw = yaml.load(text, _Loader)  # a SafeLoader
     except yaml.YAMLError as error:
         raise UserError(f"{source}: expected YAML, got {error}") from None
     if raw is None:
@@ -174,7 +174,7 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
         if not isinstance(section, dict):
             return f"{override!r}: {key} is a value, not a section"
     try:
-        section[keys[-1]] = yaml.load(value, _Loader)  # noqa: S506: a SafeLoader
+        section[keys[-1]] = yaml.load(value, _Loader)  # a SafeLoader
     except yaml.YAMLError:
         return f"{override!r}: expected a YAML value after '='"
     return None

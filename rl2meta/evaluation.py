@@ -9,10 +9,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
 from numpy.typing import NDArray
 
-from rl2meta.randomness import derive, generator
+from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import write_atomically
 from rl2meta.statistics import mean_interval, paired_difference
@@ -44,7 +43,7 @@ class Evaluation:
 
     def returns(self) -> NDArray[np.float64]:
         """Return Σₜ rₜ of each trial, [num_tasks]."""
-        return self.rewards.sum(axis=1, dtype=np.float64)
+        return np.asarray(self.rewards.sum(axis=1, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -80,9 +79,7 @@ def evaluate(
     return Evaluation(rewards, _gather(trials, "regret"), time.perf_counter() - began)
 
 
-def benchmarks(
-    distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0
-) -> Benchmarks:
+def benchmarks(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Benchmarks:
     """Return the exact values that an evaluation on ``tasks`` is measured against, where they are known."""
     optimum = distribution.optimal_return(tasks)
     oracle = None if optimum is None else num_episodes * float(optimum.double().mean())
@@ -170,6 +167,6 @@ def _write_curves(path: Path, curves: Mapping[str, Array]) -> None:
         writer.writerow(["agent", "step", "mean", "low", "high"])
         for name, values in curves.items():
             band = mean_interval(np.cumsum(values, axis=1, dtype=np.float64))
-            columns = zip(band.mean, band.low, band.high, strict=True)
+            columns = np.stack([band.mean, band.low, band.high], axis=1)
             for step, row in enumerate(columns, start=1):
                 writer.writerow([name, step, *(f"{value:.6g}" for value in row)])

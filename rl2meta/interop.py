@@ -200,9 +200,10 @@ class Predictor(Generic[Carry]):
         return _Row(self.agent.begin(1, source))
 
     def _learn(self, row: "_Row[Carry]") -> "_Row[Carry]":
-        if self.agent.phase.episodes is None:
+        episodes = self.agent.phase.episodes
+        if episodes is None:
             return replace(row, past=())
-        if sum(bool(lived.last) for lived in row.past) < self.agent.phase.episodes:
+        if not row.past[-1].last or sum(bool(lived.last) for lived in row.past) < episodes:
             return row
         return replace(row, carry=self.agent.adapt(row.carry, _trajectory(row.past)), past=())
 

@@ -100,7 +100,7 @@ class RecurrentCore(nn.Module):
 
     def begin(self, num_rows: int) -> LSTMState:
         """Return the state at a trial's start: zeros, [layers, num_rows, hidden_size] each."""
-        weight = self.lstm.weight_hh_l0
+        weight = self._weights(0)[1]
         zeros = weight.new_zeros(self.lstm.num_layers, num_rows, self.lstm.hidden_size)
         return zeros, zeros
 

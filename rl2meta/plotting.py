@@ -79,10 +79,11 @@ def plot_regret(folder: Path) -> Path:
         )
     evaluation = _read(folder, "regret.csv")
     figure, left, right = _figure(evaluation, "Regret")
-    _draw_curves(left, evaluation.agents, "Cumulative regret (lower is better)")
-    left.set_ylim(top=_regret_limit(evaluation.agents))
     oracle, bayes = evaluation.oracle, evaluation.bayes
-    _label_curves(left, evaluation.agents, None if oracle is None or bayes is None else oracle - bayes)
+    goal = None if oracle is None or bayes is None else oracle - bayes
+    _draw_curves(left, evaluation.agents, goal, "Cumulative regret (lower is better)")
+    left.set_ylim(top=_regret_limit(evaluation.agents))
+    _label_curves(left, evaluation.agents, goal)
     _draw_returns(right, evaluation)
     return _write(figure, folder / "regret.png")
 
@@ -98,7 +99,7 @@ def plot_returns(folder: Path) -> Path:
     """
     evaluation = _read(folder, "returns.csv")
     figure, left, right = _figure(evaluation, "Return")
-    _draw_curves(left, evaluation.agents, "Cumulative return (higher is better)")
+    _draw_curves(left, evaluation.agents, evaluation.bayes, "Cumulative return (higher is better)")
     _label_curves(left, evaluation.agents, evaluation.bayes)
     _draw_returns(right, evaluation)
     return _write(figure, folder / "returns.png")
@@ -119,7 +120,7 @@ def _read(folder: Path, curves: str) -> _Evaluation:
         agents = [
             _Agent(
                 name,
-                _COLOURS[index % len(_COLOURS)],
+                _colour(index),
                 index == 0,
                 float(entry["mean_return"]),
                 _margin(entry["return_standard_error"], said["num_tasks"]),
@@ -129,6 +130,10 @@ def _read(folder: Path, curves: str) -> _Evaluation:
         ]
         title = f"{said['num_tasks']:,} held-out tasks of {said['distribution']}"
         return _Evaluation(title, said["oracle_return"], said["bayes_optimal_return"], agents)
+
+
+def _colour(index: int) -> str:
+    return _COLOURS[index] if index < len(_COLOURS) else _COLOURS[1 + (index - 1) % (len(_COLOURS) - 1)]
 
 
 def _read_rows(path: Path) -> dict[str, NDArray[np.float64]]:
@@ -185,13 +190,15 @@ def _regret_limit(agents: Sequence[_Agent]) -> float | None:
     return _HEADROOM * finals[-2]
 
 
-def _draw_curves(axes: Axes, agents: Sequence[_Agent], title: str) -> None:
+def _draw_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None, title: str) -> None:
     for rank, agent in enumerate(agents):
         front = 3 + len(agents) - rank
         axes.fill_between(
             agent.step, agent.low, agent.high, color=agent.colour, alpha=0.2, lw=0, zorder=front
         )
         axes.plot(agent.step, agent.mean, color=agent.colour, lw=3.4 if agent.bold else 1.8, zorder=front)
+    if goal is not None:
+        axes.axhline(goal, color=_INK, lw=1.5, ls=_BAYES, zorder=3)
     axes.set_title(title, loc="left", size=12, color=_INK, pad=10)
     axes.set_xlabel("interactions with a new task (bands: 95 %)", size=11, color=_INK)
     axes.set_xlim(0, max(agent.step[-1] for agent in agents))
@@ -201,10 +208,9 @@ def _draw_curves(axes: Axes, agents: Sequence[_Agent], title: str) -> None:
 
 
 def _label_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None) -> None:
-    """Write each agent's name and final value where its curve ends, and draw the goal with its own."""
+    """Write each agent's name and final value where its curve ends, and the goal's beside its line."""
     labels = [(float(agent.mean[-1]), agent.name, agent.text_style) for agent in agents]
     if goal is not None:
-        axes.axhline(goal, color=_INK, lw=1.5, ls=_BAYES, zorder=3)
         labels.append((goal, "Bayes-optimal", {"color": _INK}))
     bottom, top = axes.get_ylim()
     heights = [(value - bottom) / (top - bottom) for value, _, _ in labels]
@@ -260,7 +266,7 @@ def _draw_returns(axes: Axes, evaluation: _Evaluation) -> None:
     axes.margins(x=0.1)
     axes.grid(axis="x", color=_GRID, lw=0.8)
     axes.tick_params(axis="y", length=0)
-    axes.set_title("Mean return of a trial (higher is better)", loc="left", size=12, color=_INK, pad=10)
+    axes.set_title("Mean return (higher is better)", loc="left", size=12, color=_INK, pad=10)
     _draw_bounds(axes, evaluation, decimals)
 
 

@@ -102,12 +102,14 @@ class RolloutWorker:
 def _plan(phase: Phase, num_episodes: int) -> tuple[int, int, int]:
     """Return (episodes in each lane of a phase, lanes, phases in the trial)."""
     lanes = phase.lanes_per_task
-    episodes = phase.episodes if phase.episodes is not None else num_episodes // lanes
+    episodes = phase.episodes if phase.episodes is not None else max(1, num_episodes // lanes)
     per_phase = episodes * lanes
-    if num_episodes < 1 or per_phase < 1 or num_episodes % per_phase:
+    if num_episodes < 1 or num_episodes % per_phase:
+        below = num_episodes // per_phase * per_phase
+        near = f"{below} or {below + per_phase}" if below > 0 else f"{per_phase}"
         raise ValueError(
-            f"num_episodes={num_episodes} is not a positive multiple of the {max(per_phase, lanes)} episodes "
-            f"of the agent's phase; use {max(1, num_episodes // max(per_phase, lanes)) * max(per_phase, lanes)}"
+            f"num_episodes={num_episodes} is not a positive multiple of the {per_phase} episodes of the "
+            f"agent's phase; use {near}"
         )
     return episodes, lanes, num_episodes // per_phase
 

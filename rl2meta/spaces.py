@@ -35,7 +35,8 @@ def encoding(space: gym.Space[Any]) -> Encoding:
         dims = len(space.shape)
         return Encoding(gym.spaces.flatdim(space), lambda x: _flatten(x, dims))
     raise TypeError(
-        f"expected a Discrete or Box space, got {space}; flatten it with gymnasium.wrappers.FlattenObservation"
+        f"expected a Discrete or Box space, got {space}; flatten it with "
+        "gymnasium.wrappers.FlattenObservation"
     )
 
 

@@ -83,7 +83,8 @@ def meta_train(
         budget: how long, and how wide.
         seed: of the whole run.
         record: called after each update with its metrics: ``update`` (counted from 1), ``env_steps``,
-            ``seconds``, ``env_steps_per_second``, ``mean_return`` and the learner's own; returns true to stop.
+            ``seconds``, ``env_steps_per_second``, ``mean_return`` and the learner's own; returns true to
+            stop.
         start: updates already done.
         env_steps: environment interactions already made.
 

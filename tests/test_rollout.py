@@ -58,13 +58,15 @@ class Witness:
             assert not step.reward.any()
             assert step.first.all()
             return
-        if carry.steps == 0:
-            assert step.first.all()  # a phase starts at an episode's start
+        if carry.steps == 0:  # a phase starts at an episode's start, wherever its environment idled before
+            assert step.first.all()
+            assert not step.observation.any()
+            return
         assert torch.equal(step.action.argmax(1), carry.action)
         assert torch.equal(step.action.sum(1), torch.ones(carry.rows))
         moved = carry.observation[:, 0] + carry.action
         assert torch.equal(step.observation[:, 0], torch.where(step.first, 0, moved))
-        # the corridor pays about 1 only where the episode ends by arriving
+        # within an episode the corridor pays noise alone: 1 comes with the arrival that ends it
         assert (step.reward[~step.first].abs() < 0.5).all()
 
     def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
@@ -135,6 +137,14 @@ def test_trajectory_holds_what_the_agent_saw_and_said(
         assert torch.equal(phase.last[:-1], phase.inputs.first[1:])
 
 
+def test_previous_action_and_reward_cross_phases() -> None:
+    agent = Witness(1)
+    one, two, three = run(BernoulliBandits(num_arms=2), agent, num_episodes=3).phases
+    for before, after in ((one, two), (two, three)):
+        assert torch.equal(after.inputs.action[0].argmax(1), before.action[-1])
+        assert torch.equal(after.inputs.reward[0], before.reward[-1])
+
+
 def test_lanes_are_task_major(corridor: Any) -> None:
     family = corridor(noise=0.0)
     tasks = sample_tasks(family, 6, 1, "train")
@@ -198,18 +208,18 @@ def test_a_batch_of_trials_is_each_trial_alone() -> None:
 
 
 def test_per_task_lays_lanes_one_after_another_and_blanks_padding(corridor: Any) -> None:
-    trial = run(corridor(), Witness(1, 2), num_tasks=3)
+    trial = run(corridor(), Witness(1, 2))
     rewards = trial.per_task("reward")
-    assert rewards.shape == (3, 2 * 2 * 5)  # phases × lanes × horizon
+    assert rewards.shape == (6, 2 * 2 * 5)  # phases × lanes × horizon
     expected = [
         phase.reward[t, 2 * task + lane] * phase.mask[t, 2 * task + lane]
-        for task in range(3)
+        for task in range(6)
         for phase in trial.phases
         for lane in range(2)
         for t in range(5)
     ]
     assert rewards.flatten().tolist() == [float(reward) for reward in expected]
-    assert trial.num_steps() == sum(int(phase.mask.sum()) for phase in trial.phases) < 60
+    assert trial.num_steps() == sum(int(phase.mask.sum()) for phase in trial.phases) < 120
 
 
 def test_unknown_regret_is_none(corridor: Any) -> None:

@@ -194,7 +194,7 @@ def gittins(seen: Statistics, num_pulls: int) -> Tensor:
         )
     successes, pulls = seen.totals.long(), seen.pulls.long()
     remaining = num_pulls - pulls.sum(dim=1, keepdim=True)
-    return gittins_index(num_pulls, successes, pulls - successes, remaining, pulls.device)
+    return gittins_index(num_pulls, successes, pulls - successes, remaining)
 
 
 @dataclass(frozen=True)

@@ -15,9 +15,7 @@ _Count = TypeVar("_Count", int, Tensor)
 _FINE, _COARSE = 1001, 301  # grid points, chosen by _grid
 
 
-def gittins_index(
-    num_pulls: int, successes: Tensor, failures: Tensor, remaining: Tensor, device: torch.device | str = "cpu"
-) -> Tensor:
+def gittins_index(num_pulls: int, successes: Tensor, failures: Tensor, remaining: Tensor) -> Tensor:
     """Look up the indices of arms with a Beta(1, 1) prior in the table of ``num_pulls`` pulls.
 
     Args:
@@ -25,18 +23,17 @@ def gittins_index(
         successes: s of each arm, int64.
         failures: f of each arm, int64, with s + f <= n − m.
         remaining: m, pulls left in the trial, 1 <= m <= n, int64.
-        device: where the table and the arguments live.
 
     Returns:
-        The indices, float, in the broadcast shape of the arguments.
+        The indices, float, in the broadcast shape of the arguments and on their device.
     """
     pulls, used = successes + failures, num_pulls - remaining
     position = _tetrahedral(used) + pulls * (pulls + 1) // 2 + successes
-    return gittins_indices(num_pulls, device)[position]
+    return _on_device(num_pulls, position.device)[position]
 
 
-@lru_cache(maxsize=8)
-def gittins_indices(num_pulls: int, device: torch.device | str = "cpu") -> Tensor:
+@lru_cache(maxsize=4)
+def gittins_indices(num_pulls: int) -> Tensor:
     """Return the finite-horizon Gittins index of every state that a trial of n pulls can reach.
 
     The index of an arm with s successes, f failures and m pulls left is the payoff λ of a known arm for
@@ -49,7 +46,8 @@ def gittins_indices(num_pulls: int, device: torch.device | str = "cpu") -> Tenso
     exactly on a grid of λ, 1001 points for n <= 200 and 301 beyond, and its root by linear interpolation.
 
     Returns:
-        float [n (n + 1) (n + 2) / 6]: for each u = n − m = 0 … n − 1, each s + f <= u, each s.
+        float [n (n + 1) (n + 2) / 6], on the CPU: for each u = n − m = 0 … n − 1, each s + f <= u, each s.
+        n = 100 takes half a second, n = 500 a quarter of a minute and 0.5 GB.
 
     Raises:
         ValueError: if ``num_pulls`` is below 1.
@@ -58,9 +56,12 @@ def gittins_indices(num_pulls: int, device: torch.device | str = "cpu") -> Tenso
     """
     if num_pulls < 1:
         raise ValueError(f"expected num_pulls >= 1, got {num_pulls}")
-    if torch.device(device).type != "cpu":
-        return gittins_indices(num_pulls).to(device)
     return torch.from_numpy(_solve(num_pulls, _grid(num_pulls)))
+
+
+@lru_cache(maxsize=4)
+def _on_device(num_pulls: int, device: torch.device) -> Tensor:
+    return gittins_indices(num_pulls).to(device)
 
 
 def _solve(num_pulls: int, grid: _Floats) -> _Floats:

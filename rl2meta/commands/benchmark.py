@@ -40,7 +40,10 @@ def run_benchmark(
     contestants: dict[str, Contestant] = {"rl2meta": _ours(where)}
     if against == "sb3":
         contestants["sb3-contrib RecurrentPPO"] = _recurrent_ppo(where)
-    print(f"RL², LSTM {HIDDEN_SIZE}, n={PULLS}, k={NUM_ARMS}, {TRIALS_PER_UPDATE} trials an update, {EPOCHS} epochs")
+    print(
+        f"RL², LSTM {HIDDEN_SIZE}, n={PULLS}, k={NUM_ARMS}, "
+        f"{TRIALS_PER_UPDATE} trials an update, {EPOCHS} epochs, {MINIBATCHES} minibatches"
+    )
     figures = _in_turns(contestants, seconds / TURNS)
     report = {
         "benchmark": "train",

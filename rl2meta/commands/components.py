@@ -85,7 +85,8 @@ def _config_text(source: str) -> str:
     path = Path(source)
     if not path.exists():
         raise UserError(
-            f"config {source!r}: expected a YAML file or a shipped config, got neither{suggestion(source, shipped)}"
+            f"config {source!r}: expected a YAML file or a shipped config, got neither"
+            f"{suggestion(source, shipped)}"
         )
     try:
         return path.read_text(encoding="utf-8")

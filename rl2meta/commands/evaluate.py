@@ -39,7 +39,9 @@ def evaluate_run(
     where = resolve_device(device)
     set_threads(config.settings.threads)
     episodes = config.settings.training.episodes_per_trial
-    references = _chosen(references_of(config, episodes), against or ",".join(config.settings.evaluation.against))
+    references = _chosen(
+        references_of(config, episodes), against or ",".join(config.settings.evaluation.against)
+    )
     learner = make_learner(config, where)
     saved = checkpoints.newest(folder.checkpoints_path, _warn, where)
     if saved is None:
@@ -64,7 +66,9 @@ def evaluate_run(
     }
     write_evaluation(target, results, ceilings, facts)
     figure = plot_regret(target)
-    _print_table(results, ceilings, f"{config.distribution}, {num_tasks:,} held-out tasks, {episodes} episodes each")
+    _print_table(
+        results, ceilings, f"{config.distribution}, {num_tasks:,} held-out tasks, {episodes} episodes each"
+    )
     print(f"wrote {target} (figure: {figure})")
 
 
@@ -90,7 +94,9 @@ def _evaluate_reference(
     if len(grid) > 1:
         tuning = sample_tasks(config.distribution, TUNING_TASKS, config.settings.seed, "train")
         tuning_seed = config.settings.seed
-        best = max(grid, key=lambda constants: _score(reference, constants, worker, tuning, episodes, tuning_seed))
+        best = max(
+            grid, key=lambda constants: _score(reference, constants, worker, tuning, episodes, tuning_seed)
+        )
     result = evaluate(reference.build(**best), worker, held_out, episodes, seed)
     return Evaluation(result.rewards, result.regrets, result.seconds, best)
 

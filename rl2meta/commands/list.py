@@ -1,29 +1,44 @@
 """``rl2meta list``: what there is to train, to train on, and to compare with."""
 
+from collections.abc import Mapping
+from typing import Any
+
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, REFERENCES, shipped_configs
+from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, read_config, references_of, shipped_configs
 
 
 def print_components() -> None:
-    """Print agents, task distributions with their references, and shipped configs."""
+    """Print agents, task distributions, their references, and shipped configs."""
+    _print("agents", {name: _summary(kind.learner) for name, kind in AGENTS.items()})
+    _print("task distributions", {name: _summary(family) for name, family in DISTRIBUTIONS.items()})
+    for family, references in _references().items():
+        _print(f"references on {family}", references)
+    configs = {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
+    _print("configs", configs)
+
+
+def _references() -> dict[str, dict[str, str]]:
+    """Return the references of each family that a shipped config trains on, with their descriptions."""
+    configs = [read_config(name, []) for name in shipped_configs()]
+    return {
+        config.distribution_name: {
+            name: reference.description for name, reference in references_of(config, 1).items()
+        }
+        for config in configs
+    }
+
+
+def _print(title: str, rows: Mapping[str, str]) -> None:
+    table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
+    for name, description in rows.items():
+        table.add_row(name, description)
     console = Console()
-    for title, rows in (
-        ("agents", _described(AGENTS_BY_CONFIG)),
-        ("task distributions", _described(DISTRIBUTIONS)),
-        ("references", [(name, _reference_names(name)) for name in REFERENCES]),
-        ("configs", [(name, _first_comment(text)) for name, text in shipped_configs().items()]),
-    ):
-        table = Table(title=title, title_justify="left", show_header=False, box=None, padding=(0, 2))
-        for name, description in rows:
-            table.add_row(name, description)
-        console.print(table)
-        console.print()
+    console.print(table)
+    console.print()
 
 
-AGENTS_BY_CONFIG = {name: kind.learner for name, kind in AGENTS.items()}
-
-
-def _described(things: dict) -> list[tuple[str, str]]:
-    return [(name, (thing.__doc__ or "").split("\n")[0]) for name, thing in things.items()]
+def _summary(thing: Any) -> str:
+    """Return the first line of a docstring."""
+    return (thing.__doc__ or "").split("\n")[0]

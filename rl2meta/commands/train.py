@@ -163,7 +163,11 @@ def _refuse_changes(config: RunConfig, source: str | None, overrides: Sequence[s
     named = read_config(source, list(overrides))
     pinned = {"device": config.settings.device, "threads": config.settings.threads}
     ours, theirs = (_flat(yaml.safe_load(each.to_yaml(**pinned))) for each in (config, named))
-    changed = [f"{key} is {ours.get(key)!r}, not {value!r}" for key, value in theirs.items() if ours.get(key) != value]
+    changed = [
+        f"{key} is {ours.get(key)!r}, not {value!r}"
+        for key, value in theirs.items()
+        if ours.get(key) != value
+    ]
     if changed:
         raise UserError(
             f"--resume continues a run as it was started: {'; '.join(changed)}. Resume without a config, or "

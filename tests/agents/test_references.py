@@ -79,22 +79,14 @@ def test_one_long_phase_teaches_what_many_short_ones_do() -> None:
 
 
 @pytest.mark.parametrize("arm", range(3))
-def test_beta_posterior_after_known_pulls(arm: int) -> None:
-    pulls, wins = PULLS[0][arm], WINS[0][arm]
-    law = scipy.stats.beta(wins + 1, pulls - wins + 1)
-    draws = BetaPrior().sample(statistics(), 5000)[:, 0, arm]
-    assert scipy.stats.kstest(draws.numpy(), law.cdf).pvalue > 0.01
-    assert BetaPrior().mean(statistics())[0, arm].item() == pytest.approx(law.mean())
-    assert BetaPrior().weight(statistics())[0, arm].item() == sum(law.args)
-
-
-@pytest.mark.parametrize("arm", range(3))
-def test_normal_posterior_after_known_pulls(arm: int) -> None:
+def test_posteriors_after_known_pulls(arm: int) -> None:
     pulls, total = PULLS[0][arm], WINS[0][arm]
-    law = scipy.stats.norm(total / (pulls + 1), 1 / math.sqrt(pulls + 1))
-    draws = NormalPrior().sample(statistics(), 5000)[:, 0, arm]
-    assert scipy.stats.kstest(draws.numpy(), law.cdf).pvalue > 0.01
-    assert NormalPrior().mean(statistics())[0, arm].item() == pytest.approx(law.mean())
+    beta = scipy.stats.beta(total + 1, pulls - total + 1)
+    normal = scipy.stats.norm(total / (pulls + 1), 1 / math.sqrt(pulls + 1))
+    for prior, law in ((BetaPrior(), beta), (NormalPrior(), normal)):
+        draws = prior.sample(statistics(), 5000)[:, 0, arm]
+        assert scipy.stats.kstest(draws.numpy(), law.cdf).pvalue > 1e-3
+        assert prior.mean(statistics())[0, arm].item() == pytest.approx(law.mean())
 
 
 def test_log_densities_are_the_posteriors_up_to_a_constant() -> None:
@@ -134,8 +126,8 @@ def test_ucb1_scores(c: float) -> None:
 
 
 def test_gittins_scores_with_two_pulls_left() -> None:
-    # Arm 1 of 2 never pulled: 5/9 (see test_gittins). Arm 0 after a success and a failure, p = 1/2: play, stay
-    # after a success only (p = 3/5): 1/2 + (1/2)(3/5) + (1/2)λ = 2λ, so λ = 8/15.
+    # Arm 1, never pulled: 5/9 (see test_gittins). Arm 0, after a success and a failure: play, stay after a
+    # success only (p = 3/5): 1/2 + (1/2)(3/5) + (1/2)λ = 2λ, so λ = 8/15.
     agent = bernoulli_references(2, 4)["gittins"].build()
     scores = agent.rule(statistics([[2.0, 0.0]], [[1.0, 0.0]]))
     torch.testing.assert_close(scores, torch.tensor([[8 / 15, 5 / 9]]), atol=1e-5, rtol=0)
@@ -164,7 +156,7 @@ def test_epsilon_is_the_probability_of_a_uniform_choice(epsilon: float, best_sha
 def test_random_pulls_every_arm_equally_often_whatever_is_known() -> None:
     agent = bernoulli_references(3, 10)["random"].build()
     arms = choose(agent, repeated([0.0, 3.0, 5.0], [0.0, 3.0, 0.0], 20000)).action
-    assert scipy.stats.chisquare(torch.bincount(arms, minlength=3).numpy()).pvalue > 0.01
+    assert scipy.stats.chisquare(torch.bincount(arms, minlength=3).numpy()).pvalue > 1e-3
 
 
 @pytest.mark.parametrize("name", ["greedy", "ucb1", "gittins"])
@@ -201,7 +193,7 @@ def test_the_mode_leaves_exploration_noise_out(name: str) -> None:
 
 
 def earned(num_arms: int, num_pulls: int, name: str, constants: dict) -> tuple[float, float]:
-    """Mean and standard error over 4000 held-out tasks; nk/(k+1) less regret, so that luck of means is out."""
+    """Mean and s.e. over 4000 held-out tasks, as nk/(k+1) less regret: the luck of the best arms is out."""
     distribution = BernoulliBandits(num_arms)
     tasks = sample_tasks(distribution, 4000, 1, "test")
     agent = bernoulli_references(num_arms, num_pulls)[name].build(**constants)
@@ -213,19 +205,18 @@ def earned(num_arms: int, num_pulls: int, name: str, constants: dict) -> tuple[f
 @pytest.mark.parametrize(
     ("num_pulls", "name", "constants", "mean", "error"),
     [
-        (10, "random", {}, 5.00, 0.005),  # exact
-        (10, "gittins", {}, 6.660, 0.005),  # the Bayes-optimal value, exact
+        (10, "random", {}, 5.0, 0.0),  # exact
+        (10, "gittins", {}, 6.660, 0.0),  # the Bayes-optimal value, exact
         # The others are from an independent simulation of the same rules.
         (10, "thompson", {}, 5.83, 0.01),
         (10, "greedy", {}, 6.57, 0.01),
         (10, "epsilon_greedy", {"epsilon": 0.0}, 6.57, 0.01),
         (10, "ucb1", {"c": 0.1}, 6.672, 0.009),
-        (100, "random", {}, 50.0, 0.05),  # exact
+        (10, "ots", {"samples": 20}, 6.5, 0.05),  # Duan et al. 2016, table 1, 1000 tasks
         (100, "gittins", {}, 78.69, 0.03),
         (100, "thompson", {}, 75.08, 0.03),
         (100, "greedy", {}, 75.08, 0.06),
         (100, "ucb1", {"c": 0.2}, 78.42, 0.04),
-        (100, "ots", {"samples": 20}, 77.9, 0.4),  # Duan et al. 2016, table 1, 1000 tasks
     ],
 )
 def test_returns_on_five_bernoulli_arms(num_pulls, name, constants, mean, error) -> None:
@@ -233,21 +224,19 @@ def test_returns_on_five_bernoulli_arms(num_pulls, name, constants, mean, error)
     assert abs(ours - mean) < 3.5 * math.hypot(error, our_error)
 
 
-def regret_per_doubling(name: str) -> tuple[float, float]:
-    """Regret of 1000 bandits with means 0.3 and 0.7, over pulls 101 … 200 and 401 … 800."""
-    tasks = TensorTasks({"means": torch.tensor([[0.3, 0.7]]).repeat(1000, 1)})
+def regret_per_doubling(name: str) -> list[float]:
+    """Mean regret of bandits with means 0.3 and 0.7 over pulls 101 … 200, 201 … 400, 401 … 800."""
+    tasks = TensorTasks({"means": torch.tensor([[0.3, 0.7]]).repeat(2000, 1)})
     agent = bernoulli_references(2, 800)[name].build()
     regret = RolloutWorker(BernoulliBandits(2)).run(agent, tasks, 800, 2).per_task("regret").mean(dim=0)
-    return regret[100:200].sum().item(), regret[400:800].sum().item()
+    return [regret[n : 2 * n].sum().item() for n in (100, 200, 400)]
 
 
 def test_thompson_regret_grows_like_log_n_and_epsilon_greedy_like_n() -> None:
-    early, late = regret_per_doubling("thompson")
-    assert 0.6 < late / early < 1.4  # like n it would be 4, like √n 2
-    divergence = 0.4 * math.log(0.7 / 0.3)  # KL(0.3 ‖ 0.7)
-    assert late == pytest.approx(0.4 / divergence * math.log(2), rel=0.3)  # Lai and Robbins 1985
-    early, late = regret_per_doubling("epsilon_greedy")
-    assert 3.5 < late / early < 4.5
+    # 0.534, 0.520, 0.542 in an independent simulation; each doubling of n adds the same to C ln n.
+    assert regret_per_doubling("thompson") == pytest.approx([0.53] * 3, rel=0.2)
+    # Late, ε/2 of the pulls go to the worse arm: 0.1 · 0.5 · 0.4 each.
+    assert regret_per_doubling("epsilon_greedy") == pytest.approx([2, 4, 8], rel=0.1)
 
 
 def test_gaussian_references_earn_in_the_order_of_their_merit() -> None:
@@ -259,35 +248,33 @@ def test_gaussian_references_earn_in_the_order_of_their_merit() -> None:
         mean[name] = trial.per_task("expected_reward").mean().item()
     assert abs(mean["random"]) < 0.05
     optimum = distribution.optimal_return(tasks).mean().item()
-    assert 0.75 * optimum < mean["thompson"] < min(mean["ots"], mean["ucb1"]) < optimum
-    assert mean["random"] + 0.5 < mean["epsilon_greedy"] < optimum
+    assert 0.7 * optimum < mean["thompson"] < min(mean["ots"], mean["ucb1"]) < optimum
 
 
-def test_the_same_seed_gives_the_same_trial() -> None:
-    distribution = BernoulliBandits(3)
-    tasks = sample_tasks(distribution, 50, 0, "test")
-    agent = bernoulli_references(3, 10)["thompson"].build()
-    first, again, other = (RolloutWorker(distribution).run(agent, tasks, 10, seed) for seed in (4, 4, 5))
-    assert torch.equal(first.per_task("action"), again.per_task("action"))
-    assert not torch.equal(first.per_task("action"), other.per_task("action"))
+@pytest.mark.parametrize("name", ["random", "epsilon_greedy", "thompson", "ots"])
+def test_all_draws_come_from_the_carried_generator(name: str) -> None:
+    agent = bernoulli_references(3, 10)[name].build()
+    first, again, other = (
+        choose(agent, statistics(PULLS * 50, WINS * 50, seed)).action for seed in (4, 4, 5)
+    )
+    assert torch.equal(first, again)
+    assert not torch.equal(first, other)
 
 
 # The tables of references
 
 
-def test_names() -> None:
-    assert list(gaussian_references(3, 10)) == NAMES
-    assert list(bernoulli_references(3, 10)) == [*NAMES, "gittins"]
-
-
 @pytest.mark.parametrize("references", [bernoulli_references, gaussian_references])
 def test_every_constant_has_a_default_and_every_grid_value_builds(references) -> None:
-    for reference in references(3, 10).values():
+    built = references(3, 10)
+    assert [name for name in built if name != "gittins"] == NAMES
+    assert ("gittins" in built) == (references is bernoulli_references)
+    for reference in built.values():
         assert reference.build().phase.episodes == 1
         assert reference.description
         for constant, values in reference.grid.items():
-            built = [reference.build(**{constant: value}) for value in values]
-            assert [agent.rule.keywords[constant] for agent in built] == list(values)
+            agents = [reference.build(**{constant: value}) for value in values]
+            assert [agent.rule.keywords[constant] for agent in agents] == list(values)
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """Bandits pay what their means say, in both Gymnasium views."""
 
+import json
 import warnings
 from typing import Any
 
@@ -183,8 +184,6 @@ def test_optimal_return_is_the_best_mean() -> None:
 
 @given(st.lists(st.floats(width=32, allow_nan=False, allow_infinity=False), min_size=2, max_size=9))
 def test_tasks_survive_json_to_the_bit(values: list[float]) -> None:
-    import json
-
     tasks = TensorTasks({"means": torch.tensor([values], dtype=torch.float32)})
     revived = TensorTasks.from_dict(json.loads(json.dumps(tasks.to_dict())))
     got, expected = revived.parameters["means"], tasks.parameters["means"]

@@ -11,6 +11,7 @@ import torch
 
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.checking import ConformanceError, check_distribution
+from rl2meta.randomness import derive
 from rl2meta.tasks import TensorTasks
 
 Fault = Callable[[Any], None]
@@ -123,16 +124,10 @@ def lengths(num_tasks: int, generator: torch.Generator | None = None) -> torch.T
 
 
 def one_sample_for_all_splits(family: Any) -> None:
-    sample = family.sample
+    sample, other = family.sample, derive(0, "other tasks")  # else different seeds give the same tasks, too
     family.sample = lambda n, generator, split: sample(
-        n, generator if generator.initial_seed() == other_seed() else torch.Generator().manual_seed(0), split
+        n, generator if generator.initial_seed() == other else torch.Generator().manual_seed(0), split
     )
-
-
-def other_seed() -> int:
-    from rl2meta.randomness import derive
-
-    return derive(0, "other tasks")
 
 
 class Short(TensorTasks):
@@ -149,6 +144,11 @@ class Forgetful(TensorTasks):
     @classmethod
     def from_dict(cls, data: Any) -> "Forgetful":
         return cls({"length": torch.ones_like(TensorTasks.from_dict(data).parameters["length"])})
+
+
+class Moved(TensorTasks):
+    def to(self, device: torch.device) -> "Moved":
+        return type(self)({"length": self.parameters["length"] + 1})
 
 
 class Secretive(TensorTasks):
@@ -293,6 +293,7 @@ class Tolerant(Envs):
 
 class Misshapen(Envs):
     num_envs = 3
+    device = torch.device("meta")
     single_observation_space = gym.spaces.Box(0, 9, (1,), np.float32)
     single_action_space = gym.spaces.Discrete(3)
 
@@ -324,7 +325,9 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "index": (sample_as(Unordered), "tasks[tensor([1, 0, 1])]: expected tasks 1, 0 and 1 in this order"),
     "json": (sample_as(Forgetful), "tasks: expected to_dict -> JSON -> from_dict to be equal to the bit"),
     "json play": (sample_as(Secretive, wrap(Late)), "expected tasks from JSON to play as the originals do"),
+    "to": (sample_as(Moved), "tasks.to(cpu): expected the same tasks, got others"),
     # one step
+    "device": (wrap(Misshapen), "device: expected cpu, got meta"),
     "num_envs": (wrap(Misshapen), "num_envs: expected 8, got 3"),
     "env space": (wrap(Misshapen), "single_observation_space on train tasks: expected the family's Box"),
     "env actions": (wrap(Misshapen), "single_action_space on test tasks: expected the family's Discrete(2)"),

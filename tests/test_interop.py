@@ -1,0 +1,456 @@
+"""Trials as Gymnasium episodes, and agents behind SB3's predict."""
+
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+from gymnasium.utils.env_checker import check_env
+from sb3_contrib import RecurrentPPO
+from stable_baselines3.common.env_checker import check_env as sb3_check_env
+from stable_baselines3.common.evaluation import evaluate_policy
+from stable_baselines3.common.monitor import Monitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from torch import Tensor
+
+import rl2meta.envs  # noqa: F401 - registers the ids
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.batched import TaskEnv
+from rl2meta.interop import Predictor, TrialEnv
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import TensorTasks, sample_tasks
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
+
+
+def lengths(*values: int) -> TensorTasks:
+    return TensorTasks({"length": torch.tensor(values)})
+
+
+def certain_means(*rows: list[float]) -> TensorTasks:
+    return TensorTasks({"means": torch.tensor(rows)})
+
+
+# TrialEnv
+
+
+def test_fields_across_episodes_and_trials(corridor: Any) -> None:
+    env = TrialEnv(TaskEnv(corridor(horizon=3, noise=0.0)), num_episodes=2, tasks=lengths(1, 3))
+    #                                observation, previous action, previous reward, first
+    zero = [0, 0, 0, 0, 1]
+    # task 1 of length 1: arrive at once; stay for an episode that is cut at the horizon
+    assert env.reset(seed=0)[0].tolist() == zero
+    expected = [
+        (1, [0, 0, 1, 1, 1], 1.0, False),
+        (0, [0, 1, 0, 0, 0], 0.0, False),
+        (0, [0, 1, 0, 0, 0], 0.0, False),
+        (0, [0, 1, 0, 0, 0], 0.0, True),
+    ]
+    check_steps(env, expected)
+    # task 2 of length 3: what the last trial ended with is forgotten; the trial ends by arriving
+    assert env.reset()[0].tolist() == zero
+    expected = [
+        (1, [1, 0, 1, 0, 0], 0.0, False),
+        (0, [1, 1, 0, 0, 0], 0.0, False),
+        (1, [0, 0, 1, 0, 1], 0.0, False),
+        (1, [1, 0, 1, 0, 0], 0.0, False),
+        (1, [2, 0, 1, 0, 0], 0.0, False),
+        (1, [3, 0, 1, 1, 0], 1.0, True),
+    ]
+    check_steps(env, expected)
+    with pytest.raises(gym.error.ResetNeeded, match="expected a reset before a trial's first step"):
+        env.step(0)
+
+
+def check_steps(env: TrialEnv, expected: list[tuple[int, list[float], float, bool]]) -> None:
+    for action, observation, reward, over in expected:
+        got, paid, terminated, truncated, info = env.step(action)
+        assert got.tolist() == observation
+        assert got.dtype == np.float32
+        assert (paid, terminated, truncated) == (reward, over, False)
+        assert {"expected_reward", "regret"} == set(info)
+        assert info["expected_reward"] == reward
+
+
+def test_held_out_tasks_are_walked_in_order(corridor: Any) -> None:
+    env = TrialEnv(TaskEnv(corridor(noise=0.0)), 1, tasks=lengths(3, 1, 2))
+
+    def walked() -> int:
+        steps = 1
+        while not env.step(1)[2]:
+            steps += 1
+        return steps
+
+    def trial(**arguments: Any) -> int:
+        env.reset(**arguments)
+        return walked()
+
+    assert [trial() for _ in range(4)] == [3, 1, 2, 3]
+    assert trial(options={"tasks": lengths(5)}) == 5  # does not advance the walk
+    assert trial() == 1
+    assert [trial(seed=1), trial()] == [3, 1]
+
+
+def test_each_trial_draws_a_task_and_keeps_it_inside() -> None:
+    env = TrialEnv(gym.make("rl2meta/BernoulliBandit-v0", num_arms=2), num_episodes=4)
+
+    def means(**arguments: Any) -> set[float]:
+        env.reset(**arguments)
+        return {env.step(1)[4]["expected_reward"] for _ in range(4)}
+
+    first, second = means(seed=3), means()
+    assert len(first) == len(second) == 1
+    assert first != second
+    assert [means(seed=3), means()] == [first, second]
+    assert means(options={"tasks": certain_means([0.5, 0.25])}) == {0.25}
+
+
+class Bounded(gym.Env[Any, Any]):
+    """A plug-in of the plainest kind: no tasks, Box spaces, unbounded observations."""
+
+    observation_space = gym.spaces.Box(-np.inf, np.inf, (2, 1), np.float64)
+    action_space = gym.spaces.Box(0.25, 1, (2,), np.float32)
+
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.goal, self.steps = self.np_random.normal(size=(2, 1)), 0
+        return self.goal.copy(), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        reward = float(-np.abs(action - self.goal[:, 0]).sum())
+        return self.goal + self.steps, reward, False, self.steps == 2, {}
+
+
+def bandit(num_arms: int = 3, env_id: str = "rl2meta/BernoulliBandit-v0") -> gym.Env[Any, Any]:
+    return gym.make(env_id, num_arms=num_arms)
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        bandit,
+        lambda: bandit(env_id="rl2meta/GaussianBandit-v0"),
+        lambda: gym.make("CartPole-v1", max_episode_steps=3),
+        lambda: gym.make("MountainCarContinuous-v0", max_episode_steps=3),
+    ],
+)
+def test_gymnasium_and_sb3_accept_a_trial(make: Callable[[], gym.Env[Any, Any]]) -> None:
+    for num_episodes in (1, 3):
+        env = TrialEnv(make(), num_episodes)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            check_env(env, skip_render_check=True)  # it asks for a spec, which only gym.make gives
+            sb3_check_env(env)
+        assert env.reset(seed=0)[0] in env.observation_space
+
+
+def test_box_actions_and_observations_are_flattened() -> None:
+    env = TrialEnv(Bounded(), 2)
+    first, _ = env.reset(seed=0)
+    goal = first[:2].astype(np.float64)
+    np.testing.assert_array_equal(first[2:], [0, 0, 0, 1])
+    action = np.array([0.5, 0.75], np.float32)
+    after, reward, *_ = env.step(action)
+    np.testing.assert_allclose(after, [*(goal + 1), 0.5, 0.75, reward, 0], rtol=1e-6)
+    assert env.step(action)[0][-1] == 1
+    assert first in env.observation_space  # though 0 is no action
+
+
+def test_closing_and_rendering_reach_the_inner_environment() -> None:
+    calls: list[str] = []
+
+    class Told(Bounded):
+        render_mode = "ansi"
+
+        def render(self) -> Any:
+            calls.append("render")
+            return "picture"
+
+        def close(self) -> None:
+            calls.append("close")
+
+    env = TrialEnv(Told(), 1)
+    assert env.render() == "picture"
+    assert env.render_mode == "ansi"
+    env.close()
+    assert calls == ["render", "close"]
+
+
+def test_bad_trials_are_refused() -> None:
+    with pytest.raises(ValueError, match="expected num_episodes >= 1, got 0"):
+        TrialEnv(bandit(), 0)
+    with pytest.raises(ValueError, match=r"expected at least one task, .* got 0"):
+        TrialEnv(bandit(), 1, certain_means([0.5, 0.5, 0.5])[:0])
+    env = Bounded()
+    env.observation_space = gym.spaces.Dict({"x": gym.spaces.Discrete(2)})
+    with pytest.raises(TypeError, match="expected a Discrete or Box space"):
+        TrialEnv(env, 1)
+
+
+# Predictor
+
+
+@dataclass(frozen=True)
+class Memory:
+    number: int
+    generator: torch.Generator
+    lived: int = 0
+    adapted: int = 0
+    action: Tensor | None = None
+
+
+class Witness:
+    """Keeps what it is shown and asserts that each step follows from the one before."""
+
+    def __init__(self, phase: Phase | None = None, num_arms: int = 3) -> None:
+        self.phase, self.num_arms = phase or Phase(), num_arms
+        self.begins = 0
+        self.shown: dict[int, list[TimeStep]] = {}
+        self.trajectories: dict[int, list[Trajectory]] = {}
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> Memory:
+        assert num_tasks == 1
+        self.begins += 1
+        self.shown[self.begins], self.trajectories[self.begins] = [], []
+        return Memory(self.begins, generator)
+
+    def act(self, carry: Memory, step: TimeStep) -> tuple[Choice, Memory]:
+        shown = self.shown[carry.number]
+        assert len(shown) == carry.lived  # rows share no carry, and none is reset or skipped
+        assert not torch.is_grad_enabled()
+        assert step.first.dtype == torch.bool
+        assert step.reward.dtype == torch.float32
+        if carry.action is None:
+            assert not step.action.any()
+            assert not step.reward.any()
+            assert step.first.all()
+        else:
+            assert torch.equal(step.action.argmax(1), carry.action)
+        shown.append(step)
+        action = torch.randint(0, self.num_arms, (1,), generator=carry.generator)
+        choice = Choice(action, torch.full((1,), float(carry.lived)), mode=action)
+        return choice, replace(carry, lived=carry.lived + 1, action=action)
+
+    def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
+        assert len(self.trajectories[carry.number]) == carry.adapted
+        self.trajectories[carry.number].append(trajectory)
+        return replace(carry, adapted=carry.adapted + 1)
+
+
+def predictor_of(agent: Any, env: gym.Env[Any, Any], **arguments: Any) -> Predictor[Any]:
+    return Predictor(agent, env.observation_space, env.action_space, **arguments)
+
+
+def test_predict_decodes_what_the_trial_encoded(corridor: Any) -> None:
+    inner = TaskEnv(corridor(horizon=3))
+    env, agent = TrialEnv(inner, 4), Witness(num_arms=2)
+    predictor = predictor_of(agent, inner)
+    observation, _ = env.reset(seed=0)
+    state, fed, over = None, [], False
+    while not over:
+        fed.append(observation)
+        action, state = predictor.predict(observation, state, np.array([state is None]))
+        assert action in inner.action_space
+        observation, _, over, _, _ = env.step(action)
+    shown = agent.shown[1]
+    assert len(shown) == len(fed) > 4
+    for vector, step in zip(fed, shown, strict=True):
+        assert step.observation.shape == (1, 1)
+        assert step.observation.dtype == torch.float32
+        decoded = torch.cat([step.observation[0], step.action[0], step.reward, step.first.float()])
+        assert torch.equal(decoded, torch.as_tensor(vector))
+
+
+def test_spaces_survive_the_round_trip() -> None:
+    class Shown:
+        phase = Phase()
+
+        def begin(self, num_tasks: int, generator: torch.Generator) -> None:
+            return None
+
+        def act(self, carry: None, step: TimeStep) -> tuple[Choice, None]:
+            self.step = step
+            return Choice(torch.full((1, 2), 0.5), torch.zeros(1), torch.full((1, 2), 0.75)), None
+
+    agent, inner = Shown(), Bounded()
+    predictor = predictor_of(agent, inner)
+    observation, _ = TrialEnv(inner, 1).reset(seed=0)
+    action, _ = predictor.predict(observation)
+    assert action.dtype == np.float32
+    assert action.tolist() == [0.5, 0.5]
+    assert agent.step.observation.dtype == torch.float64
+    np.testing.assert_allclose(agent.step.observation[0].numpy(), inner.goal, rtol=1e-6)
+    assert predictor.predict(observation, deterministic=True)[0].tolist() == [0.75, 0.75]
+    shifted = Predictor(Witness(), gym.spaces.Discrete(3, start=-1), gym.spaces.Discrete(3))
+    shifted.predict(np.array([0, 0, 1, 0, 0, 0, 0, 1], np.float32))
+    (step,) = shifted.agent.shown[1]
+    assert step.observation.tolist() == [1]
+    assert step.observation.dtype == torch.int64
+
+
+@pytest.mark.parametrize("episodes", [1, 2])
+def test_adapt_gets_the_phases_that_were_lived(corridor: Any, episodes: int) -> None:
+    inner = TaskEnv(corridor(horizon=3))
+    agent = Witness(Phase(episodes), num_arms=2)
+    predictor = predictor_of(agent, inner, num_episodes=4)
+    env = Monitor(TrialEnv(inner, 4, tasks=lengths(1, 3)))
+    _, steps = evaluate_policy(predictor, env, 2, deterministic=False, return_episode_rewards=True)
+    for trial in (1, 2):
+        phases = agent.trajectories[trial]
+        assert len(phases) == 4 // episodes - 1  # nothing follows the last phase
+        shown = agent.shown[trial]
+        assert len(shown) == steps[trial - 1]
+        lived = sum(len(phase.reward) for phase in phases)
+        for name in TimeStep._fields:
+            got = torch.cat([getattr(phase.inputs, name) for phase in phases])
+            assert torch.equal(got, torch.stack([getattr(step, name) for step in shown[:lived]]))
+        assert torch.equal(
+            torch.cat([p.reward for p in phases]), torch.stack([s.reward for s in shown[1 : lived + 1]])
+        )
+        assert torch.cat([p.log_prob for p in phases]).flatten().tolist() == list(range(lived))
+        for phase in phases:
+            assert phase.action.shape == phase.reward.shape == phase.mask.shape == (len(phase.last), 1)
+            assert phase.mask.all()
+            assert phase.last.sum() == episodes
+            assert phase.last[-1]
+            assert torch.equal(phase.action[:-1], phase.inputs.action[1:].argmax(2))
+            assert phase.regret is phase.expected_reward is None
+
+
+class Counting:
+    """Plays the best arm so far; learns only in adapt, from phases of one pull."""
+
+    phase = Phase(episodes=1)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+        return torch.tensor([[1.0, 1.0, 1.0]])  # optimistic: each arm is tried until it disappoints
+
+    def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
+        arm = carry.argmax(1)
+        return Choice((arm + 1) % 3, torch.zeros(1), mode=arm), carry
+
+    def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
+        return carry.scatter(1, trajectory.action[0].unsqueeze(1), trajectory.reward[0].unsqueeze(1))
+
+
+def trial_of_certain_arms(*best: int) -> Callable[[], TrialEnv]:
+    rows = [[float(arm == i) for arm in range(3)] for i in best]
+    return lambda: TrialEnv(bandit(), 10, tasks=certain_means(*rows))
+
+
+def test_evaluate_policy_measures_exactly_the_held_out_tasks() -> None:
+    predictor = predictor_of(Counting(), bandit(), num_episodes=10)
+    # arm k pays always, the others never: found after k pulls, so 10 − k of 10 pulls are paid
+    env = VecMonitor(DummyVecEnv([trial_of_certain_arms(0, 1, 2)]))
+    rewards, steps = evaluate_policy(predictor, env, 3, return_episode_rewards=True)
+    assert rewards == [10, 9, 8]
+    assert steps == [10, 10, 10]
+    several = VecMonitor(DummyVecEnv([trial_of_certain_arms(2, 1), trial_of_certain_arms(1, 0)]))
+    rewards, _ = evaluate_policy(predictor, several, 4, return_episode_rewards=True)
+    assert rewards == [8, 9, 9, 10]
+
+
+def test_sampled_actions_unlike_the_mode() -> None:
+    predictor = predictor_of(Counting(), bandit())
+    observation, _ = trial_of_certain_arms(0)().reset(seed=0)
+    assert predictor.predict(observation, deterministic=True)[0] == 0
+    assert predictor.predict(observation)[0] == 1
+
+
+def test_predictor_and_rollout_earn_alike() -> None:
+    family = BernoulliBandits(num_arms=3)
+    tasks = certain_means([0.0, 0.0, 1.0], [0.0, 1.0, 0.0])
+
+    class Sampled(Counting):
+        def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+            return torch.ones(num_tasks, 3)
+
+        def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
+            arm = carry.argmax(1)
+            return Choice(arm, torch.zeros(len(arm)), arm), carry
+
+        def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
+            return carry.scatter(1, trajectory.action[0].unsqueeze(1), trajectory.reward[0].unsqueeze(1))
+
+    rolled = RolloutWorker(family).run(Sampled(), tasks, 10, 0).per_task("reward").sum(1)
+    env = Monitor(TrialEnv(TaskEnv(family), 10, tasks=tasks))
+    rewards, _ = evaluate_policy(predictor_of(Sampled(), bandit()), env, 2, return_episode_rewards=True)
+    assert rolled.tolist() == rewards == [8, 9]
+
+
+def test_rows_are_independent_and_the_state_is_a_value() -> None:
+    agent = Witness()
+    predictor = predictor_of(agent, bandit(), seed=5)
+    batch = np.stack([trial_of_certain_arms(i)().reset(seed=i)[0] for i in range(2)])
+    actions, state = predictor.predict(batch, None, np.array([True, True]))
+    assert actions.shape == (2,)
+    assert agent.begins == 2
+    before = [row.carry for row in state]
+    again = np.stack([[1, *np.eye(3)[action], 0.0, 1] for action in actions])
+    _, later = predictor.predict(again, state, np.array([False, False]))
+    assert [row.carry for row in state] == before  # the old state is as it was
+    assert [row.carry.number for row in later] == [1, 2]
+
+
+def test_only_the_row_that_starts_begins_anew() -> None:
+    agent = Witness()
+    predictor = predictor_of(agent, bandit())
+    start = np.array([1, 0, 0, 0, 0, 1], np.float32)
+    actions, state = predictor.predict(np.stack([start] * 3))
+    follow = [[1, *np.eye(3)[action], 1.0, 1] for action in actions]
+    _, state = predictor.predict(
+        np.stack([follow[0], start, follow[2]]), state, np.array([False, True, False])
+    )
+    assert [row.carry.number for row in state] == [1, 4, 3]
+    assert [row.carry.lived for row in state] == [2, 1, 2]
+    assert agent.begins == 4
+
+
+def test_draws_follow_the_seed() -> None:
+    def actions(seed: int) -> list[int]:
+        predictor = predictor_of(Witness(), bandit(), seed=seed)
+        start = np.array([1, 0, 0, 0, 0, 1], np.float32)
+        return predictor.predict(np.stack([start] * 32))[0].tolist()
+
+    assert actions(0) == actions(0)
+    assert actions(0) != actions(1)
+    assert len(set(actions(0))) == 3  # rows draw from streams of their own
+
+
+def test_misuse_of_the_predictor_is_refused() -> None:
+    start = np.array([1, 0, 0, 0, 0, 1], np.float32)
+    predictor = predictor_of(Witness(), bandit())
+    with pytest.raises(ValueError, match=r"expected flat observations \[num_envs, 6\] .* got \[1, 1\]"):
+        predictor.predict(np.zeros(1))
+    with pytest.raises(ValueError, match="expected a state of 2 rows like the observations, got 1"):
+        predictor.predict(np.stack([start] * 2), predictor.predict(start)[1])
+    with pytest.raises(
+        ValueError, match=r"expected an agent of one lane per task, got 4: .* rl2meta\.rollout"
+    ):
+        predictor_of(Witness(Phase(1, lanes_per_task=4)), bandit())
+    with pytest.raises(ValueError, match=r"num_episodes=25 is not a positive multiple of the 10 .* use 20"):
+        predictor_of(Witness(Phase(10)), bandit(), num_episodes=25)
+    with pytest.raises(ValueError, match=r"num_episodes=0 is not a positive multiple of the 1 .* use 1"):
+        predictor_of(Witness(), bandit(), num_episodes=0)
+    with pytest.raises(TypeError, match="expected a Discrete or Box space"):
+        Predictor(Witness(), gym.spaces.MultiBinary(2), gym.spaces.Discrete(2))
+
+
+def test_recurrent_ppo_learns_on_trials() -> None:
+    torch.manual_seed(0)
+    env = VecMonitor(DummyVecEnv([lambda: TrialEnv(bandit(2), 4)] * 2))
+    sizes = {"lstm_hidden_size": 8, "net_arch": [8]}
+    model = RecurrentPPO(
+        "MlpLstmPolicy", env, n_steps=16, batch_size=16, n_epochs=1, policy_kwargs=sizes, device="cpu", seed=0
+    )
+    before = [parameter.clone() for parameter in model.policy.parameters()]
+    model.learn(32)
+    assert any(not torch.equal(a, b) for a, b in zip(before, model.policy.parameters(), strict=True))
+    held_out = sample_tasks(BernoulliBandits(num_arms=2), 5, 0, "test")
+    test_env = Monitor(TrialEnv(bandit(2), 4, tasks=held_out))
+    mean, _ = evaluate_policy(model, test_env, 5)
+    assert 0 <= mean <= 4

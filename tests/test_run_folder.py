@@ -1,0 +1,233 @@
+"""Run folders: who may write, what a kill leaves, what is refused."""
+
+import json
+import os
+import subprocess
+import sys
+
+import pytest
+
+from rl2meta import run_folder
+from rl2meta.errors import UserError
+from rl2meta.run_folder import RunFolder, write_atomically
+
+CONFIG = "seed: 1\nname: ε\n"
+
+
+@pytest.fixture
+def folder(tmp_path):
+    return RunFolder.create(tmp_path / "runs" / "a", CONFIG)
+
+
+def test_a_created_folder_can_be_opened(folder):
+    opened = RunFolder.open(folder.path)
+    assert opened == folder
+    assert opened.config_text() == CONFIG
+    assert opened.config_path.read_bytes() == CONFIG.encode()
+    paths = (folder.metrics_path, folder.checkpoints_path, folder.tensorboard_path)
+    assert {path.parent for path in paths} == {folder.path}
+    assert len(set(paths)) == 3
+
+
+def test_an_empty_folder_may_become_a_run(tmp_path):
+    assert RunFolder.create(tmp_path, CONFIG).config_text() == CONFIG
+
+
+def test_a_used_folder_is_refused_and_left_alone(tmp_path):
+    (tmp_path / "thesis.tex").write_text("years of work")
+    with pytest.raises(UserError, match=r"already in use.*--run-dir.*--resume"):
+        RunFolder.create(tmp_path, CONFIG)
+    assert os.listdir(tmp_path) == ["thesis.tex"]
+
+
+def test_a_second_run_in_the_same_folder_is_refused(folder):
+    with pytest.raises(UserError, match="already in use"):
+        RunFolder.create(folder.path, "other: 1\n")
+    assert folder.config_text() == CONFIG
+
+
+def test_a_file_in_the_way_is_refused(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(UserError, match=r"in use \(a file\)"):
+        RunFolder.create(tmp_path / "file", CONFIG)
+    with pytest.raises(UserError, match=r"cannot write .*file/below"):
+        RunFolder.create(tmp_path / "file" / "below", CONFIG)
+
+
+def test_of_two_that_create_at_once_one_is_refused(tmp_path, monkeypatch):
+    # The other process is as fast as can be: it comes right after our first look.
+    path, look = tmp_path / "run", run_folder._refuse_used
+
+    def look_then_be_overtaken(path):
+        look(path)
+        monkeypatch.setattr(run_folder, "_refuse_used", look)
+        RunFolder.create(path, "other: 1\n")
+
+    monkeypatch.setattr(run_folder, "_refuse_used", look_then_be_overtaken)
+    with pytest.raises(UserError, match="already in use"):
+        RunFolder.create(path, CONFIG)
+    assert RunFolder.open(path).config_text() == "other: 1\n"
+
+
+def test_only_a_run_can_be_opened(tmp_path):
+    with pytest.raises(UserError, match="got nothing; check --run-dir"):
+        RunFolder.open(tmp_path / "missing")
+    with pytest.raises(UserError, match=r"without a config\.yaml"):
+        RunFolder.open(tmp_path)
+
+
+def test_an_unreadable_config_is_named(folder):
+    folder.config_path.write_bytes(b"\xff\xfe\xff")
+    with pytest.raises(UserError, match=r"cannot read .*config\.yaml"):
+        folder.config_text()
+
+
+HOLD_LOCK = """
+import sys
+from pathlib import Path
+from rl2meta.run_folder import RunFolder
+with RunFolder.open(Path(sys.argv[1])).locked():
+    print("held", flush=True)
+    sys.stdin.readline()
+"""
+
+
+def test_the_lock_keeps_other_processes_out_and_dies_with_its_holder(folder):
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD_LOCK, folder.path],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    with holder:
+        assert holder.stdout.readline() == "held\n"
+        with pytest.raises(UserError, match=f"another process is writing to {folder.path}"), folder.locked():
+            pytest.fail("two processes hold the lock")
+        holder.kill()
+    with folder.locked():
+        pass
+
+
+def test_the_lock_is_released_when_the_block_fails(folder):
+    with pytest.raises(KeyError), folder.locked():
+        raise KeyError
+    with folder.locked():
+        pass
+
+
+def test_metrics_come_back_as_they_were_appended(folder):
+    assert folder.read_metrics() == []
+    rows = [{"update": 1, "loss": 0.1 + 0.2, "note": "α\n"}, {"update": 2, "loss": -1e-300, "note": None}]
+    for row in rows:
+        folder.append_metrics(row)
+        assert folder.metrics_path.read_bytes().endswith(b"\n")  # on disk at once
+    assert folder.read_metrics() == rows
+    assert [json.loads(line) for line in folder.metrics_path.read_text().splitlines()] == rows
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), float("-inf")])
+def test_metrics_that_json_cannot_hold_are_refused_by_name(folder, value):
+    with pytest.raises(ValueError, match=r"expected finite metrics, got loss=.* at update 3"):
+        folder.append_metrics({"update": 3, "loss": value})
+    with pytest.raises(ValueError, match="not JSON compliant"):
+        folder.append_metrics({"update": 3, "losses": [value]})
+    assert folder.read_metrics() == []
+
+
+def test_metrics_without_an_update_are_refused(folder):
+    with pytest.raises(ValueError, match="under 'update', got None"):
+        folder.append_metrics({"loss": 1.0})
+
+
+def test_truncation_keeps_the_rows_up_to_the_update(folder):
+    for update in (1, 2, 3, 4):
+        folder.append_metrics({"update": update, "x": 1 / update})
+    lines = folder.metrics_path.read_bytes().splitlines(keepends=True)
+    folder.truncate_metrics(2)
+    assert folder.metrics_path.read_bytes() == b"".join(lines[:2])
+    folder.append_metrics({"update": 3, "x": 0.5})
+    assert [row["update"] for row in folder.read_metrics()] == [1, 2, 3]
+    folder.truncate_metrics(0)
+    assert folder.metrics_path.read_bytes() == b""
+
+
+def test_truncation_without_metrics_makes_none(folder):
+    folder.truncate_metrics(5)
+    assert not folder.metrics_path.exists()
+
+
+def test_a_line_torn_anywhere_by_a_kill_is_forgotten(folder):
+    rows = [{"update": 1, "loss": 0.5}, {"update": 2, "note": "é", "loss": 0.25}]
+    for row in rows:
+        folder.append_metrics(row)
+    whole = folder.metrics_path.read_bytes()
+    first = whole.index(b"\n") + 1
+    for end in range(first, len(whole) + 1):
+        folder.metrics_path.write_bytes(whole[:end])
+        kept = rows if end >= len(whole) - 1 else rows[:1]  # only the line's end is missing: it is whole
+        assert folder.read_metrics() == kept
+        folder.truncate_metrics(2)
+        folder.append_metrics({"update": 3})
+        assert folder.read_metrics() == [*kept, {"update": 3}]
+
+
+@pytest.mark.parametrize("line", ["{", "[1]", '{"loss": 1}', "", "\x00\x00"])
+def test_damage_before_the_last_line_is_named_not_dropped(folder, line):
+    folder.append_metrics({"update": 1})
+    with folder.metrics_path.open("a") as file:
+        file.write(line + "\n")
+    folder.append_metrics({"update": 3})
+    before = folder.metrics_path.read_bytes()
+    with pytest.raises(UserError, match="got something else in line 2"):
+        folder.truncate_metrics(3)
+    assert folder.metrics_path.read_bytes() == before
+
+
+def test_evaluations_get_folders_of_their_own(folder):
+    made = [folder.new_evaluation_folder(None) for _ in range(3)]
+    assert [path.name for path in made] == ["evaluation", "evaluation_2", "evaluation_3"]
+    assert all(path.is_dir() and path.parent == folder.path for path in made)
+    made[1].rmdir()
+    (folder.path / "evaluation_2").write_text("a file in the way")
+    assert folder.new_evaluation_folder(None).name == "evaluation_4"
+
+
+def test_an_evaluation_goes_where_it_is_told_but_over_nothing(folder, tmp_path):
+    out = tmp_path / "deep" / "out"
+    assert folder.new_evaluation_folder(out) == out
+    assert folder.new_evaluation_folder(out) == out  # still empty
+    (out / "regret.csv").write_text("")
+    with pytest.raises(UserError, match="got a folder with something in it"):
+        folder.new_evaluation_folder(out)
+    with pytest.raises(UserError, match="got a file"):
+        folder.new_evaluation_folder(out / "regret.csv")
+
+
+def test_what_the_disk_refuses_names_the_path(folder, monkeypatch):
+    def full(*_):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(run_folder.os, "fsync", full)
+    with pytest.raises(UserError, match=r"cannot write .*/b: No space left on device; free some space"):
+        RunFolder.create(folder.path.with_name("b"), CONFIG)
+    folder.metrics_path.mkdir()
+    with pytest.raises(UserError, match=r"cannot write .*metrics\.jsonl: Is a directory"):
+        folder.append_metrics({"update": 1})
+
+
+def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkeypatch):
+    path = tmp_path / "file"
+    write_atomically(path, "old")
+
+    def fail(*_):
+        raise OSError(5, "Input/output error")
+
+    for step in ("fsync", "replace"):
+        with monkeypatch.context() as patch:
+            patch.setattr(run_folder.os, step, fail)
+            with pytest.raises(OSError, match="Input/output error"):
+                write_atomically(path, b"new")
+        assert path.read_text() == "old"
+        assert os.listdir(tmp_path) == ["file"]
+    write_atomically(path, b"new\r\n")
+    assert path.read_bytes() == b"new\r\n"
