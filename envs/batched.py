@@ -142,6 +142,8 @@ class TaskEnv(gym.Env[Any, Any]):
         self.action_space = distribution.action_space
         self._batch = distribution.make_envs(1, torch.device("cpu"))
         self._seeded = False
+        self._ended = True
+        self._restarted: Tensor | None = None  # the next episode's first observation, once one has ended
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -152,17 +154,24 @@ class TaskEnv(gym.Env[Any, Any]):
         if seed is not None or not self._seeded:
             inner = int(self.np_random.integers(2**62))
             self._seeded = True
-        observation, _ = self._batch.reset(seed=inner, options=options)
-        return self._single(observation), {}
+        if self._restarted is None or inner is not None or options:
+            self._restarted, _ = self._batch.reset(seed=inner, options=options)
+        observation, self._restarted = self._single(self._restarted), None
+        self._ended = False
+        return observation, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Act once; after the episode's end call ``reset``."""
         if not self.action_space.contains(action):
             raise ValueError(f"expected an action in {self.action_space}, got {action!r}")
+        if self._ended:
+            raise gym.error.ResetNeeded("expected reset() after the episode's end, got step(); call reset()")
         actions = torch.as_tensor(np.asarray(action)).unsqueeze(0)
-        _, reward, terminated, truncated, info = self._batch.step(actions)
+        restarted, reward, terminated, truncated, info = self._batch.step(actions)
         observation = self._single(info.pop("final_obs"))
         known = {name: value.item() for name, value in info.items()}
+        self._ended = bool(terminated | truncated)
+        self._restarted = restarted if self._ended else None
         return observation, reward.item(), bool(terminated), bool(truncated), known
 
     def _single(self, batch: Tensor) -> Any:

@@ -52,6 +52,7 @@ class _Evaluation(NamedTuple):
     title: str
     oracle: float | None
     bayes: float | None
+    bayes_regret: float | None
     agents: list[_Agent]
 
 
@@ -63,8 +64,7 @@ def plot_evaluation(folder: Path) -> Path:
 def plot_regret(folder: Path) -> Path:
     """Draw the cumulative regret and the mean returns of an evaluation to regret.png, and return its path.
 
-    Dashed is the best that an agent can do that does not know the task: its regret after the whole trial
-    is (return with the task known) − (Bayes-optimal return).
+    Dashed is the best that an agent can do that knows the law but not the task.
 
     Args:
         folder: an evaluation folder with evaluation.json and regret.csv.
@@ -79,8 +79,7 @@ def plot_regret(folder: Path) -> Path:
         )
     evaluation = _read(folder, "regret.csv")
     figure, left, right = _figure(evaluation, "Regret")
-    oracle, bayes = evaluation.oracle, evaluation.bayes
-    goal = None if oracle is None or bayes is None else oracle - bayes
+    goal = evaluation.bayes_regret
     _draw_curves(left, evaluation.agents, goal, "Cumulative regret (lower is better)")
     left.set_ylim(top=_regret_limit(evaluation.agents))
     _label_curves(left, evaluation.agents, goal)
@@ -129,7 +128,8 @@ def _read(folder: Path, curves: str) -> _Evaluation:
             for index, (name, entry) in enumerate(said["agents"].items())
         ]
         title = f"{said['num_tasks']:,} held-out tasks of {said['distribution']}"
-        return _Evaluation(title, said["oracle_return"], said["bayes_optimal_return"], agents)
+        ceilings = (said[name] for name in ("oracle_return", "bayes_optimal_return", "bayes_optimal_regret"))
+        return _Evaluation(title, *ceilings, agents)
 
 
 def _colour(index: int) -> str:
@@ -137,12 +137,12 @@ def _colour(index: int) -> str:
 
 
 def _read_rows(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return agent -> [num_steps, 4]: step, mean, low, high."""
+    """Return agent -> [1 + num_steps, 4]: step, mean, low, high, from the origin on."""
     curves: dict[str, list[list[float]]] = {}
     with _expecting("the columns agent,step,mean,low,high", path):
         for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
             point = [float(row[key]) for key in ("step", "mean", "low", "high")]
-            curves.setdefault(row["agent"], []).append(point)
+            curves.setdefault(row["agent"], [[0.0] * 4]).append(point)
     return {name: np.array(points) for name, points in curves.items()}
 
 

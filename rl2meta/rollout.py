@@ -61,18 +61,18 @@ class RolloutWorker:
             seed=derive(seed, "envs"), options={"tasks": tasks[rows_of].to(self.device)}
         )
         step = self._first_step(observation)
-        phases = []
-        for index in range(num_phases):
-            if index:  # environments that idled may be inside an episode; a phase starts at its start
-                step = step._replace(observation=envs.reset()[0], first=torch.ones_like(step.first))
-            trajectory, carry, step = self._run_phase(envs, agent, carry, step, episodes)
+        phases: list[Trajectory] = []
+        for _ in range(num_phases):
+            if phases:  # environments that idled may be inside an episode; a phase starts at its start
+                step = self._step_after(phases[-1], envs.reset()[0])
+            trajectory, carry = self._run_phase(envs, agent, carry, step, episodes)
             carry = agent.adapt(carry, trajectory)
             phases.append(trajectory)
         return Trial(tasks, tuple(phases))
 
     def _run_phase(
         self, envs: TaskVectorEnv, agent: Agent[Carry], carry: Carry, step: TimeStep, episodes: int
-    ) -> tuple[Trajectory, Carry, TimeStep]:
+    ) -> tuple[Trajectory, Carry]:
         rows = []
         completed = torch.zeros(envs.num_envs, dtype=torch.int64, device=self.device)
         for _ in range(episodes * self.distribution.horizon):
@@ -82,7 +82,7 @@ class RolloutWorker:
             rows.append(_row(step, choice, reward, last, completed < episodes, info))
             completed = completed + last
             step = TimeStep(observation, self._action.encode(choice.action), reward, last)
-        return _stack(rows), carry, step
+        return _stack(rows), carry
 
     def _first_step(self, observation: Tensor) -> TimeStep:
         n = len(observation)
@@ -91,6 +91,17 @@ class RolloutWorker:
             action=torch.zeros(n, self._action.size, device=self.device),
             reward=torch.zeros(n, device=self.device),
             first=torch.ones(n, dtype=torch.bool, device=self.device),
+        )
+
+    def _step_after(self, phase: Trajectory, observation: Tensor) -> TimeStep:
+        """Carry the last action and reward that counted, not those of idling, into the next phase."""
+        end = phase.mask.sum(dim=0) - 1  # [B]
+        lanes = torch.arange(len(end), device=self.device)
+        return TimeStep(
+            observation=observation,
+            action=self._action.encode(phase.action[end, lanes]),
+            reward=phase.reward[end, lanes],
+            first=torch.ones_like(phase.last[0]),
         )
 
     def _make_envs(self, num_envs: int) -> TaskVectorEnv:

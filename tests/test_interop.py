@@ -256,6 +256,7 @@ def test_predict_decodes_what_the_trial_encoded(corridor: Any) -> None:
         action, state = predictor.predict(observation, state, np.array([state is None]))
         assert action in inner.action_space
         observation, _, over, _, _ = env.step(action)
+    assert not state[0].past  # a phase that never ends is not kept
     shown = agent.shown[1]
     assert len(shown) == len(fed) > 4
     for vector, step in zip(fed, shown, strict=True):

@@ -34,6 +34,7 @@ def write_evaluation(folder, finals=FINALS, regret=True, bayes=BAYES, oracle=ORA
         "distribution": "BernoulliBandits(num_arms=5)",
         "oracle_return": oracle,
         "bayes_optimal_return": bayes,
+        "bayes_optimal_regret": None if bayes is None or oracle is None else oracle - bayes,
         "agents": agents,
     }
     (folder / "evaluation.json").write_text(json.dumps(summary))
@@ -71,7 +72,7 @@ def test_the_regret_figure_shows_what_the_files_say(tmp_path, drawn):
     assert figure.texts[0].get_text() == "Regret on 1,000 held-out tasks of BernoulliBandits(num_arms=5)"
     # Oracle 83.3 less Bayes-optimal 73.7 leaves a regret of 9.6 that no agent avoids.
     assert texts(left) == ["rl2  9.9", "thompson  11.2", "ucb1  17.0", "random  33.3", "Bayes-optimal  9.6"]
-    curves = [line for line in left.lines if len(line.get_xdata()) == 21]
+    curves = [line for line in left.lines if len(line.get_xdata()) == 22]  # 21 steps and the origin
     assert [line.get_ydata()[-1] for line in curves] == list(FINALS.values())
     assert curves[0].get_zorder() > max(line.get_zorder() for line in curves[1:])
     assert curves[0].get_linewidth() > max(line.get_linewidth() for line in curves[1:])

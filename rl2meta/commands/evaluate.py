@@ -15,7 +15,7 @@ from rl2meta.config import RunConfig, load_config, suggestion
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
-from rl2meta.plotting import plot_regret
+from rl2meta.plotting import plot_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
 from rl2meta.statistics import mean_interval
@@ -65,7 +65,7 @@ def evaluate_run(
         "env_steps": saved.state["env_steps"],
     }
     write_evaluation(target, results, ceilings, facts)
-    figure = plot_regret(target)
+    figure = plot_evaluation(target)
     _print_table(
         results, ceilings, f"{config.distribution}, {num_tasks:,} held-out tasks, {episodes} episodes each"
     )

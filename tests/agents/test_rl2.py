@@ -1,0 +1,200 @@
+from dataclasses import replace
+
+import pytest
+import torch
+from pydantic import ValidationError
+from torch import Tensor
+
+from rl2meta.agents.rl2 import RL2Config, RL2Learner, clipped_surrogate, reward_signal
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.randomness import generator
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import TensorTasks, sample_tasks
+from rl2meta.training import Budget, meta_train
+from rl2meta.trial import Trial
+
+BANDITS = BernoulliBandits(num_arms=3)
+
+
+def _learner(seed: int = 0, **settings: object) -> RL2Learner:
+    config = RL2Config.model_validate({"hidden_size": 8, **settings})
+    return RL2Learner(BANDITS.observation_space, BANDITS.action_space, config, seed=seed)
+
+
+def _trial(learner: RL2Learner, tasks: int = 16, episodes: int = 6) -> Trial:
+    return RolloutWorker(BANDITS).run(learner.agent, sample_tasks(BANDITS, tasks, 0, "train"), episodes, 1)
+
+
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_acting_step_by_step_agrees_with_the_fused_pass(num_layers: int) -> None:
+    learner = _learner(num_layers=num_layers)
+    (trajectory,) = _trial(learner).phases
+    policy, _ = learner.network(learner.network.inputs(trajectory.inputs))
+    torch.testing.assert_close(policy.log_prob(trajectory.action), trajectory.log_prob, atol=1e-5, rtol=1e-5)
+
+
+def test_the_input_is_observation_action_reward_and_first() -> None:
+    learner = _learner()
+    (trajectory,) = _trial(learner).phases
+    x = learner.network.inputs(trajectory.inputs)  # [T, B, 1 + 3 + 2]
+    assert x.shape == (6, 16, 6)
+    assert (x[0, :, 1:5] == 0).all()  # no action yet, which is not action 0, and no reward
+    assert torch.equal(x[1:, :, 1:4].argmax(dim=-1), trajectory.action[:-1])
+    assert torch.equal(x[1:, :, 4], trajectory.reward[:-1])
+    assert (x[:, :, 5] == 1).all()  # every pull begins an episode
+
+
+def test_the_hidden_state_outlives_episodes_and_not_trials() -> None:
+    learner = _learner()
+    carry = learner.agent.begin(4, generator(0, "x"))
+    assert all((part == 0).all() for part in carry.state)
+    (trajectory,) = _trial(learner, tasks=4).phases
+    features = learner.network.core(learner.network.inputs(trajectory.inputs))
+    alone = learner.network.core(learner.network.inputs(trajectory.inputs)[3:])
+    assert not torch.allclose(features[3], alone[0])  # what came before the episode's end still counts
+
+
+def test_the_gradient_reaches_through_the_whole_trial() -> None:
+    learner = _learner()
+    x = torch.randn(20, 2, 6, requires_grad=True)
+    policy, _ = learner.network(x)
+    policy.log_prob(torch.zeros(20, 2, dtype=torch.long))[-1].sum().backward()
+    assert x.grad is not None and (x.grad[0].abs().sum(dim=1) > 0).all()
+
+
+def test_advantages_cross_the_ends_of_episodes() -> None:
+    """With λ = γ = 1 and a value of 0 the first advantage is the return of the whole trial."""
+    learner = _learner(discount=1.0, gae_trace=1.0, reward_signal="sampled")
+    trial = _trial(learner)
+    batch = learner._batch(trial.phases[0])
+    returns = trial.phases[0].reward.flip(0).cumsum(0).flip(0)
+    remaining = torch.arange(6, 0, -1).unsqueeze(1)
+    want = returns / remaining
+    torch.testing.assert_close(batch.value_target * learner.network.reward_scale, want)
+    standardised = (returns - returns.mean()) / returns.std(unbiased=False)
+    torch.testing.assert_close(batch.advantage, standardised, atol=1e-5, rtol=1e-5)
+
+
+def test_padding_changes_nothing() -> None:
+    learner = _learner()
+    (trajectory,) = _trial(learner, episodes=6).phases
+
+    def cut(x: Tensor) -> Tensor:
+        return x[:4]
+
+    fields = ("action", "log_prob", "reward", "last", "mask", "expected_reward", "regret")
+    short = replace(
+        trajectory,
+        inputs=type(trajectory.inputs)(*(cut(x) for x in trajectory.inputs)),
+        **{name: cut(getattr(trajectory, name)) for name in fields},
+    )
+    mask = trajectory.mask.clone()
+    mask[4:] = False
+    padded, want = learner._batch(replace(trajectory, mask=mask)), learner._batch(short)
+    torch.testing.assert_close(padded.advantage[:4], want.advantage)
+    torch.testing.assert_close(padded.value_target[:4], want.value_target)
+    losses = [learner_step(batch) for batch in (padded, want)]
+    torch.testing.assert_close(losses[0], losses[1])
+
+
+def learner_step(batch: object) -> Tensor:
+    metrics = _learner()._step(batch, 0.01)  # type: ignore[arg-type]
+    return torch.stack([metrics[name] for name in ("policy_loss", "value_loss", "entropy", "gradient_norm")])
+
+
+def test_clipped_surrogate_by_hand() -> None:
+    ratio, advantage = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.1]), torch.tensor([1.0, -1.0, 1.0, -1.0, 2.0])
+    # Gains stop at 1 ± 0.2, losses do not: 1.2, −1.5, 0.5, −0.8, 2.2.
+    torch.testing.assert_close(
+        clipped_surrogate(ratio.log(), advantage, 0.2), torch.tensor([1.2, -1.5, 0.5, -0.8, 2.2])
+    )
+
+
+def test_the_first_step_of_an_update_is_the_policy_gradient() -> None:
+    """At ρ = 1 the gradient of the surrogate is E[A ∇ log π] (checked against autograd of that)."""
+    learner = _learner(entropy_coefficient=0.0, value_coefficient=0.0, max_gradient_norm=1e9)
+    (trajectory,) = _trial(learner).phases
+    batch = learner._batch(trajectory)
+    learner._step(batch, 0.0)
+    got = learner.network.policy.linear.weight.grad
+    fresh = _learner()
+    policy, _ = fresh.network(batch.inputs)
+    (-(policy.log_prob(batch.action) * batch.advantage).mean()).backward()
+    assert got is not None
+    torch.testing.assert_close(got, fresh.network.policy.linear.weight.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_reward_signals() -> None:
+    (trajectory,) = _trial(_learner()).phases
+    assert torch.equal(reward_signal(trajectory, "sampled"), trajectory.reward)
+    assert torch.equal(reward_signal(trajectory, "expected"), trajectory.expected_reward)
+    assert torch.equal(reward_signal(trajectory, "regret"), -trajectory.regret)
+    with pytest.raises(ValueError, match=r"reward_signal='regret': .* use one of \['sampled'\]"):
+        reward_signal(replace(trajectory, regret=None, expected_reward=None), "regret")
+
+
+@pytest.mark.parametrize("signal", ["sampled", "expected", "regret"])
+def test_learns_which_of_two_arms_pays(signal: str) -> None:
+    """Means 0 and 1 in either order: after one pull everything is known, 9.5 of 10 is optimal."""
+
+    class Certain(BernoulliBandits):
+        def sample(self, num_tasks: int, generator: torch.Generator, split: str) -> TensorTasks:
+            first = torch.randint(2, (num_tasks, 1), generator=generator).float()
+            return TensorTasks({"means": torch.cat([first, 1 - first], dim=1)})
+
+    distribution = Certain(num_arms=2)
+    config = RL2Config.model_validate({"hidden_size": 16, "reward_signal": signal, "learning_rate": 0.01})
+    learner = RL2Learner(distribution.observation_space, distribution.action_space, config)
+    worker = RolloutWorker(distribution)
+    meta_train(learner, distribution, worker, Budget(80, 128, 10), 0, lambda row: False)
+    tasks = sample_tasks(distribution, 500, 0, "test")
+    rewards = worker.run(learner.agent, tasks, 10, 5).per_task("expected_reward")
+    assert rewards is not None and rewards.sum(dim=1).mean() > 9.0
+
+
+def test_learning_rate_and_entropy_bonus_fall_to_their_ends() -> None:
+    learner = _learner(learning_rate=0.1, final_learning_rate=0.02)
+    trial = _trial(learner)
+    for progress, rate in ((0.0, 0.1), (0.5, 0.06), (1.0, 0.02)):
+        learner.update(trial, progress, generator(0, "u"))
+        assert learner.optimizer.param_groups[0]["lr"] == pytest.approx(rate)
+
+
+def test_state_round_trip_continues_with_the_same_bits() -> None:
+    ours = _learner()
+    trial = _trial(ours)
+    ours.update(trial, 0.0, generator(0, "first"))
+    saved = {name: tensor.clone() for name, tensor in ours.state_dict().items()}
+    twin = _learner(seed=9)
+    twin.load_state_dict(saved)
+    for learner in (ours, twin):
+        learner.update(trial, 0.5, generator(0, "second"))
+    states = ours.state_dict(), twin.state_dict()
+    assert states[0].keys() == states[1].keys()
+    assert all(torch.equal(states[0][name], states[1][name]) for name in states[0])
+
+
+def test_weights_depend_on_the_seed_alone_and_leave_the_global_generator_alone() -> None:
+    before = torch.get_rng_state()
+    a, b, c = _learner(seed=1), _learner(seed=1), _learner(seed=2)
+    assert torch.equal(before, torch.get_rng_state())
+    weights = [each.network.core.lstm.weight_hh_l0 for each in (a, b, c)]
+    assert torch.equal(weights[0], weights[1]) and not torch.equal(weights[0], weights[2])
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [
+        {"hidden_size": 0},
+        {"learning_rate": float("nan")},
+        {"learning_rate": -1.0},
+        {"discount": 1.1},
+        {"clip_range": float("inf")},
+        {"reward_signal": "expexted"},
+        {"epochs": 2.5},
+        {"hidden": 3},
+    ],
+)
+def test_bad_settings_are_refused(bad: dict[str, object]) -> None:
+    with pytest.raises(ValidationError):
+        RL2Config.model_validate(bad)

@@ -1,0 +1,320 @@
+"""The command line as a person meets it: what it writes, what it says, and how it fails."""
+
+import json
+import os
+import re
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import yaml
+
+from rl2meta import checkpoints, cli
+
+Result = tuple[int, str, str]
+Run = Callable[..., Result]
+SMALL = ("training.updates=12", "training.trials_per_update=32", "training.checkpoint_every=5", "threads=1")
+
+
+@pytest.fixture
+def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
+    """Run ``rl2meta ARGS`` in this process -> (exit code, stdout, stderr)."""
+
+    def call(*args: object) -> Result:
+        monkeypatch.setattr(sys, "argv", ["rl2meta", *map(str, args)])
+        try:
+            cli.main()
+            code = 0
+        except SystemExit as stop:
+            code = stop.code if isinstance(stop.code, int) else 0
+        captured = capsys.readouterr()
+        return code, captured.out, captured.err
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small run, trained once, not to be written to."""
+    folder = tmp_path_factory.mktemp("runs") / "trained"
+    subprocess.run(
+        [sys.executable, "-m", "rl2meta", "train", "smoke", *SMALL, "--run-dir", folder],
+        check=True,
+        capture_output=True,
+    )
+    return folder
+
+
+@pytest.fixture
+def copy(trained: Path, tmp_path: Path) -> Path:
+    """A copy of the small run, to be written to."""
+    return Path(shutil.copytree(trained, tmp_path / "copy"))
+
+
+def rows(folder: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
+
+
+def without_times(folder: Path) -> list[dict[str, Any]]:
+    timing = {"seconds", "env_steps_per_second"}
+    return [{key: value for key, value in row.items() if key not in timing} for row in rows(folder)]
+
+
+def weights(folder: Path) -> dict[str, torch.Tensor]:
+    newest = checkpoints.newest(folder / "checkpoints", pytest.fail)
+    assert newest is not None
+    return newest.tensors
+
+
+def same(a: dict[str, torch.Tensor], b: dict[str, torch.Tensor]) -> bool:
+    return a.keys() == b.keys() and all(torch.equal(a[name], b[name]) for name in a)
+
+
+# What is written
+
+
+def test_a_run_folder_holds_what_is_promised(trained: Path) -> None:
+    config = yaml.safe_load((trained / "config.yaml").read_text())
+    assert config["versions"]["torch"] == torch.__version__
+    assert config["device"] in ("cpu", "cuda:0") and config["threads"] == 1
+    assert config["training"]["updates"] == 12 and config["agent"]["name"] == "rl2"
+    assert [row["update"] for row in rows(trained)] == list(range(1, 13))
+    keys = {"update", "env_steps", "seconds", "env_steps_per_second", "mean_return"}
+    keys |= {"policy_loss", "value_loss", "entropy", "kl"}
+    assert keys <= rows(trained)[0].keys()
+    assert rows(trained)[-1]["env_steps"] == 12 * 32 * 5
+    names = sorted(path.name for path in (trained / "checkpoints").iterdir())
+    assert names == ["update_00000005", "update_00000010", "update_00000012"]
+    assert list((trained / "tensorboard").glob("events.*"))
+
+
+def test_tensorboard_holds_the_metrics(trained: Path) -> None:
+    from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+    events = EventAccumulator(str(trained / "tensorboard"))
+    events.Reload()
+    scalars = events.Scalars("train/mean_return")
+    assert [event.step for event in scalars] == [row["env_steps"] for row in rows(trained)]
+    assert scalars[-1].value == pytest.approx(rows(trained)[-1]["mean_return"])
+
+
+def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
+    code, out, _ = run("evaluate", copy, "--tasks", 200, "--seed", 7, "--against", "gittins,ucb1")
+    assert code == 0 and "gittins" in out
+    folder = copy / "evaluation"
+    report = json.loads((folder / "evaluation.json").read_text())
+    assert (report["num_tasks"], report["seed"], report["pulls_or_episodes"]) == (200, 7, 5)
+    assert list(report["agents"]) == ["rl2", "gittins", "ucb1"]
+    for said in report["agents"].values():
+        assert said["mean_return"] + said["mean_regret"] == pytest.approx(report["oracle_return"], abs=1e-5)
+    assert report["agents"]["ucb1"]["constants"].keys() == {"c"}
+    assert report["bayes_optimal_return"] == pytest.approx(2.889, abs=1e-3)
+    assert np.load(folder / "arrays.npz")["rl2/regrets"].shape == (200, 5)
+    assert (folder / "regret.png").read_bytes().startswith(b"\x89PNG")
+    assert (folder / "regret.csv").read_text().startswith("agent,step,mean,low,high\n")
+
+
+def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tmp_path: Path) -> None:
+    brief = ("--tasks", 20, "--against", "none")
+    assert run("evaluate", copy, *brief)[0] == 0
+    first = (copy / "evaluation" / "evaluation.json").read_bytes()
+    assert run("evaluate", copy, *brief, "--seed", 5)[0] == 0
+    assert (copy / "evaluation" / "evaluation.json").read_bytes() == first
+    assert (copy / "evaluation_2" / "evaluation.json").exists()
+    assert run("evaluate", copy, *brief, "--out", tmp_path / "out")[0] == 0
+    code, _, err = run("evaluate", copy, *brief, "--out", tmp_path / "out")
+    assert code == 2 and "expected a new or empty folder" in err
+
+
+def test_the_same_evaluation_twice_gives_the_same_numbers(run: Run, copy: Path) -> None:
+    for _ in range(2):
+        assert run("evaluate", copy, "--tasks", 50, "--against", "thompson")[0] == 0
+    first, second = ((copy / name / "regret.csv").read_text() for name in ("evaluation", "evaluation_2"))
+    assert first == second
+
+
+def test_the_same_command_twice_gives_the_same_run(run: Run, trained: Path, tmp_path: Path) -> None:
+    assert run("train", "smoke", *SMALL, "--run-dir", tmp_path / "twin")[0] == 0
+    assert without_times(tmp_path / "twin") == without_times(trained)
+    assert same(weights(tmp_path / "twin"), weights(trained))
+
+
+def test_a_run_can_be_trained_again_from_its_own_config(run: Run, trained: Path, tmp_path: Path) -> None:
+    assert run("train", trained / "config.yaml", "--run-dir", tmp_path / "again")[0] == 0
+    assert same(weights(tmp_path / "again"), weights(trained))
+
+
+# Stop and go
+
+
+def start(folder: Path, *more: str) -> subprocess.Popen[str]:
+    command = [sys.executable, "-m", "rl2meta", "train", *more, "--run-dir", str(folder)]
+    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+
+
+def wait_for_update(folder: Path, update: int) -> None:
+    deadline = time.monotonic() + 60
+    path = folder / "metrics.jsonl"
+    while not (path.exists() and path.read_text().count("\n") >= update):
+        assert time.monotonic() < deadline, "expected training to begin within a minute"
+        time.sleep(0.005)
+
+
+@pytest.fixture(scope="module")
+def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    folder = tmp_path_factory.mktemp("undisturbed") / "run"
+    with start(folder, "smoke", *LONGER) as process:
+        process.wait()
+    yield folder
+
+
+LONGER = (*SMALL, "training.updates=150")
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_a_stopped_run_goes_on_with_the_bits_of_the_undisturbed(
+    number: signal.Signals, undisturbed: Path, tmp_path: Path, run: Run
+) -> None:
+    folder = tmp_path / "run"
+    with start(folder, "smoke", *LONGER) as process:
+        wait_for_update(folder, 17)
+        os.kill(process.pid, number)
+        said, code = process.communicate()[0], process.returncode
+    assert len(rows(folder)) < 150, "the run was over before the signal came"
+    if number != signal.SIGKILL:
+        assert code == 128 + number
+        assert f"rl2meta train --resume --run-dir {folder}" in said
+    code, out, _ = run("train", "--resume", "--run-dir", folder)
+    assert code == 0 and "resuming" in out
+    assert without_times(folder) == without_times(undisturbed)
+    assert same(weights(folder), weights(undisturbed))
+
+
+def test_a_corrupt_checkpoint_is_named_and_the_older_one_used(run: Run, copy: Path, trained: Path) -> None:
+    newest = copy / "checkpoints" / "update_00000012" / "tensors.safetensors"
+    newest.write_bytes(newest.read_bytes()[:-7])
+    code, out, _ = run("train", "--resume", "--run-dir", copy)
+    assert code == 0 and "update_00000012" in out and "at update 10" in out
+    assert same(weights(copy), weights(trained))
+    assert without_times(copy) == without_times(trained)
+
+
+def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_start(run: Run, copy: Path) -> None:
+    for path in (copy / "checkpoints").glob("*/tensors.safetensors"):
+        path.write_bytes(b"")
+    before = (copy / "metrics.jsonl").read_bytes()
+    for command in (("train", "--resume", "--run-dir", copy), ("evaluate", copy)):
+        code, _, err = run(*command)
+        assert code == 2 and "expected a whole checkpoint" in err
+    shutil.rmtree(copy / "checkpoints")
+    assert run("train", "--resume", "--run-dir", copy)[0] == 2
+    assert (copy / "metrics.jsonl").read_bytes() == before
+
+
+def test_resume_refuses_another_config_and_takes_the_same(run: Run, copy: Path) -> None:
+    code, _, err = run("train", "smoke", "agent.hidden_size=3", *SMALL, "--resume", "--run-dir", copy)
+    assert code == 2 and "agent.hidden_size is 16, not 3" in err
+    assert run("train", "smoke", *SMALL, "--resume", "--run-dir", copy)[0] == 0
+
+
+# What is wrong
+
+
+def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp_path: Path) -> None:
+    empty, broken = tmp_path / "empty.yaml", tmp_path / "broken.yaml"
+    empty.write_text("")
+    broken.write_bytes(b"\xff\xfe\x00")
+    new = ("--run-dir", tmp_path / "new")
+    cases: list[tuple[tuple[object, ...], str]] = [
+        (("train", "smoke"), "--run-dir: expected a folder"),
+        (("train", *new), "CONFIG: expected a YAML file or a shipped config's name"),
+        (
+            ("train", "smok", *new),
+            "expected a YAML file or a shipped config, got neither; did you mean 'smoke'?",
+        ),
+        (("train", empty, *new), "got an empty file"),
+        (("train", broken, *new), "expected a readable text file"),
+        (("train", tmp_path, *new), "expected a readable text file"),
+        (("train", "smoke", "agent.hiden_size=3", *new), "agent.hiden_size: unknown key; did you mean"),
+        (("train", "smoke", "device=cuda:7", *new), "'cuda:7'; it is not there"),
+        (("train", "smoke", "--run-dir", trained), "is already in use"),
+        (("train", "smoke", "--run-dir", empty), "is already in use (a file)"),
+        (("train", "--resume", *new), "expected a run folder"),
+        (("evaluate", tmp_path / "nowhere"), "expected a run folder"),
+        (("evaluate", trained, "--against", "gitins"), "unknown reference 'gitins'; did you mean 'gittins'?"),
+        (("evaluate", trained, "--tasks", 1), "--tasks: expected at least 2"),
+        (("evaluate", trained, "--seed", -1), "--seed: expected a number >= 0"),
+        (("evaluate", trained, "--device", "cuda:7"), "it is not there"),
+        (("evaluate", trained, "--device", "tpu"), "it is not there"),
+        (("benchmark", "--against", "sb4"), "--against: expected 'sb3', got 'sb4'"),
+        (("benchmark", "--seconds", 0), "--seconds: expected more than 0"),
+        (("benchmark", "--out", empty), "expected a new file"),
+    ]
+    before = sorted(trained.rglob("*"))
+    for command, message in cases:
+        code, out, err = run(*command)
+        assert (code, out) == (2, ""), command
+        plain = " ".join(err.split())
+        assert message in plain, (command, err)
+        assert "Traceback" not in err
+    assert not (tmp_path / "new").exists()
+    assert sorted(trained.rglob("*")) == before
+
+
+def test_a_mistyped_command_or_option_ends_with_code_2(run: Run) -> None:
+    assert run("trian")[0] == 2
+    assert run("train", "smoke", "--run-dri", "x")[0] == 2
+    assert run("evaluate", "x", "--tasks", "many")[0] == 2
+
+
+def test_two_processes_never_train_in_one_folder(run: Run, tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with start(folder, "smoke", *SMALL, "training.updates=100000") as process:
+        wait_for_update(folder, 1)
+        code, _, err = run("train", "--resume", "--run-dir", folder)
+        process.terminate()
+    assert code == 2 and "another process is writing to" in err
+
+
+# What is shown
+
+
+def test_help_and_version_answer_without_torch(run: Run) -> None:
+    code = "import sys; sys.argv = ['rl2meta', '--help']\nfrom rl2meta import cli\ntry: cli.main()\n"
+    code += "except SystemExit: pass\nprint('HEAVY', {'torch', 'gymnasium', 'numpy'} & sys.modules.keys())"
+    said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
+    assert "HEAVY set()" in said and "evaluate" in said
+    assert run("--version")[1] == "rl2meta 0.1.0\n"
+
+
+def test_list_names_everything(run: Run) -> None:
+    code, out, _ = run("list")
+    assert code == 0
+    for name in ("rl2", "bernoulli_bandits", "gaussian_bandits", "gittins", "smoke", "rl2_bandit_n100_k5"):
+        assert re.search(rf"\b{name}\b", out), name
+
+
+def test_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path) -> None:
+    code, out, _ = run("train", "smoke", *SMALL, "--run-dir", tmp_path / "run")
+    assert code == 0 and "\x1b" not in out
+    assert re.search(r"update 12/12  1,920 steps  [\d,]+ steps/s  mean return [\d.]+  0:00 left", out)
+
+
+def test_benchmark_reports_both_contestants(run: Run, tmp_path: Path) -> None:
+    pytest.importorskip("sb3_contrib")
+    out = tmp_path / "benchmark.json"
+    code, said, _ = run("benchmark", "--seconds", 0.5, "--against", "sb3", "--out", out, "--threads", 1)
+    assert code == 0 and "environment steps/s" in said
+    report = json.loads(out.read_text())
+    ours, theirs = report["env_steps_per_second"].values()
+    assert len(ours) == len(theirs) == 5 and min(ours + theirs) > 0
+    (ratios,) = report["ratios"].values()
+    assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])

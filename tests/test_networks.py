@@ -1,0 +1,72 @@
+import gymnasium as gym
+import numpy as np
+import pytest
+import torch
+
+from rl2meta.networks import Categorical, RecurrentCore, action_head
+from rl2meta.randomness import generator
+
+
+def _numpy_lstm(core: RecurrentCore, xs: np.ndarray) -> np.ndarray:
+    """The LSTM of Hochreiter and Schmidhuber, gate by gate (PyTorch's order: i, f, g, o)."""
+    params = {name: p.detach().numpy().astype(np.float64) for name, p in core.lstm.named_parameters()}
+    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
+    for layer in range(core.lstm.num_layers):
+        w, u, b, d = (params[f"{n}_l{layer}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+        h = c = np.zeros((xs.shape[1], core.lstm.hidden_size))
+        outs = []
+        for x in xs:
+            i, f, g, o = np.split(x @ w.T + b + h @ u.T + d, 4, axis=1)
+            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
+            h = sigmoid(o) * np.tanh(c)
+            outs.append(h)
+        xs = np.stack(outs)
+    return xs
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+def test_one_step_at_a_time_equals_all_at_once_equals_numpy(layers: int) -> None:
+    core = RecurrentCore(3, 8, layers)
+    x = torch.randn(11, 5, 3)
+    state, stepped = core.begin(5), []
+    for row in x:
+        features, state = core.step(row, state)
+        stepped.append(features)
+    torch.testing.assert_close(torch.stack(stepped), core(x), atol=1e-6, rtol=1e-5)
+    np.testing.assert_allclose(core(x).detach().numpy(), _numpy_lstm(core, x.double().numpy()), atol=1e-6)
+
+
+def test_the_forget_gate_starts_open() -> None:
+    core = RecurrentCore(2, 4, 1)
+    assert core.lstm.bias_ih_l0[4:8].tolist() == [1.0] * 4
+    assert core.lstm.bias_ih_l0.sum() == 4 and core.lstm.bias_hh_l0.abs().sum() == 0
+
+
+def test_categorical_agrees_with_torch_distributions() -> None:
+    logits = torch.randn(6, 4, dtype=torch.float64)
+    ours, theirs = Categorical(logits), torch.distributions.Categorical(logits=logits)
+    action = theirs.sample()
+    torch.testing.assert_close(ours.log_prob(action), theirs.log_prob(action))
+    torch.testing.assert_close(ours.entropy(), theirs.entropy())
+    assert torch.equal(ours.mode(), theirs.probs.argmax(dim=1))
+
+
+def test_samples_follow_the_probabilities() -> None:
+    probs = torch.tensor([0.5, 0.3, 0.15, 0.05])
+    draws = Categorical(probs.log().expand(100_000, 4)).sample(generator(0, "draws"))
+    frequency = draws.bincount(minlength=4) / len(draws)
+    error = (probs * (1 - probs) / len(draws)).sqrt()
+    assert ((frequency - probs).abs() < 4 * error).all()
+
+
+def test_samples_come_from_the_given_generator_alone() -> None:
+    policy = Categorical(torch.zeros(100, 5))
+    before = torch.get_rng_state()
+    assert torch.equal(policy.sample(generator(1, "a")), policy.sample(generator(1, "a")))
+    assert not torch.equal(policy.sample(generator(1, "a")), policy.sample(generator(2, "a")))
+    assert torch.equal(before, torch.get_rng_state())
+
+
+def test_an_action_space_without_a_head_is_named() -> None:
+    with pytest.raises(TypeError, match="expected a Discrete action space that starts at 0, got Box"):
+        action_head(gym.spaces.Box(-1, 1, (2,)), 3)
