@@ -8,18 +8,20 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import torch
 
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
+from rl2meta.interop import TrialEnv
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import write_atomically
 from rl2meta.training import Budget, meta_train
 
 NUM_ARMS, PULLS, HIDDEN_SIZE, EPOCHS, MINIBATCHES = 5, 10, 48, 3, 4
-TRIALS_PER_UPDATE, SB3_ENVS = 1024, 1024
+TRIALS_PER_UPDATE = 1024
 TURNS = 5
 
 Contestant = Callable[[float], float]
@@ -39,7 +41,7 @@ def run_benchmark(
     where, used_threads = resolve_device(device), set_threads(threads)
     contestants: dict[str, Contestant] = {"rl2meta": _ours(where)}
     if against == "sb3":
-        contestants["sb3-contrib RecurrentPPO"] = _recurrent_ppo(where)
+        contestants |= _sb3_contestants(where)
     print(
         f"RL², LSTM {HIDDEN_SIZE}, n={PULLS}, k={NUM_ARMS}, "
         f"{TRIALS_PER_UPDATE} trials an update, {EPOCHS} epochs, {MINIBATCHES} minibatches"
@@ -118,24 +120,37 @@ def _ours(device: torch.device) -> Contestant:
     return train
 
 
-def _recurrent_ppo(device: torch.device) -> Contestant:
-    """The same trial environment, network sizes, batch and epochs through sb3-contrib."""
+def _sb3_contestants(device: torch.device) -> dict[str, Contestant]:
+    """The same trials, network sizes, batch and epochs through sb3-contrib's RecurrentPPO, in two ways.
+
+    Over ``TrialEnv``, one Python object a trial, as its users run it; and over our batch of tensors, so that
+    only the agents' machinery is compared.
+    """
     try:
-        from sb3_contrib import RecurrentPPO
+        import sb3_contrib  # noqa: F401
     except ImportError:
         raise UserError("--against sb3: expected sb3-contrib; pip install 'rl2meta[benchmark]'") from None
-    import gymnasium as gym
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from rl2meta.interop import TrialEnv
+    from rl2meta.commands.sb3_trials import TrialVecEnv
 
-    def make() -> gym.Env[Any, Any]:
+    def trial() -> gym.Env[Any, Any]:
         return TrialEnv(gym.make("rl2meta/BernoulliBandit-v0", num_arms=NUM_ARMS), num_episodes=PULLS)
+
+    batched = TrialVecEnv(BernoulliBandits(num_arms=NUM_ARMS), TRIALS_PER_UPDATE, PULLS)
+    return {
+        "RecurrentPPO, TrialEnv": _recurrent_ppo(DummyVecEnv([trial] * TRIALS_PER_UPDATE), device),
+        "RecurrentPPO, our batched environment": _recurrent_ppo(batched, device),
+    }
+
+
+def _recurrent_ppo(envs: Any, device: torch.device) -> Contestant:
+    from sb3_contrib import RecurrentPPO
 
     batch = TRIALS_PER_UPDATE * PULLS
     model = RecurrentPPO(
         "MlpLstmPolicy",
-        DummyVecEnv([make] * SB3_ENVS),
+        envs,
         n_steps=PULLS,
         batch_size=batch // MINIBATCHES,
         n_epochs=EPOCHS,

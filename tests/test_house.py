@@ -1,0 +1,203 @@
+"""The house rules, read off the sources, and what drifts when nobody looks."""
+
+import ast
+import re
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+import yaml
+
+from rl2meta.commands.components import read_config, shipped_configs
+
+ROOT = Path(__file__).parents[1]
+FOLDERS = {"rl2meta": ROOT / "rl2meta", "rl2meta.envs": ROOT / "envs", "rl2meta.agents": ROOT / "agents"}
+FOLDERS["rl2meta.configs"] = ROOT / "configs"
+LINKS = {"envs", "agents", "configs"}
+ENVS_MAY = {"tasks", "randomness"}
+AGENTS_MAY = {
+    "tasks",
+    "trial",
+    "returns",
+    "trust_region",
+    "networks",
+    "training",
+    "config",
+    "spaces",
+    "randomness",
+}
+
+
+def _sources() -> dict[str, Path]:
+    """Module name -> file, through the real folders and not the links."""
+    found = {}
+    for package, folder in FOLDERS.items():
+        for path in folder.rglob("*.py"):
+            parts = path.relative_to(folder).with_suffix("").parts
+            if package == "rl2meta" and parts[0] in LINKS:
+                continue
+            found[".".join((package, *parts)).removesuffix(".__init__")] = path
+    return found
+
+
+SOURCES = _sources()
+
+
+def _imports(module: str, at_import_time: bool = False) -> set[str]:
+    """The modules of the package that ``module`` imports (or names in a string that Gymnasium imports)."""
+    tree = ast.parse(SOURCES[module].read_text())
+    nodes = tree.body if at_import_time else ast.walk(tree)
+    targets = set()
+    for node in nodes:
+        if isinstance(node, ast.ImportFrom) and node.module:
+            targets |= {node.module} | {f"{node.module}.{alias.name}" for alias in node.names}
+        elif isinstance(node, ast.Import):
+            targets |= {alias.name for alias in node.names}
+    return {target for target in targets if target in SOURCES and target != module} - {"rl2meta"}
+
+
+def _room(module: str) -> str:
+    """The part of the package that a module belongs to: envs, agents, the command line, or the spine."""
+    second = (module.split(".") + ["", ""])[1]
+    return {"commands": "cli", "__main__": "cli"}.get(
+        second, second if second in {*LINKS, "cli"} else "spine"
+    )
+
+
+@pytest.mark.parametrize("module", sorted(SOURCES))
+def test_who_imports_whom(module: str) -> None:
+    for target in _imports(module):
+        room, other = _room(module), _room(target)
+        if room == "envs":
+            assert other == "envs" or target.split(".")[1] in ENVS_MAY, (module, target)
+        if room == "agents":
+            assert other == "agents" or target.split(".")[1] in AGENTS_MAY, (module, target)
+        if room == "spine":
+            assert other == "spine" or module == "rl2meta", (module, target)
+
+
+def test_no_import_cycle() -> None:
+    done: set[str] = set()
+
+    def visit(module: str, path: tuple[str, ...]) -> None:
+        assert module not in path, " -> ".join((*path, module))
+        if module not in done:
+            for target in sorted(_imports(module, at_import_time=True)):
+                visit(target, (*path, module))
+            done.add(module)
+
+    for module in sorted(SOURCES):
+        visit(module, ())
+    assert done == set(SOURCES)
+
+
+def test_the_spine_names_no_agent_and_no_family() -> None:
+    for name in (
+        "rollout",
+        "training",
+        "trial",
+        "tasks",
+        "evaluation",
+        "run_folder",
+        "checkpoints",
+        "plotting",
+    ):
+        text = SOURCES[f"rl2meta.{name}"].read_text()
+        assert not re.search(r"RL2\w|MAML|[Bb]ernoulli|Thompson|LSTM", text), name
+
+
+@pytest.mark.parametrize("folder", ["envs", "agents"])
+def test_a_second_copy_of_a_top_level_folder_is_refused(folder: str) -> None:
+    said = subprocess.run(
+        [sys.executable, "-c", f"import {folder}"], cwd=ROOT, capture_output=True, text=True
+    )
+    assert said.returncode == 1 and f"expected 'import rl2meta.{folder}'" in said.stderr
+
+
+def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
+    command = [
+        sys.executable,
+        "-m",
+        "build",
+        "--wheel",
+        "--no-isolation",
+        "--outdir",
+        str(tmp_path),
+        str(ROOT),
+    ]
+    subprocess.run(command, check=True, capture_output=True)
+    (wheel,) = tmp_path.glob("*.whl")
+    names = {name for name in zipfile.ZipFile(wheel).namelist() if ".dist-info/" not in name}
+    want = {
+        f"{module.replace('.', '/')}{'/__init__' if path.stem == '__init__' else ''}.py"
+        for module, path in SOURCES.items()
+    }
+    want |= {f"rl2meta/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    assert names == want | {"rl2meta/py.typed"}
+
+
+@pytest.mark.parametrize("name", sorted(shipped_configs()))
+def test_a_shipped_config_is_complete_and_trains(name: str) -> None:
+    import torch
+
+    from rl2meta.commands.components import make_learner
+    from rl2meta.rollout import RolloutWorker
+    from rl2meta.training import meta_train
+
+    config = read_config(name, ["training.updates=2", "training.trials_per_update=8", "device=cpu"])
+    written = yaml.safe_load(read_config(name, []).to_yaml())
+    assert yaml.safe_load(shipped_configs()[name].replace("e-", ".0e-")).keys() == written.keys()
+    for section in ("distribution", "agent", "training", "evaluation"):
+        assert yaml.safe_load(shipped_configs()[name])[section].keys() == written[section].keys()
+    rows: list[float] = []
+    worker = RolloutWorker(config.distribution)
+    learner = make_learner(config, torch.device("cpu"))
+    meta_train(
+        learner,
+        config.distribution,
+        worker,
+        config.settings.training.budget(),
+        0,
+        lambda row: rows.append(row["mean_return"]) or False,
+    )
+    assert len(rows) == 2
+
+
+def test_the_readmes_commands_are_real(tmp_path: Path) -> None:
+    """Every ``rl2meta`` command in the README parses; its configs, overrides and references exist."""
+    from typer.testing import CliRunner
+
+    from rl2meta.cli import app
+
+    lines = re.findall(r"^ {4}(rl2meta [^#\n]+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    assert len(lines) >= 5
+    for line in lines:
+        words = [re.sub(r"\bruns/", f"{tmp_path}/", word) for word in line.split()[1:]]
+        if words[0] == "train" and "--resume" not in words:
+            settings = [word for word in words[2:] if "=" in word]
+            assert read_config(words[1], settings), line
+        help_text = CliRunner().invoke(
+            app, [words[0], "--help"] if not words[0].startswith("-") else ["--help"]
+        )
+        assert help_text.exit_code == 0, line
+        for option in (word for word in words[1:] if word.startswith("--")):
+            assert option in re.sub(r"\x1b\[[\d;]*m", "", help_text.output), (line, option)
+
+
+def test_the_readme_runs(tmp_path: Path) -> None:
+    """The Python in the README runs as it stands."""
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert blocks
+    for block in blocks:
+        said = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
+        assert said.returncode == 0, said.stderr
+
+
+def test_no_document_is_left_behind() -> None:
+    """Paths that the documents name exist."""
+    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+        text = (ROOT / document).read_text()
+        for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
+            assert ((ROOT / document).parent / target).exists(), (document, target)
