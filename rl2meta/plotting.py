@@ -127,9 +127,13 @@ def _read(folder: Path, curves: str) -> _Evaluation:
             )
             for index, (name, entry) in enumerate(said["agents"].items())
         ]
-        title = f"{said['num_tasks']:,} held-out tasks of {said['distribution']}"
-        ceilings = (said[name] for name in ("oracle_return", "bayes_optimal_return", "bayes_optimal_regret"))
-        return _Evaluation(title, *ceilings, agents)
+        return _Evaluation(
+            f"{said['num_tasks']:,} held-out tasks of {said['distribution']}",
+            said["oracle_return"],
+            said["bayes_optimal_return"],
+            said["bayes_optimal_regret"],
+            agents,
+        )
 
 
 def _colour(index: int) -> str:

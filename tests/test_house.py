@@ -60,7 +60,7 @@ def _imports(module: str, at_import_time: bool = False) -> set[str]:
 
 def _room(module: str) -> str:
     """The part of the package that a module belongs to: envs, agents, the command line, or the spine."""
-    second = (module.split(".") + ["", ""])[1]
+    second = [*module.split("."), ""][1]
     return {"commands": "cli", "__main__": "cli"}.get(
         second, second if second in {*LINKS, "cli"} else "spine"
     )
@@ -148,9 +148,10 @@ def test_a_shipped_config_is_complete_and_trains(name: str) -> None:
 
     config = read_config(name, ["training.updates=2", "training.trials_per_update=8", "device=cpu"])
     written = yaml.safe_load(read_config(name, []).to_yaml())
-    assert yaml.safe_load(shipped_configs()[name].replace("e-", ".0e-")).keys() == written.keys()
+    shipped = yaml.safe_load(shipped_configs()[name])
+    assert shipped.keys() == written.keys()
     for section in ("distribution", "agent", "training", "evaluation"):
-        assert yaml.safe_load(shipped_configs()[name])[section].keys() == written[section].keys()
+        assert shipped[section].keys() == written[section].keys()
     rows: list[float] = []
     worker = RolloutWorker(config.distribution)
     learner = make_learner(config, torch.device("cpu"))
