@@ -10,6 +10,8 @@ import torch
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.tasks import Split, TensorTasks
 
+torch.set_num_threads(1)  # tests run side by side, one process a core
+
 
 class Corridor:
     """Walk ``length`` steps to the end: episodes of unequal length, a task that must be remembered.

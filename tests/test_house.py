@@ -2,6 +2,7 @@
 
 import ast
 import re
+import shutil
 import subprocess
 import sys
 import zipfile
@@ -117,6 +118,14 @@ def test_a_second_copy_of_a_top_level_folder_is_refused(folder: str) -> None:
 
 
 def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
+    source = tmp_path / "source"
+    source.mkdir()
+    for name in ("rl2meta", *LINKS):
+        shutil.copytree(
+            ROOT / name, source / name, symlinks=True, ignore=shutil.ignore_patterns("__pycache__")
+        )
+    for name in ("setup.cfg", "pyproject.toml", "README.md", "LICENSE"):
+        shutil.copy(ROOT / name, source)
     command = [
         sys.executable,
         "-m",
@@ -125,7 +134,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         "--no-isolation",
         "--outdir",
         str(tmp_path),
-        str(ROOT),
+        str(source),
     ]
     subprocess.run(command, check=True, capture_output=True)
     (wheel,) = tmp_path.glob("*.whl")
