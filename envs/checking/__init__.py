@@ -1,0 +1,48 @@
+"""The conformance suite of task families: whoever adds one runs ``check_distribution`` on it."""
+
+from rl2meta.envs.checking import episodes, law, optimum, steps
+from rl2meta.envs.checking.case import Case, Check
+from rl2meta.tasks import TaskDistribution
+
+_CHECKS: tuple[Check, ...] = (*law.CHECKS, *steps.CHECKS, *episodes.CHECKS, *optimum.CHECKS)
+
+
+class ConformanceError(AssertionError):
+    """A family breaks the contract of ``rl2meta.tasks``; the message lists everything that was found."""
+
+
+def check_distribution(distribution: TaskDistribution, *, num_tasks: int = 8, seed: int = 0) -> None:
+    """Check that a family keeps the contract of ``TaskDistribution``, ``Tasks`` and ``TaskVectorEnv``.
+
+    Plays a few episodes on the CPU: seconds, not minutes. What a family does not know (regret, optima) is
+    not asked of it. Where the spaces, the horizon or a method are missing, nothing else is checked.
+
+    Args:
+        distribution: the family.
+        num_tasks: tasks, and environments side by side, >= 2.
+        seed: of everything that is drawn.
+
+    Raises:
+        ConformanceError: if anything is wrong; lists every failure, not only the first.
+        ValueError: for fewer than two tasks.
+    """
+    if num_tasks < 2:
+        raise ValueError(f"expected num_tasks >= 2 (tasks are compared with each other), got {num_tasks}")
+    case = Case(distribution, num_tasks, seed)
+    failures = _failures(law.check_attributes, case)
+    if not failures:
+        failures = [failure for check in _CHECKS for failure in _failures(check, case)]
+    if failures:
+        lines = "".join(f"\n- {failure}" for failure in failures)
+        raise ConformanceError(f"{type(distribution).__name__} has {len(failures)} failures:{lines}")
+
+
+def _failures(check: Check, case: Case) -> list[str]:
+    found = []
+    try:
+        for message in check(case):
+            found.append(message)  # one by one: what was found before an error must not be lost
+    except Exception as error:
+        name = check.__name__.lstrip("_").removeprefix("check_").replace("_", " ")
+        found.append(f"{name}: expected no error, got {type(error).__name__}: {error}")
+    return found

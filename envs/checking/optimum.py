@@ -1,0 +1,85 @@
+"""What the optimum promises, where it is known."""
+
+import math
+from collections.abc import Iterator
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from rl2meta.envs.checking.case import Case, Check
+from rl2meta.envs.checking.steps import odd_numbers
+from rl2meta.tasks import sample_tasks
+
+_MOST_REPLAYS = 20  # zero-regret play costs (actions × steps²) env steps: both are cut here
+_TOLERANCE = 1e-4
+
+
+def _check_regret(case: Case) -> Iterator[str]:
+    least = [float(step.info["regret"].min()) for step in case.play() if "regret" in step.info]
+    if least and min(least) < 0:
+        yield f"regret: expected >= 0 at every step, got {min(least)}"
+
+
+def _check_zero_regret(case: Case) -> Iterator[str]:
+    space, played = case.distribution.action_space, list[Tensor]()
+    if not isinstance(space, gym.spaces.Discrete) or space.n > _MOST_REPLAYS:
+        return
+    for _ in range(min(case.distribution.horizon, _MOST_REPLAYS)):
+        regrets = _regrets(case, played, space)
+        if not regrets:
+            return
+        least, best = torch.stack(regrets).min(dim=0)
+        if (least > _TOLERANCE).any():
+            yield (
+                "regret: expected 0 for some action in every state, "
+                f"got at least {float(least.max()):.4g} after {len(played)} best actions"
+            )
+            return
+        played.append(best + int(space.start))
+
+
+def _regrets(case: Case, played: list[Tensor], space: gym.spaces.Discrete) -> list[Tensor]:
+    """Return the regret of each action after the same past, which the same seed brings back."""
+    tried = [torch.full((case.num_tasks,), int(space.start) + i) for i in range(int(space.n))]
+    ends = [case.play(actions=[*played, action])[-1] for action in tried]
+    return [end.info["regret"] for end in ends if "regret" in end.info]
+
+
+def _check_optimal_return(case: Case) -> Iterator[str]:
+    tasks = case.tasks()
+    optimum = case.distribution.optimal_return(tasks)
+    if optimum is None:
+        return
+    yield from odd_numbers("optimal_return", case, [optimum])
+    if case.distribution.horizon > 1:
+        return  # what a longer episode pays depends on chance; its regret is checked state by state
+    for step in case.play(tasks):
+        if {"expected_reward", "regret"} <= step.info.keys():
+            total = step.info["expected_reward"] + step.info["regret"]
+            if not torch.allclose(total, optimum, atol=_TOLERANCE):
+                yield f"expected_reward + regret: expected optimal_return {optimum}, got {total}"
+                return
+
+
+def _check_bayes_optimal_return(case: Case) -> Iterator[str]:
+    value = case.distribution.bayes_optimal_return(1)
+    if value is None:
+        return
+    if not isinstance(value, float) or not math.isfinite(value):
+        yield f"bayes_optimal_return(1): expected a finite float or None, got {value!r}"
+        return
+    optimum = case.distribution.optimal_return(sample_tasks(case.distribution, 1000, case.seed, "train"))
+    if optimum is None:
+        return
+    most = float(optimum.mean() + 5 * optimum.std() / math.sqrt(len(optimum)) + _TOLERANCE)
+    if value > most:
+        yield f"bayes_optimal_return(1): expected at most mean optimal_return {most:.4g}, got {value:.4g}"
+
+
+CHECKS: tuple[Check, ...] = (
+    _check_regret,
+    _check_zero_regret,
+    _check_optimal_return,
+    _check_bayes_optimal_return,
+)

@@ -1,0 +1,113 @@
+"""What one step promises."""
+
+from collections.abc import Iterable, Iterator
+from copy import deepcopy
+from itertools import islice
+from typing import Any
+
+import gymnasium as gym
+import torch
+from torch import Tensor
+
+from rl2meta.envs.checking.case import CPU, Case, Check, play_on, same_stream
+
+
+def _check_spaces(case: Case) -> Iterator[str]:
+    envs = case.envs()
+    if envs.num_envs != case.num_tasks:
+        yield f"num_envs: expected {case.num_tasks}, got {envs.num_envs}"
+    if envs.device != CPU:
+        yield f"device: expected {CPU}, got {envs.device}"
+    for split in ("train", "test"):
+        envs.reset(seed=case.seed, options={"tasks": case.tasks(split)})
+        for name in ("observation_space", "action_space"):
+            expected, got = getattr(case.distribution, name), getattr(envs, f"single_{name}", None)
+            if got != expected:
+                yield f"single_{name} on {split} tasks: expected the family's {expected}, got {got}"
+
+
+def _check_observations(case: Case) -> Iterator[str]:
+    space, steps = case.distribution.observation_space, case.play()
+    yield from islice(_odd_observations("observation", space, case, (step.before for step in steps)), 1)
+    finals = (step.info["final_obs"] for step in steps if "final_obs" in step.info)
+    yield from islice(_odd_observations("final_obs", space, case, finals), 1)
+    for step in (step for step in steps if "final_obs" in step.info):
+        if not torch.equal(step.info["final_obs"][~step.last], step.observation[~step.last]):
+            yield "final_obs: expected the observation itself where no episode ended, got another"
+            return
+
+
+def _odd_observations(
+    name: str, space: gym.Space[Any], case: Case, batches: Iterable[Tensor]
+) -> Iterator[str]:
+    shape = (case.num_tasks, *(space.shape or ()))
+    for batch in batches:
+        array = batch.numpy()
+        if array.shape != shape or array.dtype != space.dtype:
+            yield f"{name}: expected {space.dtype} {list(shape)}, got {array.dtype} {list(array.shape)}"
+        else:
+            yield from (f"{name}: expected one of {space}, got {x}" for x in array if x not in space)
+
+
+def _check_numbers(case: Case) -> Iterator[str]:
+    steps = case.play()
+    yield from islice(odd_numbers("reward", case, (step.reward for step in steps)), 1)
+    for name in ("expected_reward", "regret"):
+        known = (step.info[name] for step in steps if name in step.info)
+        yield from islice(odd_numbers(name, case, known), 1)
+
+
+def odd_numbers(name: str, case: Case, batches: Iterable[Tensor]) -> Iterator[str]:
+    """Yield what is no batch of finite floats, one per task."""
+    for batch in batches:
+        if batch.shape != (case.num_tasks,) or not batch.is_floating_point():
+            yield f"{name}: expected float [{case.num_tasks}], got {batch.dtype} {list(batch.shape)}"
+        elif not batch.isfinite().all():
+            yield f"{name}: expected finite numbers, got {batch}"
+
+
+def _check_flags(case: Case) -> Iterator[str]:
+    step = case.play()[0]
+    for name, flag in (("terminated", step.terminated), ("truncated", step.truncated)):
+        if flag.shape != (case.num_tasks,) or flag.dtype != torch.bool:
+            yield f"{name}: expected bool [{case.num_tasks}], got {flag.dtype} {list(flag.shape)}"
+
+
+def _check_info(case: Case) -> Iterator[str]:
+    keys = [sorted(step.info) for step in case.play()]
+    if "final_obs" not in keys[0]:
+        yield f"info: expected final_obs among the keys, got {keys[0]}"
+    for other in islice((other for other in keys if other != keys[0]), 1):
+        yield f"info: expected the same keys at every step, got {keys[0]}, later {other}"
+
+
+def _check_seeds(case: Case) -> Iterator[str]:
+    envs, tasks, actions = case.envs(), case.tasks(), case.actions()
+    stream = play_on(envs, actions, tasks, case.seed)
+    if not same_stream(stream, play_on(case.envs(), actions, tasks, case.seed)):
+        yield "reset: expected one stream from one seed, tasks and actions, got another in new environments"
+    if not same_stream(stream, play_on(envs, actions, tasks, case.seed)):
+        yield "reset: expected one stream from one seed, tasks and actions, got another in used environments"
+    if not same_stream(*(play_on(envs, actions, None, case.seed) for _ in range(2))):
+        yield "reset: expected the same tasks and stream from reset(seed=...) alone, got another"
+
+
+def _check_fresh_tensors(case: Case) -> Iterator[str]:
+    envs, (first, *actions) = case.envs(), case.actions()
+    step = play_on(envs, [first], case.tasks(), case.seed)[0]
+    kept = deepcopy(step.tensors())
+    for action in actions:
+        envs.step(action)
+    for name in (name for name, tensor in step.tensors().items() if not torch.equal(tensor, kept[name])):
+        yield f"{name}: expected what a step returned to stay as it was, got it changed by later steps"
+
+
+CHECKS: tuple[Check, ...] = (
+    _check_spaces,
+    _check_observations,
+    _check_numbers,
+    _check_flags,
+    _check_info,
+    _check_seeds,
+    _check_fresh_tensors,
+)
