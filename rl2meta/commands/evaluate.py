@@ -2,26 +2,31 @@
 
 import itertools
 from collections.abc import Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta import checkpoints
 from rl2meta.agents.references.bandits import Reference
-from rl2meta.commands.components import COMPONENTS, make_learner, references_of
-from rl2meta.config import RunConfig, load_config, suggestion
+from rl2meta.checkpoints import Checkpoint
+from rl2meta.commands.components import references_of
+from rl2meta.commands.restore import load_run_config, restore
+from rl2meta.config import RunConfig, suggestion
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
 from rl2meta.plotting import plot_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
-from rl2meta.statistics import mean_interval
-from rl2meta.tasks import Tasks, sample_tasks
+from rl2meta.statistics import mean_interval, paired_difference
+from rl2meta.tasks import sample_tasks
+from rl2meta.trial import Agent
 
 TUNING_TASKS = 10_000
+_MOST_TASKS = 10**7
 
 
 def evaluate_run(
@@ -29,76 +34,82 @@ def evaluate_run(
 ) -> None:
     """Evaluate the newest checkpoint of a run; write files and figure, print a table."""
     folder = RunFolder.open(run_dir)
-    config = load_config(folder.config_text(), str(folder.config_path), (), COMPONENTS)
-    num_tasks = config.settings.evaluation.tasks if tasks is None else tasks
-    seed = config.settings.evaluation.seed if seed is None else seed
-    if num_tasks < 2:
-        raise UserError(f"--tasks: expected at least 2 (an interval needs two), got {num_tasks}")
-    if seed < 0:
-        raise UserError(f"--seed: expected a number >= 0, got {seed}")
-    where = resolve_device(device)
+    config = load_run_config(folder)
+    defaults = config.settings.evaluation
+    num_tasks = _within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
+    seed = _within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
+    wanted = defaults.against if against is None else against.split(",")
+    references = _chosen(references_of(config, config.settings.training.episodes_per_trial), wanted)
+    bench = _Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
     set_threads(config.settings.threads)
-    episodes = config.settings.training.episodes_per_trial
-    references = _chosen(
-        references_of(config, episodes), against or ",".join(config.settings.evaluation.against)
-    )
-    learner = make_learner(config, where)
-    saved = checkpoints.newest(folder.checkpoints_path, _warn, where)
-    if saved is None:
-        raise UserError(f"{run_dir}: expected a checkpoint to evaluate, got none; train first")
-    learner.load_state_dict(saved.tensors)
+    learner, saved = restore(folder, config, bench.worker.device)
+    target = folder.new_evaluation_folder(out)
 
-    worker = RolloutWorker(config.distribution, where)
-    held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
-    results = {config.agent_name: evaluate(learner.agent, worker, held_out, episodes, seed)}
+    results = {config.agent_name: bench.evaluate(learner.agent)}
     for name, reference in references.items():
         print(f"evaluating {name} ...", flush=True)
-        results[name] = _evaluate_reference(reference, config, worker, held_out, seed)
-    ceilings = benchmarks(config.distribution, held_out, episodes)
-    target = folder.new_evaluation_folder(out)
-    facts = {
-        "num_tasks": num_tasks,
-        "seed": seed,
-        "pulls_or_episodes": episodes,
-        "distribution": str(config.distribution),
-        "update": saved.update,
-        "env_steps": saved.state["env_steps"],
-    }
-    write_evaluation(target, results, ceilings, facts)
+        results[name] = bench.evaluate_reference(reference)
+    ceilings = benchmarks(config.distribution, bench.held_out, bench.episodes)
+    write_evaluation(target, results, ceilings, bench.facts(saved))
     figure = plot_evaluation(target)
-    _print_table(
-        results, ceilings, f"{config.distribution}, {num_tasks:,} held-out tasks, {episodes} episodes each"
-    )
+    _print_table(results, ceilings, bench)
     print(f"wrote {target} (figure: {figure})")
 
 
-def _chosen(known: Mapping[str, Reference], against: str) -> dict[str, Reference]:
-    """Return the references that a comma-separated list names; 'all' and 'none' are words of it."""
-    names = [name.strip() for name in against.split(",") if name.strip()]
-    if "all" in names:
-        return dict(known)
-    unknown = [name for name in names if name not in known and name != "none"]
+class _Bench:
+    """Held-out tasks, and the same luck for every agent that is put on them."""
+
+    def __init__(self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int) -> None:
+        self.config, self.worker, self.seed = config, worker, seed
+        self.episodes = config.settings.training.episodes_per_trial
+        self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
+
+    def evaluate(self, agent: Agent[Any]) -> Evaluation:
+        return evaluate(agent, self.worker, self.held_out, self.episodes, self.seed)
+
+    def evaluate_reference(self, reference: Reference) -> Evaluation:
+        """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""
+        grid = list(_constants(reference))
+        best = grid[0] if len(grid) == 1 else self._tuned(reference, grid)
+        return replace(self.evaluate(reference.build(**best)), constants=best)
+
+    def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
+        seed = self.config.settings.seed
+        tuning = sample_tasks(self.config.distribution, TUNING_TASKS, seed, "train")
+
+        def score(constants: dict[str, Any]) -> float:
+            agent = reference.build(**constants)
+            return float(evaluate(agent, self.worker, tuning, self.episodes, seed).returns().mean())
+
+        return max(grid, key=score)
+
+    def facts(self, saved: Checkpoint) -> dict[str, Any]:
+        return {
+            "num_tasks": len(self.held_out),
+            "seed": self.seed,
+            "pulls_or_episodes": self.episodes,
+            "distribution": str(self.config.distribution),
+            "update": saved.update,
+            "env_steps": saved.state["env_steps"],
+        }
+
+
+def _within(option: str, value: int, low: int, high: int) -> int:
+    if not low <= value <= high:
+        raise UserError(f"{option}: expected a number from {low} to {high}, got {value}")
+    return value
+
+
+def _chosen(known: Mapping[str, Reference], wanted: list[str]) -> dict[str, Reference]:
+    """Return the references that ``wanted`` names; 'all' and 'none' are words of it."""
+    names = [name.strip() for name in wanted if name.strip()]
+    unknown = [name for name in names if name not in known and name not in ("all", "none")]
     if unknown:
         faults = "; ".join(f"unknown reference {name!r}{suggestion(name, known)}" for name in unknown)
         raise UserError(f"--against: {faults}")
+    if "all" in names:
+        return dict(known)
     return {name: known[name] for name in dict.fromkeys(names) if name != "none"}
-
-
-def _evaluate_reference(
-    reference: Reference, config: RunConfig, worker: RolloutWorker, held_out: Tasks, seed: int
-) -> Evaluation:
-    """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""
-    episodes = config.settings.training.episodes_per_trial
-    grid = list(_constants(reference))
-    best = grid[0]
-    if len(grid) > 1:
-        tuning = sample_tasks(config.distribution, TUNING_TASKS, config.settings.seed, "train")
-        tuning_seed = config.settings.seed
-        best = max(
-            grid, key=lambda constants: _score(reference, constants, worker, tuning, episodes, tuning_seed)
-        )
-    result = evaluate(reference.build(**best), worker, held_out, episodes, seed)
-    return Evaluation(result.rewards, result.regrets, result.seconds, best)
 
 
 def _constants(reference: Reference) -> Iterator[dict[str, Any]]:
@@ -106,39 +117,42 @@ def _constants(reference: Reference) -> Iterator[dict[str, Any]]:
         yield dict(zip(reference.grid, values, strict=True))
 
 
-def _score(
-    reference: Reference,
-    constants: Mapping[str, Any],
-    worker: RolloutWorker,
-    tuning: Tasks,
-    episodes: int,
-    seed: int,
-) -> float:
-    return float(evaluate(reference.build(**constants), worker, tuning, episodes, seed).returns().mean())
+class _Line(NamedTuple):
+    agent: str
+    returns: str
+    regret: str = ""
+    gap: str = ""
+    constants: str = ""
 
 
-def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, title: str) -> None:
-    table = Table(title=title)
-    for column in ("agent", "mean return", "± 95 %", "mean regret", "seconds", "constants"):
-        table.add_column(column, justify="left" if column in ("agent", "constants") else "right")
+def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench: _Bench) -> None:
+    first = next(iter(results))
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in ("agent", "return ± 95 %", "regret", f"minus {first} ± 95 %", "constants"):
+        table.add_column(
+            column, justify="left" if column in ("agent", "constants") else "right", no_wrap=True
+        )
     for name, result in results.items():
-        table.add_row(*_row(name, result))
-    for name, value in (
-        ("Bayes-optimal (ceiling)", ceilings.bayes_optimal_return),
-        ("oracle (task known)", ceilings.oracle_return),
-    ):
-        if value is not None:
-            table.add_row(name, f"{value:.3f}", "", "", "", "", style="dim")
+        table.add_row(*_line(name, result, None if name == first else results[first]))
+    if ceilings.bayes_optimal_return is not None:
+        regret = ceilings.bayes_optimal_regret
+        known = "" if regret is None else f"{regret:.3f}"
+        table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", known), style="dim")
+    if ceilings.oracle_return is not None:
+        table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "0.000"), style="dim")
+    print(
+        f"{bench.config.distribution}: {len(bench.held_out):,} held-out tasks, {bench.episodes} episodes each"
+    )
     Console().print(table)
 
 
-def _row(name: str, result: Evaluation) -> tuple[str, ...]:
+def _line(name: str, result: Evaluation, first: Evaluation | None) -> _Line:
     returns = mean_interval(result.returns())
-    regret = "" if result.regrets is None else f"{result.regrets.sum(axis=1).mean():.3f}"
-    constants = ", ".join(f"{key}={value:g}" for key, value in result.constants.items())
-    half_width = f"{returns.high - returns.mean:.3f}"
-    return name, f"{returns.mean:.3f}", half_width, regret, f"{result.seconds:.1f}", constants
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", flush=True)
+    gap = None if first is None else paired_difference(result.returns(), first.returns())
+    return _Line(
+        name,
+        f"{returns.mean:.3f} ± {returns.high - returns.mean:.3f}",
+        "" if result.regrets is None else f"{result.regrets.sum(axis=1).mean():.3f}",
+        "" if gap is None else f"{gap.mean:+.3f} ± {gap.high - gap.mean:.3f}",
+        ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
+    )

@@ -16,6 +16,7 @@ from rl2meta import __version__, checkpoints
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.components import COMPONENTS, make_learner, read_config
 from rl2meta.commands.progress import TrainingProgress
+from rl2meta.commands.restore import load_run_config, restore
 from rl2meta.config import RunConfig, load_config
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
@@ -45,16 +46,12 @@ def start_run(source: str, overrides: Sequence[str], run_dir: Path) -> int:
 def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> int:
     """Continue the run in ``run_dir`` from its newest checkpoint; return the exit code."""
     folder = RunFolder.open(run_dir)
-    config = load_config(folder.config_text(), str(folder.config_path), (), COMPONENTS)
+    config = load_run_config(folder)
     _refuse_changes(config, source, overrides)
     set_threads(config.settings.threads)
     device = resolve_device(config.settings.device)
     with folder.locked():
-        saved = checkpoints.newest(folder.checkpoints_path, _warn, device)
-        if saved is None:
-            raise UserError(f"{run_dir}: expected a checkpoint to resume from, got none; start a new run")
-        learner = make_learner(config, device)
-        learner.load_state_dict(saved.tensors)
+        learner, saved = restore(folder, config, device)
         folder.truncate_metrics(saved.update)
         print(f"resuming {run_dir} at update {saved.update}", flush=True)
         return _train(config, folder, learner, saved)
@@ -188,7 +185,3 @@ def _versions() -> dict[str, str]:
         "python": platform.python_version(),
         **{name: version(name) for name in _PACKAGES},
     }
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", flush=True)
