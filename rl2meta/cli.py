@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them, so that help answers at once."""
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -22,6 +23,9 @@ INTERRUPTED = 130
 
 def main() -> None:
     """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
+    # Read when torch loads: idle threads sleep instead of spinning, which on a busy machine costs most of the
+    # speed (docs/results.md has figures). A setting of the user's wins.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         app()
     except UserError as error:

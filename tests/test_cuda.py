@@ -1,0 +1,77 @@
+"""What must hold on a GPU; skipped where there is none."""
+
+import pytest
+import torch
+
+from rl2meta.agents.references.bandits import bernoulli_references
+from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import sample_tasks
+from rl2meta.training import Budget, meta_train
+
+pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
+BANDITS = BernoulliBandits(num_arms=5)
+
+
+def _learner(device: str) -> RL2Learner:
+    config = RL2Config(hidden_size=16)
+    return RL2Learner(BANDITS.observation_space, BANDITS.action_space, config, device, seed=0)
+
+
+def test_weights_and_tasks_are_those_of_the_cpu() -> None:
+    ours, theirs = (_learner(device).network.state_dict() for device in ("cpu", "cuda"))
+    assert all(torch.equal(ours[name], theirs[name].cpu()) for name in ours)
+
+
+def test_acting_agrees_with_the_fused_pass() -> None:
+    learner = _learner("cuda")
+    tasks = sample_tasks(BANDITS, 64, 0, "train")
+    (trajectory,) = RolloutWorker(BANDITS, "cuda").run(learner.agent, tasks, 10, 1).phases
+    policy, _ = learner.network(learner.network.inputs(trajectory.inputs))
+    torch.testing.assert_close(policy.log_prob(trajectory.action), trajectory.log_prob, atol=1e-4, rtol=1e-4)
+
+
+def test_a_rollout_does_not_wait_for_the_device() -> None:
+    learner, worker = _learner("cuda"), RolloutWorker(BANDITS, "cuda")
+    tasks = sample_tasks(BANDITS, 64, 0, "train").to(torch.device("cuda"))
+    worker.run(learner.agent, tasks, 3, 1)  # the first run may set things up
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        trajectory = worker._run_phase(
+            worker._make_envs(64), learner.agent, *_started(learner, worker, tasks), 3
+        )[0]
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert trajectory.reward.is_cuda
+
+
+def _started(learner: RL2Learner, worker: RolloutWorker, tasks: object) -> tuple[object, object]:
+    observation, _ = worker._make_envs(64).reset(seed=0, options={"tasks": tasks})
+    carry = learner.agent.begin(64, torch.Generator("cuda").manual_seed(0))
+    return carry, worker._first_step(observation)
+
+
+def test_learns_on_the_gpu() -> None:
+    learner, worker = _learner("cuda"), RolloutWorker(BANDITS, "cuda")
+    returns: list[float] = []
+    meta_train(
+        learner,
+        BANDITS,
+        worker,
+        Budget(60, 1024, 10),
+        0,
+        lambda row: bool(returns.append(row["mean_return"])),
+    )
+    assert sum(returns[-5:]) / 5 > sum(returns[:5]) / 5 + 0.3
+
+
+@pytest.mark.parametrize("name", sorted(bernoulli_references(5, 10)))
+def test_references_score_as_on_the_cpu(name: str) -> None:
+    tasks = sample_tasks(BANDITS, 4000, 0, "test")
+    agent = bernoulli_references(5, 10)[name].build()
+    means = [
+        float(RolloutWorker(BANDITS, device).run(agent, tasks, 10, 0).per_task("regret").sum(dim=1).mean())
+        for device in ("cpu", "cuda")
+    ]
+    assert abs(means[0] - means[1]) < 0.15
