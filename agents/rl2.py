@@ -12,12 +12,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from rl2meta.errors import UserError
 from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
 from rl2meta.returns import discounted_returns, gae
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
-RewardSignal = Literal["sampled", "expected", "regret"]
+RewardSignal = Literal["auto", "sampled", "expected", "regret"]
 Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -43,9 +44,9 @@ class RL2Config(BaseModel):
     minibatches: Count = Field(2, description="minibatches of whole trials in a pass")
     max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled down to this")
     reward_signal: RewardSignal = Field(
-        "regret",
-        description="what the loss takes for reward: as sampled, its expectation, or minus the regret; the "
-        "agent's input is the sampled reward in any case",
+        "auto",
+        description="what the loss takes for reward: as sampled, its expectation, or minus the regret; "
+        "auto is the last that the family emits; the agent's input is the sampled reward in any case",
     )
 
 
@@ -153,7 +154,7 @@ class RL2Learner:
     ) -> None:
         self.config = config
         with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
+            torch.default_generator.manual_seed(seed)
             network = RecurrentActorCritic(observation_space, action_space, config)
         self.network = network.to(device)
         self.agent = RL2Agent(self.network)
@@ -179,24 +180,24 @@ class RL2Learner:
         remaining = discounted_returns(mask, discount).clamp(min=1)
         inputs = self.network.inputs(trajectory.inputs)
         with torch.no_grad():
-            value = self.network(inputs)[1] * mask * remaining * self.network.reward_scale
+            policy, scaled = self.network(inputs)
+        value = scaled * mask * remaining * self.network.reward_scale
         advantage = gae(reward, discount, value, self.config.gae_trace)
         per_step = (advantage + value) / remaining
         self._measure_scale(per_step, mask)
         return _Batch(
             inputs=inputs,
             action=trajectory.action,
-            log_prob=trajectory.log_prob,
+            log_prob=policy.log_prob(trajectory.action),  # of the fused pass, so that ρ starts at exactly 1
             advantage=_standardised(advantage, mask),
-            value_target=per_step / self.network.reward_scale,
+            value_target=per_step / self.network.reward_scale.clamp(min=1e-8),
             mask=mask,
         )
 
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
-        """Set the value's unit once, on the first batch: the mean size of the return per step."""
+        """Set the value's unit once, on the first batch that pays: the mean size of the return per step."""
         scale = self.network.reward_scale
-        measured = _mean(reward.abs(), mask).clamp(min=1e-8)
-        scale.copy_(torch.where(scale == 0, measured, scale))
+        scale.copy_(torch.where(scale == 0, _mean(reward.abs(), mask), scale))
 
     def _minibatches(self, batch: _Batch, generator: torch.Generator) -> Iterator[_Batch]:
         num_trials = batch.mask.shape[1]
@@ -259,18 +260,20 @@ def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
     alone). Neither is ever an input of the agent.
 
     Raises:
-        ValueError: if the family does not emit the signal.
+        UserError: if the family does not emit the signal.
     """
     known = {
         "sampled": trajectory.reward,
         "expected": trajectory.expected_reward,
         "regret": None if trajectory.regret is None else -trajectory.regret,
     }
-    value = known[signal]
-    if value is None:
-        usable = [name for name, tensor in known.items() if tensor is not None]
-        raise ValueError(f"reward_signal={signal!r}: the task family does not emit it; use one of {usable}")
-    return value
+    usable = {name: tensor for name, tensor in known.items() if tensor is not None}
+    if signal != "auto" and signal not in usable:
+        raise UserError(
+            f"agent.reward_signal: expected one that the task family emits, {', '.join(usable)} or auto, "
+            f"got {signal!r}"
+        )
+    return usable[signal if signal != "auto" else list(usable)[-1]]
 
 
 def _mean(x: Tensor, mask: Tensor) -> Tensor:

@@ -31,7 +31,7 @@ class BernoulliBandits:
         pydantic.ValidationError: for fewer than two arms.
     """
 
-    num_arms: NumArms
+    num_arms: NumArms = 5
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -73,7 +73,7 @@ class GaussianBandits:
         pydantic.ValidationError: for fewer than two arms.
     """
 
-    num_arms: NumArms
+    num_arms: NumArms = 5
 
     @property
     def observation_space(self) -> gym.Space[Any]:

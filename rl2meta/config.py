@@ -146,6 +146,8 @@ class _Loader(yaml.SafeLoader):
         return super().construct_mapping(node, deep)
 
 
+# What PyYAML's constructors stumble over comes through as it is: dates, numbers of 5,000 digits, nesting.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
@@ -153,8 +155,8 @@ _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.012
 def _parse(text: str, source: str) -> dict[str, Any]:
     try:
         raw = yaml.load(text, _Loader)  # a SafeLoader
-    except yaml.YAMLError as error:
-        raise UserError(f"{source}: expected YAML, got {error}") from None
+    except _NOT_YAML as error:
+        raise UserError(f"{source}: expected YAML, got {error!s:.1000}") from None
     if raw is None:
         raise UserError(f"{source}: expected a config, got an empty file; see 'rl2meta list' for examples")
     if not isinstance(raw, dict):
@@ -175,7 +177,7 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
             return f"{override!r}: {key} is a value, not a section"
     try:
         section[keys[-1]] = yaml.load(value, _Loader)  # a SafeLoader
-    except yaml.YAMLError:
+    except _NOT_YAML:
         return f"{override!r}: expected a YAML value after '='"
     return None
 

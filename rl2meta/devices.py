@@ -16,7 +16,11 @@ def resolve_device(name: str) -> torch.device:
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     wanted = {"auto": there[min(1, len(there) - 1)], "cuda": "cuda:0"}.get(name, name)
     if wanted not in there:
-        raise UserError(f"device: expected one of auto, {', '.join(there)}, got {name!r}; it is not there")
+        raise UserError(
+            f"device: expected one that is there (auto, {', '.join(there)}), got {name!r}; it is not there"
+        )
+    # cuDNN's recurrent kernels would use TF32 by default and the single step would not: they must agree.
+    torch.backends.cudnn.allow_tf32 = False
     return torch.device(wanted)
 
 

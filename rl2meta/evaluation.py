@@ -21,7 +21,7 @@ from rl2meta.trial import Agent, Trial
 Array = NDArray[np.float32]
 CHUNK = 10_000
 """Tasks that run side by side; part of what fixes an evaluation's random streams."""
-_OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**20, 16
+_OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,8 @@ def evaluate(
     """Run one trial on every task and keep expected reward and regret of each step.
 
     The environments draw from streams of ``seed`` alone, so that agents that are given the same seed are
-    paired: same tasks, same luck. Every interaction counts, those before an adaptation too.
+    paired in tasks and, where their environments draw in the same order, in luck. Every interaction counts,
+    those before an adaptation too.
     """
     began = time.perf_counter()
     trials = list(_chunks(agent, worker, tasks, num_episodes, seed))

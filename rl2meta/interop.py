@@ -271,17 +271,14 @@ def _trajectory(past: tuple[_Lived, ...]) -> Trajectory:
 
 
 def _check_phase(agent: Agent[Carry], num_episodes: int | None) -> None:
-    episodes, lanes = agent.phase
+    lanes = agent.phase.lanes_per_task
     if lanes > 1:
         raise ValueError(
             f"expected an agent of one lane per task, got {lanes}: SB3 steps one environment per trial; "
             "evaluate this agent with rl2meta.rollout"
         )
-    if num_episodes is not None and (num_episodes < 1 or num_episodes % (episodes or 1)):
-        raise ValueError(
-            f"num_episodes={num_episodes} is not a positive multiple of the {episodes or 1} episodes of the "
-            f"agent's phase; use {max(1, num_episodes // (episodes or 1)) * (episodes or 1)}"
-        )
+    if num_episodes is not None:
+        agent.phase.plan(num_episodes)
 
 
 def _flat_space(observation: gym.Space[Any], action: gym.Space[Any]) -> gym.spaces.Box:

@@ -19,7 +19,7 @@ from rl2meta.run_folder import write_atomically, writing
 from rl2meta.statistics import t_quantile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the trained agent gets the first.
-_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555")
+_COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#8C564B")
 _INK, _FAINT, _GRID = "#222222", "#8A8A8A", "#E8E8E8"
 _BAYES, _ORACLE = (0, (5, 3)), (0, (1, 2))  # line styles: on, off
 _SQUASHING = 2.5  # an agent whose final regret is this many times the next one's leaves the axis

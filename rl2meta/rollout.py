@@ -8,7 +8,7 @@ from torch import Tensor
 from rl2meta.randomness import derive, generator
 from rl2meta.spaces import encoding
 from rl2meta.tasks import TaskDistribution, Tasks, TaskVectorEnv
-from rl2meta.trial import Agent, Carry, Choice, Phase, TimeStep, Trajectory, Trial
+from rl2meta.trial import Agent, Carry, Choice, TimeStep, Trajectory, Trial
 
 
 class _Row(NamedTuple):
@@ -53,7 +53,7 @@ class RolloutWorker:
         Raises:
             ValueError: if ``num_episodes`` is not a positive multiple of the agent's phase.
         """
-        episodes, lanes, num_phases = _plan(agent.phase, num_episodes)
+        plan, lanes = agent.phase.plan(num_episodes), agent.phase.lanes_per_task
         envs = self._make_envs(len(tasks) * lanes)
         carry = agent.begin(len(tasks), generator(seed, "agent", device=self.device))
         rows_of = torch.arange(len(tasks)).repeat_interleave(lanes)
@@ -62,10 +62,10 @@ class RolloutWorker:
         )
         step = self._first_step(observation)
         phases: list[Trajectory] = []
-        for _ in range(num_phases):
+        for _ in range(plan.phases):
             if phases:  # environments that idled may be inside an episode; a phase starts at its start
                 step = self._step_after(phases[-1], envs.reset()[0])
-            trajectory, carry = self._run_phase(envs, agent, carry, step, episodes)
+            trajectory, carry = self._run_phase(envs, agent, carry, step, plan.episodes)
             carry = agent.adapt(carry, trajectory)
             phases.append(trajectory)
         return Trial(tasks, tuple(phases))
@@ -108,21 +108,6 @@ class RolloutWorker:
         if self._envs is None or self._envs.num_envs != num_envs:
             self._envs = self.distribution.make_envs(num_envs, self.device)
         return self._envs
-
-
-def _plan(phase: Phase, num_episodes: int) -> tuple[int, int, int]:
-    """Return (episodes in each lane of a phase, lanes, phases in the trial)."""
-    lanes = phase.lanes_per_task
-    episodes = phase.episodes if phase.episodes is not None else max(1, num_episodes // lanes)
-    per_phase = episodes * lanes
-    if num_episodes < 1 or num_episodes % per_phase:
-        below = num_episodes // per_phase * per_phase
-        near = f"{below} or {below + per_phase}" if below > 0 else f"{per_phase}"
-        raise ValueError(
-            f"num_episodes={num_episodes} is not a positive multiple of the {per_phase} episodes of the "
-            f"agent's phase; use {near}"
-        )
-    return episodes, lanes, num_episodes // per_phase
 
 
 def _row(

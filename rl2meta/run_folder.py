@@ -159,25 +159,22 @@ class RunFolder:
         """
         return [line.row for line in self._lines()] if self.metrics_path.exists() else []
 
-    def new_evaluation_folder(self, out: Path | None) -> Path:
-        """Make an empty folder for one evaluation, which no other process gets too.
+    @contextmanager
+    def new_evaluation_folder(self, out: Path | None) -> Iterator[Path]:
+        """Make a folder for one evaluation, which no other process gets too; leave none behind if it fails.
 
         Args:
             out: where it shall be; None for ``evaluation``, ``evaluation_2``, ... inside the run.
 
         Raises:
-            UserError: if ``out`` is a file or a folder with something in it, or cannot be made.
+            UserError: if ``out`` exists, or cannot be made.
         """
-        if out is None:
-            return self._next_evaluation_folder()
-        if _is_used(out):
-            raise UserError(
-                f"expected a new or empty folder for the evaluation, got {_kind(out)} at {out}; "
-                "choose another"
-            )
-        with writing(out):
-            out.mkdir(parents=True, exist_ok=True)
-        return out
+        folder = self._next_evaluation_folder() if out is None else _new_folder(out)
+        try:
+            yield folder
+        finally:
+            if not any(folder.iterdir()):
+                folder.rmdir()
 
     def _next_evaluation_folder(self) -> Path:
         folder = self.path / "evaluation"
@@ -249,6 +246,20 @@ def writing(path: Path) -> Iterator[None]:
             f"cannot write {path}: {error.strerror or error}; free some space, mend the permissions or "
             "choose another place"
         ) from error
+
+
+def _new_folder(path: Path) -> Path:
+    try:
+        with writing(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            path.mkdir()
+    except UserError as error:
+        if isinstance(error.__cause__, FileExistsError):
+            raise UserError(
+                f"expected a new folder for the evaluation, got {_kind(path)} at {path}; choose another"
+            ) from None
+        raise
+    return path
 
 
 def _is_used(path: Path) -> bool:

@@ -62,6 +62,36 @@ class Phase(NamedTuple):
     episodes: int | None = None
     lanes_per_task: int = 1
 
+    def plan(self, num_episodes: int) -> "Plan":
+        """Return how a trial of ``num_episodes`` episodes splits into phases.
+
+        Raises:
+            ValueError: if it is not a positive multiple of what a phase takes.
+        """
+        lanes = self.lanes_per_task
+        episodes = self.episodes if self.episodes is not None else max(1, num_episodes // lanes)
+        per_phase = episodes * lanes
+        if num_episodes < 1 or num_episodes % per_phase:
+            below = num_episodes // per_phase * per_phase
+            near = f"{below} or {below + per_phase}" if below > 0 else f"{per_phase}"
+            raise ValueError(
+                f"num_episodes={num_episodes} is not a positive multiple of the {per_phase} episodes of the "
+                f"agent's phase; use {near}"
+            )
+        return Plan(episodes, num_episodes // per_phase)
+
+
+class Plan(NamedTuple):
+    """A trial in phases.
+
+    Attributes:
+        episodes: in each lane of a phase.
+        phases: in the trial.
+    """
+
+    episodes: int
+    phases: int
+
 
 @dataclass(frozen=True)
 class Trajectory:

@@ -131,7 +131,7 @@ def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tm
     assert (copy / "evaluation_2" / "evaluation.json").exists()
     assert run("evaluate", copy, *brief, "--out", tmp_path / "out")[0] == 0
     code, _, err = run("evaluate", copy, *brief, "--out", tmp_path / "out")
-    assert code == 2 and "expected a new or empty folder" in err
+    assert code == 2 and "expected a new folder for the evaluation" in err
 
 
 def test_the_same_evaluation_twice_gives_the_same_numbers(run: Run, copy: Path) -> None:
@@ -250,12 +250,16 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("train", "--resume", *new), "expected a run folder"),
         (("evaluate", tmp_path / "nowhere"), "expected a run folder"),
         (("evaluate", trained, "--against", "gitins"), "unknown reference 'gitins'; did you mean 'gittins'?"),
-        (("evaluate", trained, "--tasks", 1), "--tasks: expected at least 2"),
-        (("evaluate", trained, "--seed", -1), "--seed: expected a number >= 0"),
+        (("evaluate", trained, "--tasks", 1), "--tasks: expected a number from 2 to 10000000, got 1"),
+        (("evaluate", trained, "--seed", -1), "--seed: expected a number from 0"),
         (("evaluate", trained, "--device", "cuda:7"), "it is not there"),
         (("evaluate", trained, "--device", "tpu"), "it is not there"),
         (("benchmark", "--against", "sb4"), "--against: expected 'sb3', got 'sb4'"),
-        (("benchmark", "--seconds", 0), "--seconds: expected more than 0"),
+        (("benchmark", "--seconds", 0), "--seconds: expected a number more than 0"),
+        (("benchmark", "--seconds", "nan"), "--seconds: expected a number more than 0"),
+        (("benchmark", "--threads", 0), "--threads: expected at least 1"),
+        (("benchmark", "--out", tmp_path / "none" / "x.json"), "in a folder that exists"),
+        (("train", "smoke", "evaluation.against=[gitins]", *new), "did you mean 'gittins'?"),
         (("benchmark", "--out", empty), "expected a new file"),
     ]
     before = sorted(trained.rglob("*"))

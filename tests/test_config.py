@@ -91,6 +91,13 @@ def test_one_fault(old: str, new: str, message: str) -> None:
         ("a: [1", "x.yaml: expected YAML, got"),
         ("a: !!python/object/apply:os.system ['true']", "x.yaml: expected YAML, got"),
         ("\x00", "x.yaml: expected YAML, got"),
+        ("seed: 2020-99-99", "x.yaml: expected YAML, got"),
+        ("seed: 0x_", "x.yaml: expected YAML, got"),
+        ("a: !!int foo", "x.yaml: expected YAML, got"),
+        ("a: !!bool foo", "x.yaml: expected YAML, got"),
+        ("a: !!timestamp foo", "x.yaml: expected YAML, got"),
+        (f"a: {'9' * 5000}", "x.yaml: expected YAML, got"),
+        ("[" * 5000, "x.yaml: expected YAML, got"),
     ],
 )
 def test_what_is_no_config(text: str, message: str) -> None:
@@ -106,6 +113,7 @@ def test_what_is_no_config(text: str, message: str) -> None:
         ("seed.x=3", "'seed.x=3': seed is a value, not a section"),
         ("training.foo=3", "training.foo: unknown key"),
         ("seed=[", "'seed=[': expected a YAML value after '='"),
+        ("seed=2020-99-99", "'seed=2020-99-99': expected a YAML value after '='"),
         ("seed=", "seed: expected a valid integer, got None"),
         ("agent=rl2", "agent: expected a section with a name, one of rl2, got 'rl2'"),
     ],

@@ -19,6 +19,7 @@ FOLDERS["rl2meta.configs"] = ROOT / "configs"
 LINKS = {"envs", "agents", "configs"}
 ENVS_MAY = {"tasks", "randomness"}
 AGENTS_MAY = {
+    "errors",
     "tasks",
     "trial",
     "returns",

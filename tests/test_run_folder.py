@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 
@@ -183,24 +184,42 @@ def test_damage_before_the_last_line_is_named_not_dropped(folder, line):
     assert folder.metrics_path.read_bytes() == before
 
 
+def claim(folder, out):
+    with folder.new_evaluation_folder(out) as made:
+        (made / "something").write_text("")
+    return made
+
+
 def test_evaluations_get_folders_of_their_own(folder):
-    made = [folder.new_evaluation_folder(None) for _ in range(3)]
+    made = [claim(folder, None) for _ in range(3)]
     assert [path.name for path in made] == ["evaluation", "evaluation_2", "evaluation_3"]
     assert all(path.is_dir() and path.parent == folder.path for path in made)
-    made[1].rmdir()
+    shutil.rmtree(made[1])
     (folder.path / "evaluation_2").write_text("a file in the way")
-    assert folder.new_evaluation_folder(None).name == "evaluation_4"
+    assert claim(folder, None).name == "evaluation_4"
 
 
 def test_an_evaluation_goes_where_it_is_told_but_over_nothing(folder, tmp_path):
     out = tmp_path / "deep" / "out"
-    assert folder.new_evaluation_folder(out) == out
-    assert folder.new_evaluation_folder(out) == out  # still empty
-    (out / "regret.csv").write_text("")
-    with pytest.raises(UserError, match="got a folder with something in it"):
-        folder.new_evaluation_folder(out)
+    with folder.new_evaluation_folder(out) as made:
+        assert made == out
+        with pytest.raises(UserError, match="expected a new folder"):  # though it is empty: it is taken
+            claim(folder, out)
+        (out / "regret.csv").write_text("")
+    with pytest.raises(
+        UserError, match="expected a new folder for the evaluation, got a folder with something"
+    ):
+        claim(folder, out)
     with pytest.raises(UserError, match="got a file"):
-        folder.new_evaluation_folder(out / "regret.csv")
+        claim(folder, out / "regret.csv")
+    with pytest.raises(UserError):
+        claim(folder, out / "regret.csv" / "below")
+
+
+def test_an_evaluation_that_fails_leaves_no_folder(folder):
+    with pytest.raises(RuntimeError), folder.new_evaluation_folder(None) as made:
+        raise RuntimeError
+    assert not made.exists()
 
 
 def test_what_the_disk_refuses_names_the_path(folder, monkeypatch):

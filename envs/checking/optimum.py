@@ -11,7 +11,7 @@ from rl2meta.envs.checking.case import Case, Check
 from rl2meta.envs.checking.steps import odd_numbers
 from rl2meta.tasks import sample_tasks
 
-_MOST_REPLAYS = 20  # zero-regret play costs (actions × steps²) env steps: both are cut here
+_MOST_REPLAYS, _MOST_STEPS = 400, 20  # zero-regret play replays the past once per action and step
 _TOLERANCE = 1e-4
 
 
@@ -25,7 +25,7 @@ def _check_zero_regret(case: Case) -> Iterator[str]:
     space, played = case.distribution.action_space, list[Tensor]()
     if not isinstance(space, gym.spaces.Discrete) or space.n > _MOST_REPLAYS:
         return
-    for _ in range(min(case.distribution.horizon, _MOST_REPLAYS)):
+    for _ in range(min(case.distribution.horizon, _MOST_STEPS, _MOST_REPLAYS // int(space.n))):
         regrets = _regrets(case, played, space)
         if not regrets:
             return

@@ -1,6 +1,7 @@
 """``rl2meta benchmark``: training speed, contestants in turns within one run."""
 
 import json
+import math
 import platform
 import statistics
 import time
@@ -32,12 +33,14 @@ def run_benchmark(
     *, seconds: float, against: str | None, device: str, threads: int | None, out: Path | None
 ) -> None:
     """Measure, print the medians and their ratio, and write them to ``out``."""
-    if seconds <= 0:
-        raise UserError(f"--seconds: expected more than 0, got {seconds}")
+    if not 0 < seconds < math.inf:
+        raise UserError(f"--seconds: expected a number more than 0, got {seconds}")
+    if threads is not None and threads < 1:
+        raise UserError(f"--threads: expected at least 1, got {threads}")
     if against not in (None, "sb3"):
         raise UserError(f"--against: expected 'sb3', got {against!r}")
-    if out is not None and out.exists():
-        raise UserError(f"--out: expected a new file, got {out}, which exists; choose another")
+    if out is not None and (out.exists() or not out.parent.is_dir()):
+        raise UserError(f"--out: expected a new file in a folder that exists, got {out}; choose another")
     where, used_threads = resolve_device(device), set_threads(threads)
     contestants: dict[str, Contestant] = {"rl2meta": _ours(where)}
     if against == "sb3":
@@ -129,7 +132,10 @@ def _sb3_contestants(device: torch.device) -> dict[str, Contestant]:
     try:
         import sb3_contrib  # noqa: F401
     except ImportError:
-        raise UserError("--against sb3: expected sb3-contrib; pip install 'rl2meta[benchmark]'") from None
+        raise UserError(
+            "--against sb3: expected sb3-contrib, which is not installed; install it with: "
+            "pip install -c constraints.txt -e '.[benchmark]'"
+        ) from None
     from stable_baselines3.common.vec_env import DummyVecEnv
 
     from rl2meta.commands.sb3_trials import TrialVecEnv

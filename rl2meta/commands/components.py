@@ -1,6 +1,6 @@
 """The composition root: which names stand for which parts."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -60,6 +60,28 @@ def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
     """Return the references that are defined on the experiment's family, by name."""
     factory = REFERENCES.get(config.distribution_name)
     return {} if factory is None else factory(config.distribution, num_episodes)
+
+
+def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:
+    """Return the references that ``against`` names, or the config's evaluation; 'all' and 'none' are words.
+
+    Raises:
+        UserError: naming every reference that is not known.
+    """
+    known = references_of(config, config.settings.training.episodes_per_trial)
+    wanted, source = (
+        (config.settings.evaluation.against, "evaluation.against")
+        if against is None
+        else (against, "--against")
+    )
+    names = [name.strip() for name in wanted if name.strip()]
+    unknown = [name for name in names if name not in known and name not in ("all", "none")]
+    if unknown:
+        faults = "; ".join(f"unknown reference {name!r}{suggestion(name, known)}" for name in unknown)
+        raise UserError(f"{source}: {faults}")
+    if "all" in names:
+        return dict(known)
+    return {name: known[name] for name in dict.fromkeys(names) if name != "none"}
 
 
 def shipped_configs() -> dict[str, str]:

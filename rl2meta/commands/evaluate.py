@@ -12,16 +12,17 @@ from rich.table import Table
 
 from rl2meta.agents.references.bandits import Reference
 from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import references_of
+from rl2meta.commands.components import chosen_references
 from rl2meta.commands.restore import load_run_config, restore
-from rl2meta.config import RunConfig, suggestion
+from rl2meta.config import RunConfig
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
 from rl2meta.plotting import plot_evaluation
+from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
-from rl2meta.statistics import mean_interval, paired_difference
+from rl2meta.statistics import Interval, mean_interval, paired_difference
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
 
@@ -38,20 +39,19 @@ def evaluate_run(
     defaults = config.settings.evaluation
     num_tasks = _within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
     seed = _within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
-    wanted = defaults.against if against is None else against.split(",")
-    references = _chosen(references_of(config, config.settings.training.episodes_per_trial), wanted)
+    references = chosen_references(config, None if against is None else against.split(","))
     bench = _Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
     set_threads(config.settings.threads)
     learner, saved = restore(folder, config, bench.worker.device)
-    target = folder.new_evaluation_folder(out)
-
-    results = {config.agent_name: bench.evaluate(learner.agent)}
-    for name, reference in references.items():
-        print(f"evaluating {name} ...", flush=True)
-        results[name] = bench.evaluate_reference(reference)
-    ceilings = benchmarks(config.distribution, bench.held_out, bench.episodes)
-    write_evaluation(target, results, ceilings, bench.facts(saved))
-    figure = plot_evaluation(target)
+    with folder.new_evaluation_folder(out) as target:
+        print(f"evaluating {config.agent_name} ...", flush=True)
+        results = {config.agent_name: bench.evaluate(learner.agent)}
+        for name, reference in references.items():
+            print(f"evaluating {name} ...", flush=True)
+            results[name] = bench.evaluate_reference(reference)
+        ceilings = benchmarks(config.distribution, bench.held_out, bench.episodes)
+        write_evaluation(target, results, ceilings, bench.facts(saved))
+        figure = plot_evaluation(target)
     _print_table(results, ceilings, bench)
     print(f"wrote {target} (figure: {figure})")
 
@@ -79,7 +79,8 @@ class _Bench:
 
         def score(constants: dict[str, Any]) -> float:
             agent = reference.build(**constants)
-            return float(evaluate(agent, self.worker, tuning, self.episodes, seed).returns().mean())
+            luck = derive(seed, "tuning")  # not that of the held-out evaluation, whatever its seed
+            return float(evaluate(agent, self.worker, tuning, self.episodes, luck).returns().mean())
 
         return max(grid, key=score)
 
@@ -100,18 +101,6 @@ def _within(option: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def _chosen(known: Mapping[str, Reference], wanted: list[str]) -> dict[str, Reference]:
-    """Return the references that ``wanted`` names; 'all' and 'none' are words of it."""
-    names = [name.strip() for name in wanted if name.strip()]
-    unknown = [name for name in names if name not in known and name not in ("all", "none")]
-    if unknown:
-        faults = "; ".join(f"unknown reference {name!r}{suggestion(name, known)}" for name in unknown)
-        raise UserError(f"--against: {faults}")
-    if "all" in names:
-        return dict(known)
-    return {name: known[name] for name in dict.fromkeys(names) if name != "none"}
-
-
 def _constants(reference: Reference) -> Iterator[dict[str, Any]]:
     for values in itertools.product(*reference.grid.values()):
         yield dict(zip(reference.grid, values, strict=True))
@@ -128,7 +117,7 @@ class _Line(NamedTuple):
 def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench: _Bench) -> None:
     first = next(iter(results))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
-    for column in ("agent", "return ± 95 %", "regret", f"minus {first} ± 95 %", "constants"):
+    for column in ("agent", "return ± 95 %", "regret ± 95 %", f"minus {first} ± 95 %", "constants"):
         table.add_column(
             column, justify="left" if column in ("agent", "constants") else "right", no_wrap=True
         )
@@ -144,15 +133,22 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench:
         f"{bench.config.distribution}: {len(bench.held_out):,} held-out tasks, {bench.episodes} episodes each"
     )
     Console().print(table)
+    if ceilings.bayes_optimal_return is not None:
+        print(
+            "Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above."
+        )
+
+
+def _with_margin(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ± {interval.high - interval.mean:.3f}"
 
 
 def _line(name: str, result: Evaluation, first: Evaluation | None) -> _Line:
-    returns = mean_interval(result.returns())
     gap = None if first is None else paired_difference(result.returns(), first.returns())
     return _Line(
         name,
-        f"{returns.mean:.3f} ± {returns.high - returns.mean:.3f}",
-        "" if result.regrets is None else f"{result.regrets.sum(axis=1).mean():.3f}",
+        _with_margin(mean_interval(result.returns())),
+        "" if result.regrets is None else _with_margin(mean_interval(result.regrets.sum(axis=1))),
         "" if gap is None else f"{gap.mean:+.3f} ± {gap.high - gap.mean:.3f}",
         ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
     )

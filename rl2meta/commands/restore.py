@@ -1,14 +1,20 @@
 """From a run folder back to a learner."""
 
+from pathlib import Path
+from typing import Any, NamedTuple
+
 import torch
 
 from rl2meta import checkpoints
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.components import COMPONENTS, make_learner
 from rl2meta.config import RunConfig, load_config
+from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
 from rl2meta.run_folder import RunFolder
+from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
+from rl2meta.trial import Agent
 
 
 def load_run_config(folder: RunFolder) -> RunConfig:
@@ -16,16 +22,27 @@ def load_run_config(folder: RunFolder) -> RunConfig:
     return load_config(folder.config_text(), str(folder.config_path), (), COMPONENTS)
 
 
-def restore(folder: RunFolder, config: RunConfig, device: torch.device) -> tuple[Learner, Checkpoint]:
+def restore(
+    folder: RunFolder, config: RunConfig, device: torch.device, fresh_if_never_saved: bool = False
+) -> tuple[Learner, Checkpoint]:
     """Return the learner of a run as its newest whole checkpoint has it, and that checkpoint.
+
+    Args:
+        folder: the run.
+        config: what it holds.
+        device: where the learner shall live.
+        fresh_if_never_saved: begin at update 0, and say so, if the run ended before it saved anything.
 
     Raises:
         UserError: if there is no whole checkpoint, or it does not fit the config.
     """
     saved = checkpoints.newest(folder.checkpoints_path, _warn, device)
-    if saved is None:
-        raise UserError(f"{folder.path}: expected a checkpoint, got none; train in another --run-dir")
     learner = make_learner(config, device)
+    if saved is None:
+        if not fresh_if_never_saved or folder.metrics_path.exists():
+            raise UserError(f"{folder.path}: expected a checkpoint, got none; train in another --run-dir")
+        _warn("the run ended before it saved anything; it begins again at update 0")
+        return learner, Checkpoint(0, {}, {"env_steps": 0})
     try:
         learner.load_state_dict(saved.tensors)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -34,6 +51,32 @@ def restore(folder: RunFolder, config: RunConfig, device: torch.device) -> tuple
             f"trained with, got one that it does not fit; undo changes to it ({error})"
         ) from None
     return learner, saved
+
+
+class Run(NamedTuple):
+    """A trained run, for use from Python.
+
+    Attributes:
+        distribution: the law of its tasks.
+        agent: what was trained.
+        episodes_per_trial: as in training.
+    """
+
+    distribution: TaskDistribution
+    agent: Agent[Any]
+    episodes_per_trial: int
+
+
+def load_run(path: str | Path, device: str = "cpu") -> Run:
+    """Return the trained agent of a run folder and what it was trained on.
+
+    Raises:
+        UserError: if there is no such run, or no whole checkpoint in it.
+    """
+    folder = RunFolder.open(Path(path))
+    config = load_run_config(folder)
+    learner, _ = restore(folder, config, resolve_device(device))
+    return Run(config.distribution, learner.agent, config.settings.training.episodes_per_trial)
 
 
 def _warn(message: str) -> None:

@@ -14,7 +14,7 @@ from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
 from rl2meta import __version__, checkpoints
 from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import COMPONENTS, make_learner, read_config
+from rl2meta.commands.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.commands.progress import TrainingProgress
 from rl2meta.commands.restore import load_run_config, restore
 from rl2meta.config import RunConfig, load_config
@@ -35,6 +35,7 @@ def start_run(source: str, overrides: Sequence[str], run_dir: Path) -> int:
     threads = set_threads(config.settings.threads)
     text = config.to_yaml(device=device, threads=threads, versions=_versions())
     config = load_config(text, "config.yaml", (), COMPONENTS)
+    chosen_references(config)  # a name that is mistyped shall not show after hours of training
     learner = make_learner(config, resolve_device(device))  # before the folder: a fault leaves none behind
     folder = RunFolder.create(run_dir, text)
     with folder.locked():
@@ -51,7 +52,11 @@ def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> i
     set_threads(config.settings.threads)
     device = resolve_device(config.settings.device)
     with folder.locked():
-        learner, saved = restore(folder, config, device)
+        learner, saved = restore(folder, config, device, fresh_if_never_saved=True)
+        if saved.update == config.settings.training.updates:
+            print(f"{run_dir} is trained already: {saved.update} updates; judge the agent with:")
+            print(f"  rl2meta evaluate {run_dir}", flush=True)
+            return 0
         folder.truncate_metrics(saved.update)
         print(f"resuming {run_dir} at update {saved.update}", flush=True)
         return _train(config, folder, learner, saved)

@@ -7,6 +7,7 @@ from torch import Tensor
 
 from rl2meta.agents.rl2 import RL2Config, RL2Learner, clipped_surrogate, reward_signal
 from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.errors import UserError
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
@@ -129,8 +130,13 @@ def test_reward_signals() -> None:
     assert torch.equal(reward_signal(trajectory, "sampled"), trajectory.reward)
     assert torch.equal(reward_signal(trajectory, "expected"), trajectory.expected_reward)
     assert torch.equal(reward_signal(trajectory, "regret"), -trajectory.regret)
-    with pytest.raises(ValueError, match=r"reward_signal='regret': .* use one of \['sampled'\]"):
-        reward_signal(replace(trajectory, regret=None, expected_reward=None), "regret")
+    without = replace(trajectory, regret=None, expected_reward=None)
+    assert torch.equal(reward_signal(trajectory, "auto"), -trajectory.regret)
+    assert torch.equal(reward_signal(without, "auto"), without.reward)
+    with pytest.raises(
+        UserError, match=r"expected one that the task family emits, sampled or auto, got 'regret'"
+    ):
+        reward_signal(without, "regret")
 
 
 @pytest.mark.parametrize("signal", ["sampled", "expected", "regret"])
