@@ -19,10 +19,10 @@ from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 RewardSignal = Literal["auto", "sampled", "expected", "regret"]
-Positive = Annotated[float, Field(gt=0, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, allow_inf_nan=False)]
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1)]
+Count = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class RL2Config(BaseModel):
@@ -31,7 +31,7 @@ class RL2Config(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     hidden_size: Count = Field(48, description="units in each LSTM layer")
-    num_layers: Count = Field(1, description="LSTM layers")
+    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="LSTM layers")
     learning_rate: Positive = Field(1e-2, description="Adam's step size at the start")
     final_learning_rate: NonNegative = Field(0.0, description="and at the end")
     entropy_coefficient: NonNegative = Field(0.05, description="weight of the entropy bonus at the start")
@@ -40,7 +40,7 @@ class RL2Config(BaseModel):
     discount: Fraction = Field(1.0, description="γ, across the episodes of a trial")
     gae_trace: Fraction = Field(0.95, description="λ of the advantage estimates")
     clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
-    epochs: Count = Field(3, description="passes over each batch of trials")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="passes over each batch of trials")
     minibatches: Count = Field(2, description="minibatches of whole trials in a pass")
     max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled down to this")
     reward_signal: RewardSignal = Field(

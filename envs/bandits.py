@@ -17,7 +17,7 @@ from rl2meta.envs.bayes_optimal import bayes_optimal_bernoulli
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-NumArms = Annotated[int, Field(ge=2, description="arms of each bandit")]
+NumArms = Annotated[int, Field(ge=2, le=10**6, description="arms of each bandit")]
 Noise = Literal["bernoulli", "gaussian"]
 
 

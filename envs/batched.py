@@ -75,6 +75,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         self.observation_space = batch_space(self.single_observation_space, num_envs)
         self.action_space = batch_space(self.single_action_space, num_envs)
         self.tasks: TensorTasks | None = None
+        self._expected = _layout(distribution.sample(1, torch.Generator(), "train"))
         self._distribution = distribution
         self._dynamics = dynamics
         self._generator: torch.Generator | None = None
@@ -125,6 +126,10 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             raise ValueError(
                 f"options['tasks']: expected {self.num_envs} tasks, one per environment, got {len(tasks)}"
             )
+        if _layout(tasks) != self._expected:
+            raise ValueError(
+                f"options['tasks']: expected parameters {self._expected} per task, got {_layout(tasks)}"
+            )
         return tasks
 
 
@@ -166,7 +171,7 @@ class TaskEnv(gym.Env[Any, Any]):
             raise ValueError(f"expected an action in {self.action_space}, got {action!r}")
         if self._ended:
             raise gym.error.ResetNeeded("expected reset() after the episode's end, got step(); call reset()")
-        actions = torch.as_tensor(np.asarray(action)).unsqueeze(0)
+        actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)).unsqueeze(0)
         restarted, reward, terminated, truncated, info = self._batch.step(actions)
         observation = self._single(info.pop("final_obs"))
         known = {name: value.item() for name, value in info.items()}
@@ -192,6 +197,11 @@ def make_vec_env(num_envs: int, family: str, device: str = "cpu", **arguments: A
 def _family(target: str, arguments: dict[str, Any]) -> TaskDistribution:
     module, name = target.split(":")
     return cast(TaskDistribution, getattr(import_module(module), name)(**arguments))
+
+
+def _layout(tasks: Any) -> dict[str, tuple[list[int], torch.dtype]]:
+    """Name, shape per task and dtype of each parameter."""
+    return {name: (list(value.shape[1:]), value.dtype) for name, value in tasks.parameters.items()}
 
 
 def _like(flag: Tensor, other: Tensor) -> Tensor:

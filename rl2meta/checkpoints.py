@@ -5,6 +5,7 @@ with the rest and the digests of both.
 """
 
 import hashlib
+import itertools
 import json
 import math
 import re
@@ -129,9 +130,11 @@ def prune(folder: Path, keep: int) -> None:
     """
     if keep < 1:
         raise ValueError(f"expected to keep at least 1 checkpoint, got keep={keep}")
-    paths = iter(_found(folder))
-    for _ in range(keep):
-        next(filter(_is_whole, paths), None)
+    found = _found(folder)
+    paths = iter(found)
+    whole = (path for path in paths if _is_whole(path))
+    if keep > len(found) or next(itertools.islice(whole, keep - 1, None), None) is None:
+        return  # fewer than ``keep``
     with writing(folder):
         for path in paths:
             _remove(path)

@@ -18,22 +18,33 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 
-INTERRUPTED = 130
-
 
 def main() -> None:
     """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
     # Read when torch loads: idle threads sleep instead of spinning, which on a busy machine costs most of the
     # speed (docs/results.md has figures). A setting of the user's wins.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):  # not under a test's capture
+            stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, and no traceback
+    from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
+
     try:
-        app()
+        with handled(raise_interrupted):
+            app()
     except UserError as error:
         typer.echo(f"error: {error}", err=True)
         sys.exit(2)
-    except KeyboardInterrupt:
-        typer.echo("interrupted", err=True)
-        sys.exit(INTERRUPTED)
+    except (MemoryError, RuntimeError) as error:
+        if not isinstance(error, MemoryError) and "memory" not in str(error):
+            raise
+        typer.echo(
+            f"error: expected a size that fits into memory; lower the sizes ({error!s:.200})", err=True
+        )
+        sys.exit(2)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        sys.exit(stop.exit_code)
 
 
 def _show_version(wanted: bool) -> None:
@@ -54,24 +65,35 @@ def _root(
 @app.command()
 def train(
     config: Annotated[
-        str | None, typer.Argument(help="A YAML file, or the name of a shipped config (see 'rl2meta list').")
+        str | None,
+        typer.Argument(
+            metavar="[CONFIG]", help="A YAML file, or the name of a shipped config (see 'rl2meta list')."
+        ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE]...", help="Settings to change, such as training.updates=100."),
+        typer.Argument(metavar="[KEY=VALUE...]", help="Settings to change, such as training.updates=100."),
     ] = None,
     run_dir: Annotated[
-        Path | None, typer.Option(help="Where everything about the run goes; must be new, unless resumed.")
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where everything about the run goes (required); new, unless resumed."
+        ),
     ] = None,
     resume: Annotated[
         bool, typer.Option("--resume", help="Continue the run in --run-dir from its newest checkpoint.")
     ] = False,
 ) -> None:
-    """Train an agent. Ctrl-C saves and says how to go on."""
+    """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
+
+    Ctrl-C and SIGTERM save, and say how to go on.
+    """
     from rl2meta.commands.train import resume_run, start_run
 
     if run_dir is None:
         raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
+    if resume and config is not None and "=" in config:
+        raise UserError(f"--resume continues a run as it was started: expected no override, got {config}")
     if resume:
         code = resume_run(run_dir, config, overrides or [])
     elif config is None:

@@ -6,6 +6,7 @@ names of no agent and no task family: they come as ``Components``.
 
 import difflib
 import re
+import reprlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any
@@ -17,8 +18,8 @@ from yaml.constructor import ConstructorError
 from rl2meta.errors import UserError
 from rl2meta.training import Budget
 
-Count = Annotated[int, Field(ge=1)]
-Seed = Annotated[int, Field(ge=0)]
+Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
+Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
 class _Section(BaseModel):
@@ -28,9 +29,9 @@ class _Section(BaseModel):
 class TrainingConfig(_Section):
     """How long and how wide to train, and how often to save."""
 
-    updates: Count
-    trials_per_update: Count
-    episodes_per_trial: Count
+    updates: Count = Field(description="updates of the learner in the whole run")
+    trials_per_update: Count = Field(description="tasks drawn for each update, one trial each")
+    episodes_per_trial: Count = Field(description="episodes in a trial; for bandits, pulls")
     checkpoint_every: Count = Field(100, description="updates between checkpoints; the last is always saved")
     keep_checkpoints: Count = Field(3, description="older ones are removed")
 
@@ -42,7 +43,7 @@ class TrainingConfig(_Section):
 class EvaluationConfig(_Section):
     """What ``rl2meta evaluate`` does unless its options say otherwise."""
 
-    tasks: Annotated[int, Field(ge=2)] = 10_000
+    tasks: Annotated[int, Field(ge=2, le=10**7)] = 10_000
     seed: Seed = 0
     against: Annotated[list[str], Field(strict=False)] = Field(default_factory=lambda: ["all"])
 
@@ -50,7 +51,9 @@ class EvaluationConfig(_Section):
 class _RunSettings(_Section):
     seed: Seed = 0
     device: str = "auto"
-    threads: Count | None = Field(None, description="CPU threads of torch; null for one per core")
+    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
+        None, description="CPU threads of torch; null for one per core"
+    )
     training: TrainingConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -103,6 +106,15 @@ class RunConfig:
         }
         return yaml.safe_dump({**data, **more}, sort_keys=False, allow_unicode=True)
 
+    def flat(self) -> dict[str, Any]:
+        """Return every setting by its dotted key, as it would stand in YAML."""
+        return _flat(yaml.safe_load(self.to_yaml()))
+
+    def identity(self) -> dict[str, Any]:
+        """Return the settings that decide what is learnt: all but where, how often saved, and how judged."""
+        free = ("device", "threads", "evaluation.", "training.checkpoint_every", "training.keep_checkpoints")
+        return {key: value for key, value in self.flat().items() if not key.startswith(free)}
+
 
 def load_config(text: str, source: str, overrides: Sequence[str], components: Components) -> RunConfig:
     """Return the experiment that ``text`` describes.
@@ -148,6 +160,8 @@ class _Loader(yaml.SafeLoader):
 
 # What PyYAML's constructors stumble over comes through as it is: dates, numbers of 5,000 digits, nesting.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 _EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
@@ -182,16 +196,25 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
     return None
 
 
+def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    flat: dict[str, Any] = {}
+    for key, value in section.items():
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return flat
+
+
 def _component(
     raw: dict[str, Any], section: str, known: Mapping[str, type[Any]]
 ) -> tuple[tuple[str, Any] | None, list[str]]:
     """Take ``section`` out of ``raw`` and build what it names: ((name, object) or None, faults)."""
     options = raw.pop(section, None)
     if not isinstance(options, dict) or "name" not in options:
-        return None, [f"{section}: expected a section with a name, one of {_listed(known)}, got {options!r}"]
+        return None, [
+            f"{section}: expected a section with a name, one of {_listed(known)}, got {_short(options)}"
+        ]
     name = options["name"]
-    if name not in known:
-        return None, [f"{section}.name: unknown {section} {name!r}{suggestion(str(name), known)}"]
+    if not isinstance(name, str) or name not in known:
+        return None, [f"{section}.name: unknown {section} {_short(name)}{suggestion(str(name), known)}"]
     rest = {key: value for key, value in options.items() if key != "name"}
     built, faults = _validated(known[name], rest, (section,))
     return (None if built is None else (name, built)), faults
@@ -212,7 +235,7 @@ def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
     if details["type"] in ("missing", "missing_argument"):
         return f"{path}: expected a value, got none"
     message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path}: expected {message}, got {details['input']!r}"
+    return f"{path}: expected {message}, got {_short(details['input'])}"
 
 
 def _fields(kind: type[Any], path: Iterable[str]) -> list[str]:
@@ -233,6 +256,11 @@ def suggestion(name: str, known: Iterable[str]) -> str:
 
 def _listed(names: Iterable[str]) -> str:
     return ", ".join(sorted(names))
+
+
+def _short(value: Any) -> str:
+    """Describe a value in a line, however large it is."""
+    return _REPR.repr(value)
 
 
 def _count(faults: Sequence[str]) -> str:

@@ -11,9 +11,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rl2meta.errors import UserError
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
-from rl2meta.run_folder import write_atomically
+from rl2meta.run_folder import write_atomically, writing
 from rl2meta.statistics import mean_interval, paired_difference
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.trial import Agent, Trial
@@ -107,7 +108,12 @@ def write_evaluation(
         evaluations: by name, the trained agent first; all on the same tasks.
         ceilings: the exact values beside them.
         facts: what else ``evaluation.json`` says (num_tasks, seed, ...).
+
+    Raises:
+        UserError: if the folder has something in it, or the disk refuses.
     """
+    if any(folder.iterdir()):
+        raise UserError(f"expected an empty folder for the evaluation, got {folder} with something in it")
     subject = next(iter(evaluations.values()))
     agents = {name: _summary(evaluation, subject) for name, evaluation in evaluations.items()}
     report = {**facts, **ceilings.__dict__, "agents": agents}
@@ -115,11 +121,12 @@ def write_evaluation(
     known = {name: evaluation.regrets for name, evaluation in evaluations.items()}
     regrets = {name: regret for name, regret in known.items() if regret is not None}
     arrays |= {f"{name}/regrets": regret for name, regret in regrets.items()}
-    with open(folder / "arrays.npz", "wb") as file:
-        np.savez_compressed(file, allow_pickle=False, **arrays)
     curves = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
-    _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), curves)
-    write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
+    with writing(folder):
+        with open(folder / "arrays.npz", "wb") as file:
+            np.savez_compressed(file, allow_pickle=False, **arrays)
+        _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), curves)
+        write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
 
 
 def _chunks(

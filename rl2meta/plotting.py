@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rl2meta.errors import UserError
@@ -64,7 +65,7 @@ def plot_evaluation(folder: Path) -> Path:
 def plot_regret(folder: Path) -> Path:
     """Draw the cumulative regret and the mean returns of an evaluation to regret.png, and return its path.
 
-    Dashed is the best that an agent can do that knows the law but not the task.
+    A diamond and a dashed line mark the best that an agent can do that knows the law but not the task.
 
     Args:
         folder: an evaluation folder with evaluation.json and regret.csv.
@@ -201,11 +202,13 @@ def _draw_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None, title
             agent.step, agent.low, agent.high, color=agent.colour, alpha=0.2, lw=0, zorder=front
         )
         axes.plot(agent.step, agent.mean, color=agent.colour, lw=3.4 if agent.bold else 1.8, zorder=front)
-    if goal is not None:
-        axes.axhline(goal, color=_INK, lw=1.5, ls=_BAYES, zorder=3)
+    end = max(agent.step[-1] for agent in agents)
+    if goal is not None:  # known for the whole trial only: a mark at its end, not a line
+        axes.plot(end, goal, "D", color=_INK, ms=7, clip_on=False, zorder=20)
     axes.set_title(title, loc="left", size=12, color=_INK, pad=10)
     axes.set_xlabel("interactions with a new task (bands: 95 %)", size=11, color=_INK)
-    axes.set_xlim(0, max(agent.step[-1] for agent in agents))
+    axes.set_xlim(0, end)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.grid(axis="y", color=_GRID, lw=0.8)
     if all(agent.mean.min() >= 0 for agent in agents):
         axes.set_ylim(bottom=0)

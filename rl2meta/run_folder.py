@@ -61,8 +61,12 @@ class RunFolder:
             UserError: if there is none, or it holds no config.yaml.
         """
         folder = cls(path)
-        if not path.is_dir():
-            raise UserError(f"expected a run folder at {path}, got {_kind(path)}; check --run-dir")
+        with writing(path):
+            found = path.is_dir()
+        if not found:
+            raise UserError(
+                f"expected a run folder at {path}, got {_kind(path)}; give one that training wrote"
+            )
         if not folder.config_path.is_file():
             raise UserError(
                 f"expected a run folder, got {path} without a config.yaml; give the folder that "
@@ -137,8 +141,8 @@ class RunFolder:
         with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8", newline="\n") as file:
             file.write(line)
 
-    def truncate_metrics(self, update: int) -> None:
-        """Keep the rows up to ``update``, that one included, and forget the later ones, atomically.
+    def truncate_metrics(self, update: int) -> int:
+        """Keep the rows up to ``update``, that one included, atomically; return how many there are.
 
         A resumed run calls it with the update of its checkpoint. It also drops the half line that a kill
         may have left at the end.
@@ -146,10 +150,12 @@ class RunFolder:
         Raises:
             UserError: if a line that was ended cannot be read, or the file cannot be written.
         """
-        if self.metrics_path.exists():
-            kept = [line.text + "\n" for line in self._lines() if line.row["update"] <= update]
-            with writing(self.metrics_path):
-                write_atomically(self.metrics_path, "".join(kept))
+        if not self.metrics_path.exists():
+            return 0
+        kept = [line.text + "\n" for line in self._lines() if line.row["update"] <= update]
+        with writing(self.metrics_path):
+            write_atomically(self.metrics_path, "".join(kept))
+        return len(kept)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows in the order they were appended, without a half line at the end.
@@ -188,7 +194,9 @@ class RunFolder:
         return folder
 
     def _lines(self) -> list[_Line]:
-        *ended, cut = (_parse(line) for line in self.metrics_path.read_bytes().split(b"\n"))
+        with writing(self.metrics_path):
+            content = self.metrics_path.read_bytes()
+        *ended, cut = (_parse(line) for line in content.split(b"\n"))
         if None in ended:
             raise UserError(
                 f"expected JSON objects with an update in {self.metrics_path}, got something else in line "
@@ -264,8 +272,9 @@ def _new_folder(path: Path) -> Path:
 
 def _is_used(path: Path) -> bool:
     """Say whether ``path`` is a file, or a folder with more in it than a lock."""
-    if not path.is_dir():
-        return path.exists()
+    with writing(path):
+        if not path.is_dir():
+            return path.exists()
     return any(entry.name != _LOCK for entry in path.iterdir())
 
 
@@ -294,6 +303,6 @@ def _check_row(row: Mapping[str, Any]) -> None:
 def _parse(line: bytes) -> _Line | None:
     try:
         row = json.loads(line)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     return _Line(line.decode(), row) if isinstance(row, dict) and isinstance(row.get("update"), int) else None

@@ -7,7 +7,7 @@ happened to consume.
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, Protocol, Self, runtime_checkable
+from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import gymnasium as gym
 import torch
@@ -146,7 +146,13 @@ class TaskDistribution(Protocol):
 
 
 def sample_tasks(distribution: TaskDistribution, num_tasks: int, seed: int, split: Split) -> Tasks:
-    """Draw ``num_tasks`` tasks; train and test come from different branches of one seed."""
+    """Draw ``num_tasks`` tasks; train and test come from different branches of one seed.
+
+    Raises:
+        ValueError: for another split.
+    """
+    if split not in get_args(Split):
+        raise ValueError(f"expected a split of {get_args(Split)}, got {split!r}")
     return distribution.sample(num_tasks, generator(seed, "tasks", split), split)
 
 

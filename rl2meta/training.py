@@ -56,6 +56,10 @@ class Budget:
     trials_per_update: int
     episodes_per_trial: int
 
+    def __post_init__(self) -> None:
+        if min(self.updates, self.trials_per_update, self.episodes_per_trial) < 1:
+            raise ValueError(f"expected numbers >= 1, got {self}")
+
 
 class TrainingDiverged(Exception):
     """A metric of an update is not finite."""

@@ -412,3 +412,9 @@ def test_what_was_about_to_be_replaced_is_found_and_put_back(tmp_path):
     shutil.copytree(path, path.with_name(path.name + ".replaced"))
     save(tmp_path, make(7))
     assert names(tmp_path) == ["update_00000005", "update_00000006", "update_00000007"]
+
+
+def test_keeping_more_than_there_are_ends_at_once(tmp_path):
+    save(tmp_path, Checkpoint(1, {}, {}))
+    prune(tmp_path, 10**30)
+    assert newest(tmp_path, pytest.fail).update == 1

@@ -219,6 +219,61 @@ def test_no_whole_checkpoint_is_an_error_and_never_a_fresh_start(run: Run, copy:
     assert (copy / "metrics.jsonl").read_bytes() == before
 
 
+@pytest.mark.parametrize(
+    ("key", "old", "new"),
+    [("seed", "seed: 0", "seed: 1"), ("training.episodes_per_trial", "trial: 5", "trial: 6")],
+)
+def test_a_config_that_was_edited_is_refused(run: Run, copy: Path, key: str, old: str, new: str) -> None:
+    path = copy / "config.yaml"
+    assert old in path.read_text()
+    path.write_text(path.read_text().replace(old, new, 1))
+    for command in (("train", "--resume", "--run-dir", copy), ("evaluate", copy)):
+        code, _, err = run(*command)
+        assert code == 2 and "expected the settings that the run was started with" in err
+        assert f"{key} is {new.split()[-1]}, was {old.split()[-1]}" in err
+
+
+def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, run: Run) -> None:
+    folder = tmp_path / "run"
+    slow = ("smoke", *SMALL, "training.trials_per_update=100000", "training.updates=50")
+    with start(folder, *slow) as process:
+        wait_for_update(folder, 1)
+        for _ in range(2):
+            process.terminate()
+            time.sleep(0.1)
+        said, code = process.communicate()[0], process.returncode
+    assert code == 128 + signal.SIGTERM and f"rl2meta train --resume --run-dir {folder}" in said
+    assert "Traceback" not in said
+
+
+def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:
+    command = [sys.executable, "-m", "rl2meta", "evaluate", str(copy), "--tasks", "1000000"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
+        assert process.stdout is not None
+        assert "evaluating rl2" in process.stdout.readline()
+        process.terminate()
+        said = process.communicate()[0]
+    assert process.returncode == 128 + signal.SIGTERM and "interrupted by SIGTERM" in said
+    assert not (copy / "evaluation").exists()
+
+
+def test_an_output_that_is_gone_does_not_stop_training(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    with start(folder, "smoke", *LONGER) as process:
+        assert process.stdout is not None
+        process.stdout.close()
+        process.wait()
+    assert len(rows(folder)) == 150
+
+
+def test_an_ascii_terminal_gets_figures_and_no_traceback(copy: Path) -> None:
+    command = [sys.executable, "-m", "rl2meta", "evaluate", str(copy), "--tasks", "10", "--against", "none"]
+    said = subprocess.run(
+        command, env={**os.environ, "PYTHONIOENCODING": "ascii"}, capture_output=True, text=True, check=True
+    )
+    assert "?" in said.stdout
+
+
 def test_resume_refuses_another_config_and_takes_the_same(run: Run, copy: Path) -> None:
     code, _, err = run("train", "smoke", "agent.hidden_size=3", *SMALL, "--resume", "--run-dir", copy)
     assert code == 2 and "agent.hidden_size is 16, not 3" in err
@@ -256,6 +311,14 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("evaluate", trained, "--device", "tpu"), "it is not there"),
         (("benchmark", "--against", "sb4"), "--against: expected 'sb3', got 'sb4'"),
         (("benchmark", "--seconds", 0), "--seconds: expected a number more than 0"),
+        (("train", "smoke", "agent.name=[1]", *new), "agent.name: unknown agent [1]"),
+        (("train", "smoke", "agent.hidden_size=" + "9" * 30, *new), "expected less than or equal to"),
+        (("train", "smoke", "distribution.num_arms=" + "9" * 30, *new), "expected less than or equal to"),
+        (("train", "smoke", "agent.hidden_size=1000000", *new), "expected a size that fits into memory"),
+        (("train", "x" * 5000, *new), "expected a YAML file or a shipped config"),
+        (("train", "smoke", "--run-dir", tmp_path / ("x" * 300)), "File name too long"),
+        (("evaluate", "x" * 5000), "File name too long"),
+        (("train", "training.updates=3", "--resume", "--run-dir", trained), "expected no override"),
         (("benchmark", "--seconds", "nan"), "--seconds: expected a number more than 0"),
         (("benchmark", "--threads", 0), "--threads: expected at least 1"),
         (("benchmark", "--out", tmp_path / "none" / "x.json"), "in a folder that exists"),

@@ -10,6 +10,7 @@ import torch
 from rl2meta import evaluation
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
+from rl2meta.errors import UserError
 from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
@@ -119,3 +120,10 @@ def test_gaussian_references_beat_chance_on_held_out_tasks() -> None:
     }
     assert all(value > returns["random"] + 5 for name, value in returns.items() if name != "random")
     assert torch.tensor(list(returns.values())).isfinite().all()
+
+
+def test_nothing_is_written_over(tmp_path: Path) -> None:
+    (tmp_path / "arrays.npz").write_text("precious")
+    with pytest.raises(UserError, match="expected an empty folder"):
+        _write(tmp_path, {"greedy": _evaluate("greedy")})
+    assert (tmp_path / "arrays.npz").read_text() == "precious"

@@ -197,9 +197,15 @@ def test_the_readmes_commands_are_real(tmp_path: Path) -> None:
             assert option in re.sub(r"\x1b\[[\d;]*m", "", help_text.output), (line, option)
 
 
-def test_the_readme_runs(tmp_path: Path) -> None:
-    """The Python in the README runs as it stands."""
-    blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+@pytest.mark.parametrize("document", ["README.md", "docs/new_family.md"])
+def test_the_python_of_a_document_runs(document: str, tmp_path: Path) -> None:
+    """As it stands, on a run that the README's commands would have left."""
+    from rl2meta.commands.train import start_run
+
+    start_run(
+        "rl2_bandit", ["training.updates=2", "training.trials_per_update=16"], tmp_path / "runs" / "demo"
+    )
+    blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
     assert blocks
     for block in blocks:
         said = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
@@ -208,7 +214,13 @@ def test_the_readme_runs(tmp_path: Path) -> None:
 
 def test_no_document_is_left_behind() -> None:
     """Paths that the documents name exist."""
-    for document in ("README.md", "CONTRIBUTING.md", "docs/architecture.md"):
+    for document in (
+        "README.md",
+        "CONTRIBUTING.md",
+        "docs/architecture.md",
+        "docs/new_family.md",
+        "docs/results.md",
+    ):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):
             assert ((ROOT / document).parent / target).exists(), (document, target)

@@ -7,6 +7,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl2meta.agents.references.bandits import IndexAgent, Statistics
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
@@ -262,3 +263,17 @@ def test_episodes_that_do_not_fill_phases_are_refused(
 def test_a_trial_has_phases(corridor: Any) -> None:
     with pytest.raises(ValueError, match="expected a trial of at least one phase, got none"):
         Trial(sample_tasks(corridor(), 1, 0, "train"), ())
+
+
+def test_agent_and_environments_draw_from_streams_of_their_own() -> None:
+    bandits, seeds = BernoulliBandits(num_arms=2), list[int]()
+
+    class Nosy(IndexAgent):
+        def begin(self, num_tasks: int, generator: torch.Generator) -> Statistics:
+            seeds.append(generator.initial_seed())
+            return super().begin(num_tasks, generator)
+
+    worker = RolloutWorker(bandits)
+    worker.run(Nosy(2, lambda seen: seen.pulls), sample_tasks(bandits, 4, 0, "train"), 2, 5)
+    assert worker._envs is not None
+    assert seeds[0] != worker._envs._generator.initial_seed()  # type: ignore[attr-defined]

@@ -71,7 +71,7 @@ def test_of_two_that_create_at_once_one_is_refused(tmp_path, monkeypatch):
 
 
 def test_only_a_run_can_be_opened(tmp_path):
-    with pytest.raises(UserError, match="got nothing; check --run-dir"):
+    with pytest.raises(UserError, match="got nothing; give one that training wrote"):
         RunFolder.open(tmp_path / "missing")
     with pytest.raises(UserError, match=r"without a config\.yaml"):
         RunFolder.open(tmp_path)

@@ -8,6 +8,7 @@ from torch import Tensor
 from rl2meta.agents.references.bandits import bernoulli_references
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import Split, TensorTasks
 from rl2meta.training import Budget, TrainingDiverged, meta_train
 from rl2meta.trial import Trial
 
@@ -75,6 +76,25 @@ def test_a_later_start_hears_what_the_whole_run_heard() -> None:
 def test_every_update_has_new_tasks_and_every_seed_its_own() -> None:
     means = [means for seed in (0, 1) for means, _, _, _ in _run(seed=seed)[0].heard]
     assert len(torch.stack(means).flatten().unique()) == 2 * 5 * 4 * 3
+
+
+def test_training_draws_training_tasks_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
+    splits: list[str] = []
+
+    class Watched(BernoulliBandits):
+        def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+            splits.append(split)
+            return super().sample(num_tasks, generator, split)
+
+    watched = Watched(num_arms=3)
+    meta_train(Listener(), watched, RolloutWorker(watched), BUDGET, 0, lambda row: False)
+    assert set(splits) == {"train"}
+
+
+def test_every_update_has_its_own_streams() -> None:
+    heard = _run()[0].heard
+    assert len({draw for _, _, _, draw in heard}) == 5
+    assert len({tuple(reward.flatten().tolist()) for _, reward, _, _ in heard}) == 5
 
 
 def test_record_can_stop_the_run() -> None:

@@ -1,5 +1,6 @@
 """The composition root: which names stand for which parts."""
 
+import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
@@ -105,7 +106,7 @@ def _config_text(source: str) -> str:
     if source in shipped:
         return shipped[source]
     path = Path(source)
-    if not path.exists():
+    if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
         raise UserError(
             f"config {source!r}: expected a YAML file or a shipped config, got neither"
             f"{suggestion(source, shipped)}"

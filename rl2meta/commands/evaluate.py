@@ -44,7 +44,7 @@ def evaluate_run(
     set_threads(config.settings.threads)
     learner, saved = restore(folder, config, bench.worker.device)
     with folder.new_evaluation_folder(out) as target:
-        print(f"evaluating {config.agent_name} ...", flush=True)
+        print(f"evaluating {config.agent_name} on {bench.worker.device} ...", flush=True)
         results = {config.agent_name: bench.evaluate(learner.agent)}
         for name, reference in references.items():
             print(f"evaluating {name} ...", flush=True)
@@ -90,6 +90,7 @@ class _Bench:
             "seed": self.seed,
             "pulls_or_episodes": self.episodes,
             "distribution": str(self.config.distribution),
+            "device": str(self.worker.device),
             "update": saved.update,
             "env_steps": saved.state["env_steps"],
         }
@@ -134,9 +135,7 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench:
     )
     Console().print(table)
     if ceilings.bayes_optimal_return is not None:
-        print(
-            "Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above."
-        )
+        print("Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above.")
 
 
 def _with_margin(interval: Interval) -> str:

@@ -3,10 +3,12 @@
 from collections.abc import Mapping
 from typing import Any
 
+from pydantic import BaseModel
 from rich.console import Console
 from rich.table import Table
 
 from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, read_config, references_of, shipped_configs
+from rl2meta.config import TrainingConfig
 
 
 def print_components() -> None:
@@ -15,6 +17,9 @@ def print_components() -> None:
     _print("task distributions", {name: _summary(family) for name, family in DISTRIBUTIONS.items()})
     for family, references in _references().items():
         _print(f"references on {family}", references)
+    for name, kind in AGENTS.items():
+        _print(f"settings of agent {name}", _settings(kind.config))
+    _print("settings of training", _settings(TrainingConfig))
     configs = {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
     _print("configs", configs)
 
@@ -27,6 +32,14 @@ def _references() -> dict[str, dict[str, str]]:
             name: reference.description for name, reference in references_of(config, 1).items()
         }
         for config in configs
+    }
+
+
+def _settings(config: type[BaseModel]) -> dict[str, str]:
+    """Return what each key of a config means, and its default."""
+    return {
+        name: f"{field.description or ''} ({'required' if field.is_required() else field.default})"
+        for name, field in config.model_fields.items()
     }
 
 

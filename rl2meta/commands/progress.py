@@ -3,12 +3,19 @@
 import sys
 import time
 from collections.abc import Mapping
+from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 SECONDS_BETWEEN_LINES = 5.0
+
+
+def say(line: str) -> None:
+    """Print a line; an output that is gone or full is no reason to stop training."""
+    with suppress(OSError):
+        print(line, flush=True)
 
 
 class TrainingProgress:
@@ -24,7 +31,7 @@ class TrainingProgress:
         self._done = done
         self._began = time.monotonic()
         self._next_line = 0.0
-        self._bar = _bar() if sys.stdout.isatty() else None
+        self._bar = _bar() if sys.stdout is not None and sys.stdout.isatty() else None
         if self._bar is not None:
             self._task = self._bar.add_task("training", total=updates, completed=done, facts="")
 
@@ -41,6 +48,10 @@ class TrainingProgress:
 
     def show(self, row: Mapping[str, Any]) -> None:
         """Show the metrics of one update."""
+        with suppress(OSError):
+            self._show(row)
+
+    def _show(self, row: Mapping[str, Any]) -> None:
         facts = (
             f"{row['env_steps']:,} steps  {row['env_steps_per_second']:,.0f} steps/s  "
             f"mean return {row['mean_return']:.3f}"
@@ -50,7 +61,7 @@ class TrainingProgress:
         elif time.monotonic() >= self._next_line or row["update"] == self._updates:
             self._next_line = time.monotonic() + SECONDS_BETWEEN_LINES
             left = self._time_left(row["update"])
-            print(f"update {row['update']}/{self._updates}  {facts}  {left} left", flush=True)
+            say(f"update {row['update']}/{self._updates}  {facts}  {left} left")
 
     def _time_left(self, update: int) -> str:
         per_update = (time.monotonic() - self._began) / max(1, update - self._done)

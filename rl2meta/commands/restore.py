@@ -43,6 +43,7 @@ def restore(
             raise UserError(f"{folder.path}: expected a checkpoint, got none; train in another --run-dir")
         _warn("the run ended before it saved anything; it begins again at update 0")
         return learner, Checkpoint(0, {}, {"env_steps": 0})
+    _refuse_edits(folder, config, saved)
     try:
         learner.load_state_dict(saved.tensors)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -51,6 +52,21 @@ def restore(
             f"trained with, got one that it does not fit; undo changes to it ({error})"
         ) from None
     return learner, saved
+
+
+def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> None:
+    """What a checkpoint was trained as must still stand in config.yaml."""
+    now, then = config.identity(), saved.state["config"]
+    changed = [
+        f"{key} is {now.get(key)!r}, was {then.get(key)!r}"
+        for key in {**now, **then}
+        if now.get(key) != then.get(key)
+    ]
+    if changed:
+        raise UserError(
+            f"{folder.config_path}: expected the settings that the run was started with, got others: "
+            f"{'; '.join(changed)}. Undo the change, or train the changed config in another --run-dir"
+        )
 
 
 class Run(NamedTuple):

@@ -1,3 +1,4 @@
+import math
 from dataclasses import replace
 
 import pytest
@@ -113,7 +114,7 @@ def test_clipped_surrogate_by_hand() -> None:
 
 def test_the_first_step_of_an_update_is_the_policy_gradient() -> None:
     """At ρ = 1 the gradient of the surrogate is E[A ∇ log π] (checked against autograd of that)."""
-    learner = _learner(entropy_coefficient=0.0, value_coefficient=0.0, max_gradient_norm=1e9)
+    learner = _learner(entropy_coefficient=0.0, value_coefficient=0.0, max_gradient_norm=1e6)
     (trajectory,) = _trial(learner).phases
     batch = learner._batch(trajectory)
     learner._step(batch, 0.0)
@@ -123,6 +124,59 @@ def test_the_first_step_of_an_update_is_the_policy_gradient() -> None:
     (-(policy.log_prob(batch.action) * batch.advantage).mean()).backward()
     assert got is not None
     torch.testing.assert_close(got, fresh.network.policy.linear.weight.grad, atol=1e-6, rtol=1e-3)
+
+
+def test_beyond_the_clip_range_nothing_pulls() -> None:
+    """With ρ far outside 1 ± ε on the side that A rewards, the surrogate's gradient is zero."""
+    learner = _learner(value_coefficient=0.0)
+    batch = learner._batch(_trial(learner).phases[0])
+    far = batch._replace(
+        log_prob=batch.log_prob - batch.advantage.sign()
+    )  # ρ = e where A > 0, 1/e where A < 0
+    assert learner._step(far, 0.0)["gradient_norm"] == 0
+    assert learner._step(batch, 0.0)["gradient_norm"] > 0
+
+
+def test_the_kl_estimate_is_exact_for_a_known_shift() -> None:
+    learner = _learner()
+    batch = learner._batch(_trial(learner).phases[0])
+    shifted = batch._replace(log_prob=batch.log_prob - 0.1)  # log ρ = 0.1 everywhere
+    assert float(learner._step(shifted, 0.0)["kl"]) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+
+
+def test_the_entropy_bonus_raises_entropy_and_falls_over_training() -> None:
+    learner = _learner(value_coefficient=0.0, entropy_coefficient=1.0, epochs=1, minibatches=1)
+    batch = learner._batch(_trial(learner).phases[0])._replace(advantage=torch.zeros(6, 16))
+    entropies = [float(learner._step(batch, 1.0)["entropy"]) for _ in range(20)]
+    assert entropies[-1] > entropies[0] and entropies[-1] > 0.999 * math.log(3)
+    weights: list[float] = []
+    learner._step = lambda batch, weight: weights.append(weight) or {"x": torch.zeros(())}  # type: ignore[method-assign,func-returns-value]
+    for progress in (0.0, 0.5, 1.0):
+        learner.update(_trial(learner), progress, generator(0, "u"))
+    assert weights == [1.0, 0.5, 0.0]
+
+
+def test_an_update_passes_over_every_trial_in_every_epoch() -> None:
+    learner = _learner(epochs=3, minibatches=4)
+    batch = learner._batch(_trial(learner).phases[0])
+    parts = list(learner._minibatches(batch, generator(0, "order")))
+    assert len(parts) == 12 and all(part.action.shape == (6, 4) for part in parts)
+    for epoch in range(3):
+        seen = torch.cat([part.log_prob for part in parts[4 * epoch : 4 * epoch + 4]], dim=1)
+        assert torch.equal(seen.sort(dim=1).values, batch.log_prob.sort(dim=1).values)
+    assert not torch.equal(parts[0].log_prob, parts[4].log_prob)
+
+
+def test_the_value_is_scaled_by_the_first_batch_that_pays() -> None:
+    learner = _learner(reward_signal="sampled")
+    (trajectory,) = _trial(learner).phases
+    learner._batch(replace(trajectory, reward=torch.zeros_like(trajectory.reward)))
+    assert learner.network.reward_scale == 0  # nothing measured yet, and nothing divided by it
+    learner._batch(trajectory)
+    scale = learner.network.reward_scale.clone()
+    assert 0.1 < scale < 1
+    learner._batch(replace(trajectory, reward=trajectory.reward * 100))
+    assert learner.network.reward_scale == scale
 
 
 def test_reward_signals() -> None:

@@ -189,3 +189,10 @@ def test_tasks_survive_json_to_the_bit(values: list[float]) -> None:
     got, expected = revived.parameters["means"], tasks.parameters["means"]
     assert got.dtype == expected.dtype
     assert torch.equal(got.view(torch.int32), expected.view(torch.int32))  # −0.0 is not 0.0
+
+
+def test_tasks_of_another_family_are_refused():
+    envs = BernoulliBandits(num_arms=3).make_envs(2, torch.device("cpu"))
+    for wrong in ({"means": torch.rand(2, 4)}, {"p": torch.rand(2, 3)}, {"means": torch.ones(2, 3).long()}):
+        with pytest.raises(ValueError, match="expected parameters"):
+            envs.reset(seed=0, options={"tasks": TensorTasks(wrong)})
