@@ -21,9 +21,10 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
-    # Read when torch loads: idle threads sleep instead of spinning, which on a busy machine costs most of the
-    # speed (docs/results.md has figures). A setting of the user's wins.
-    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    # Read when torch loads: how long an idle thread spins before it sleeps. Never spinning costs most of the
+    # speed on an idle machine, long spinning on a busy one (docs/results.md has figures).
+    if "OMP_WAIT_POLICY" not in os.environ:
+        os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under a test's capture
             stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, and no traceback
