@@ -233,6 +233,13 @@ def test_a_config_that_was_edited_is_refused(run: Run, copy: Path, key: str, old
         assert f"{key} is {new.split()[-1]}, was {old.split()[-1]}" in err
 
 
+def test_a_checkpoint_of_something_else_is_named(run: Run, copy: Path) -> None:
+    shutil.rmtree(copy / "checkpoints")
+    checkpoints.save(copy / "checkpoints", checkpoints.Checkpoint(3, {}, {"other": 1}))
+    code, _, err = run("evaluate", copy)
+    assert code == 2 and "got one that holds ['other']" in err
+
+
 def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, run: Run) -> None:
     folder = tmp_path / "run"
     slow = ("smoke", *SMALL, "training.trials_per_update=100000", "training.updates=50")

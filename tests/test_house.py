@@ -197,6 +197,14 @@ def test_the_readmes_commands_are_real(tmp_path: Path) -> None:
             assert option in re.sub(r"\x1b\[[\d;]*m", "", help_text.output), (line, option)
 
 
+def test_the_readmes_config_is_one() -> None:
+    from rl2meta.commands.components import COMPONENTS
+    from rl2meta.config import load_config
+
+    blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    assert [load_config(block, "README", [], COMPONENTS).distribution.num_arms for block in blocks] == [10]
+
+
 @pytest.mark.parametrize("document", ["README.md", "docs/new_family.md"])
 def test_the_python_of_a_document_runs(document: str, tmp_path: Path) -> None:
     """As it stands, on a run that the README's commands would have left."""

@@ -56,6 +56,11 @@ def restore(
 
 def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> None:
     """What a checkpoint was trained as must still stand in config.yaml."""
+    if not {"env_steps", "config"} <= saved.state.keys():
+        raise UserError(
+            f"{folder.checkpoints_path}: expected checkpoints of `rl2meta train`, got one that holds "
+            f"{sorted(saved.state)}; restore the run's own"
+        )
     now, then = config.identity(), saved.state["config"]
     changed = [
         f"{key} is {now.get(key)!r}, was {then.get(key)!r}"
