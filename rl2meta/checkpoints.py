@@ -22,7 +22,7 @@ from safetensors.torch import save as encode_tensors
 from torch import Tensor
 
 from rl2meta.errors import UserError
-from rl2meta.run_folder import sync_folder, write_durably, writing
+from rl2meta.files import sync_folder, write_durably, writing
 
 FORMAT = 1
 TENSORS = "tensors.safetensors"

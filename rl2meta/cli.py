@@ -68,12 +68,12 @@ def train(
     config: Annotated[
         str | None,
         typer.Argument(
-            metavar="[CONFIG]", help="A YAML file, or the name of a shipped config (see 'rl2meta list')."
+            metavar="CONFIG", help="A YAML file, or the name of a shipped config (see 'rl2meta list')."
         ),
     ] = None,
     overrides: Annotated[
         list[str] | None,
-        typer.Argument(metavar="[KEY=VALUE...]", help="Settings to change, such as training.updates=100."),
+        typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as training.updates=100."),
     ] = None,
     run_dir: Annotated[
         Path | None,

@@ -12,9 +12,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl2meta.errors import UserError
+from rl2meta.files import write_atomically, writing
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
-from rl2meta.run_folder import write_atomically, writing
 from rl2meta.statistics import mean_interval, paired_difference
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.trial import Agent, Trial

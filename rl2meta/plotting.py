@@ -16,7 +16,7 @@ from matplotlib.ticker import MaxNLocator
 from numpy.typing import NDArray
 
 from rl2meta.errors import UserError
-from rl2meta.run_folder import write_atomically, writing
+from rl2meta.files import write_atomically, writing
 from rl2meta.statistics import t_quantile
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the trained agent gets the first.

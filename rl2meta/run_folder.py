@@ -3,7 +3,6 @@
 import itertools
 import json
 import math
-import os
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from typing import Any, NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from rl2meta.errors import UserError
+from rl2meta.files import write_atomically, writing
 
 _LOCK = ".lock"
 
@@ -203,57 +203,6 @@ class RunFolder:
                 f"{ended.index(None) + 1}; remove that line"
             )
         return [line for line in (*ended, cut) if line is not None]
-
-
-def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` (text as UTF-8) so that ``path`` holds the old or the new whole, never a part.
-
-    Raises:
-        OSError: if it cannot be written; the old content is then still there.
-    """
-    data = content.encode() if isinstance(content, str) else content
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    try:
-        write_durably(temporary, data)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    sync_folder(path.parent)
-
-
-def write_durably(path: Path, data: bytes) -> None:
-    """Write ``data`` to ``path`` and wait until the disk has it."""
-    with path.open("wb") as file:
-        file.write(data)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names in ``path``: a rename is safe from a power cut only then."""
-    if os.name == "nt":  # Windows opens no folders
-        return
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Tell what the disk refuses (no space, no permission) as the user's matter, naming ``path``.
-
-    Raises:
-        UserError: for any OSError in the block.
-    """
-    try:
-        yield
-    except OSError as error:
-        raise UserError(
-            f"cannot write {path}: {error.strerror or error}; free some space, mend the permissions or "
-            "choose another place"
-        ) from error
 
 
 def _new_folder(path: Path) -> Path:

@@ -9,7 +9,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl2meta import checkpoints, run_folder
+from rl2meta import checkpoints, files
 from rl2meta.checkpoints import STATE, TENSORS, Checkpoint, CorruptCheckpoint, load, newest, prune, save
 from rl2meta.errors import UserError
 
@@ -268,7 +268,7 @@ def test_a_full_disk_costs_no_older_checkpoint(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     for checkpoint in (make(1, 9.0), make(2)):
         with pytest.raises(UserError, match=r"cannot write .*update_0000000\d: No space left on device"):
             save(tmp_path, checkpoint)

@@ -8,9 +8,10 @@ import sys
 
 import pytest
 
-from rl2meta import run_folder
+from rl2meta import files, run_folder
 from rl2meta.errors import UserError
-from rl2meta.run_folder import RunFolder, write_atomically
+from rl2meta.files import write_atomically
+from rl2meta.run_folder import RunFolder
 
 CONFIG = "seed: 1\nname: ε\n"
 
@@ -226,7 +227,7 @@ def test_what_the_disk_refuses_names_the_path(folder, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr(run_folder.os, "fsync", full)
+    monkeypatch.setattr(files.os, "fsync", full)
     with pytest.raises(UserError, match=r"cannot write .*/b: No space left on device; free some space"):
         RunFolder.create(folder.path.with_name("b"), CONFIG)
     folder.metrics_path.mkdir()
@@ -243,7 +244,7 @@ def test_a_failed_write_leaves_the_old_content_and_nothing_else(tmp_path, monkey
 
     for step in ("fsync", "replace"):
         with monkeypatch.context() as patch:
-            patch.setattr(run_folder.os, step, fail)
+            patch.setattr(files.os, step, fail)
             with pytest.raises(OSError, match="Input/output error"):
                 write_atomically(path, b"new")
         assert path.read_text() == "old"

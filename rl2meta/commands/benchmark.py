@@ -16,9 +16,9 @@ from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
+from rl2meta.files import write_atomically
 from rl2meta.interop import TrialEnv
 from rl2meta.rollout import RolloutWorker
-from rl2meta.run_folder import write_atomically
 from rl2meta.training import Budget, meta_train
 
 NUM_ARMS, PULLS, HIDDEN_SIZE, EPOCHS, MINIBATCHES = 5, 10, 48, 3, 4

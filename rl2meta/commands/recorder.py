@@ -10,7 +10,8 @@ from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.progress import TrainingProgress
 from rl2meta.commands.signals import Interrupted
 from rl2meta.config import RunConfig
-from rl2meta.run_folder import RunFolder, writing
+from rl2meta.files import writing
+from rl2meta.run_folder import RunFolder
 from rl2meta.training import Learner
 
 
