@@ -28,6 +28,7 @@ from rl2meta.trial import Agent
 
 TUNING_TASKS = 10_000
 _MOST_TASKS = 10**7
+_TABLE_WIDTH = 100
 
 
 def evaluate_run(
@@ -133,7 +134,9 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench:
     print(
         f"{bench.config.distribution}: {len(bench.held_out):,} held-out tasks, {bench.episodes} episodes each"
     )
-    Console().print(table)
+    console = Console()
+    console.width = max(console.width, _TABLE_WIDTH)  # figures that are cut off are worse than long lines
+    console.print(table)
     if ceilings.bayes_optimal_return is not None:
         print("Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above.")
 
