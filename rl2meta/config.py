@@ -196,6 +196,11 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
     return None
 
 
+def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
+    """Return the keys whose values differ, those that only one side has among them."""
+    return [key for key in {**some, **others} if some.get(key) != others.get(key)]
+
+
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in section.items():

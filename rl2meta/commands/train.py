@@ -13,7 +13,7 @@ from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.recorder import Recorder, checkpoint_of
 from rl2meta.commands.restore import load_run_config, restore
 from rl2meta.commands.signals import Interrupted, handled
-from rl2meta.config import RunConfig, load_config
+from rl2meta.config import RunConfig, differing, load_config
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.rollout import RolloutWorker
@@ -102,9 +102,9 @@ def _refuse_changes(config: RunConfig, named: RunConfig) -> None:
     free = {"device", "threads"}
     ours, theirs = config.flat(), named.flat()
     changed = [
-        f"{key} is {ours.get(key)!r}, not {value!r}"
-        for key, value in theirs.items()
-        if ours.get(key) != value and key not in free
+        f"{key} is {ours.get(key)!r}, not {theirs.get(key)!r}"
+        for key in differing(ours, theirs)
+        if key not in free
     ]
     if changed:
         raise UserError(
