@@ -245,6 +245,7 @@ def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, r
     slow = ("smoke", *SMALL, "training.trials_per_update=100000", "training.updates=50")
     with start(folder, *slow) as process:
         wait_for_update(folder, 1)
+        time.sleep(0.5)  # into the second update, which takes seconds: no stop is under way yet
         for _ in range(2):
             process.terminate()
             time.sleep(0.1)
