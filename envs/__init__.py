@@ -15,6 +15,7 @@ import gymnasium as _gym
 FAMILIES = {
     "rl2meta/BernoulliBandit-v0": "rl2meta.envs.bandits:BernoulliBandits",
     "rl2meta/GaussianBandit-v0": "rl2meta.envs.bandits:GaussianBandits",
+    "rl2meta/TabularMDP-v0": "rl2meta.envs.tabular:TabularMDPs",
 }
 
 for _id, _family in FAMILIES.items():

@@ -113,9 +113,11 @@ class _Pulls:
     def __init__(self, noise: Noise) -> None:
         self._noise = noise
 
-    def begin(self, tasks: TensorTasks, generator: torch.Generator) -> Tensor:
-        means = tasks.parameters["means"]
-        return torch.zeros(len(means), dtype=torch.int64, device=means.device)
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        return tasks
+
+    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.zeros_like(episode)
 
     def observe(self, state: Tensor) -> Tensor:
         return state

@@ -35,8 +35,16 @@ class Transition(NamedTuple):
 class Dynamics(Protocol):
     """The rules of a family for B tasks at once: pure functions of tensors, no branch on their values."""
 
-    def begin(self, tasks: TensorTasks, generator: torch.Generator) -> Tensor:
-        """Return the first states of new episodes, [B, ...]."""
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        """Return what the other methods get as tasks: the same, or what they would compute at every step."""
+        ...
+
+    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the first states of new episodes, [B, ...].
+
+        ``episode``, int64 [B], counts those that began before on the task: most families have no use for
+        it, others change from one episode to the next.
+        """
         ...
 
     def observe(self, state: Tensor) -> Tensor:
@@ -79,8 +87,10 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         self._distribution = distribution
         self._dynamics = dynamics
         self._generator: torch.Generator | None = None
+        self._prepared: TensorTasks
         self._state: Tensor
         self._elapsed: Tensor  # int64 [B], steps taken in the current episode
+        self._episode: Tensor  # int64 [B], episodes begun before on the task
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -93,31 +103,41 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             self._generator = generator(seed, "dynamics", device=self.device)
             if tasks is None:
                 tasks = self._distribution.sample(self.num_envs, generator(seed, "tasks"), "train")
-        if tasks is not None:
-            self.tasks = self._checked(tasks).to(self.device)
-        active, source = self._active()
-        self._state = self._dynamics.begin(active, source)
-        self._elapsed = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+        source = self._ready(tasks)
+        self._state = self._dynamics.begin(self._prepared, self._episode, source)
+        self._elapsed = torch.zeros_like(self._episode)
         return self._dynamics.observe(self._state), {}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Act once everywhere; ended episodes restart in the same step on the same task."""
-        tasks, source = self._active()
+        source = self._running()
         actions = torch.as_tensor(actions, device=self.device)
-        end = self._dynamics.step(tasks, self._state, actions, source)
+        end = self._dynamics.step(self._prepared, self._state, actions, source)
         self._elapsed = self._elapsed + 1
         truncated = (self._elapsed >= self._distribution.horizon) & ~end.terminated
         last = end.terminated | truncated
-        begin = self._dynamics.begin(tasks, source)
+        self._episode = self._episode + last
+        begin = self._dynamics.begin(self._prepared, self._episode, source)
         self._state = torch.where(_like(last, begin), begin, end.state)
         self._elapsed = torch.where(last, 0, self._elapsed)
         info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
 
-    def _active(self) -> tuple[TensorTasks, torch.Generator]:
+    def _ready(self, tasks: Any) -> torch.Generator:
+        """Take on new tasks, or count one more episode on those that are there."""
+        if tasks is not None:
+            self.tasks = self._checked(tasks).to(self.device)
+            self._prepared = self._dynamics.prepare(self.tasks)
+            self._episode = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
+            return self._running()
+        source = self._running()
+        self._episode = self._episode + 1
+        return source
+
+    def _running(self) -> torch.Generator:
         if self.tasks is None or self._generator is None:
             raise gym.error.ResetNeeded("expected a reset before the first step; call reset(seed=...)")
-        return self.tasks, self._generator
+        return self._generator
 
     def _checked(self, tasks: Any) -> TensorTasks:
         if not isinstance(tasks, TensorTasks):

@@ -43,7 +43,10 @@ class _Walk:
     def __init__(self, horizon: int, noise: float) -> None:
         self.horizon, self.noise = horizon, noise
 
-    def begin(self, tasks: TensorTasks, generator: torch.Generator) -> torch.Tensor:
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        return tasks
+
+    def begin(self, tasks: TensorTasks, episode: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         return torch.zeros(len(tasks), 2, dtype=torch.int64)
 
     def observe(self, state: torch.Tensor) -> torch.Tensor:

@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 import torch
 
-from rl2meta.agents.references.bandits import IndexAgent, Reference
+from rl2meta.agents.references.bandits import IndexAgent
+from rl2meta.agents.references.reference import Reference
 from rl2meta.commands import evaluate as command
 from rl2meta.commands.components import read_config
 from rl2meta.rollout import RolloutWorker

@@ -17,12 +17,13 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"rl2meta": ROOT / "rl2meta", "rl2meta.envs": ROOT / "envs", "rl2meta.agents": ROOT / "agents"}
 FOLDERS["rl2meta.configs"] = ROOT / "configs"
 LINKS = {"envs", "agents", "configs"}
-ENVS_MAY = {"tasks", "randomness"}
+ENVS_MAY = {"tasks", "randomness", "dynamic_programming"}
 AGENTS_MAY = {
     "errors",
     "tasks",
     "trial",
     "returns",
+    "dynamic_programming",
     "trust_region",
     "networks",
     "training",

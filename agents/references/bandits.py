@@ -4,7 +4,7 @@ Every one of them pulls the arm of the highest score, the first of equals as in 
 only in the rule that scores the arms. What a rule knows is the same for all: pulls and rewards of each arm.
 """
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import partial
 from typing import NamedTuple, Protocol
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.references.gittins import gittins_index, gittins_indices
+from rl2meta.agents.references.reference import Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
@@ -197,21 +198,6 @@ def gittins(seen: Statistics, num_pulls: int) -> Tensor:
     return gittins_index(num_pulls, successes, pulls - successes, remaining)
 
 
-@dataclass(frozen=True)
-class Reference:
-    """How to build a reference, and what to tune of it.
-
-    Attributes:
-        description: one line.
-        build: constants by keyword -> agent; every constant has a default, and bad ones raise ValueError.
-        grid: the values of each constant among which training tasks choose; empty if there is none.
-    """
-
-    description: str
-    build: Callable[..., IndexAgent]
-    grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-
-
 _TENTHS = tuple(i / 10 for i in range(11))
 _SAMPLES = (1, 2, 3, 5, 10, 20)  # of the paper's 1 … 20
 
@@ -244,15 +230,15 @@ def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:
         return IndexAgent(num_arms, rule, best)
 
     def build_epsilon_greedy(epsilon: float = 0.1) -> IndexAgent:  # tunable
-        _require(0 <= epsilon <= 1, f"epsilon in [0, 1], got {epsilon}")
+        require(0 <= epsilon <= 1, f"epsilon in [0, 1], got {epsilon}")
         return agent(partial(epsilon_greedy, prior=prior, epsilon=epsilon))
 
     def build_ucb1(c: float = 0.2) -> IndexAgent:  # tunable
-        _require(c >= 0, f"c >= 0, got {c}")
+        require(c >= 0, f"c >= 0, got {c}")
         return agent(partial(ucb1, prior=prior, c=c), best=None)
 
     def build_ots(samples: int = 10) -> IndexAgent:  # tunable
-        _require(samples >= 1, f"samples >= 1, got {samples}")
+        require(samples >= 1, f"samples >= 1, got {samples}")
         return agent(partial(optimistic_thompson, prior=prior, samples=samples))
 
     return {
@@ -269,8 +255,3 @@ def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:
             "the best arm of the likeliest of some posterior samples", build_ots, {"samples": _SAMPLES}
         ),
     }
-
-
-def _require(condition: bool, expected: str) -> None:
-    if not condition:
-        raise ValueError(f"expected {expected}")

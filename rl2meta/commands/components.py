@@ -11,10 +11,12 @@ import gymnasium as gym
 import torch
 from pydantic import BaseModel
 
-from rl2meta.agents.references.bandits import Reference, bernoulli_references, gaussian_references
+from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
+from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.config import Components, RunConfig, load_config, suggestion
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
+from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive
 from rl2meta.tasks import TaskDistribution
@@ -35,6 +37,7 @@ class AgentKind:
 DISTRIBUTIONS: Mapping[str, type[Any]] = {
     "bernoulli_bandits": BernoulliBandits,
     "gaussian_bandits": GaussianBandits,
+    "tabular_mdps": TabularMDPs,
 }
 
 AGENTS: Mapping[str, AgentKind] = {

@@ -10,7 +10,7 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta.agents.references.bandits import Reference
+from rl2meta.agents.references.reference import Reference
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.components import chosen_references
 from rl2meta.commands.restore import load_run_config, restore

@@ -245,6 +245,7 @@ class NewTaskOnRestart(Envs):
         ended = result[2] | result[3]
         length = self.envs.tasks.parameters["length"]
         self.envs.tasks = TensorTasks({"length": torch.where(ended, length % 5 + 1, length)})
+        self.envs._prepared = self.envs.tasks
         return result
 
 

@@ -1,0 +1,143 @@
+"""Random tabular MDPs: a few states, actions of unknown worth, unknown transitions."""
+
+from typing import Annotated, Any
+
+import gymnasium as gym
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from rl2meta.dynamic_programming import solve
+from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.tasks import Split, Tasks, TensorTasks
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+Count = Annotated[int, Field(ge=2, le=1000)]
+Real = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
+Deviation = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+_SOLVED_AT_ONCE = 2**24  # numbers in the Q* of one call: memory stays bounded however many tasks there are
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TabularMDPs:
+    """MDPs with mean rewards μ(s, a) ~ N(m, d²) and P(· | s, a) ~ Dirichlet(α, …, α), all independent.
+
+    Every visit of (s, a) pays N(μ(s, a), noise²). An episode starts in state 0 and lasts ``horizon`` steps;
+    it ends by termination, as the horizon is the task's own. The state is the observation.
+
+    Source: Duan et al. 2016 (arXiv 1611.02779), section 3.2, with m = d = noise = α = 1.
+
+    Raises:
+        pydantic.ValidationError: for numbers out of range.
+    """
+
+    num_states: Count = 10
+    num_actions: Count = 5
+    horizon: Annotated[int, Field(ge=1, le=10_000)] = 10
+    reward_mean: Real = 1.0
+    reward_deviation: Deviation = 1.0
+    noise: Deviation = 1.0
+    concentration: Annotated[float, Field(ge=1e-3, le=1e6)] = 1.0
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The state."""
+        return gym.spaces.Discrete(self.num_states)
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """The action."""
+        return gym.spaces.Discrete(self.num_actions)
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        """Draw rewards [N, S, A] and transitions [N, S, A, S]; a continuum, so no task is drawn twice."""
+        shape = (num_tasks, self.num_states, self.num_actions)
+        means = self.reward_mean + self.reward_deviation * torch.randn(shape, generator=generator)
+        transitions = _dirichlet(self.concentration, (*shape, self.num_states), generator)
+        return TensorTasks({"reward_means": means, "transitions": transitions})
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        """Return ``num_envs`` MDPs that step together on ``device``."""
+        return TensorVectorEnv(self, _Walk(self), num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor:
+        """Return V*_0(0), [num_tasks]: the exact optimum of an episode."""
+        means, transitions = _parameters(tasks)
+        at_once = max(1, _SOLVED_AT_ONCE // (self.horizon * self.num_states * self.num_actions))
+        parts = zip(torch.split(means, at_once), torch.split(transitions, at_once), strict=True)
+        return torch.cat([solve(r, p, self.horizon).value[:, 0, 0] for r, p in parts])
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return None: the posteriors are too many to enumerate."""
+        return None
+
+
+class _Walk:
+    """The dynamics. A state is the node t·S + s: t steps have been taken, and s is where they led."""
+
+    def __init__(self, distribution: TabularMDPs) -> None:
+        self._law = distribution
+
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        """Solve the MDPs, and tabulate all that a step looks up by (environment, node or state, action)."""
+        means, transitions = _parameters(tasks)
+        optimum = solve(means, transitions, self._law.horizon)
+        regret = optimum.value.unsqueeze(-1) - optimum.action_value
+        return TensorTasks(
+            {"means": means.flatten(1), "cumulative": transitions.cumsum(dim=-1), "regret": regret.flatten(1)}
+        )
+
+    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.zeros_like(episode)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state % self._law.num_states
+
+    def step(
+        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Transition:
+        num_states, num_actions = self._law.num_states, self._law.num_actions
+        here = self.observe(state)
+        pair = here * num_actions + action
+        mean = _look_up(tasks, "means", pair)
+        noise = torch.randn(mean.shape, generator=generator, device=mean.device)
+        cumulative = tasks.parameters["cumulative"].flatten(0, 2)
+        first_pair = torch.arange(len(pair), device=pair.device) * (num_states * num_actions)
+        chance = torch.rand(len(pair), 1, generator=generator, device=pair.device)
+        there = (cumulative.index_select(0, first_pair + pair) <= chance).sum(dim=1)
+        after = state - here + num_states + there.clamp(max=num_states - 1)  # sums may round to below 1
+        return Transition(
+            state=after,
+            reward=mean + self._law.noise * noise,
+            terminated=after >= self._law.horizon * num_states,
+            expected_reward=mean,
+            regret=_look_up(tasks, "regret", state * num_actions + action),
+        )
+
+
+def _look_up(tasks: TensorTasks, name: str, index: Tensor) -> Tensor:
+    return tasks.parameters[name].gather(1, index.unsqueeze(1)).squeeze(1)
+
+
+def _dirichlet(concentration: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
+    """Draw from Dirichlet(α, …, α) along the last axis.
+
+    As normalised Gamma(α) variables; for α = 1 these are exponential. Small ones would all be 0 in floating
+    point, hence their logarithms: Gamma(α) has the law of Gamma(α + 1) U^{1/α}.
+    """
+    if concentration == 1:
+        weights = torch.empty(shape).exponential_(generator=generator)
+        return weights / weights.sum(dim=-1, keepdim=True)
+    alpha = torch.full(shape, concentration, dtype=torch.float64)
+    gamma = torch._standard_gamma(alpha + 1, generator=generator)
+    uniform = 1 - torch.rand(shape, generator=generator, dtype=torch.float64)  # in (0, 1]
+    return (gamma.log() + uniform.log() / concentration).softmax(dim=-1).float()
+
+
+def _parameters(tasks: Tasks) -> tuple[Tensor, Tensor]:
+    if not isinstance(tasks, TensorTasks):
+        raise TypeError(
+            f"expected TensorTasks with 'reward_means', 'transitions', got {type(tasks).__name__}"
+        )
+    return tasks.parameters["reward_means"], tasks.parameters["transitions"]
