@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -22,28 +22,31 @@ from rl2meta.trial import Agent, Trial
 Array = NDArray[np.float32]
 CHUNK = 10_000
 """Tasks that run side by side; part of what fixes an evaluation's random streams."""
+_CHUNK_STEPS = 2**22  # fewer tasks run side by side where trials are so long that memory would run short
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One agent on held-out tasks, raw.
+    """One agent on held-out tasks, episode by episode.
 
     Attributes:
-        rewards: [num_tasks, steps], the expected reward of each step where the family emits it, else the
-            sampled one; 0 on padding.
-        regrets: [num_tasks, steps], the expected regret of each step, or None where no optimum is known.
+        rewards: [num_tasks, episodes], the sum of the expected rewards of each episode's steps where the
+            family emits them, else of the sampled ones.
+        regrets: [num_tasks, episodes], the expected regret, or None where no optimum is known.
+        steps: [num_tasks, episodes], how many steps there were.
         seconds: how long it took.
         constants: the constants of the agent that were chosen for it, by name.
     """
 
     rewards: Array
     regrets: Array | None
+    steps: Array
     seconds: float
     constants: Mapping[str, float] = field(default_factory=dict)
 
     def returns(self) -> NDArray[np.float64]:
-        """Return Σₜ rₜ of each trial, [num_tasks]."""
+        """Return the sum of all rewards of each trial, [num_tasks]."""
         return np.asarray(self.rewards.sum(axis=1, dtype=np.float64))
 
 
@@ -67,18 +70,16 @@ class Benchmarks:
 def evaluate(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
 ) -> Evaluation:
-    """Run one trial on every task and keep expected reward and regret of each step.
+    """Run one trial on every task and keep expected reward and regret of each episode.
 
     The environments draw from streams of ``seed`` alone, so that agents that are given the same seed are
     paired in tasks and, where their environments draw in the same order, in luck. Every interaction counts,
     those before an adaptation too.
     """
     began = time.perf_counter()
-    trials = list(_chunks(agent, worker, tasks, num_episodes, seed))
-    emits_expectation = trials[0].phases[0].expected_reward is not None
-    rewards = _gather(trials, "expected_reward" if emits_expectation else "reward")
-    assert rewards is not None  # every trajectory has rewards
-    return Evaluation(rewards, _gather(trials, "regret"), time.perf_counter() - began)
+    parts = [_per_episode(trial) for trial in _chunks(agent, worker, tasks, num_episodes, seed)]
+    whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+    return Evaluation(whole["rewards"], whole.get("regrets"), whole["steps"], time.perf_counter() - began)
 
 
 def benchmarks(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Benchmarks:
@@ -121,7 +122,9 @@ def write_evaluation(
     known = {name: evaluation.regrets for name, evaluation in evaluations.items()}
     regrets = {name: regret for name, regret in known.items() if regret is not None}
     arrays |= {f"{name}/regrets": regret for name, regret in regrets.items()}
-    curves = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
+    arrays |= {f"{name}/steps": evaluation.steps for name, evaluation in evaluations.items()}
+    values = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
+    curves = {name: (value, evaluations[name].steps) for name, value in values.items()}
     with writing(folder):
         with open(folder / "arrays.npz", "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
@@ -132,15 +135,21 @@ def write_evaluation(
 def _chunks(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
 ) -> Iterator[Trial]:
-    for start in range(0, len(tasks), CHUNK):
-        part = tasks[start : start + CHUNK]
+    at_once = max(1, min(CHUNK, _CHUNK_STEPS // (num_episodes * worker.distribution.horizon)))
+    for start in range(0, len(tasks), at_once):
+        part = tasks[start : start + at_once]
         yield worker.run(agent, part, num_episodes, derive(seed, "evaluate", start))
 
 
-def _gather(trials: Sequence[Trial], name: str) -> Array | None:
-    parts = [trial.per_task(name) for trial in trials]
-    known = [part.float().cpu().numpy() for part in parts if part is not None]
-    return np.concatenate(known) if known else None
+def _per_episode(trial: Trial) -> dict[str, Array]:
+    emits_expectation = trial.phases[0].expected_reward is not None
+    fields = {
+        "rewards": "expected_reward" if emits_expectation else "reward",
+        "regrets": "regret",
+        "steps": "mask",
+    }
+    sums = {ours: trial.per_episode(theirs) for ours, theirs in fields.items()}
+    return {name: each.float().cpu().numpy() for name, each in sums.items() if each is not None}
 
 
 def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
@@ -171,13 +180,17 @@ def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
     return summary
 
 
-def _write_curves(path: Path, curves: Mapping[str, Array]) -> None:
-    """Write the cumulative curve of each agent with a 95 % interval over tasks."""
+def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None:
+    """Write the cumulative curve of each agent over episodes with a 95 % interval over tasks.
+
+    The column ``step`` is the number of interactions so far, in the mean over tasks.
+    """
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["agent", "step", "mean", "low", "high"])
-        for name, values in curves.items():
+        writer.writerow(["agent", "episode", "step", "mean", "low", "high"])
+        for name, (values, steps) in curves.items():
             band = mean_interval(np.cumsum(values, axis=1, dtype=np.float64))
-            columns = np.stack([band.mean, band.low, band.high], axis=1)
-            for step, row in enumerate(columns, start=1):
-                writer.writerow([name, step, *(f"{value:.6g}" for value in row)])
+            interactions = np.cumsum(steps.mean(axis=0, dtype=np.float64))
+            columns = np.stack([interactions, band.mean, band.low, band.high], axis=1)
+            for episode, row in enumerate(columns, start=1):
+                writer.writerow([name, episode, *(f"{value:.6g}" for value in row)])

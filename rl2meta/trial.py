@@ -149,9 +149,32 @@ class Trial:
         rows = [self._rows(field, phase.mask) for field, phase in zip(fields, self.phases, strict=True)]
         return torch.cat(rows, dim=1)
 
+    def per_episode(self, name: str) -> Tensor | None:
+        """Return a field of every phase summed over each episode, float [num_tasks, episodes], or None.
+
+        The field ``mask`` gives the steps in each episode. Lanes are laid one after another.
+        """
+        fields = [getattr(phase, name) for phase in self.phases]
+        if fields[0] is None:
+            return None
+        sums = [
+            _sum_episodes((field * phase.mask).float(), phase.last & phase.mask)
+            for field, phase in zip(fields, self.phases, strict=True)
+        ]
+        return torch.cat([each.reshape(len(self.tasks), -1) for each in sums], dim=1)
+
     def _rows(self, field: Tensor, mask: Tensor) -> Tensor:
         """[T, num_tasks × lanes] -> [num_tasks, lanes × T]."""
         return (field * mask).T.reshape(len(self.tasks), -1)
+
+
+def _sum_episodes(values: Tensor, last: Tensor) -> Tensor:
+    """[T, B] -> [B, episodes], where every environment ends equally many episodes."""
+    ended = last.cumsum(dim=0)
+    episodes = int(ended[-1].max())
+    index = (ended - last.long()).clamp(max=episodes - 1)  # padding is 0 and may fall anywhere
+    sums = torch.zeros(values.shape[1], episodes, dtype=values.dtype, device=values.device)
+    return sums.scatter_add(1, index.T, values.T)
 
 
 class Agent(Protocol[Carry]):

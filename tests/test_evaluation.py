@@ -92,7 +92,8 @@ def test_the_curve_is_the_cumulative_mean_with_its_interval(tmp_path: Path) -> N
     result = _evaluate("thompson")
     _write(tmp_path, {"thompson": result})
     rows = list(csv.DictReader((tmp_path / "regret.csv").read_text().splitlines()))
-    assert [int(row["step"]) for row in rows] == list(range(1, 11))
+    assert [int(row["episode"]) for row in rows] == list(range(1, 11))
+    assert [float(row["step"]) for row in rows] == list(range(1, 11))
     assert result.regrets is not None
     cumulative = result.regrets.cumsum(axis=1)
     for row, column in zip(rows, cumulative.T, strict=True):
@@ -104,7 +105,7 @@ def test_the_curve_is_the_cumulative_mean_with_its_interval(tmp_path: Path) -> N
 
 def test_a_family_without_a_known_optimum_reports_returns_and_null_regret(tmp_path: Path) -> None:
     result = _evaluate("thompson")
-    report = _write(tmp_path, {"thompson": Evaluation(result.rewards, None, 1.0)})
+    report = _write(tmp_path, {"thompson": Evaluation(result.rewards, None, result.steps, 1.0)})
     assert report["agents"]["thompson"]["mean_regret"] is None
     assert not (tmp_path / "regret.csv").exists()
     rows = list(csv.DictReader((tmp_path / "returns.csv").read_text().splitlines()))

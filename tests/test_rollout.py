@@ -223,6 +223,30 @@ def test_per_task_lays_lanes_one_after_another_and_blanks_padding(corridor: Any)
     assert trial.num_steps() == sum(int(phase.mask.sum()) for phase in trial.phases) < 120
 
 
+@pytest.mark.parametrize(("episodes", "lanes"), [(1, 2), (2, 1), (None, 1)])
+def test_per_episode_sums_each_episode_of_unequal_length(
+    corridor: Any, episodes: int | None, lanes: int
+) -> None:
+    trial = run(corridor(), Witness(episodes, lanes))
+    sums: dict[str, list[list[float]]] = {"reward": [], "mask": [], "regret": []}
+    for name, rows in sums.items():
+        for task in range(6):
+            rows.append([])
+            for phase in trial.phases:
+                for lane in range(lanes):
+                    total = 0.0
+                    for t in range(len(phase.mask)):
+                        b = lanes * task + lane
+                        total += float(getattr(phase, name)[t, b]) * bool(phase.mask[t, b])
+                        if phase.last[t, b] and phase.mask[t, b]:
+                            rows[-1].append(total)
+                            total = 0.0
+        torch.testing.assert_close(trial.per_episode(name), torch.tensor(rows))
+    lengths = trial.per_episode("mask")
+    assert lengths is not None and lengths.unique().numel() > 1
+    assert int(lengths.sum()) == trial.num_steps()
+
+
 def test_unknown_regret_is_none(corridor: Any) -> None:
     family = corridor()
     make_envs = family.make_envs
@@ -239,6 +263,7 @@ def test_unknown_regret_is_none(corridor: Any) -> None:
     trial = run(family, Witness())
     assert trial.per_task("regret") is None
     assert trial.per_task("expected_reward") is None
+    assert trial.per_episode("regret") is None
 
 
 @pytest.mark.parametrize(
