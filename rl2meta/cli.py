@@ -107,6 +107,14 @@ def train(
 @app.command()
 def evaluate(
     run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder of a trained agent.")],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(
+            metavar="KEY=VALUE",
+            help="Judge it on other tasks than it was trained on, such as distribution.reward_mean=0, or in "
+            "longer trials: training.episodes_per_trial=20.",
+        ),
+    ] = None,
     tasks: Annotated[
         int | None, typer.Option(help="Held-out tasks; the config's number if not given.")
     ] = None,
@@ -123,7 +131,37 @@ def evaluate(
     """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings."""
     from rl2meta.commands.evaluate import evaluate_run
 
-    evaluate_run(run_dir, tasks=tasks, seed=seed, against=against, out=out, device=device)
+    evaluate_run(run_dir, overrides or [], tasks=tasks, seed=seed, against=against, out=out, device=device)
+
+
+@app.command()
+def reproduce(
+    table: Annotated[
+        str, typer.Argument(metavar="TABLE", help="duan2016-bandits or duan2016-mdps (see 'rl2meta list').")
+    ],
+    cells: Annotated[
+        list[str] | None,
+        typer.Option(metavar="CELL", help="Such as n=10,k=5; may stand several times. All if not given."),
+    ] = None,
+    budget: Annotated[
+        float | None,
+        typer.Option(help="Environment steps to train each cell on, such as 2e6; its config's if not given."),
+    ] = None,
+    tasks: Annotated[
+        int | None, typer.Option(help="Held-out tasks of each cell; its config's number if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="DIR", help="Where runs and table go and are found again; runs/TABLE if not given."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+) -> None:
+    """Fill a published table: train or reuse each cell, evaluate every column, and go on where it stopped."""
+    from rl2meta.commands.reproduce import reproduce
+
+    raise typer.Exit(reproduce(table, cells=cells or [], budget=budget, tasks=tasks, out=out, device=device))
 
 
 @app.command("list")

@@ -26,6 +26,7 @@ _BAYES, _ORACLE = (0, (5, 3)), (0, (1, 2))  # line styles: on, off
 _SQUASHING = 2.5  # an agent whose final regret is this many times the next one's leaves the axis
 _HEADROOM = 1.15
 _LINE = 0.066  # the height of a line of text, as a share of the axis
+_LETTERS_IN_SIZE_1 = 15 * 95  # that fit into the figure's width
 _LETTER = 0.0078  # the width of a letter, as a share of the figure
 
 
@@ -51,6 +52,7 @@ class _Evaluation(NamedTuple):
     """What the files say of an evaluation."""
 
     title: str
+    subtitle: str
     oracle: float | None
     bayes: float | None
     bayes_regret: float | None
@@ -129,12 +131,20 @@ def _read(folder: Path, curves: str) -> _Evaluation:
             for index, (name, entry) in enumerate(said["agents"].items())
         ]
         return _Evaluation(
-            f"{said['num_tasks']:,} held-out tasks of {said['distribution']}",
+            f"{said['num_tasks']:,} held-out tasks",
+            _subtitle(said),
             said["oracle_return"],
             said["bayes_optimal_return"],
             said["bayes_optimal_regret"],
             agents,
         )
+
+
+def _subtitle(said: Any) -> str:
+    """Say what was played, and what the agent was trained on if that was something else."""
+    trained = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in said["trained_with"].items())
+    name = next(iter(said["agents"]))
+    return f"{said['distribution']}{f'; {name} was trained with {trained}' if trained else ''}"
 
 
 def _colour(index: int) -> str:
@@ -176,15 +186,19 @@ def _figure(evaluation: _Evaluation, what: str) -> tuple[Figure, Axes, Axes]:
     width = max(0.3, 0.785 - 2 * names)
     left = figure.add_axes((0.05, 0.16, 0.58 * width, 0.64))
     right = figure.add_axes((0.905 - 0.42 * width, 0.16, 0.42 * width, 0.64))
-    title = f"{what} on {evaluation.title}"
-    size = min(15.0, 15 * 95 / len(title))
-    figure.text(0.012, 0.94, title, size=size, weight="bold", color=_INK, va="center", parse_math=False)
+    _write_title(figure, 0.95, 15, f"{what} on {evaluation.title}", "bold")
+    _write_title(figure, 0.89, 11, evaluation.subtitle, "normal")
     for axes in (left, right):
         axes.spines[["top", "right"]].set_visible(False)
         axes.spines[["left", "bottom"]].set_color(_FAINT)
         axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=11)
         axes.set_axisbelow(True)
     return figure, left, right
+
+
+def _write_title(figure: Figure, height: float, size: float, text: str, weight: str) -> None:
+    fitting = min(size, _LETTERS_IN_SIZE_1 / len(text))
+    figure.text(0.012, height, text, size=fitting, weight=weight, color=_INK, va="center", parse_math=False)
 
 
 def _regret_limit(agents: Sequence[_Agent]) -> float | None:

@@ -111,7 +111,7 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert code == 0 and "gittins" in out
     folder = copy / "evaluation"
     report = json.loads((folder / "evaluation.json").read_text())
-    assert (report["num_tasks"], report["seed"], report["pulls_or_episodes"]) == (200, 7, 5)
+    assert (report["num_tasks"], report["seed"], report["episodes"]) == (200, 7, 5)
     assert list(report["agents"]) == ["rl2", "gittins", "ucb1"]
     for said in report["agents"].values():
         assert said["mean_return"] + said["mean_regret"] == pytest.approx(report["oracle_return"], abs=1e-5)
@@ -119,7 +119,7 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert report["bayes_optimal_return"] == pytest.approx(2.889, abs=1e-3)
     assert np.load(folder / "arrays.npz")["rl2/regrets"].shape == (200, 5)
     assert (folder / "regret.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "regret.csv").read_text().startswith("agent,step,mean,low,high\n")
+    assert (folder / "regret.csv").read_text().startswith("agent,episode,step,mean,low,high\n")
 
 
 def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tmp_path: Path) -> None:

@@ -9,7 +9,7 @@ import torch
 
 from rl2meta.agents.references.bandits import IndexAgent
 from rl2meta.agents.references.reference import Reference
-from rl2meta.commands import evaluate as command
+from rl2meta.commands import bench as command
 from rl2meta.commands.components import read_config
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import Tasks, sample_tasks
@@ -18,21 +18,21 @@ CONFIG = read_config("smoke", ["seed=0", "evaluation.seed=0"])
 
 
 @pytest.fixture
-def bench() -> command._Bench:
-    return command._Bench(CONFIG, RolloutWorker(CONFIG.distribution), 0, 100)
+def bench() -> command.Bench:
+    return command.Bench(CONFIG, RolloutWorker(CONFIG.distribution), 0, 100)
 
 
 def _always(arm: float) -> IndexAgent:
     return IndexAgent(2, lambda seen: torch.eye(2)[int(arm)].expand_as(seen.pulls))
 
 
-def test_the_held_out_tasks_are_test_tasks(bench: command._Bench) -> None:
+def test_the_held_out_tasks_are_test_tasks(bench: command.Bench) -> None:
     want = sample_tasks(CONFIG.distribution, 100, 0, "test")
     assert torch.equal(bench.held_out.parameters["means"], want.parameters["means"])  # type: ignore[attr-defined]
 
 
 def test_constants_are_tuned_on_training_tasks_with_luck_of_their_own(
-    bench: command._Bench, monkeypatch: pytest.MonkeyPatch
+    bench: command.Bench, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[torch.Tensor, int]] = []
     original: Callable[..., Any] = command.evaluate
@@ -49,7 +49,7 @@ def test_constants_are_tuned_on_training_tasks_with_luck_of_their_own(
     assert all(seed != judged[1] for _, seed in tuning)
 
 
-def test_the_better_constant_is_chosen(bench: command._Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_better_constant_is_chosen(bench: command.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     original = command.sample_tasks
 
     def first_arm_is_better(*args: Any) -> Tasks:

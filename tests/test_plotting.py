@@ -18,7 +18,9 @@ FINALS = {"rl2": 9.9, "thompson": 11.2, "ucb1": 17.0, "random": 33.3}
 ORACLE, BAYES = 83.3, 73.7
 
 
-def write_evaluation(folder, finals=FINALS, regret=True, bayes=BAYES, oracle=ORACLE, num_tasks=1000):
+def write_evaluation(
+    folder, finals=FINALS, regret=True, bayes=BAYES, oracle=ORACLE, num_tasks=1000, trained_with=None
+):
     agents = {
         name: {
             "mean_return": ORACLE - final,
@@ -32,6 +34,7 @@ def write_evaluation(folder, finals=FINALS, regret=True, bayes=BAYES, oracle=ORA
         "num_tasks": num_tasks,
         "seed": 7,
         "distribution": "BernoulliBandits(num_arms=5)",
+        "trained_with": trained_with or {},
         "oracle_return": oracle,
         "bayes_optimal_return": bayes,
         "bayes_optimal_regret": None if bayes is None or oracle is None else oracle - bayes,
@@ -69,7 +72,7 @@ def test_the_regret_figure_shows_what_the_files_say(tmp_path, drawn):
     assert path == tmp_path / "regret.png"
     (figure,) = drawn
     left, right = figure.axes
-    assert figure.texts[0].get_text() == "Regret on 1,000 held-out tasks of BernoulliBandits(num_arms=5)"
+    assert texts(figure) == ["Regret on 1,000 held-out tasks", "BernoulliBandits(num_arms=5)"]
     # Oracle 83.3 less Bayes-optimal 73.7 leaves a regret of 9.6 that no agent avoids.
     assert texts(left) == ["rl2  9.9", "thompson  11.2", "ucb1  17.0", "random  33.3", "Bayes-optimal  9.6"]
     curves = [line for line in left.lines if len(line.get_xdata()) == 22]  # 21 steps and the origin
@@ -96,10 +99,18 @@ def test_nothing_overlaps_and_nothing_leaves_the_figure(tmp_path, drawn):
     (figure,) = drawn
     boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts]
     boxes += [label.get_window_extent() for label in figure.axes[1].get_yticklabels()]
-    boxes += [axes.title.get_window_extent() for axes in figure.axes] + [figure.texts[0].get_window_extent()]
+    boxes += [axes.title.get_window_extent() for axes in figure.axes] + [
+        text.get_window_extent() for text in figure.texts
+    ]
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
     width, height = figure.canvas.get_width_height()
     assert all(min(box.x0, box.y0) >= 0 and box.x1 <= width and box.y1 <= height for box in boxes)
+
+
+def test_tasks_of_another_law_than_in_training_are_called_so(tmp_path, drawn):
+    plot_regret(write_evaluation(tmp_path, trained_with={"distribution.low": 0.5, "distribution.high": 1}))
+    said = "BernoulliBandits(num_arms=5); rl2 was trained with low=0.5, high=1"
+    assert drawn[0].texts[1].get_text() == said
 
 
 def test_an_agent_that_would_squash_the_others_leaves_the_axis(tmp_path, drawn):

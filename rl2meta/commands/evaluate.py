@@ -1,8 +1,6 @@
 """``rl2meta evaluate``: a trained agent on held-out tasks, beside the references of its family."""
 
-import itertools
-from collections.abc import Iterator, Mapping
-from dataclasses import replace
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -10,102 +8,95 @@ from rich import box
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta.agents.references.reference import Reference
 from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import chosen_references
+from rl2meta.commands.bench import Bench
+from rl2meta.commands.components import COMPONENTS, chosen_references
 from rl2meta.commands.restore import load_run_config, restore
-from rl2meta.config import RunConfig
+from rl2meta.config import RunConfig, differing, load_config
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
-from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
+from rl2meta.evaluation import Benchmarks, Evaluation, write_evaluation
 from rl2meta.plotting import plot_evaluation
-from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
 from rl2meta.statistics import Interval, mean_interval, paired_difference
-from rl2meta.tasks import sample_tasks
-from rl2meta.trial import Agent
 
-TUNING_TASKS = 10_000
+_MAY_CHANGE = ("distribution.", "training.episodes_per_trial=")
 _MOST_TASKS = 10**7
 _TABLE_WIDTH = 100
 
 
 def evaluate_run(
-    run_dir: Path, *, tasks: int | None, seed: int | None, against: str | None, out: Path | None, device: str
+    run_dir: Path,
+    overrides: Sequence[str],
+    *,
+    tasks: int | None,
+    seed: int | None,
+    against: str | None,
+    out: Path | None,
+    device: str,
 ) -> None:
     """Evaluate the newest checkpoint of a run; write files and figure, print a table."""
     folder = RunFolder.open(run_dir)
-    config = load_run_config(folder)
+    trained = load_run_config(folder)
+    config = _judged(folder, trained, overrides)
     defaults = config.settings.evaluation
     num_tasks = _within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
     seed = _within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
     references = chosen_references(config, None if against is None else against.split(","))
-    bench = _Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
+    bench = Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
     set_threads(config.settings.threads)
-    learner, saved = restore(folder, config, bench.worker.device)
+    learner, saved = restore(folder, trained, bench.worker.device)
     with folder.new_evaluation_folder(out) as target:
         print(f"evaluating {config.agent_name} on {bench.worker.device} ...", flush=True)
         results = {config.agent_name: bench.evaluate(learner.agent)}
         for name, reference in references.items():
             print(f"evaluating {name} ...", flush=True)
             results[name] = bench.evaluate_reference(reference)
-        ceilings = benchmarks(config.distribution, bench.held_out, bench.episodes)
-        write_evaluation(target, results, ceilings, bench.facts(saved))
+        ceilings, facts = bench.ceilings(), _facts(bench, trained, saved)
+        write_evaluation(target, results, ceilings, facts)
         figure = plot_evaluation(target)
-    _print_table(results, ceilings, bench)
+    _print_table(results, ceilings, facts)
     print(f"wrote {target} (figure: {figure})")
 
 
-class _Bench:
-    """Held-out tasks, and the same luck for every agent that is put on them."""
+def _judged(folder: RunFolder, trained: RunConfig, overrides: Sequence[str]) -> RunConfig:
+    """Return the experiment on another test distribution, one that the trained agent can play."""
+    refused = [override for override in overrides if not override.startswith(_MAY_CHANGE)]
+    if refused:
+        raise UserError(
+            f"{refused[0]!r}: expected an override of what the agent is judged on, such as "
+            f"distribution.KEY=VALUE or {_MAY_CHANGE[1]}N; what it is cannot change after training"
+        )
+    config = load_config(folder.config_text(), str(folder.config_path), overrides, COMPONENTS)
+    for name in ("observation_space", "action_space"):
+        ours, theirs = getattr(trained.distribution, name), getattr(config.distribution, name)
+        if ours != theirs:
+            raise UserError(
+                f"{' '.join(overrides)}: expected tasks with the {name} of the agent's training, {ours}, got "
+                f"{theirs}; overrides may change the law of the tasks, not their shape"
+            )
+    return config
 
-    def __init__(self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int) -> None:
-        self.config, self.worker, self.seed = config, worker, seed
-        self.episodes = config.settings.training.episodes_per_trial
-        self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
 
-    def evaluate(self, agent: Agent[Any]) -> Evaluation:
-        return evaluate(agent, self.worker, self.held_out, self.episodes, self.seed)
-
-    def evaluate_reference(self, reference: Reference) -> Evaluation:
-        """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""
-        grid = list(_constants(reference))
-        best = grid[0] if len(grid) == 1 else self._tuned(reference, grid)
-        return replace(self.evaluate(reference.build(**best)), constants=best)
-
-    def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
-        seed = self.config.settings.seed
-        tuning = sample_tasks(self.config.distribution, TUNING_TASKS, seed, "train")
-
-        def score(constants: dict[str, Any]) -> float:
-            agent = reference.build(**constants)
-            luck = derive(seed, "tuning")  # not that of the held-out evaluation, whatever its seed
-            return float(evaluate(agent, self.worker, tuning, self.episodes, luck).returns().mean())
-
-        return max(grid, key=score)
-
-    def facts(self, saved: Checkpoint) -> dict[str, Any]:
-        return {
-            "num_tasks": len(self.held_out),
-            "seed": self.seed,
-            "pulls_or_episodes": self.episodes,
-            "distribution": str(self.config.distribution),
-            "device": str(self.worker.device),
-            "update": saved.update,
-            "env_steps": saved.state["env_steps"],
-        }
+def _facts(bench: Bench, trained: RunConfig, saved: Checkpoint) -> dict[str, Any]:
+    then, now = trained.flat(), bench.config.flat()
+    return {
+        "num_tasks": len(bench.held_out),
+        "seed": bench.seed,
+        "episodes": bench.episodes,
+        "distribution": str(bench.config.distribution),
+        "trained_with": {key: then.get(key) for key in differing(then, now)},
+        "device": str(bench.worker.device),
+        "update": saved.update,
+        "env_steps": saved.state["env_steps"],
+    }
 
 
 def _within(option: str, value: int, low: int, high: int) -> int:
     if not low <= value <= high:
         raise UserError(f"{option}: expected a number from {low} to {high}, got {value}")
     return value
-
-
-def _constants(reference: Reference) -> Iterator[dict[str, Any]]:
-    for values in itertools.product(*reference.grid.values()):
-        yield dict(zip(reference.grid, values, strict=True))
 
 
 class _Line(NamedTuple):
@@ -116,7 +107,7 @@ class _Line(NamedTuple):
     constants: str = ""
 
 
-def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench: _Bench) -> None:
+def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts: Mapping[str, Any]) -> None:
     first = next(iter(results))
     table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
     for column in ("agent", "return ± 95 %", "regret ± 95 %", f"minus {first} ± 95 %", "constants"):
@@ -132,8 +123,11 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, bench:
     if ceilings.oracle_return is not None:
         table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "0.000"), style="dim")
     print(
-        f"{bench.config.distribution}: {len(bench.held_out):,} held-out tasks, {bench.episodes} episodes each"
+        f"{facts['distribution']}: {facts['num_tasks']:,} held-out tasks, {facts['episodes']} episodes each"
     )
+    if facts["trained_with"]:
+        said = ", ".join(f"{key}={value}" for key, value in facts["trained_with"].items())
+        print(f"{first} was trained with {said}; the references are built and tuned for the tasks above")
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # figures that are cut off are worse than long lines
     console.print(table)

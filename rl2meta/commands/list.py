@@ -8,6 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, read_config, references_of, shipped_configs
+from rl2meta.commands.papers import papers
 from rl2meta.config import TrainingConfig
 
 
@@ -22,6 +23,7 @@ def print_components() -> None:
     _print("settings of training", _settings(TrainingConfig))
     configs = {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
     _print("configs", configs)
+    _print("tables to reproduce", {name: text.split("\n")[0].lstrip("# ") for name, text in papers().items()})
 
 
 def _references() -> dict[str, dict[str, str]]:

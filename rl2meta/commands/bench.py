@@ -1,0 +1,65 @@
+"""Held-out tasks, and the same luck for every agent that is put on them."""
+
+import itertools
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+from rl2meta.agents.references.reference import Reference
+from rl2meta.config import RunConfig
+from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate
+from rl2meta.randomness import derive
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import sample_tasks
+from rl2meta.trial import Agent
+
+TUNING_TASKS = 10_000
+_TUNING_STEPS = 1_000_000  # of each constant: where trials are long, fewer tasks tell as much
+
+
+class Bench:
+    """Where agents are put side by side: the same held-out tasks and the same luck for each.
+
+    Args:
+        config: its distribution, its trial's length, and the seed of the tuning.
+        worker: plays that distribution.
+        seed: of the held-out tasks and of the luck.
+        num_tasks: how many there are.
+    """
+
+    def __init__(self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int) -> None:
+        self.config, self.worker, self.seed = config, worker, seed
+        self.episodes = config.settings.training.episodes_per_trial
+        self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
+
+    def evaluate(self, agent: Agent[Any]) -> Evaluation:
+        """Run the agent on the held-out tasks."""
+        return evaluate(agent, self.worker, self.held_out, self.episodes, self.seed)
+
+    def evaluate_reference(self, reference: Reference) -> Evaluation:
+        """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""
+        grid = list(_constants(reference))
+        best = grid[0] if len(grid) == 1 else self._tuned(reference, grid)
+        return replace(self.evaluate(reference.build(**best)), constants=best)
+
+    def ceilings(self) -> Benchmarks:
+        """Return the exact values that no agent can beat here."""
+        return benchmarks(self.config.distribution, self.held_out, self.episodes)
+
+    def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
+        seed = self.config.settings.seed
+        most = _TUNING_STEPS // (self.episodes * self.config.distribution.horizon)
+        num_tasks = min(TUNING_TASKS, max(100, most))
+        tuning = sample_tasks(self.config.distribution, num_tasks, seed, "train")
+
+        def score(constants: dict[str, Any]) -> float:
+            agent = reference.build(**constants)
+            luck = derive(seed, "tuning")  # not that of the held-out evaluation, whatever its seed
+            return float(evaluate(agent, self.worker, tuning, self.episodes, luck).returns().mean())
+
+        return max(grid, key=score)
+
+
+def _constants(reference: Reference) -> Iterator[dict[str, Any]]:
+    for values in itertools.product(*reference.grid.values()):
+        yield dict(zip(reference.grid, values, strict=True))
