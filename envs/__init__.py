@@ -15,6 +15,8 @@ import gymnasium as _gym
 FAMILIES = {
     "rl2meta/BernoulliBandit-v0": "rl2meta.envs.bandits:BernoulliBandits",
     "rl2meta/GaussianBandit-v0": "rl2meta.envs.bandits:GaussianBandits",
+    "rl2meta/DependentBandit-v0": "rl2meta.envs.dependent_bandits:DependentBandits",
+    "rl2meta/TwoStep-v0": "rl2meta.envs.two_step:TwoStep",
     "rl2meta/TabularMDP-v0": "rl2meta.envs.tabular:TabularMDPs",
 }
 

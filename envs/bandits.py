@@ -4,11 +4,11 @@ A pull ends its episode by termination, so a trial of n episodes is a bandit wit
 is the constant 0: all that is known of the task is in past actions and rewards.
 """
 
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import gymnasium as gym
 import torch
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -18,20 +18,30 @@ from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 NumArms = Annotated[int, Field(ge=2, le=10**6, description="arms of each bandit")]
+Chance = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
 Noise = Literal["bernoulli", "gaussian"]
 
 
 @dataclass(frozen=True, config=_STRICT)
 class BernoulliBandits:
-    """Bandits whose arms pay 1 with probability pᵢ ~ U[0, 1], independently, else 0.
+    """Bandits whose arms pay 1 with probability pᵢ ~ U[low, high], independently, else 0.
 
-    Source: Duan et al. 2016 (arXiv 1611.02779), section 3.1.
+    Source: Duan et al. 2016 (arXiv 1611.02779), section 3.1, with low = 0 and high = 1; other bounds are for
+    testing an agent out of the distribution that it was trained on.
 
     Raises:
-        pydantic.ValidationError: for fewer than two arms.
+        pydantic.ValidationError: for fewer than two arms, or unless 0 <= low < high <= 1.
     """
 
     num_arms: NumArms = 5
+    low: Chance = 0.0
+    high: Chance = 1.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        if self.low >= self.high:
+            raise ValueError(f"low < high (here {self.low} and {self.high})")
+        return self
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -50,30 +60,39 @@ class BernoulliBandits:
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
         """Draw the arms' means; a continuum of tasks, so train and test need no partition."""
-        return TensorTasks({"means": torch.rand(num_tasks, self.num_arms, generator=generator)})
+        place = torch.rand(num_tasks, self.num_arms, generator=generator)
+        return TensorTasks({"means": self.low + (self.high - self.low) * place})
 
     def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
         """Return ``num_envs`` bandits that step together on ``device``."""
-        return TensorVectorEnv(self, _Pulls("bernoulli"), num_envs, device)
+        return TensorVectorEnv(self, Pulls("bernoulli"), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return maxᵢ pᵢ, [num_tasks]: one pull of the best arm."""
-        return _means(tasks).amax(dim=1)
+        return arm_means(tasks).amax(dim=1)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return the exact value of the best strategy over ``num_episodes`` pulls, where it is tractable."""
+        """Return the exact value of the best strategy over ``num_episodes`` pulls, where it is tractable.
+
+        None for other bounds than 0 and 1: the posteriors are then no Beta distributions.
+        """
+        if (self.low, self.high) != (0.0, 1.0):
+            return None
         return bayes_optimal_bernoulli(self.num_arms, num_episodes)
 
 
 @dataclass(frozen=True, config=_STRICT)
 class GaussianBandits:
-    """Bandits whose arms pay N(μᵢ, 1) with μᵢ ~ N(0, 1), independently.
+    """Bandits whose arms pay N(μᵢ, 1) with μᵢ ~ N(mean, 1), independently.
+
+    A mean other than 0 is for testing an agent out of the distribution that it was trained on.
 
     Raises:
-        pydantic.ValidationError: for fewer than two arms.
+        pydantic.ValidationError: for fewer than two arms, or a mean that is no number up to 10⁶.
     """
 
     num_arms: NumArms = 5
+    mean: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)] = 0.0
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -92,39 +111,48 @@ class GaussianBandits:
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
         """Draw the arms' means; a continuum of tasks, so train and test need no partition."""
-        return TensorTasks({"means": torch.randn(num_tasks, self.num_arms, generator=generator)})
+        offset = torch.randn(num_tasks, self.num_arms, generator=generator)
+        return TensorTasks({"means": self.mean + offset})
 
     def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
         """Return ``num_envs`` bandits that step together on ``device``."""
-        return TensorVectorEnv(self, _Pulls("gaussian"), num_envs, device)
+        return TensorVectorEnv(self, Pulls("gaussian"), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return maxᵢ μᵢ, [num_tasks]: one pull of the best arm."""
-        return _means(tasks).amax(dim=1)
+        return arm_means(tasks).amax(dim=1)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the posterior means are real numbers, so there is no table to solve exactly."""
         return None
 
 
-class _Pulls:
-    """The dynamics of a bandit: stateless, every pull ends its episode."""
+class Pulls:
+    """The dynamics of a bandit: stateless, every pull ends its episode.
+
+    Args:
+        noise: of the rewards, around the pulled arm's mean.
+    """
 
     def __init__(self, noise: Noise) -> None:
         self._noise = noise
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        """Return the tasks."""
         return tasks
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        """Return the one state that there is."""
         return torch.zeros_like(episode)
 
     def observe(self, state: Tensor) -> Tensor:
+        """Return the constant 0."""
         return state
 
     def step(
         self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
     ) -> Transition:
+        """Pay what the pulled arm pays."""
         means = tasks.parameters["means"]
         expected = means.gather(1, action.unsqueeze(1)).squeeze(1)
         return Transition(
@@ -142,7 +170,8 @@ def _pay(noise: Noise, expected: Tensor, generator: torch.Generator) -> Tensor:
     return torch.normal(expected, 1.0, generator=generator)
 
 
-def _means(tasks: Tasks) -> Tensor:
+def arm_means(tasks: Tasks) -> Tensor:
+    """Return the arms' means, [num_tasks, num_arms]; TypeError for tasks that are no bandits."""
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks with 'means', got {type(tasks).__name__}")
     return tasks.parameters["means"]

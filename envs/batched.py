@@ -131,7 +131,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             self._episode = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
             return self._running()
         source = self._running()
-        self._episode = self._episode + 1
+        self._episode = self._episode + (self._elapsed > 0)  # one that has just begun is no further one
         return source
 
     def _running(self) -> torch.Generator:

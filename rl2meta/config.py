@@ -240,7 +240,9 @@ def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
     if details["type"] in ("missing", "missing_argument"):
         return f"{path}: expected a value, got none"
     message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
-    return f"{path}: expected {message}, got {_short(details['input'])}"
+    if details["loc"]:
+        message += f", got {_short(details['input'])}"
+    return f"{path}: expected {message}"
 
 
 def _fields(kind: type[Any], path: Iterable[str]) -> list[str]:

@@ -9,8 +9,9 @@ from torch import Tensor
 
 from rl2meta.agents.references.bandits import IndexAgent, Statistics
 from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.two_step import TwoStep
 from rl2meta.rollout import RolloutWorker
-from rl2meta.tasks import sample_tasks
+from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -245,6 +246,34 @@ def test_per_episode_sums_each_episode_of_unequal_length(
     lengths = trial.per_episode("mask")
     assert lengths is not None and lengths.unique().numel() > 1
     assert int(lengths.sum()) == trial.num_steps()
+
+
+@dataclass
+class First:
+    """Takes the first action whatever it sees."""
+
+    phase: Phase
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> int:
+        return num_tasks
+
+    def act(self, carry: int, step: TimeStep) -> tuple[Choice, int]:
+        zeros = torch.zeros(carry, dtype=torch.int64)
+        return Choice(zeros, zeros.float(), zeros), carry
+
+    def adapt(self, carry: int, trajectory: Trajectory) -> int:
+        return carry
+
+
+@pytest.mark.parametrize("phase", [Phase(), Phase(1), Phase(2), Phase(4)])
+def test_a_task_that_changes_between_episodes_does_so_whatever_the_phase(phase: Phase) -> None:
+    family = TwoStep()
+    tasks = TensorTasks({"good_side": torch.tensor([0]), "switches": torch.tensor([[1, 4, 6] + [99] * 61])})
+    trial = RolloutWorker(family).run(First(phase), tasks, 8, 0)
+    regret = trial.per_task("regret")
+    assert regret is not None
+    sides = (regret[0, ::2] > 0).long()  # the first action leads to side 0
+    assert sides.tolist() == [0, 1, 1, 1, 0, 0, 1, 1]
 
 
 def test_unknown_regret_is_none(corridor: Any) -> None:

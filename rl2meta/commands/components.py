@@ -12,11 +12,15 @@ import torch
 from pydantic import BaseModel
 
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
+from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.reference import Reference
+from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.config import Components, RunConfig, load_config, suggestion
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
+from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.envs.tabular import TabularMDPs
+from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive
 from rl2meta.tasks import TaskDistribution
@@ -37,6 +41,8 @@ class AgentKind:
 DISTRIBUTIONS: Mapping[str, type[Any]] = {
     "bernoulli_bandits": BernoulliBandits,
     "gaussian_bandits": GaussianBandits,
+    "dependent_bandits": DependentBandits,
+    "two_step": TwoStep,
     "tabular_mdps": TabularMDPs,
 }
 
@@ -47,6 +53,8 @@ AGENTS: Mapping[str, AgentKind] = {
 REFERENCES: Mapping[str, ReferenceFactory] = {
     "bernoulli_bandits": lambda d, episodes: bernoulli_references(d.num_arms, episodes),
     "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes),
+    "dependent_bandits": lambda d, episodes: dependent_references(d.law, episodes),
+    "two_step": lambda d, episodes: two_step_references(d.high, d.low, d.switch_probability),
 }
 
 COMPONENTS = Components(DISTRIBUTIONS, {name: kind.config for name, kind in AGENTS.items()})

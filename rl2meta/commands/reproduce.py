@@ -10,7 +10,9 @@ from rl2meta.commands.components import read_config
 from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.papers import Cell, Paper, chosen_cells, load_paper
 from rl2meta.commands.progress import say
+from rl2meta.commands.restore import load_run_config
 from rl2meta.commands.train import resume_run, start_run
+from rl2meta.config import differing
 from rl2meta.errors import UserError
 from rl2meta.files import write_atomically, writing
 from rl2meta.run_folder import RunFolder
@@ -53,7 +55,7 @@ def _experiment(cell: Cell, budget: float | None, device: str) -> list[str]:
     steps = training.trials_per_update * training.episodes_per_trial * config.distribution.horizon
     if not math.isfinite(budget) or budget < steps:
         raise UserError(
-            f"--budget: expected at least one update's {steps:,} environment steps, got {budget:g}"
+            f"--budget: expected the {steps:,} environment steps of an update or more, got {budget:g}"
         )
     return [*overrides, f"training.updates={int(budget // steps)}"]
 
@@ -61,7 +63,17 @@ def _experiment(cell: Cell, budget: float | None, device: str) -> list[str]:
 def _train(source: str, overrides: list[str], run_dir: Path) -> int:
     if not (run_dir / "config.yaml").exists():
         return start_run(source, overrides, run_dir)
-    return resume_run(run_dir, source, overrides)
+    there, wanted = (
+        load_run_config(RunFolder.open(run_dir)).identity(),
+        read_config(source, overrides).identity(),
+    )
+    changed = [f"{key} is {there.get(key)!r}, not {wanted.get(key)!r}" for key in differing(there, wanted)]
+    if changed:
+        raise UserError(
+            f"{run_dir}: expected the run of this cell, got one with other settings: {'; '.join(changed)}. "
+            "Give the --budget that it was begun with, or another --out"
+        )
+    return resume_run(run_dir, None, ())
 
 
 def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any] | None:
@@ -113,8 +125,8 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
     for cell, filled in cells.items():
         yield f"\n## {cell}\n"
         yield (
-            f"{filled['num_tasks']:,} held-out tasks (seed {filled['seed']}), the same for every row; trained on "
-            f"{filled['env_steps']:,} environment steps.\n"
+            f"{filled['num_tasks']:,} held-out tasks (seed {filled['seed']}), the same for every row; "
+            f"trained on {filled['env_steps']:,} environment steps.\n"
         )
         yield from _rows(filled)
 

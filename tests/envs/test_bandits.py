@@ -196,3 +196,52 @@ def test_tasks_of_another_family_are_refused():
     for wrong in ({"means": torch.rand(2, 4)}, {"p": torch.rand(2, 3)}, {"means": torch.ones(2, 3).long()}):
         with pytest.raises(ValueError, match="expected parameters"):
             envs.reset(seed=0, options={"tasks": TensorTasks(wrong)})
+
+
+def test_the_default_laws_are_those_of_the_published_figures() -> None:
+    """Bit for bit what torch draws, whatever the other bounds do."""
+
+    def drawn(family: Any) -> torch.Tensor:
+        return family.sample(1000, torch.Generator().manual_seed(3), "train").parameters["means"]
+
+    source = torch.Generator().manual_seed(3)
+    assert torch.equal(drawn(BernoulliBandits(num_arms=4)), torch.rand(1000, 4, generator=source))
+    source = torch.Generator().manual_seed(3)
+    assert torch.equal(drawn(GaussianBandits(num_arms=4)), torch.randn(1000, 4, generator=source))
+
+
+@pytest.mark.parametrize(("low", "high"), [(0.4, 0.5), (0.0, 0.1), (0.1, 1.0)])
+def test_arms_are_drawn_between_their_bounds(low: float, high: float) -> None:
+    drawn = sample_tasks(BernoulliBandits(3, low, high), 20_000, 0, "test").parameters["means"]
+    assert low - 1e-6 <= drawn.min() < low + 0.01 * (high - low)
+    assert high - 0.01 * (high - low) < drawn.max() <= min(high + 1e-6, 1)
+    assert abs(float(drawn.mean()) - (low + high) / 2) < 4 * (high - low) / (12 * drawn.numel()) ** 0.5
+
+
+def test_other_bounds_have_no_known_bayes_optimum() -> None:
+    assert BernoulliBandits(2).bayes_optimal_return(1) == 0.5
+    assert BernoulliBandits(2, low=0.5).bayes_optimal_return(1) is None
+    assert BernoulliBandits(2, high=0.5).bayes_optimal_return(1) is None
+
+
+def test_a_mean_moves_all_gaussian_arms() -> None:
+    moved = sample_tasks(GaussianBandits(3, mean=-2.5), 100, 0, "test").parameters["means"]
+    centred = sample_tasks(GaussianBandits(3), 100, 0, "test").parameters["means"]
+    torch.testing.assert_close(moved, centred - 2.5)
+
+
+@pytest.mark.parametrize(
+    ("family", "bounds", "message"),
+    [
+        (BernoulliBandits, {"low": 0.6, "high": 0.4}, r"low < high \(here 0.6 and 0.4\)"),
+        (BernoulliBandits, {"low": 0.5, "high": 0.5}, "low < high"),
+        (BernoulliBandits, {"low": 1.0}, "low < high"),
+        (BernoulliBandits, {"low": -0.1}, "low\n.*greater than or equal to 0"),
+        (BernoulliBandits, {"high": 1.1}, "high\n.*less than or equal to 1"),
+        (BernoulliBandits, {"high": float("nan")}, "high\n.*finite"),
+        (GaussianBandits, {"mean": float("inf")}, "mean\n.*finite"),
+    ],
+)
+def test_bad_bounds_are_refused(family: Any, bounds: dict[str, float], message: str) -> None:
+    with pytest.raises(ValidationError, match=message):
+        family(**bounds)

@@ -1,0 +1,130 @@
+"""References for two-armed bandits with p₂ = 1 − p₁: those that know it, and those that do not."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from functools import partial
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from rl2meta.agents.references.bandits import BetaPrior, IndexAgent, Rule, Statistics, bernoulli_references
+from rl2meta.agents.references.reference import Reference, require
+
+
+class JointPrior(Protocol):
+    """What is believed of p₁, where p₂ = 1 − p₁."""
+
+    def mean(self, seen: Statistics) -> Tensor:
+        """Return the posterior mean of p₁, [B, 1]."""
+        ...
+
+    def sample(self, seen: Statistics) -> Tensor:
+        """Draw p₁ from the posterior, [B, 1]."""
+        ...
+
+
+@dataclass(frozen=True)
+class UniformPrior:
+    """p₁ ~ U[0, 1]: after k signs for arm 1 in t pulls, Beta(k + 1, t − k + 1)."""
+
+    def mean(self, seen: Statistics) -> Tensor:
+        """Return (k + 1) / (t + 2)."""
+        return BetaPrior().mean(_pooled(seen))
+
+    def sample(self, seen: Statistics) -> Tensor:
+        """Draw from the posterior."""
+        return BetaPrior().sample(_pooled(seen), 1)[0]
+
+
+@dataclass(frozen=True)
+class TwoPointPrior:
+    """p₁ is ``better`` or 1 − ``better`` with equal probability.
+
+    After k signs for arm 1 in t pulls, P(p₁ = better) = σ((2k − t) ln(better / (1 − better))).
+    """
+
+    better: float
+
+    def mean(self, seen: Statistics) -> Tensor:
+        """Return P · better + (1 − P)(1 − better)."""
+        return 0.5 + (self.better - 0.5) * (0.5 * self._log_odds(seen)).tanh()
+
+    def sample(self, seen: Statistics) -> Tensor:
+        """Draw one of the two."""
+        log_odds = self._log_odds(seen)
+        chance = torch.rand(log_odds.shape, generator=seen.generator, device=log_odds.device)
+        return torch.where(chance < log_odds.sigmoid(), self.better, 1 - self.better)
+
+    def _log_odds(self, seen: Statistics) -> Tensor:
+        pooled = _pooled(seen)
+        return (2 * pooled.totals - pooled.pulls) * math.log(self.better / (1 - self.better))
+
+
+def greedy(seen: Statistics, prior: JointPrior) -> Tensor:
+    """Score by the posterior mean: Bayes-optimal, as either arm tells as much as the other."""
+    return _both(prior.mean(seen))
+
+
+def thompson(seen: Statistics, prior: JointPrior) -> Tensor:
+    """Score by one draw from the joint posterior (Thompson 1933)."""
+    return _both(prior.sample(seen))
+
+
+_PRIORS: Mapping[str, JointPrior] = {
+    "uniform": UniformPrior(),
+    "easy": TwoPointPrior(0.9),
+    "medium": TwoPointPrior(0.75),
+    "hard": TwoPointPrior(0.6),
+}
+
+
+def dependent_references(law: str, num_pulls: int) -> dict[str, Reference]:
+    """Return the references of ``DependentBandits`` by name; ``ucb1`` and ``*_independent`` know no law.
+
+    Args:
+        law: uniform, easy, medium or hard.
+        num_pulls: n, pulls in a trial; only the Gittins index depends on it.
+
+    Raises:
+        ValueError: for another law.
+
+    Source: Wang et al. 2016 (arXiv 1611.05763), section 3.1, compare with UCB, Thompson sampling and the
+    Gittins index for independent arms.
+    """
+    require(law in _PRIORS, f"a law of {', '.join(_PRIORS)}, got {law!r}")
+    prior, independent = _PRIORS[law], bernoulli_references(2, num_pulls)
+    best = partial(greedy, prior=prior)
+
+    def kept(name: str) -> Reference:
+        return replace(independent[name], description=f"{independent[name].description}, arms independent")
+
+    return {
+        "random": independent["random"],
+        "greedy": Reference("the higher posterior mean: Bayes-optimal", _agent(best)),
+        "thompson": Reference(
+            "the better arm of a posterior sample", _agent(partial(thompson, prior=prior), best)
+        ),
+        "ucb1": kept("ucb1"),
+        "thompson_independent": kept("thompson"),
+        "gittins_independent": kept("gittins"),
+    }
+
+
+def _agent(rule: Rule, best: Rule | None = None) -> Callable[[], IndexAgent]:
+    return lambda: IndexAgent(2, rule, best)
+
+
+def _pooled(seen: Statistics) -> Statistics:
+    """Count as pulls of arm 1 all pulls, and as its successes all signs for it, [B, 1].
+
+    A failure of arm 2 has the probability 1 − p₂ = p₁, that of a success of arm 1.
+    """
+    signs = seen.totals[:, 0] + seen.pulls[:, 1] - seen.totals[:, 1]
+    return seen._replace(pulls=seen.pulls.sum(dim=1, keepdim=True), totals=signs.unsqueeze(1))
+
+
+def _both(first: Tensor) -> Tensor:
+    """Return p₁ and p₂, [B, 2], from p₁ [B, 1]."""
+    return torch.cat([first, 1 - first], dim=1)

@@ -1,0 +1,120 @@
+"""``rl2meta reproduce`` fills tables, and goes on where it stopped."""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from rl2meta.commands import bench
+from rl2meta.commands.components import read_config, references_of
+from rl2meta.commands.papers import load_paper, papers
+from rl2meta.commands.reproduce import reproduce
+from rl2meta.errors import UserError
+
+UPDATE = 1024 * 10  # environment steps in an update of the cells with n=10
+
+
+@pytest.fixture(autouse=True)
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(bench, "TUNING_TASKS", 20)
+
+
+def fill(out: Path, *cells: str, updates: int = 1, tasks: int = 30) -> dict[str, Any]:
+    budget = updates * UPDATE + 5.0
+    code = reproduce("duan2016-bandits", cells=cells, budget=budget, tasks=tasks, out=out, device="cpu")
+    assert code == 0
+    table: dict[str, Any] = json.loads((out / "table.json").read_text())
+    return table
+
+
+@pytest.mark.parametrize("name", papers())
+def test_every_cell_names_an_experiment_and_agents_that_exist(name: str) -> None:
+    paper = load_paper(name)
+    assert next(iter(paper.agents)) == "rl2"
+    columns = {column for column in paper.agents.values() if column is not None}
+    for label, cell in paper.cells.items():
+        config = read_config(cell.config, cell.overrides)
+        known = references_of(config, config.settings.training.episodes_per_trial)
+        assert set(list(paper.agents)[1:]) <= known.keys()
+        assert columns == cell.published.keys()
+        said = dict(part.split("=") for part in label.split(","))
+        assert config.settings.training.episodes_per_trial == int(said["n"])
+        if "k" in said:
+            assert config.distribution.num_arms == int(said["k"])
+
+
+def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) -> None:
+    table = fill(tmp_path, "n=10,k=5")
+    assert list(table["cells"]) == ["n=10,k=5"]
+    cell = table["cells"]["n=10,k=5"]
+    assert (cell["num_tasks"], cell["env_steps"]) == (30, UPDATE)
+    assert cell["bayes_optimal_return"] == pytest.approx(6.660, abs=1e-3)
+    assert list(cell["agents"]) == list(load_paper("duan2016-bandits").agents)
+    report = json.loads((tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json").read_text())
+    gittins = cell["agents"]["gittins"]
+    assert (gittins["column"], gittins["published"]) == ("Gittins", 6.6)
+    assert gittins["mean_return"] == report["agents"]["gittins"]["mean_return"]
+    assert gittins["standard_error"] == report["agents"]["gittins"]["return_standard_error"]
+    text = (tmp_path / "table.md").read_text()
+    mean, error = gittins["mean_return"], gittins["standard_error"]
+    assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {mean / 6.66:.0%}"[:-3] in text
+
+
+def test_what_is_there_is_used_and_the_rest_added(tmp_path: Path) -> None:
+    first = fill(tmp_path, "n=10,k=5")
+    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "n=10,k=5").rglob("*.*")}
+    both = fill(tmp_path, "n=10, k=10")
+    assert list(both["cells"]) == ["n=10,k=5", "n=10,k=10"]
+    assert both["cells"]["n=10,k=5"] == first["cells"]["n=10,k=5"]
+    fill(tmp_path, "n=10,k=5")
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+    assert not (tmp_path / "n=10,k=5" / "evaluation_2").exists()
+
+
+def test_a_run_that_was_cut_short_goes_on_and_is_judged_anew(tmp_path: Path) -> None:
+    whole = fill(tmp_path / "whole", "n=10,k=5", updates=2)
+    fill(tmp_path / "cut", "n=10,k=5", updates=2)
+    run = tmp_path / "cut" / "n=10,k=5"
+    newest = max((run / "checkpoints").iterdir())
+    shutil.rmtree(newest)  # as if it had stopped before the last update was saved
+    report = run / "evaluation" / "evaluation.json"
+    early = json.loads(report.read_text()) | {"update": 1}
+    report.write_text(json.dumps(early))  # and had been judged then
+    again = fill(tmp_path / "cut", "n=10,k=5", updates=2)
+    assert again == whole
+    assert (run / "evaluation_2").exists()
+
+
+def test_other_numbers_of_tasks_are_evaluated_anew(tmp_path: Path) -> None:
+    fill(tmp_path, "n=10,k=5")
+    assert fill(tmp_path, "n=10,k=5", tasks=40)["cells"]["n=10,k=5"]["num_tasks"] == 40
+
+
+@pytest.mark.parametrize(
+    ("name", "cells", "budget", "message"),
+    [
+        ("duan2016-bandit", [], None, "unknown table 'duan2016-bandit'; did you mean 'duan2016-bandits'"),
+        ("duan2016-mdps", ["n=11"], None, "--cells: unknown cell 'n=11'; did you mean 'n=1"),
+        (
+            "duan2016-bandits",
+            [],
+            100.0,
+            "--budget: expected the 10,240 environment steps of an update or more",
+        ),
+        ("duan2016-bandits", [], float("nan"), "--budget: expected"),
+    ],
+)
+def test_mistakes_are_told_before_anything_is_written(
+    tmp_path: Path, name: str, cells: list[str], budget: float | None, message: str
+) -> None:
+    with pytest.raises(UserError, match=message.replace("(", r"\(")):
+        reproduce(name, cells=cells, budget=budget, tasks=30, out=tmp_path / "new", device="cpu")
+    assert not (tmp_path / "new").exists()
+
+
+def test_another_budget_does_not_mix_with_what_is_there(tmp_path: Path) -> None:
+    fill(tmp_path, "n=10,k=5")
+    with pytest.raises(UserError, match=r"training.updates is 1, not 2\. Give the --budget"):
+        fill(tmp_path, "n=10,k=5", updates=2)
