@@ -18,6 +18,8 @@ FAMILIES = {
     "rl2meta/DependentBandit-v0": "rl2meta.envs.dependent_bandits:DependentBandits",
     "rl2meta/TwoStep-v0": "rl2meta.envs.two_step:TwoStep",
     "rl2meta/TabularMDP-v0": "rl2meta.envs.tabular:TabularMDPs",
+    "rl2meta/DarkRoom-v0": "rl2meta.envs.mazes:DarkRooms",
+    "rl2meta/KeyToDoor-v0": "rl2meta.envs.mazes:KeyToDoor",
 }
 
 for _id, _family in FAMILIES.items():

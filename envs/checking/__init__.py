@@ -11,7 +11,9 @@ class ConformanceError(AssertionError):
     """A family breaks the contract of ``rl2meta.tasks``; the message lists everything that was found."""
 
 
-def check_distribution(distribution: TaskDistribution, *, num_tasks: int = 8, seed: int = 0) -> None:
+def check_distribution(
+    distribution: TaskDistribution, *, num_tasks: int = 8, seed: int = 0, steady: bool = True
+) -> None:
     """Check that a family keeps the contract of ``TaskDistribution``, ``Tasks`` and ``TaskVectorEnv``.
 
     Plays a few episodes on the CPU: seconds, not minutes. What a family does not know (regret, optima) is
@@ -21,6 +23,8 @@ def check_distribution(distribution: TaskDistribution, *, num_tasks: int = 8, se
         distribution: the family.
         num_tasks: tasks, and environments side by side, >= 2.
         seed: of everything that is drawn.
+        steady: expect a task to be the same in each of its episodes. False for families that change from
+            one episode to the next; whether a restart keeps the task is then not checked.
 
     Raises:
         ConformanceError: if anything is wrong; lists every failure, not only the first.
@@ -28,7 +32,7 @@ def check_distribution(distribution: TaskDistribution, *, num_tasks: int = 8, se
     """
     if num_tasks < 2:
         raise ValueError(f"expected num_tasks >= 2 (tasks are compared with each other), got {num_tasks}")
-    case = Case(distribution, num_tasks, seed)
+    case = Case(distribution, num_tasks, seed, steady)
     failures = _failures(law.check_attributes, case)
     if not failures:
         failures = [failure for check in _CHECKS for failure in _failures(check, case)]

@@ -37,11 +37,19 @@ class Step(NamedTuple):
 
 @dataclass(frozen=True)
 class Case:
-    """What is checked: a family, the number of its tasks to play, and the seed of all that is drawn."""
+    """What is checked.
+
+    Attributes:
+        distribution: the family.
+        num_tasks: tasks to play.
+        seed: of all that is drawn.
+        steady: a task is the same in each of its episodes.
+    """
 
     distribution: TaskDistribution
     num_tasks: int
     seed: int
+    steady: bool = True
 
     @property
     def num_steps(self) -> int:

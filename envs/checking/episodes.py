@@ -66,6 +66,8 @@ def _marks(step: Step) -> dict[str, Tensor]:
 
 def _steady_marks(case: Case, tasks: Tasks) -> dict[str, Tensor]:
     """Return the marks that chance does not move: equal under several seeds on the same tasks."""
+    if not case.steady:
+        return {}
     probe, seeds = case.actions()[0], [derive(case.seed, i) for i in range(_SEEDS_OF_STEADINESS)]
     first, *others = [_marks(play_on(case.envs(), [probe], tasks, seed)[0]) for seed in seeds]
     return {name: mark for name, mark in first.items() if all(torch.equal(mark, o[name]) for o in others)}

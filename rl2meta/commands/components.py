@@ -13,12 +13,14 @@ from pydantic import BaseModel
 
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
+from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.config import Components, RunConfig, load_config, suggestion
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
+from rl2meta.envs.mazes import DarkRooms, KeyToDoor
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
@@ -44,6 +46,8 @@ DISTRIBUTIONS: Mapping[str, type[Any]] = {
     "dependent_bandits": DependentBandits,
     "two_step": TwoStep,
     "tabular_mdps": TabularMDPs,
+    "dark_rooms": DarkRooms,
+    "key_to_door": KeyToDoor,
 }
 
 AGENTS: Mapping[str, AgentKind] = {
@@ -55,6 +59,8 @@ REFERENCES: Mapping[str, ReferenceFactory] = {
     "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes),
     "dependent_bandits": lambda d, episodes: dependent_references(d.law, episodes),
     "two_step": lambda d, episodes: two_step_references(d.high, d.low, d.switch_probability),
+    "dark_rooms": lambda d, episodes: dark_room_references(*d.layout_tables()[:3]),
+    "key_to_door": lambda d, episodes: key_to_door_references(*d.layout_tables()[:3]),
 }
 
 COMPONENTS = Components(DISTRIBUTIONS, {name: kind.config for name, kind in AGENTS.items()})

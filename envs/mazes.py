@@ -1,0 +1,299 @@
+"""Grid mazes with hidden goals: what one episode finds pays in the next ones.
+
+Cells are numbered in reading order: row · size + column. The actions are stay, up, down, left and right; a
+move into a wall or past the border stays. The observation is the agent's cell, and nothing else.
+"""
+
+from collections.abc import Callable
+from functools import lru_cache
+from typing import Annotated, Any, Literal, NamedTuple
+
+import gymnasium as gym
+import torch
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.randomness import generator as named_generator
+from rl2meta.tasks import Split, Tasks, TensorTasks
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns): stay, up, down, left, right
+LayoutName = Literal["open", "four_rooms"]
+Size = Annotated[int, Field(ge=3, le=32, description="rows, and columns")]
+Horizon = Annotated[int, Field(ge=1, le=10_000, description="steps in an episode, at most")]
+Fraction = Annotated[float, Field(gt=0, lt=1, description="of the tasks that are held out")]
+
+
+class Layout(NamedTuple):
+    """A maze without its goals, as tables over its cells.
+
+    Attributes:
+        next_cell: where an action leads, int64 [cells, 5].
+        distances: d, the fewest steps from cell to cell, int64 [cells, cells]; ``cells`` if there is no way.
+        goals: the cells that can be reached from the start, itself among them, int64 [goals], ascending.
+        start: the cell in which episodes start.
+    """
+
+    next_cell: Tensor
+    distances: Tensor
+    goals: Tensor
+    start: int
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DarkRooms:
+    """Mazes with a hidden goal cell: every step after which the agent is on it pays 1, any other 0.
+
+    Episodes start in the free cell nearest to the centre as the crow flies, the first of equals in reading
+    order: the centre; the upper left of the middle four in an even size; the inner corner of the upper left
+    of four rooms, whose walls cross in the centre. They end by termination after ``horizon`` steps. The
+    layout "four_rooms" has walls along the middle row and column, with a door in each of their four halves.
+
+    There are as many tasks as cells that can be reached, the start among them: size² in the open layout (81
+    by default), (size − 1)² + 4 with four rooms. A fixed share of them is held out, whatever the seed: test
+    goals are cells that were never a goal in training. Draws are with replacement.
+
+    Source: Laskin et al. 2022 (arXiv 2210.14215), Dark Room.
+
+    Raises:
+        pydantic.ValidationError: for numbers out of range, or four rooms in an even size or one below 7.
+    """
+
+    size: Size = 9
+    horizon: Horizon = 20
+    layout: LayoutName = "open"
+    test_fraction: Fraction = 0.2
+
+    def __post_init__(self) -> None:
+        _check_fit(self.size, self.layout)
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The agent's cell."""
+        return gym.spaces.Discrete(self.size**2)
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Stay, up, down, left, right."""
+        return gym.spaces.Discrete(len(_MOVES))
+
+    def layout_tables(self) -> Layout:
+        """Return the maze that all tasks share, on the CPU; not to be changed in place."""
+        return _layout(self.size, self.layout)
+
+    def tasks_of(self, split: Split) -> TensorTasks:
+        """Return every task of a split once."""
+        goals = self.layout_tables().goals
+        return TensorTasks({"goal": goals[_part(len(goals), self.test_fraction, split)]})
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        """Draw goals of the split, with replacement."""
+        tasks = self.tasks_of(split)
+        return tasks[torch.randint(len(tasks), (num_tasks,), generator=generator)]
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        """Return ``num_envs`` mazes that step together on ``device``."""
+        return TensorVectorEnv(self, _Walk(self, _SEARCH, device), num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor:
+        """Return max(0, H + 1 − max(1, d(start, goal))), [num_tasks]: the shortest way, then staying."""
+        return _optimum(self, _SEARCH, tasks)
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return None: the best order in which to search the cells is a travelling salesman's problem."""
+        return None
+
+
+@dataclass(frozen=True, config=_STRICT)
+class KeyToDoor:
+    """Mazes with a hidden key and a hidden door: stepping on the key pays 1 once, then reaching the door 1.
+
+    Reaching the door with the key ends the episode, as do ``horizon`` steps; either is a termination. Without
+    the key, the door is a cell like any other. Whether the key is held is not observed: the reward told.
+    Layouts and start are those of ``DarkRooms``. Key or door may lie in the start cell: staying gets them.
+
+    Key and door are any two of the n cells that can be reached, so n (n − 1) tasks, by default 6480. A fixed
+    share of them is held out, whatever the seed: test *pairs* were never one in training, though their key
+    and their door may have been, in other pairs. Draws are with replacement.
+
+    Dawdling costs nothing while time suffices: regret is that of the step that makes it too late for a goal.
+
+    Source: Laskin et al. 2022 (arXiv 2210.14215), Dark Key-to-Door.
+
+    Raises:
+        pydantic.ValidationError: for numbers out of range, or four rooms in an even size or one below 7.
+    """
+
+    size: Size = 9
+    horizon: Horizon = 50
+    layout: LayoutName = "open"
+    test_fraction: Fraction = 0.2
+
+    def __post_init__(self) -> None:
+        _check_fit(self.size, self.layout)
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The agent's cell."""
+        return gym.spaces.Discrete(self.size**2)
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """Stay, up, down, left, right."""
+        return gym.spaces.Discrete(len(_MOVES))
+
+    def layout_tables(self) -> Layout:
+        """Return the maze that all tasks share, on the CPU; not to be changed in place."""
+        return _layout(self.size, self.layout)
+
+    def tasks_of(self, split: Split) -> TensorTasks:
+        """Return every task of a split once."""
+        goals = self.layout_tables().goals
+        others = len(goals) - 1
+        pair = _part(len(goals) * others, self.test_fraction, split)
+        key, door = pair // others, pair % others
+        return TensorTasks({"key": goals[key], "door": goals[door + (door >= key)]})  # a door skips its key
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        """Draw pairs of the split, with replacement."""
+        tasks = self.tasks_of(split)
+        return tasks[torch.randint(len(tasks), (num_tasks,), generator=generator)]
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        """Return ``num_envs`` mazes that step together on ``device``."""
+        return TensorVectorEnv(self, _Walk(self, _FETCH, device), num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor:
+        """Return how many of key and door, in this order, can be reached in time, [num_tasks]."""
+        return _optimum(self, _FETCH, tasks)
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return None: the best order in which to search the cells is a travelling salesman's problem."""
+        return None
+
+
+class _Rules(NamedTuple):
+    """What sets the families apart: (reward, key held, episode over) of an arrival, and V* of a state."""
+
+    arrive: Callable[[TensorTasks, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
+    value: Callable[[TensorTasks, Tensor, Tensor, Tensor, Tensor], Tensor]
+
+
+class _Walk:
+    """The dynamics. A state is (2t + held)·n + cell: t steps were taken, held is 1 with the key, else 0."""
+
+    def __init__(self, law: DarkRooms | KeyToDoor, rules: _Rules, device: torch.device) -> None:
+        layout = law.layout_tables()
+        self._start, self._horizon, self._rules = layout.start, law.horizon, rules
+        self._next_cell, self._distances = layout.next_cell.to(device), layout.distances.to(device)
+
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        return tasks
+
+    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.full_like(episode, self._start)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state % len(self._next_cell)
+
+    def step(
+        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Transition:
+        distances, num_cells = self._distances, len(self._distances)
+        cell, held, elapsed = state % num_cells, state // num_cells % 2 == 1, state // (2 * num_cells)
+        left = self._horizon - elapsed
+        there = self._next_cell[cell, action]
+        reward, holds, over = self._rules.arrive(tasks, there, held)
+        could = self._rules.value(tasks, distances, cell, held, left)
+        can = self._rules.value(tasks, distances, there, holds, left - 1).masked_fill(over, 0)
+        after = (2 * (elapsed + 1) + holds) * num_cells + there
+        return Transition(after, reward, over | (left <= 1), reward, could - reward - can)
+
+
+def _arrive_searching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    return (cell == tasks.parameters["goal"]).float(), held, torch.zeros_like(held)
+
+
+def _search_value(tasks: TensorTasks, distances: Tensor, cell: Tensor, held: Tensor, left: Tensor) -> Tensor:
+    distance = distances[cell, tasks.parameters["goal"]].clamp(min=1)  # on the goal too, a step is to be made
+    return (left + 1 - distance).clamp(min=0).float()
+
+
+def _arrive_fetching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    opens, holds = held & (cell == tasks.parameters["door"]), held | (cell == tasks.parameters["key"])
+    return (opens | (holds & ~held)).float(), holds, opens
+
+
+def _fetch_value(tasks: TensorTasks, distances: Tensor, cell: Tensor, held: Tensor, left: Tensor) -> Tensor:
+    key, door = tasks.parameters["key"], tasks.parameters["door"]
+    to_key, to_door = distances[cell, key].clamp(min=1), distances[cell, door].clamp(min=1)
+    without = (to_key <= left).long() + (to_key + distances[key, door] <= left)
+    return torch.where(held, to_door <= left, without).float()
+
+
+_SEARCH, _FETCH = _Rules(_arrive_searching, _search_value), _Rules(_arrive_fetching, _fetch_value)
+
+
+def _optimum(law: DarkRooms | KeyToDoor, rules: _Rules, tasks: Tasks) -> Tensor:
+    if not isinstance(tasks, TensorTasks):
+        raise TypeError(f"expected TensorTasks of cells, got {type(tasks).__name__}")
+    layout, like = law.layout_tables(), next(iter(tasks.parameters.values()))
+    start, held = torch.full_like(like, layout.start), torch.zeros_like(like, dtype=torch.bool)
+    left = torch.full_like(like, law.horizon)
+    return rules.value(tasks, layout.distances.to(like.device), start, held, left)
+
+
+@lru_cache(maxsize=16)
+def _layout(size: int, name: LayoutName) -> Layout:
+    free = torch.ones(size, size, dtype=torch.bool)
+    if name == "four_rooms":
+        middle, doors = size // 2, [size // 2 // 2, size - 1 - size // 2 // 2]
+        free[middle, :] = free[:, middle] = False
+        free[middle, doors] = free[doors, middle] = True
+    next_cell = _next_cell(free)
+    distances, start = _distances(next_cell), _start(free)
+    return Layout(next_cell, distances, (distances[start] < size**2).nonzero().squeeze(1), start)
+
+
+def _next_cell(free: Tensor) -> Tensor:
+    size = len(free)
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    here, leads = row * size + column, []
+    for down, right in _MOVES:
+        there = (row + down).clamp(0, size - 1) * size + (column + right).clamp(0, size - 1)
+        leads.append(torch.where(free & free.flatten()[there], there, here))
+    return torch.stack(leads, dim=-1).reshape(-1, len(_MOVES))
+
+
+def _distances(next_cell: Tensor) -> Tensor:
+    """Iterate d(s, g) = minₐ 1 + d(s', g) from d(g, g) = 0, for all pairs at once, to its fixed point."""
+    num_cells = len(next_cell)
+    distances = torch.full((num_cells, num_cells), num_cells, dtype=torch.int16).fill_diagonal_(0)
+    while True:
+        shorter = distances
+        for there in next_cell.unbind(1):
+            shorter = torch.minimum(shorter, 1 + distances[there])
+        if torch.equal(shorter, distances):
+            return distances.long()
+        distances = shorter
+
+
+def _start(free: Tensor) -> int:
+    offset = (2 * torch.arange(len(free)) - len(free) + 1).square()  # to the centre, in half cells, squared
+    away = (offset.unsqueeze(1) + offset).masked_fill(~free, 8 * len(free) ** 2)
+    return int((away == away.min()).flatten().nonzero()[0])
+
+
+@lru_cache(maxsize=16)
+def _part(num_tasks: int, test_fraction: float, split: Split) -> Tensor:
+    """Return the numbers of a split's tasks, at least one: the same always, whatever the seed of a run."""
+    order = torch.randperm(num_tasks, generator=named_generator(0, "split", num_tasks))
+    num_test = min(max(round(test_fraction * num_tasks), 1), num_tasks - 1)
+    return order[:num_test] if split == "test" else order[num_test:]
+
+
+def _check_fit(size: int, layout: LayoutName) -> None:
+    if layout == "four_rooms" and (size < 7 or size % 2 == 0):
+        raise ValueError(f"layout four_rooms: expected an odd size >= 7, got {size}")
