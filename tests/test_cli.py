@@ -122,6 +122,25 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert (folder / "regret.csv").read_text().startswith("agent,episode,step,mean,low,high\n")
 
 
+def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy: Path) -> None:
+    brief = ("--tasks", 300, "--against", "greedy")
+    assert run("evaluate", copy, *brief)[0] == 0
+    changes = ("distribution.low=0.9", "training.episodes_per_trial=8")
+    code, out, _ = run("evaluate", copy, *changes, *brief)
+    assert code == 0
+    assert "rl2 was trained with distribution.low=0.0, training.episodes_per_trial=5" in out
+    home, abroad = (
+        json.loads((copy / name / "evaluation.json").read_text()) for name in ("evaluation", "evaluation_2")
+    )
+    assert home["trained_with"] == {}
+    assert abroad["trained_with"] == {"distribution.low": 0.0, "training.episodes_per_trial": 5}
+    assert abroad["distribution"] == "BernoulliBandits(num_arms=2, low=0.9, high=1.0)"
+    assert abroad["episodes"] == 8 and abroad["bayes_optimal_return"] is None
+    for said in abroad["agents"].values():
+        assert 0.9 * 8 < said["mean_return"] < 8
+    assert np.load(copy / "evaluation_2" / "arrays.npz")["rl2/regrets"].shape == (300, 8)
+
+
 def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tmp_path: Path) -> None:
     brief = ("--tasks", 20, "--against", "none")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -313,6 +332,13 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("train", "--resume", *new), "expected a run folder"),
         (("evaluate", tmp_path / "nowhere"), "expected a run folder"),
         (("evaluate", trained, "--against", "gitins"), "unknown reference 'gitins'; did you mean 'gittins'?"),
+        (("evaluate", trained, "distribution.num_arms=3"), "expected tasks with the action_space of the"),
+        (("evaluate", trained, "distribution.low=0.9", "distribution.high=0.5"), "expected low < high"),
+        (("evaluate", trained, "distribution.lo=0.9"), "distribution.lo: unknown key; did you mean 'low'"),
+        (("evaluate", trained, "agent.hidden_size=3"), "expected an override of what the agent is judged on"),
+        (("evaluate", trained, "seed=3"), "expected an override of what the agent is judged on"),
+        (("evaluate", trained, "distribution.name=gausian"), "did you mean 'gaussian_bandits'"),
+        (("reproduce", "duan"), "unknown table 'duan'"),
         (("evaluate", trained, "--tasks", 1), "--tasks: expected a number from 2 to 10000000, got 1"),
         (("evaluate", trained, "--seed", -1), "--seed: expected a number from 0"),
         (("evaluate", trained, "--device", "cuda:7"), "it is not there"),
