@@ -15,6 +15,7 @@ from rl2meta.agents.references.bandits import bernoulli_references, gaussian_ref
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
 from rl2meta.agents.references.reference import Reference
+from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.config import Components, RunConfig, load_config, suggestion
@@ -59,6 +60,15 @@ REFERENCES: Mapping[str, ReferenceFactory] = {
     "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes),
     "dependent_bandits": lambda d, episodes: dependent_references(d.law, episodes),
     "two_step": lambda d, episodes: two_step_references(d.high, d.low, d.switch_probability),
+    "tabular_mdps": lambda d, episodes: tabular_references(
+        d.num_states,
+        d.num_actions,
+        d.horizon,
+        reward_mean=d.reward_mean,
+        reward_deviation=d.reward_deviation,
+        noise=d.noise,
+        concentration=d.concentration,
+    ),
     "dark_rooms": lambda d, episodes: dark_room_references(*d.layout_tables()[:3]),
     "key_to_door": lambda d, episodes: key_to_door_references(*d.layout_tables()[:3]),
 }
