@@ -1,23 +1,19 @@
 """Figures of an evaluation, drawn from its files and never from live objects."""
 
-import csv
 import io
-import json
 import math
-from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
-from numpy.typing import NDArray
 
 from rl2meta.errors import UserError
 from rl2meta.files import write_atomically, writing
-from rl2meta.statistics import t_quantile
+from rl2meta.reports import AgentReport, EvaluationReport, knows_regret, read_evaluation
 
 # Okabe and Ito's palette, which colour-blind readers can tell apart; the trained agent gets the first.
 _COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#8C564B")
@@ -30,38 +26,9 @@ _LETTERS_IN_SIZE_1 = 15 * 95  # that fit into the figure's width
 _LETTER = 0.0078  # the width of a letter, as a share of the figure
 
 
-class _Agent(NamedTuple):
-    """What the files say of one agent; the trained one comes first and is drawn bold."""
-
-    name: str
-    colour: str
-    bold: bool
-    mean_return: float
-    margin: float
-    step: NDArray[np.float64]
-    mean: NDArray[np.float64]
-    low: NDArray[np.float64]
-    high: NDArray[np.float64]
-
-    @property
-    def text_style(self) -> dict[str, Any]:
-        return {"color": self.colour, "weight": "bold" if self.bold else "normal"}
-
-
-class _Evaluation(NamedTuple):
-    """What the files say of an evaluation."""
-
-    title: str
-    subtitle: str
-    oracle: float | None
-    bayes: float | None
-    bayes_regret: float | None
-    agents: list[_Agent]
-
-
 def plot_evaluation(folder: Path) -> Path:
     """Draw ``plot_regret`` where the family's optimum is known and ``plot_returns`` elsewhere."""
-    return plot_regret(folder) if _knows_regret(folder) else plot_returns(folder)
+    return plot_regret(folder) if knows_regret(folder) else plot_returns(folder)
 
 
 def plot_regret(folder: Path) -> Path:
@@ -75,12 +42,12 @@ def plot_regret(folder: Path) -> Path:
     Raises:
         UserError: if a file is missing or not as expected, or the family has no known optimum.
     """
-    if not _knows_regret(folder):
+    if not knows_regret(folder):
         raise UserError(
             f"expected an evaluation with regrets in {folder}, got one of a family with no known optimum; "
             "draw its returns"
         )
-    evaluation = _read(folder, "regret.csv")
+    evaluation = read_evaluation(folder, "regret.csv")
     figure, left, right = _figure(evaluation, "Regret")
     goal = evaluation.bayes_regret
     _draw_curves(left, evaluation.agents, goal, "Cumulative regret (lower is better)")
@@ -99,7 +66,7 @@ def plot_returns(folder: Path) -> Path:
     Raises:
         UserError: if a file is missing or not as expected.
     """
-    evaluation = _read(folder, "returns.csv")
+    evaluation = read_evaluation(folder, "returns.csv")
     figure, left, right = _figure(evaluation, "Return")
     _draw_curves(left, evaluation.agents, evaluation.bayes, "Cumulative return (higher is better)")
     _label_curves(left, evaluation.agents, evaluation.bayes)
@@ -107,77 +74,20 @@ def plot_returns(folder: Path) -> Path:
     return _write(figure, folder / "returns.png")
 
 
-def _knows_regret(folder: Path) -> bool:
-    path = folder / "evaluation.json"
-    with _expecting("an evaluation", path):
-        agents = json.loads(path.read_text(encoding="utf-8"))["agents"]
-        return all(agent["mean_regret"] is not None for agent in agents.values())
-
-
-def _read(folder: Path, curves: str) -> _Evaluation:
-    path = folder / "evaluation.json"
-    rows = _read_rows(folder / curves)
-    with _expecting("an evaluation", path):
-        said = json.loads(path.read_text(encoding="utf-8"))
-        agents = [
-            _Agent(
-                name,
-                _colour(index),
-                index == 0,
-                float(entry["mean_return"]),
-                _margin(entry["return_standard_error"], said["num_tasks"]),
-                *rows[name].T,
-            )
-            for index, (name, entry) in enumerate(said["agents"].items())
-        ]
-        return _Evaluation(
-            f"{said['num_tasks']:,} held-out tasks",
-            _subtitle(said),
-            said["oracle_return"],
-            said["bayes_optimal_return"],
-            said["bayes_optimal_regret"],
-            agents,
-        )
-
-
-def _subtitle(said: Any) -> str:
-    """Say what was played, and what the agent was trained on if that was something else."""
-    trained = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in said["trained_with"].items())
-    name = next(iter(said["agents"]))
-    return f"{said['distribution']}{f'; {name} was trained with {trained}' if trained else ''}"
-
-
-def _colour(index: int) -> str:
+def _colour(agent: AgentReport) -> str:
+    index = agent.place
     return _COLOURS[index] if index < len(_COLOURS) else _COLOURS[1 + (index - 1) % (len(_COLOURS) - 1)]
 
 
-def _read_rows(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return agent -> [1 + num_steps, 4]: step, mean, low, high, from the origin on."""
-    curves: dict[str, list[list[float]]] = {}
-    with _expecting("the columns agent,step,mean,low,high", path):
-        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
-            point = [float(row[key]) for key in ("step", "mean", "low", "high")]
-            curves.setdefault(row["agent"], [[0.0] * 4]).append(point)
-    return {name: np.array(points) for name, points in curves.items()}
+def _is_bold(agent: AgentReport) -> bool:
+    return agent.place == 0
 
 
-def _margin(standard_error: float | None, n: int) -> float:
-    """Return half the width of the 95 % interval; 0 where a single task tells nothing about it."""
-    return 0.0 if standard_error is None or n < 2 else t_quantile(n) * standard_error
+def _text_style(agent: AgentReport) -> dict[str, Any]:
+    return {"color": _colour(agent), "weight": "bold" if _is_bold(agent) else "normal"}
 
 
-@contextmanager
-def _expecting(what: str, path: Path) -> Iterator[None]:
-    """Tell a file that is missing or holds something else than ``what`` as the user's matter."""
-    try:
-        yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise UserError(
-            f"expected {what} in {path}, got {error!r}; give a folder that `rl2meta evaluate` wrote"
-        ) from error
-
-
-def _figure(evaluation: _Evaluation, what: str) -> tuple[Figure, Axes, Axes]:
+def _figure(evaluation: EvaluationReport, what: str) -> tuple[Figure, Axes, Axes]:
     """Return an empty figure whose two axes leave room for the longest name beside each."""
     figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
     names = _LETTER * max(
@@ -201,7 +111,7 @@ def _write_title(figure: Figure, height: float, size: float, text: str, weight: 
     figure.text(0.012, height, text, size=fitting, weight=weight, color=_INK, va="center", parse_math=False)
 
 
-def _regret_limit(agents: Sequence[_Agent]) -> float | None:
+def _regret_limit(agents: Sequence[AgentReport]) -> float | None:
     """Return the top of the axis, below the worst agent's regret where that would squash all others."""
     finals = sorted(float(agent.mean[-1]) for agent in agents)
     if len(finals) < 3 or finals[-1] <= _SQUASHING * finals[-2] or finals[-2] <= 0:
@@ -209,13 +119,14 @@ def _regret_limit(agents: Sequence[_Agent]) -> float | None:
     return _HEADROOM * finals[-2]
 
 
-def _draw_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None, title: str) -> None:
+def _draw_curves(axes: Axes, agents: Sequence[AgentReport], goal: float | None, title: str) -> None:
     for rank, agent in enumerate(agents):
         front = 3 + len(agents) - rank
         axes.fill_between(
-            agent.step, agent.low, agent.high, color=agent.colour, alpha=0.2, lw=0, zorder=front
+            agent.step, agent.low, agent.high, color=_colour(agent), alpha=0.2, lw=0, zorder=front
         )
-        axes.plot(agent.step, agent.mean, color=agent.colour, lw=3.4 if agent.bold else 1.8, zorder=front)
+        width, style = 3.4 if _is_bold(agent) else 1.8, "-" if agent.place < len(_COLOURS) else "--"
+        axes.plot(agent.step, agent.mean, color=_colour(agent), lw=width, ls=style, zorder=front)
     end = max(agent.step[-1] for agent in agents)
     if goal is not None:  # known for the whole trial only: a mark at its end, not a line
         axes.plot(end, goal, "D", color=_INK, ms=7, clip_on=False, zorder=20)
@@ -228,9 +139,9 @@ def _draw_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None, title
         axes.set_ylim(bottom=0)
 
 
-def _label_curves(axes: Axes, agents: Sequence[_Agent], goal: float | None) -> None:
+def _label_curves(axes: Axes, agents: Sequence[AgentReport], goal: float | None) -> None:
     """Write each agent's name and final value where its curve ends, and the goal's beside its line."""
-    labels = [(float(agent.mean[-1]), agent.name, agent.text_style) for agent in agents]
+    labels = [(float(agent.mean[-1]), agent.name, _text_style(agent)) for agent in agents]
     if goal is not None:
         labels.append((goal, "Bayes-optimal", {"color": _INK}))
     bottom, top = axes.get_ylim()
@@ -274,15 +185,17 @@ def _spread(heights: Sequence[float], gap: float) -> list[float]:
     return [float(place) for place in places]
 
 
-def _draw_returns(axes: Axes, evaluation: _Evaluation) -> None:
+def _draw_returns(axes: Axes, evaluation: EvaluationReport) -> None:
     """Draw the mean returns as dots, the best on top, with the bounds that no agent can pass."""
     ranked = sorted(evaluation.agents, key=lambda agent: agent.mean_return)
-    decimals = _decimals(agent.mean_return for agent in ranked)
+    largest = max(agent.margin for agent in ranked)
+    margin = -math.floor(math.log10(largest)) if largest > 0 else 0  # so that ± does not round to 0
+    decimals = max(min(6, margin), _decimals(agent.mean_return for agent in ranked))
     for row, agent in enumerate(ranked):
         _draw_return(axes, row, agent, decimals)
     axes.set_yticks(range(len(ranked)), [agent.name for agent in ranked])
     for label, agent in zip(axes.get_yticklabels(), ranked, strict=True):
-        label.set(size=11.5, parse_math=False, **agent.text_style)
+        label.set(size=11.5, parse_math=False, **_text_style(agent))
     axes.set_ylim(-0.6, len(ranked) - 0.4)
     axes.margins(x=0.1)
     axes.grid(axis="x", color=_GRID, lw=0.8)
@@ -291,18 +204,18 @@ def _draw_returns(axes: Axes, evaluation: _Evaluation) -> None:
     _draw_bounds(axes, evaluation, decimals)
 
 
-def _draw_return(axes: Axes, row: int, agent: _Agent, decimals: int) -> None:
+def _draw_return(axes: Axes, row: int, agent: AgentReport, decimals: int) -> None:
     value, margin = agent.mean_return, agent.margin
-    size, width = (9.5, 2.6) if agent.bold else (7, 1.8)
+    size, width = (9.5, 2.6) if _is_bold(agent) else (7, 1.8)
     axes.errorbar(
-        value, row, xerr=margin, fmt="o", color=agent.colour, ms=size, lw=width, capsize=4, zorder=4
+        value, row, xerr=margin, fmt="o", color=_colour(agent), ms=size, lw=width, capsize=4, zorder=4
     )
     text = f"{value:.{decimals}f} ± {margin:.{decimals}f}"
     beside = axes.get_yaxis_transform()
-    axes.text(1.04, row, text, size=11, va="center_baseline", transform=beside, **agent.text_style)
+    axes.text(1.04, row, text, size=11, va="center_baseline", transform=beside, **_text_style(agent))
 
 
-def _draw_bounds(axes: Axes, evaluation: _Evaluation, decimals: int) -> None:
+def _draw_bounds(axes: Axes, evaluation: EvaluationReport, decimals: int) -> None:
     bounds = (("Bayes-optimal", evaluation.bayes, _BAYES), ("task known", evaluation.oracle, _ORACLE))
     known = [(name, value, style) for name, value, style in bounds if value is not None]
     for name, value, line in known:
