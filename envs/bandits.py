@@ -34,8 +34,8 @@ class BernoulliBandits:
     """
 
     num_arms: NumArms = 5
-    low: Chance = 0.0
-    high: Chance = 1.0
+    low: Annotated[Chance, Field(description="the least that an arm's mean can be")] = 0.0
+    high: Annotated[Chance, Field(description="and the most")] = 1.0
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -92,7 +92,7 @@ class GaussianBandits:
     """
 
     num_arms: NumArms = 5
-    mean: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)] = 0.0
+    mean: Annotated[float, Field(ge=-1e6, le=1e6, description="of the arms' means")] = 0.0
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -3,13 +3,13 @@
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from pydantic import ConfigDict
+from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
@@ -43,7 +43,7 @@ class DependentBandits:
         pydantic.ValidationError: for another law.
     """
 
-    law: Law = "uniform"
+    law: Annotated[Law, Field(description=f"of p₁: {', '.join(get_args(Law))}")] = "uniform"
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -20,7 +20,7 @@ from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns): stay, up, down, left, right
-LayoutName = Literal["open", "four_rooms"]
+LayoutName = Annotated[Literal["open", "four_rooms"], Field(description="open or four_rooms")]
 Size = Annotated[int, Field(ge=3, le=32, description="rows, and columns")]
 Horizon = Annotated[int, Field(ge=1, le=10_000, description="steps in an episode, at most")]
 Fraction = Annotated[float, Field(gt=0, lt=1, description="of the tasks that are held out")]

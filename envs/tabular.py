@@ -13,9 +13,8 @@ from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-Count = Annotated[int, Field(ge=2, le=1000)]
-Real = Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False)]
-Deviation = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
+_Count = Annotated[int, Field(ge=2, le=1000)]
+_Deviation = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 _SOLVED_AT_ONCE = 2**24  # numbers in the Q* of one call: memory stays bounded however many tasks there are
 
 
@@ -32,13 +31,17 @@ class TabularMDPs:
         pydantic.ValidationError: for numbers out of range.
     """
 
-    num_states: Count = 10
-    num_actions: Count = 5
-    horizon: Annotated[int, Field(ge=1, le=10_000)] = 10
-    reward_mean: Real = 1.0
-    reward_deviation: Deviation = 1.0
-    noise: Deviation = 1.0
-    concentration: Annotated[float, Field(ge=1e-3, le=1e6)] = 1.0
+    num_states: Annotated[_Count, Field(description="S")] = 10
+    num_actions: Annotated[_Count, Field(description="A")] = 5
+    horizon: Annotated[int, Field(ge=1, le=10_000, description="steps in an episode")] = 10
+    reward_mean: Annotated[
+        float, Field(ge=-1e6, le=1e6, description="m, the mean of the mean rewards over (s, a)")
+    ] = 1.0
+    reward_deviation: Annotated[_Deviation, Field(description="d, their standard deviation")] = 1.0
+    noise: Annotated[_Deviation, Field(description="standard deviation of a reward around its mean")] = 1.0
+    concentration: Annotated[
+        float, Field(ge=1e-3, le=1e6, description="α: small, and a step leads nearly always to one state")
+    ] = 1.0
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -44,10 +44,14 @@ class TwoStep:
         pydantic.ValidationError: unless common is in [0.5, 1], low < high, and all else in [0, 1].
     """
 
-    common: Annotated[float, Field(ge=0.5, le=1, allow_inf_nan=False)] = 0.75
-    high: Chance = 0.9
-    low: Chance = 0.1
-    switch_probability: Chance = 0.0
+    common: Annotated[
+        float, Field(ge=0.5, le=1, description="probability that a choice leads to its own side")
+    ] = 0.75
+    high: Annotated[Chance, Field(description="probability that the good side pays")] = 0.9
+    low: Annotated[Chance, Field(description="and the other")] = 0.1
+    switch_probability: Annotated[
+        Chance, Field(description="that the sides change roles before an episode")
+    ] = 0.0
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
