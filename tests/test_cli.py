@@ -18,6 +18,8 @@ import torch
 import yaml
 
 from rl2meta import checkpoints, cli
+from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, shipped_configs
+from rl2meta.commands.papers import papers
 
 Result = tuple[int, str, str]
 Run = Callable[..., Result]
@@ -399,8 +401,9 @@ def test_help_and_version_answer_without_torch(run: Run) -> None:
 def test_list_names_everything(run: Run) -> None:
     code, out, _ = run("list")
     assert code == 0
-    for name in ("rl2", "bernoulli_bandits", "gaussian_bandits", "gittins", "smoke", "rl2_bandit_n100_k5"):
+    for name in (*DISTRIBUTIONS, *AGENTS, *shipped_configs(), *papers(), "gittins", "psrl_resampling"):
         assert re.search(rf"\b{name}\b", out), name
+    assert "U[low, high]" in out  # not taken for markup
 
 
 def test_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path) -> None:

@@ -113,6 +113,22 @@ def test_tasks_of_another_law_than_in_training_are_called_so(tmp_path, drawn):
     assert drawn[0].texts[1].get_text() == said
 
 
+def test_agents_of_one_colour_differ_in_their_lines(tmp_path, drawn):
+    plot_regret(write_evaluation(tmp_path, {f"agent{i}": 10.0 + i for i in range(14)}))
+    lines = [line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 22]
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 14
+
+
+def test_a_margin_is_never_rounded_to_zero(tmp_path, drawn):
+    folder = write_evaluation(tmp_path, {"rl2": 83.3 - 157.2, "random": 83.3 - 100.0})
+    report = json.loads((folder / "evaluation.json").read_text())
+    for said in report["agents"].values():
+        said["return_standard_error"] = 0.2
+    (folder / "evaluation.json").write_text(json.dumps(report))
+    plot_regret(folder)
+    assert texts(drawn[0].axes[1]) == ["100.0 ± 0.4", "157.2 ± 0.4"]
+
+
 def test_an_agent_that_would_squash_the_others_leaves_the_axis(tmp_path, drawn):
     plot_regret(write_evaluation(tmp_path, {"rl2": 9.9, "thompson": 12.0, "random": 33.3}))
     left = drawn[0].axes[0]
