@@ -26,7 +26,7 @@ Count = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class RL2Config(BaseModel):
-    """The hyper-parameters of RL²; learning rate and entropy bonus fall linearly over training."""
+    """The hyper-parameters of RL²; those with a value at the start and one at the end move linearly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -37,7 +37,8 @@ class RL2Config(BaseModel):
     entropy_coefficient: NonNegative = Field(0.05, description="weight of the entropy bonus at the start")
     final_entropy_coefficient: NonNegative = Field(0.0, description="and at the end")
     value_coefficient: NonNegative = Field(0.05, description="weight of the value loss")
-    discount: Fraction = Field(1.0, description="γ, across the episodes of a trial")
+    discount: Fraction = Field(1.0, description="γ, across the episodes of a trial, at the start")
+    final_discount: Fraction | None = Field(None, description="and at the end; null for no change")
     gae_trace: Fraction = Field(0.95, description="λ of the advantage estimates")
     clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
     epochs: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="passes over each batch of trials")
@@ -163,7 +164,7 @@ class RL2Learner:
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
         (trajectory,) = trial.phases
-        batch = self._batch(trajectory)
+        batch = self._batch(trajectory, progress)
         cfg = self.config
         for group in self.optimizer.param_groups:
             group["lr"] = _linear(cfg.learning_rate, cfg.final_learning_rate, progress)
@@ -172,11 +173,13 @@ class RL2Learner:
         means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
         return dict(zip(steps[0], means, strict=True))
 
-    def _batch(self, trajectory: Trajectory) -> _Batch:
+    def _batch(self, trajectory: Trajectory, progress: float = 0.0) -> _Batch:
         mask = trajectory.mask.float()
         reward = reward_signal(trajectory, self.config.reward_signal) * mask
         # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
-        discount = self.config.discount * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
+        start, end = self.config.discount, self.config.final_discount
+        gamma = start if end is None else _linear(start, end, progress)
+        discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
         remaining = discounted_returns(mask, discount).clamp(min=1)
         inputs = self.network.inputs(trajectory.inputs)
         with torch.no_grad():

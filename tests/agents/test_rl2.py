@@ -77,6 +77,16 @@ def test_advantages_cross_the_ends_of_episodes() -> None:
     torch.testing.assert_close(batch.advantage, standardised, atol=1e-5, rtol=1e-5)
 
 
+@pytest.mark.parametrize(("progress", "gamma"), [(0.0, 0.2), (0.5, 0.6), (1.0, 1.0)])
+def test_the_discount_moves_from_start_to_end(progress: float, gamma: float) -> None:
+    moving = _learner(discount=0.2, final_discount=1.0, gae_trace=1.0, reward_signal="sampled")
+    still = _learner(discount=gamma, gae_trace=1.0, reward_signal="sampled")
+    (trajectory,) = _trial(moving).phases
+    torch.testing.assert_close(
+        moving._batch(trajectory, progress).advantage, still._batch(trajectory, progress).advantage
+    )
+
+
 def test_padding_changes_nothing() -> None:
     learner = _learner()
     (trajectory,) = _trial(learner, episodes=6).phases
