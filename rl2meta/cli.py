@@ -156,12 +156,24 @@ def reproduce(
             metavar="DIR", help="Where runs and table go and are found again; runs/TABLE if not given."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Annotated[
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; a run goes on where it was begun.")
+    ] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
 ) -> None:
     """Fill a published table: train or reuse each cell, evaluate every column, and go on where it stopped."""
     from rl2meta.commands.reproduce import reproduce
 
-    raise typer.Exit(reproduce(table, cells=cells or [], budget=budget, tasks=tasks, out=out, device=device))
+    code = reproduce(
+        table,
+        cells=cells or [],
+        budget=budget,
+        tasks=tasks,
+        out=out,
+        device=device,
+        threads=threads,
+    )
+    raise typer.Exit(code)
 
 
 @app.command("list")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 
 from rl2meta.commands import bench
+from rl2meta.commands import reproduce as module
 from rl2meta.commands.components import read_config, references_of
 from rl2meta.commands.papers import load_paper, papers
 from rl2meta.commands.reproduce import reproduce
@@ -21,9 +22,11 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "TUNING_TASKS", 20)
 
 
-def fill(out: Path, *cells: str, updates: int = 1, tasks: int = 30) -> dict[str, Any]:
+def fill(out: Path, *cells: str, updates: int = 1, tasks: int | None = 30) -> dict[str, Any]:
     budget = updates * UPDATE + 5.0
-    code = reproduce("duan2016-bandits", cells=cells, budget=budget, tasks=tasks, out=out, device="cpu")
+    code = reproduce(
+        "duan2016-bandits", cells=cells, budget=budget, tasks=tasks, out=out, device="cpu", threads=1
+    )
     assert code == 0
     table: dict[str, Any] = json.loads((out / "table.json").read_text())
     return table
@@ -59,7 +62,8 @@ def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) 
     assert gittins["standard_error"] == report["agents"]["gittins"]["return_standard_error"]
     text = (tmp_path / "table.md").read_text()
     mean, error = gittins["mean_return"], gittins["standard_error"]
-    assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {mean / 6.66:.0%}"[:-3] in text
+    share = mean / cell["bayes_optimal_return"]
+    assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {share:.1%} |  |" in text
 
 
 def test_what_is_there_is_used_and_the_rest_added(tmp_path: Path) -> None:
@@ -87,9 +91,50 @@ def test_a_run_that_was_cut_short_goes_on_and_is_judged_anew(tmp_path: Path) -> 
     assert (run / "evaluation_2").exists()
 
 
-def test_other_numbers_of_tasks_are_evaluated_anew(tmp_path: Path) -> None:
+def test_other_numbers_of_tasks_are_evaluated_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     fill(tmp_path, "n=10,k=5")
     assert fill(tmp_path, "n=10,k=5", tasks=40)["cells"]["n=10,k=5"]["num_tasks"] == 40
+    monkeypatch.setattr(module, "evaluate_run", no_evaluation)
+    both = fill(tmp_path, "n=10,k=5", tasks=30)  # that is still there
+    assert both["cells"]["n=10,k=5"]["num_tasks"] == 30
+    with pytest.raises(Evaluated, match="10000 tasks"):  # the config's number, not whatever is there
+        fill(tmp_path, "n=10,k=5", tasks=None)
+
+
+class Evaluated(Exception):
+    pass
+
+
+def no_evaluation(run_dir: Path, overrides: Any, *, tasks: int, **_: Any) -> None:
+    raise Evaluated(f"{tasks} tasks")
+
+
+@pytest.mark.parametrize("change", [{"seed": 7}, {"update": 0}, {"trained_with": {"distribution.low": 0.0}}])
+def test_what_was_evaluated_otherwise_fills_no_cell(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+) -> None:
+    fill(tmp_path, "n=10,k=5")
+    report = tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json"
+    report.write_text(json.dumps(json.loads(report.read_text()) | change))
+    monkeypatch.setattr(module, "evaluate_run", no_evaluation)
+    with pytest.raises(Evaluated, match="30 tasks"):
+        fill(tmp_path, "n=10,k=5")
+
+
+def test_a_cell_of_another_call_stays_in_the_table(tmp_path: Path) -> None:
+    fill(tmp_path, "n=10,k=5", tasks=30)
+    table = fill(tmp_path, "n=10,k=10", tasks=40)
+    assert {name: cell["num_tasks"] for name, cell in table["cells"].items()} == {
+        "n=10,k=5": 30,
+        "n=10,k=10": 40,
+    }
+
+
+def test_another_budget_in_a_later_cell_is_told_before_the_first_is_trained(tmp_path: Path) -> None:
+    fill(tmp_path, "n=10,k=10")
+    with pytest.raises(UserError, match="expected the run of this cell"):
+        fill(tmp_path, "n=10,k=5", "n=10,k=10", updates=2)
+    assert not (tmp_path / "n=10,k=5").exists()
 
 
 @pytest.mark.parametrize(
@@ -104,13 +149,16 @@ def test_other_numbers_of_tasks_are_evaluated_anew(tmp_path: Path) -> None:
             "--budget: expected the 10,240 environment steps of an update or more",
         ),
         ("duan2016-bandits", [], float("nan"), "--budget: expected"),
+        ("few tasks", [], None, "evaluation.tasks: expected greater than or equal to 2, got 1"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
     tmp_path: Path, name: str, cells: list[str], budget: float | None, message: str
 ) -> None:
     with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        reproduce(name, cells=cells, budget=budget, tasks=30, out=tmp_path / "new", device="cpu")
+        few = name == "few tasks"
+        table, tasks = ("duan2016-bandits", 1) if few else (name, 30)
+        reproduce(table, cells=cells, budget=budget, tasks=tasks, out=tmp_path / "new", device="cpu")
     assert not (tmp_path / "new").exists()
 
 

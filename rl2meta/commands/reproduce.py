@@ -2,100 +2,152 @@
 
 import json
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from rl2meta import checkpoints
 from rl2meta.commands.components import read_config
 from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.papers import Cell, Paper, chosen_cells, load_paper
 from rl2meta.commands.progress import say
 from rl2meta.commands.restore import load_run_config
 from rl2meta.commands.train import resume_run, start_run
-from rl2meta.config import differing
+from rl2meta.config import RunConfig, differing
 from rl2meta.errors import UserError
 from rl2meta.files import write_atomically, writing
 from rl2meta.run_folder import RunFolder
 
 
+class _Experiment(NamedTuple):
+    """A cell, ready to be trained: what it is called in the configs, and where its run is."""
+
+    cell: str
+    source: str
+    overrides: list[str]
+    config: RunConfig
+    run_dir: Path
+
+
 def reproduce(
-    name: str, *, cells: Sequence[str], budget: float | None, tasks: int | None, out: Path | None, device: str
+    name: str,
+    *,
+    cells: Sequence[str],
+    budget: float | None,
+    tasks: int | None,
+    out: Path | None,
+    device: str,
+    threads: int | None = None,
 ) -> int:
     """Train or reuse each cell, evaluate every column on the same tasks, write the table; return exit code.
 
     The table is written anew after each cell. Called again it continues where it stopped.
     """
     paper = load_paper(name)
-    wanted = chosen_cells(paper, list(cells))
     folder = Path("runs") / name if out is None else out
-    # All of it is read first: a mistake in the last cell shall not show after the first one's hours.
-    experiments = {cell: _experiment(paper.cells[cell], budget, device) for cell in wanted}
-    for number, (cell, overrides) in enumerate(experiments.items(), start=1):
-        say(f"[{number}/{len(wanted)}] {name} {cell}")
-        run_dir = folder / cell
-        code = _train(paper.cells[cell].config, overrides, run_dir)
+    common = [f"device={device}", *([] if threads is None else [f"threads={threads}"])]
+    # All of it is looked at first: a mistake in the last cell shall not show after the first one's hours.
+    if tasks is not None:
+        common.append(f"evaluation.tasks={tasks}")
+    wanted = chosen_cells(paper, list(cells)).items()
+    experiments = [_experiment(label, cell, budget, common, folder) for label, cell in wanted]
+    num_tasks = {each.cell: each.config.settings.evaluation.tasks for each in experiments}
+    for number, experiment in enumerate(experiments, start=1):
+        say(f"[{number}/{len(experiments)}] {name} {experiment.cell}")
+        code = _train(experiment)
         if code:
-            say(f"and then this table with the same command, which goes on with {cell}")
+            say(f"and then this table with the same command, which goes on with {experiment.cell}")
             return code
-        if _evaluation(paper, run_dir, tasks) is None:
-            against = ",".join(list(paper.agents)[1:])
-            evaluate_run(run_dir, [], tasks=tasks, seed=None, against=against, out=None, device=device)
-        _write_table(paper, folder, tasks)
+        if _evaluation(paper, experiment.run_dir, num_tasks[experiment.cell]) is None:
+            _evaluate(paper, experiment, device)
+        _write_table(paper, folder, num_tasks)
     say(f"wrote {folder / 'table.md'} and table.json")
     return 0
 
 
-def _experiment(cell: Cell, budget: float | None, device: str) -> list[str]:
-    """Return the cell's overrides; with a budget, as many updates as its environment steps pay for."""
-    overrides = [*cell.overrides, f"device={device}"]
+def _experiment(
+    label: str, cell: Cell, budget: float | None, common: Sequence[str], folder: Path
+) -> _Experiment:
+    """Return the cell's experiment; with a budget, of as many updates as its environment steps pay for."""
+    overrides = [*cell.overrides, *common]
     config = read_config(cell.config, overrides)
-    if budget is None:
-        return overrides
-    training = config.settings.training
-    steps = training.trials_per_update * training.episodes_per_trial * config.distribution.horizon
-    if not math.isfinite(budget) or budget < steps:
-        raise UserError(
-            f"--budget: expected the {steps:,} environment steps of an update or more, got {budget:g}"
-        )
-    return [*overrides, f"training.updates={int(budget // steps)}"]
+    if budget is not None:
+        training = config.settings.training
+        steps = training.trials_per_update * training.episodes_per_trial * config.distribution.horizon
+        if not math.isfinite(budget) or budget < steps:
+            raise UserError(
+                f"--budget: expected the {steps:,} environment steps of an update or more, got {budget:g}"
+            )
+        overrides.append(f"training.updates={int(budget // steps)}")
+        config = read_config(cell.config, overrides)
+    experiment = _Experiment(label, cell.config, overrides, config, folder / label)
+    _refuse_another_run(experiment)
+    return experiment
 
 
-def _train(source: str, overrides: list[str], run_dir: Path) -> int:
-    if not (run_dir / "config.yaml").exists():
-        return start_run(source, overrides, run_dir)
-    there, wanted = (
-        load_run_config(RunFolder.open(run_dir)).identity(),
-        read_config(source, overrides).identity(),
-    )
+def _refuse_another_run(experiment: _Experiment) -> None:
+    if not _has_run(experiment.run_dir):
+        return
+    there = load_run_config(RunFolder.open(experiment.run_dir)).identity()
+    wanted = experiment.config.identity()
     changed = [f"{key} is {there.get(key)!r}, not {wanted.get(key)!r}" for key in differing(there, wanted)]
     if changed:
         raise UserError(
-            f"{run_dir}: expected the run of this cell, got one with other settings: {'; '.join(changed)}. "
-            "Give the --budget that it was begun with, or another --out"
+            f"{experiment.run_dir}: expected the run of this cell, got one with other settings: "
+            f"{'; '.join(changed)}. Give the --budget that it was begun with, or another --out"
         )
-    return resume_run(run_dir, None, ())
+
+
+def _has_run(run_dir: Path) -> bool:
+    return (run_dir / "config.yaml").exists()
+
+
+def _train(experiment: _Experiment) -> int:
+    """Begin the run, or go on with it where and as it was begun, unless it is trained already."""
+    if not _has_run(experiment.run_dir):
+        return start_run(experiment.source, experiment.overrides, experiment.run_dir)
+    saved = checkpoints.newest(RunFolder.open(experiment.run_dir).checkpoints_path, say)
+    if saved is not None and saved.update >= experiment.config.settings.training.updates:
+        return 0
+    return resume_run(experiment.run_dir, None, ())
+
+
+def _evaluate(paper: Paper, experiment: _Experiment, device: str) -> None:
+    settings = experiment.config.settings.evaluation
+    evaluate_run(
+        experiment.run_dir,
+        [],
+        tasks=settings.tasks,
+        seed=settings.seed,
+        against=",".join(list(paper.agents)[1:]),
+        out=None,
+        device=device,
+    )
 
 
 def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any] | None:
-    """Return the newest evaluation of the trained run that has all columns, on ``tasks`` if that is given."""
+    """Return the newest evaluation of the trained run with all columns and the config's seed, or None.
+
+    Args:
+        paper: names the columns.
+        run_dir: where to look; there may be no run.
+        tasks: how many it must be of; None for any number.
+    """
+    if not _has_run(run_dir):
+        return None
+    settings = load_run_config(RunFolder.open(run_dir)).settings
     for path in sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.stat().st_mtime)[::-1]:
         said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        whole = set(paper.agents) <= said["agents"].keys() and not said["trained_with"]
-        if whole and _is_final(run_dir, said) and tasks in (None, said["num_tasks"]):
+        at_home = set(paper.agents) <= said["agents"].keys() and said.get("trained_with") == {}
+        final = (said["update"], said["seed"]) == (settings.training.updates, settings.evaluation.seed)
+        if at_home and final and tasks in (None, said["num_tasks"]):
             return said
     return None
 
 
-def _is_final(run_dir: Path, said: dict[str, Any]) -> bool:
-    rows = RunFolder.open(run_dir).read_metrics()
-    return bool(rows) and said["update"] == rows[-1]["update"]
-
-
-def _write_table(paper: Paper, folder: Path, tasks: int | None) -> None:
-    """Write table.md and table.json of every cell that has been evaluated so far."""
-    known = {
-        cell: _evaluation(paper, folder / cell, tasks) for cell in paper.cells if (folder / cell).is_dir()
-    }
+def _write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> None:
+    """Write table.md and table.json of every cell that has been evaluated so far, in this call or before."""
+    known = {cell: _evaluation(paper, folder / cell, num_tasks.get(cell)) for cell in paper.cells}
     cells = {cell: _filled(paper, cell, said) for cell, said in known.items() if said is not None}
     data = {"source": paper.source, "notes": paper.notes, "cells": cells}
     with writing(folder):
