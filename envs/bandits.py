@@ -92,7 +92,9 @@ class GaussianBandits:
     """
 
     num_arms: NumArms = 5
-    mean: Annotated[float, Field(ge=-1e6, le=1e6, description="of the arms' means")] = 0.0
+    mean: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="of the arms' means")] = (
+        0.0
+    )
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -103,7 +103,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             self._generator = generator(seed, "dynamics", device=self.device)
             if tasks is None:
                 tasks = self._distribution.sample(self.num_envs, generator(seed, "tasks"), "train")
-        source = self._ready(tasks)
+        source = self._ready(tasks, (options or {}).get("episode"))
         self._state = self._dynamics.begin(self._prepared, self._episode, source)
         self._elapsed = torch.zeros_like(self._episode)
         return self._dynamics.observe(self._state), {}
@@ -123,15 +123,18 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
 
-    def _ready(self, tasks: Any) -> torch.Generator:
-        """Take on new tasks, or count one more episode on those that are there."""
+    def _ready(self, tasks: Any, episode: Tensor | None) -> torch.Generator:
+        """Take on new tasks, or count one more episode on those that are there, unless it is told."""
         if tasks is not None:
             self.tasks = self._checked(tasks).to(self.device)
             self._prepared = self._dynamics.prepare(self.tasks)
             self._episode = torch.zeros(self.num_envs, dtype=torch.int64, device=self.device)
-            return self._running()
+            self._elapsed = self._episode
         source = self._running()
-        self._episode = self._episode + (self._elapsed > 0)  # one that has just begun is no further one
+        if episode is None:
+            self._episode = self._episode + (self._elapsed > 0)  # one that has just begun is no further one
+        else:
+            self._episode = episode.to(self.device)
         return source
 
     def _running(self) -> torch.Generator:

@@ -1,5 +1,6 @@
 """Random tabular MDPs: a few states, actions of unknown worth, unknown transitions."""
 
+from collections.abc import Iterator
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -8,7 +9,7 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from rl2meta.dynamic_programming import solve
+from rl2meta.dynamic_programming import Optimum, solve
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
@@ -66,10 +67,14 @@ class TabularMDPs:
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return V*_0(0), [num_tasks]: the exact optimum of an episode."""
+        return torch.cat([optimum.value[:, 0, 0] for optimum in self.optima(tasks)])
+
+    def optima(self, tasks: Tasks) -> Iterator[Optimum]:
+        """Solve the MDPs, as many at a time as memory is sure to hold."""
         means, transitions = _parameters(tasks)
         at_once = max(1, _SOLVED_AT_ONCE // (self.horizon * self.num_states * self.num_actions))
-        parts = zip(torch.split(means, at_once), torch.split(transitions, at_once), strict=True)
-        return torch.cat([solve(r, p, self.horizon).value[:, 0, 0] for r, p in parts])
+        for part in zip(torch.split(means, at_once), torch.split(transitions, at_once), strict=True):
+            yield solve(*part, self.horizon)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the posteriors are too many to enumerate."""
@@ -85,10 +90,16 @@ class _Walk:
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
         """Solve the MDPs, and tabulate all that a step looks up by (environment, node or state, action)."""
         means, transitions = _parameters(tasks)
-        optimum = solve(means, transitions, self._law.horizon)
-        regret = optimum.value.unsqueeze(-1) - optimum.action_value
+        regrets = [
+            (optimum.value.unsqueeze(-1) - optimum.action_value).flatten(1)
+            for optimum in self._law.optima(tasks)
+        ]
         return TensorTasks(
-            {"means": means.flatten(1), "cumulative": transitions.cumsum(dim=-1), "regret": regret.flatten(1)}
+            {
+                "means": means.flatten(1),
+                "cumulative": transitions.cumsum(dim=-1),
+                "regret": torch.cat(regrets),
+            }
         )
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:

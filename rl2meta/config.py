@@ -9,6 +9,7 @@ import re
 import reprlib
 from collections.abc import Hashable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import reduce
 from typing import Annotated, Any
 
 import yaml
@@ -141,6 +142,21 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     return RunConfig(settings, *distribution, *agent)
 
 
+def completed(identity: Mapping[str, Any], components: Components) -> dict[str, Any]:
+    """Return an identity that an earlier version recorded, keys that are new since at their defaults.
+
+    As it is, if this version cannot read it.
+    """
+    raw: dict[str, Any] = {}
+    for key, value in identity.items():
+        *sections, last = key.split(".")
+        reduce(lambda section, name: section.setdefault(name, {}), sections, raw)[last] = value
+    try:
+        return load_config(yaml.safe_dump(raw), "checkpoint", (), components).identity()
+    except UserError:
+        return dict(identity)
+
+
 class _Loader(yaml.SafeLoader):
     """SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number."""
 
@@ -190,9 +206,12 @@ def _override(raw: dict[str, Any], override: str) -> str | None:
         if not isinstance(section, dict):
             return f"{override!r}: {key} is a value, not a section"
     try:
-        section[keys[-1]] = yaml.load(value, _Loader)  # a SafeLoader
+        parsed = yaml.load(value, _Loader)  # a SafeLoader
     except _NOT_YAML:
         return f"{override!r}: expected a YAML value after '='"
+    if len(keys) == 2 and keys[-1] == "name" and section.get("name") != parsed:
+        section.clear()  # what was set of one component says nothing of another
+    section[keys[-1]] = parsed
     return None
 
 

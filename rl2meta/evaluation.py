@@ -15,6 +15,7 @@ from rl2meta.errors import UserError
 from rl2meta.files import write_atomically, writing
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
+from rl2meta.spaces import encoding
 from rl2meta.statistics import mean_interval, paired_difference
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.trial import Agent, Trial
@@ -22,7 +23,8 @@ from rl2meta.trial import Agent, Trial
 Array = NDArray[np.float32]
 CHUNK = 10_000
 """Tasks that run side by side; part of what fixes an evaluation's random streams."""
-_CHUNK_STEPS = 2**22  # fewer tasks run side by side where trials are so long that memory would run short
+_CHUNK_BYTES = 2**28  # fewer tasks run side by side where their trials would take more memory
+_STEP_BYTES = 40  # of a step in a trajectory, but for its previous action, which is one-hot
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
@@ -77,7 +79,7 @@ def evaluate(
     those before an adaptation too.
     """
     began = time.perf_counter()
-    parts = [_per_episode(trial) for trial in _chunks(agent, worker, tasks, num_episodes, seed)]
+    parts = list(_chunks(agent, worker, tasks, num_episodes, seed))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     return Evaluation(whole["rewards"], whole.get("regrets"), whole["steps"], time.perf_counter() - began)
 
@@ -134,11 +136,14 @@ def write_evaluation(
 
 def _chunks(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
-) -> Iterator[Trial]:
-    at_once = max(1, min(CHUNK, _CHUNK_STEPS // (num_episodes * worker.distribution.horizon)))
+) -> Iterator[dict[str, Array]]:
+    """Yield what is kept of each chunk; its trial, by far the larger, is not kept."""
+    step_size = _STEP_BYTES + 4 * encoding(worker.distribution.action_space).size
+    steps = num_episodes * worker.distribution.horizon
+    at_once = max(1, min(CHUNK, _CHUNK_BYTES // (steps * step_size)))
     for start in range(0, len(tasks), at_once):
         part = tasks[start : start + at_once]
-        yield worker.run(agent, part, num_episodes, derive(seed, "evaluate", start))
+        yield _per_episode(worker.run(agent, part, num_episodes, derive(seed, "evaluate", start)))
 
 
 def _per_episode(trial: Trial) -> dict[str, Array]:

@@ -87,7 +87,7 @@ def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
             for place, (name, entry) in enumerate(said["agents"].items())
         ]
         return EvaluationReport(
-            f"{said['num_tasks']:,} held-out tasks",
+            f"{said['num_tasks']:,} {_kind(said)}",
             _subtitle(said),
             said["oracle_return"],
             said["bayes_optimal_return"],
@@ -96,9 +96,14 @@ def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
         )
 
 
+def _kind(said: Any) -> str:
+    return "tasks that training shares" if said.get("shared_with_training") else "held-out tasks"
+
+
 def _subtitle(said: Any) -> str:
     """Say what was played, and what the agent was trained on if that was something else."""
-    trained = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in said["trained_with"].items())
+    changed = said.get("trained_with", {})
+    trained = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in changed.items())
     name = next(iter(said["agents"]))
     return f"{said['distribution']}{f'; {name} was trained with {trained}' if trained else ''}"
 

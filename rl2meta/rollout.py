@@ -57,14 +57,17 @@ class RolloutWorker:
         envs = self._make_envs(len(tasks) * lanes)
         carry = agent.begin(len(tasks), generator(seed, "agent", device=self.device))
         rows_of = torch.arange(len(tasks)).repeat_interleave(lanes)
+        episode = self._first_episodes(len(tasks), lanes, plan.episodes)
         observation, _ = envs.reset(
-            seed=derive(seed, "envs"), options={"tasks": tasks[rows_of].to(self.device)}
+            seed=derive(seed, "envs"),
+            options={"tasks": tasks[rows_of].to(self.device), "episode": episode},
         )
         step = self._first_step(observation)
         phases: list[Trajectory] = []
         for _ in range(plan.phases):
             if phases:  # environments that idled may be inside an episode; a phase starts at its start
-                step = self._step_after(phases[-1], envs.reset()[0])
+                episode = episode + lanes * plan.episodes
+                step = self._step_after(phases[-1], envs.reset(options={"episode": episode})[0])
             trajectory, carry = self._run_phase(envs, agent, carry, step, plan.episodes)
             carry = agent.adapt(carry, trajectory)
             phases.append(trajectory)
@@ -83,6 +86,10 @@ class RolloutWorker:
             completed = completed + last
             step = TimeStep(observation, self._action.encode(choice.action), reward, last)
         return _stack(rows), carry
+
+    def _first_episodes(self, num_tasks: int, lanes: int, episodes: int) -> Tensor:
+        """Return the number in its trial of each environment's first episode; lanes one after another."""
+        return (episodes * torch.arange(lanes, device=self.device)).repeat(num_tasks)
 
     def _first_step(self, observation: Tensor) -> TimeStep:
         n = len(observation)

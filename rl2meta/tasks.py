@@ -5,6 +5,7 @@ A *task* is one bandit or one MDP. The law (``TaskDistribution``), the draw (``T
 happened to consume.
 """
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
@@ -85,6 +86,8 @@ class TaskVectorEnv(Protocol):
 
     Tasks travel through Gymnasium's own channel: ``reset(seed=..., options={"tasks": tasks})``. A bare
     ``reset()`` keeps the tasks, ``reset(seed=...)`` without tasks draws them, ``options["tasks"]`` wins.
+    ``options["episode"]``, int64 [num_envs], says how many episodes of its trial came before the one that
+    starts; families whose tasks never change may ignore it.
     An ended episode restarts in the same step on the *same* task (Gymnasium's same-step autoreset).
     ``info`` has the same keys at every step: ``final_obs`` (the observation before a restart) and, where
     the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs].
@@ -154,6 +157,25 @@ def sample_tasks(distribution: TaskDistribution, num_tasks: int, seed: int, spli
     if split not in get_args(Split):
         raise ValueError(f"expected a split of {get_args(Split)}, got {split!r}")
     return distribution.sample(num_tasks, generator(seed, "tasks", split), split)
+
+
+def shares_tasks(
+    trained: TaskDistribution, judged: TaskDistribution, seed: int, num_tasks: int = 512
+) -> bool:
+    """Return whether test tasks of ``judged`` turn up among training tasks of ``trained``.
+
+    So it is in families of too few tasks to hold any out; reports must say it. Looks at ``num_tasks`` of
+    both.
+    """
+    train, test = (
+        sample_tasks(trained, num_tasks, seed, "train"),
+        sample_tasks(judged, num_tasks, seed, "test"),
+    )
+    return not _texts(train).isdisjoint(_texts(test))
+
+
+def _texts(tasks: Tasks) -> set[str]:
+    return {json.dumps(tasks[i : i + 1].to_dict(), sort_keys=True) for i in range(len(tasks))}
 
 
 def _tensor_to_dict(tensor: Tensor) -> dict[str, Any]:

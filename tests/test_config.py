@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from rl2meta.commands.components import COMPONENTS
-from rl2meta.config import RunConfig, load_config
+from rl2meta.config import RunConfig, completed, load_config
+from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.errors import UserError
 
 GOOD = """
@@ -141,3 +142,24 @@ def test_no_text_gives_a_traceback(text: str) -> None:
         assert str(error)
     else:
         raise AssertionError(f"expected a fault in {text!r}")
+
+
+def test_another_component_starts_from_its_own_defaults() -> None:
+    config = load(
+        GOOD, "distribution.num_arms=7", "distribution.name=dependent_bandits", "distribution.law=easy"
+    )
+    assert config.distribution == DependentBandits("easy")
+    again = load(GOOD, "distribution.num_arms=7", f"distribution.name={load().distribution_name}")
+    assert again.distribution.num_arms == 7  # the same name changes nothing
+
+
+def test_an_identity_of_an_earlier_version_is_completed() -> None:
+    identity = load().identity()
+    earlier = {
+        key: value for key, value in identity.items() if key not in ("distribution.low", "agent.epochs")
+    }
+    assert len(earlier) == len(identity) - 2
+    assert completed(earlier, COMPONENTS) == identity
+    assert completed(earlier | {"agent.epochs": 9}, COMPONENTS) == identity | {"agent.epochs": 9}
+    unreadable = {"distribution.name": "gone"}
+    assert completed(unreadable, COMPONENTS) == unreadable

@@ -105,6 +105,8 @@ def test_the_spine_names_no_agent_and_no_family() -> None:
         "evaluation",
         "run_folder",
         "checkpoints",
+        "dynamic_programming",
+        "reports",
         "plotting",
     ):
         text = SOURCES[f"rl2meta.{name}"].read_text()
@@ -145,7 +147,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         f"{module.replace('.', '/')}{'/__init__' if path.stem == '__init__' else ''}.py"
         for module, path in SOURCES.items()
     }
-    want |= {f"rl2meta/configs/{path.name}" for path in (ROOT / "configs").glob("*.yaml")}
+    want |= {f"rl2meta/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     assert names == want | {"rl2meta/py.typed"}
 
 

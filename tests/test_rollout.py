@@ -255,7 +255,7 @@ class First:
     phase: Phase
 
     def begin(self, num_tasks: int, generator: torch.Generator) -> int:
-        return num_tasks
+        return num_tasks * self.phase.lanes_per_task
 
     def act(self, carry: int, step: TimeStep) -> tuple[Choice, int]:
         zeros = torch.zeros(carry, dtype=torch.int64)
@@ -265,7 +265,7 @@ class First:
         return carry
 
 
-@pytest.mark.parametrize("phase", [Phase(), Phase(1), Phase(2), Phase(4)])
+@pytest.mark.parametrize("phase", [Phase(), Phase(1), Phase(2), Phase(4), Phase(1, 2), Phase(2, 4)])
 def test_a_task_that_changes_between_episodes_does_so_whatever_the_phase(phase: Phase) -> None:
     family = TwoStep()
     tasks = TensorTasks({"good_side": torch.tensor([0]), "switches": torch.tensor([[1, 4, 6] + [99] * 61])})

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from rl2meta.envs.bandits import BernoulliBandits
-from rl2meta.tasks import Tasks, TensorTasks, sample_tasks
+from rl2meta.envs.dependent_bandits import DependentBandits
+from rl2meta.envs.mazes import DarkRooms, KeyToDoor
+from rl2meta.envs.two_step import TwoStep
+from rl2meta.tasks import TaskDistribution, Tasks, TensorTasks, sample_tasks, shares_tasks
 
 BANDITS = BernoulliBandits(num_arms=3)
 
@@ -18,6 +21,28 @@ def test_index_and_slice() -> None:
     assert len(tasks) == 4
     assert tasks[1:3].parameters["a"].tolist() == [1, 2]
     assert tasks[torch.tensor([3, 3, 0])].parameters["b"].tolist() == [[6, 7], [6, 7], [0, 1]]
+
+
+@pytest.mark.parametrize(
+    ("trained", "judged", "shared"),
+    [
+        (BANDITS, BANDITS, False),
+        (BANDITS, BernoulliBandits(3, low=0.5), False),
+        (DarkRooms(), DarkRooms(), False),
+        (DarkRooms(), DarkRooms(test_fraction=0.5), True),
+        (KeyToDoor(), KeyToDoor(), False),
+        (KeyToDoor(), KeyToDoor(test_fraction=0.5), True),
+        (DependentBandits("uniform"), DependentBandits("uniform"), False),
+        (DependentBandits("easy"), DependentBandits("easy"), True),
+        (DependentBandits("easy"), DependentBandits("hard"), False),
+        (TwoStep(), TwoStep(), True),
+    ],
+    ids=str,
+)
+def test_tasks_that_training_shares_are_noticed(
+    trained: TaskDistribution, judged: TaskDistribution, shared: bool
+) -> None:
+    assert shares_tasks(trained, judged, 3) is shared
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64, torch.int64, torch.bool])

@@ -5,7 +5,7 @@ only in the rule that scores the arms. What a rule knows is the same for all: pu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import NamedTuple, Protocol
 
@@ -122,15 +122,21 @@ class BetaPrior:
 
 @dataclass(frozen=True)
 class NormalPrior:
-    """N(0, 1) for arms with noise of variance 1: after rewards of sum R in N pulls, N(R/(N+1), 1/(N+1))."""
+    """N(m, 1) for arms with noise of variance 1: after rewards of sum R in N pulls, N((R+m)/(N+1), 1/(N+1)).
+
+    Attributes:
+        prior_mean: m.
+    """
+
+    prior_mean: float = 0.0
 
     def weight(self, seen: Statistics) -> Tensor:
-        """Return N + 1: the prior is worth one pull that paid 0."""
+        """Return N + 1: the prior is worth one pull that paid m."""
         return seen.pulls + 1
 
     def mean(self, seen: Statistics) -> Tensor:
-        """Return R / (N + 1)."""
-        return seen.totals / (seen.pulls + 1)
+        """Return (R + m) / (N + 1)."""
+        return (seen.totals + self.prior_mean) / (seen.pulls + 1)
 
     def sample(self, seen: Statistics, num_samples: int) -> Tensor:
         """Draw from the posterior."""
@@ -202,12 +208,15 @@ _TENTHS = tuple(i / 10 for i in range(11))
 _SAMPLES = (1, 2, 3, 5, 10, 20)  # of the paper's 1 … 20
 
 
-def bernoulli_references(num_arms: int, num_pulls: int) -> dict[str, Reference]:
+def bernoulli_references(num_arms: int, num_pulls: int, uniform_prior: bool = True) -> dict[str, Reference]:
     """Return the references of ``BernoulliBandits`` by name.
+
+    All of them believe that the arms' means are uniform on [0, 1].
 
     Args:
         num_arms: k.
         num_pulls: n, pulls in a trial; only the Gittins index depends on it.
+        uniform_prior: whether they are right; if not, their descriptions say what they believe.
 
     Source: Duan et al. 2016 (arXiv 1611.02779), table 1: rules, pseudo-counts and grids.
     """
@@ -216,13 +225,23 @@ def bernoulli_references(num_arms: int, num_pulls: int) -> dict[str, Reference]:
         gittins_indices(num_pulls)  # solved here, so that the first act of a rollout does not stall
         return IndexAgent(num_arms, partial(gittins, num_pulls=num_pulls))
 
-    index = Reference("the highest finite-horizon Gittins index: near-optimal", build)
-    return {**_references(num_arms, BetaPrior()), "gittins": index}
+    best = "the highest finite-horizon Gittins index"
+    index = Reference(f"{best}: near-optimal" if uniform_prior else best, build)
+    references = {**_references(num_arms, BetaPrior()), "gittins": index}
+    if uniform_prior:
+        return references
+    return {
+        name: replace(reference, description=f"{reference.description}; prior U[0, 1]")
+        for name, reference in references.items()
+    }
 
 
-def gaussian_references(num_arms: int, num_pulls: int) -> dict[str, Reference]:
-    """Return the references of ``GaussianBandits`` by name; none of them depends on ``num_pulls``."""
-    return _references(num_arms, NormalPrior())
+def gaussian_references(num_arms: int, num_pulls: int, mean: float = 0.0) -> dict[str, Reference]:
+    """Return the references of ``GaussianBandits`` whose arms' means are N(mean, 1), by name.
+
+    None of them depends on ``num_pulls``.
+    """
+    return _references(num_arms, NormalPrior(mean))
 
 
 def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:

@@ -56,8 +56,10 @@ AGENTS: Mapping[str, AgentKind] = {
 }
 
 REFERENCES: Mapping[str, ReferenceFactory] = {
-    "bernoulli_bandits": lambda d, episodes: bernoulli_references(d.num_arms, episodes),
-    "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes),
+    "bernoulli_bandits": lambda d, episodes: bernoulli_references(
+        d.num_arms, episodes, uniform_prior=(d.low, d.high) == (0, 1)
+    ),
+    "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes, d.mean),
     "dependent_bandits": lambda d, episodes: dependent_references(d.law, episodes),
     "two_step": lambda d, episodes: two_step_references(d.high, d.low, d.switch_probability),
     "tabular_mdps": lambda d, episodes: tabular_references(

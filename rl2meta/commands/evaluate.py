@@ -20,6 +20,7 @@ from rl2meta.plotting import plot_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
 from rl2meta.statistics import Interval, mean_interval, paired_difference
+from rl2meta.tasks import shares_tasks
 
 _MAY_CHANGE = ("distribution.", "training.episodes_per_trial=")
 _MOST_TASKS = 10**7
@@ -86,6 +87,7 @@ def _facts(bench: Bench, trained: RunConfig, saved: Checkpoint) -> dict[str, Any
         "seed": bench.seed,
         "episodes": bench.episodes,
         "distribution": str(bench.config.distribution),
+        "shared_with_training": shares_tasks(trained.distribution, bench.config.distribution, bench.seed),
         "trained_with": {key: then.get(key) for key in differing(then, now)},
         "device": str(bench.worker.device),
         "update": saved.update,
@@ -122,9 +124,8 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts:
         table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", known), style="dim")
     if ceilings.oracle_return is not None:
         table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "0.000"), style="dim")
-    print(
-        f"{facts['distribution']}: {facts['num_tasks']:,} held-out tasks, {facts['episodes']} episodes each"
-    )
+    held_out = "tasks that training shares" if facts["shared_with_training"] else "held-out tasks"
+    print(f"{facts['distribution']}: {facts['num_tasks']:,} {held_out}, {facts['episodes']} episodes each")
     if facts["trained_with"]:
         said = ", ".join(f"{key}={value}" for key, value in facts["trained_with"].items())
         print(f"{first} was trained with {said}; the references are built and tuned for the tasks above")

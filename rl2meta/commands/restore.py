@@ -8,7 +8,7 @@ import torch
 from rl2meta import checkpoints
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.components import COMPONENTS, make_learner
-from rl2meta.config import RunConfig, differing, load_config
+from rl2meta.config import RunConfig, completed, differing, load_config
 from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
 from rl2meta.run_folder import RunFolder
@@ -61,7 +61,7 @@ def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> No
             f"{folder.checkpoints_path}: expected checkpoints of `rl2meta train`, got one that holds "
             f"{sorted(saved.state)}; restore the run's own"
         )
-    now, then = config.identity(), saved.state["config"]
+    now, then = config.identity(), completed(saved.state["config"], COMPONENTS)
     changed = [f"{key} is {now.get(key)!r}, was {then.get(key)!r}" for key in differing(now, then)]
     if changed:
         raise UserError(
