@@ -297,3 +297,23 @@ def test_gittins_refuses_a_trial_longer_than_its_table() -> None:
     agent = bernoulli_references(2, 5)["gittins"].build()
     with pytest.raises(ValueError, match="trial of num_pulls=5 pulls at most, got pull 6"):
         RolloutWorker(distribution).run(agent, tasks, 6, 0)
+
+
+@pytest.mark.parametrize("name", ["greedy", "thompson", "ucb1", "ots"])
+def test_gaussian_references_know_where_the_means_lie(name: str) -> None:
+    regrets = []
+    for mean in (0.0, 3.0):
+        family = GaussianBandits(num_arms=4, mean=mean)
+        tasks = sample_tasks(family, 200, 0, "test")
+        agent = gaussian_references(4, 10, mean)[name].build()
+        regrets.append(RolloutWorker(family).run(agent, tasks, 10, 0).per_task("regret"))
+    apart = (regrets[0] - regrets[1]).abs() > 1e-4  # a shift moves no choice, but for rounding
+    assert apart.float().mean() < 0.01
+
+
+def test_bernoulli_references_say_when_their_prior_is_not_the_law() -> None:
+    right, wrong = bernoulli_references(3, 10), bernoulli_references(3, 10, uniform_prior=False)
+    assert right.keys() == wrong.keys()
+    assert all(reference.description.endswith("; prior U[0, 1]") for reference in wrong.values())
+    assert "near-optimal" in right["gittins"].description
+    assert "near-optimal" not in wrong["gittins"].description
