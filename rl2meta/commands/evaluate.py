@@ -1,5 +1,6 @@
 """``rl2meta evaluate``: a trained agent on held-out tasks, beside the references of its family."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -52,7 +53,9 @@ def evaluate_run(
         print(f"evaluating {config.agent_name} on {bench.worker.device} ...", flush=True)
         results = {config.agent_name: bench.evaluate(learner.agent)}
         for name, reference in references.items():
-            print(f"evaluating {name} ...", flush=True)
+            choices = math.prod(map(len, reference.grid.values()))
+            first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
+            print(f"evaluating {name}{first} ...", flush=True)
             results[name] = bench.evaluate_reference(reference)
         ceilings, facts = bench.ceilings(), _facts(bench, trained, saved)
         write_evaluation(target, results, ceilings, facts)
