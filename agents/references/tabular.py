@@ -101,8 +101,7 @@ class TabularAgent:
     """Plans each episode by what it believes, and takes the best action of the plan, any one of equals.
 
     Equals are common, as nothing tells pairs apart that were never tried. To take the first of them would
-    be to try the same action twice where a state comes twice in an episode: it costs greedy 3 % of its
-    return in 10 episodes.
+    be to try the same action twice where a state comes twice in an episode, and to learn less from it.
 
     Attributes:
         prior: what it believes before it has seen anything.
