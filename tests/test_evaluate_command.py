@@ -44,7 +44,7 @@ def test_constants_are_tuned_on_training_tasks_with_luck_of_their_own(
     monkeypatch.setattr(command, "evaluate", watched)
     bench.evaluate_reference(Reference("pulls one arm", lambda arm: _always(arm), {"arm": (0, 1)}))
     *tuning, judged = calls
-    train = sample_tasks(CONFIG.distribution, command.TUNING_TASKS, 0, "train").parameters["means"]  # type: ignore[attr-defined]
+    train = sample_tasks(CONFIG.distribution, command.FEWEST_TUNING_TASKS, 0, "train").parameters["means"]  # type: ignore[attr-defined]
     assert len(tuning) == 2 and all(torch.equal(means, train) for means, _ in tuning)
     assert all(seed != judged[1] for _, seed in tuning)
 

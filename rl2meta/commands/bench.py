@@ -14,6 +14,7 @@ from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
 
 TUNING_TASKS = 10_000
+FEWEST_TUNING_TASKS = 1_000  # where fewer than TUNING_TASKS are judged, no more than these need be tuned on
 _TUNING_STEPS = 1_000_000  # of each constant: where trials are long, fewer tasks tell as much
 
 
@@ -48,8 +49,8 @@ class Bench:
 
     def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
         seed = self.config.settings.seed
-        most = _TUNING_STEPS // (self.episodes * self.config.distribution.horizon)
-        num_tasks = min(TUNING_TASKS, max(100, most))
+        most = max(100, _TUNING_STEPS // (self.episodes * self.config.distribution.horizon))
+        num_tasks = min(TUNING_TASKS, max(FEWEST_TUNING_TASKS, len(self.held_out)), most)
         tuning = sample_tasks(self.config.distribution, num_tasks, seed, "train")
 
         def score(constants: dict[str, Any]) -> float:
