@@ -76,6 +76,8 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
     def __init__(
         self, distribution: TaskDistribution, dynamics: Dynamics, num_envs: int, device: torch.device | str
     ) -> None:
+        if num_envs < 1:
+            raise ValueError(f"expected num_envs >= 1, got {num_envs}")
         self.num_envs = num_envs
         self.device = torch.device(device)
         self.single_observation_space = distribution.observation_space
@@ -111,7 +113,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Act once everywhere; ended episodes restart in the same step on the same task."""
         source = self._running()
-        actions = torch.as_tensor(actions, device=self.device)
+        actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
         self._elapsed = self._elapsed + 1
         truncated = (self._elapsed >= self._distribution.horizon) & ~end.terminated
@@ -122,6 +124,15 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         self._elapsed = torch.where(last, 0, self._elapsed)
         info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
+
+    def _possible(self, actions: Tensor) -> Tensor:
+        """Refuse actions that there are not; on a CPU only, as elsewhere it would wait for the device."""
+        space = self.single_action_space
+        if self.device.type == "cpu" and isinstance(space, gym.spaces.Discrete):
+            low, high = (int(bound) for bound in actions.aminmax())
+            if low < 0 or high >= space.n:
+                raise ValueError(f"expected actions in {space}, got one of {low if low < 0 else high}")
+        return actions
 
     def _ready(self, tasks: Any, episode: Tensor | None) -> torch.Generator:
         """Take on new tasks, or count one more episode on those that are there, unless it is told."""

@@ -36,7 +36,7 @@ class TabularMDPs:
     num_actions: Annotated[_Count, Field(description="A")] = 5
     horizon: Annotated[int, Field(ge=1, le=10_000, description="steps in an episode")] = 10
     reward_mean: Annotated[
-        float, Field(ge=-1e6, le=1e6, description="m, the mean of the mean rewards over (s, a)")
+        float, Field(ge=-1e3, le=1e3, description="m, the mean of the mean rewards over (s, a)")
     ] = 1.0
     reward_deviation: Annotated[_Deviation, Field(description="d, their standard deviation")] = 1.0
     noise: Annotated[_Deviation, Field(description="standard deviation of a reward around its mean")] = 1.0

@@ -127,11 +127,21 @@ def evaluate(
         Path | None, typer.Option(help="A new folder for the results; DIR/evaluation[_N] if not given.")
     ] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; the config's if not given.")] = None,
 ) -> None:
     """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings."""
     from rl2meta.commands.evaluate import evaluate_run
 
-    evaluate_run(run_dir, overrides or [], tasks=tasks, seed=seed, against=against, out=out, device=device)
+    evaluate_run(
+        run_dir,
+        overrides or [],
+        tasks=tasks,
+        seed=seed,
+        against=against,
+        out=out,
+        device=device,
+        threads=threads,
+    )
 
 
 @app.command()
@@ -145,7 +155,9 @@ def reproduce(
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(help="Environment steps to train each cell on, such as 2e6; its config's if not given."),
+        typer.Option(
+            help="Environment steps to train each cell on, at most, such as 2e6; its config's if not given."
+        ),
     ] = None,
     tasks: Annotated[
         int | None, typer.Option(help="Held-out tasks of each cell; its config's number if not given.")

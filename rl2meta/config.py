@@ -137,6 +137,7 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     settings, settings_faults = _validated(_RunSettings, raw, ())
     faults += settings_faults + distribution_faults + agent_faults
     if faults:
+        source = " ".join([source, *(["with", *overrides] if overrides else [])])
         raise UserError(f"{source}: {_count(faults)}\n" + "\n".join(f"  {fault}" for fault in faults))
     assert settings is not None and distribution is not None and agent is not None  # else there were faults
     return RunConfig(settings, *distribution, *agent)

@@ -25,7 +25,11 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_threads(threads: int | None) -> int:
-    """Let torch use ``threads`` CPU threads, or one per core that this process may use; return the number."""
+    """Let torch use ``threads`` CPU threads; return the number.
+
+    If none is given, what OMP_NUM_THREADS says, or else one per core that this process may use.
+    """
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    torch.set_num_threads(threads or cores)
+    default = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores
+    torch.set_num_threads(threads or default)
     return torch.get_num_threads()

@@ -103,6 +103,7 @@ def _figure(evaluation: EvaluationReport, what: str) -> tuple[Figure, Axes, Axes
         axes.spines[["left", "bottom"]].set_color(_FAINT)
         axes.tick_params(colors=_FAINT, labelcolor=_INK, labelsize=11)
         axes.set_axisbelow(True)
+        axes.ticklabel_format(useOffset=False)
     return figure, left, right
 
 

@@ -97,7 +97,7 @@ def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
 
 
 def _kind(said: Any) -> str:
-    return "tasks that training shares" if said.get("shared_with_training") else "held-out tasks"
+    return "tasks, of which training had some" if said.get("shared_with_training") else "held-out tasks"
 
 
 def _subtitle(said: Any) -> str:

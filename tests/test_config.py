@@ -128,7 +128,7 @@ def test_all_faults_are_told_at_once() -> None:
         GOOD.replace("num_arms: 5", "num_arms: 0").replace("1e-3", "no").replace("updates: 10", "updates: 0")
     )
     told = faults(text, "blah=1", "seed")
-    assert told.startswith("x.yaml: 5 faults\n")
+    assert told.startswith("x.yaml with blah=1 seed: 5 faults\n")
     for key in ("distribution.num_arms", "agent.learning_rate", "training.updates", "blah", "'seed'"):
         assert f"\n  {key}: " in told
 

@@ -121,6 +121,17 @@ def test_what_was_evaluated_otherwise_fills_no_cell(
         fill(tmp_path, "n=10,k=5")
 
 
+@pytest.mark.parametrize("text", ["x", "{}", "[]", '{"agents": 3}'])
+def test_a_damaged_evaluation_is_passed_over_and_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+) -> None:
+    whole = fill(tmp_path, "n=10,k=5")
+    (tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json").write_text(text)
+    assert fill(tmp_path, "n=10,k=10")["cells"].keys() == {"n=10,k=10"}
+    assert "evaluation.json: expected an evaluation, got something else" in capsys.readouterr().out
+    assert fill(tmp_path, "n=10,k=5")["cells"]["n=10,k=5"] == whole["cells"]["n=10,k=5"]
+
+
 def test_a_cell_of_another_call_stays_in_the_table(tmp_path: Path) -> None:
     fill(tmp_path, "n=10,k=5", tasks=30)
     table = fill(tmp_path, "n=10,k=10", tasks=40)
@@ -160,6 +171,12 @@ def test_mistakes_are_told_before_anything_is_written(
         table, tasks = ("duan2016-bandits", 1) if few else (name, 30)
         reproduce(table, cells=cells, budget=budget, tasks=tasks, out=tmp_path / "new", device="cpu")
     assert not (tmp_path / "new").exists()
+
+
+def test_a_file_is_no_folder_for_tables(tmp_path: Path) -> None:
+    (tmp_path / "file").touch()
+    with pytest.raises(UserError, match="--out: expected a folder, or none yet, got the file"):
+        fill(tmp_path / "file", "n=10,k=5")
 
 
 def test_another_budget_does_not_mix_with_what_is_there(tmp_path: Path) -> None:

@@ -37,6 +37,7 @@ def evaluate_run(
     against: str | None,
     out: Path | None,
     device: str,
+    threads: int | None = None,
 ) -> None:
     """Evaluate the newest checkpoint of a run; write files and figure, print a table."""
     folder = RunFolder.open(run_dir)
@@ -47,7 +48,7 @@ def evaluate_run(
     seed = _within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
     references = chosen_references(config, None if against is None else against.split(","))
     bench = Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
-    set_threads(config.settings.threads)
+    set_threads(config.settings.threads if threads is None else _within("--threads", threads, 1, 1024))
     learner, saved = restore(folder, trained, bench.worker.device)
     with folder.new_evaluation_folder(out) as target:
         print(f"evaluating {config.agent_name} on {bench.worker.device} ...", flush=True)
@@ -91,7 +92,7 @@ def _facts(bench: Bench, trained: RunConfig, saved: Checkpoint) -> dict[str, Any
         "episodes": bench.episodes,
         "distribution": str(bench.config.distribution),
         "shared_with_training": shares_tasks(trained.distribution, bench.config.distribution, bench.seed),
-        "trained_with": {key: then.get(key) for key in differing(then, now)},
+        "trained_with": {key: then[key] for key in differing(then, now) if key in then},
         "device": str(bench.worker.device),
         "update": saved.update,
         "env_steps": saved.state["env_steps"],
@@ -127,7 +128,7 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts:
         table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", known), style="dim")
     if ceilings.oracle_return is not None:
         table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "0.000"), style="dim")
-    held_out = "tasks that training shares" if facts["shared_with_training"] else "held-out tasks"
+    held_out = "tasks, of which training had some," if facts["shared_with_training"] else "held-out tasks"
     print(f"{facts['distribution']}: {facts['num_tasks']:,} {held_out}, {facts['episodes']} episodes each")
     if facts["trained_with"]:
         said = ", ".join(f"{key}={value}" for key, value in facts["trained_with"].items())

@@ -14,6 +14,7 @@ from rl2meta.commands.progress import say
 from rl2meta.commands.restore import load_run_config
 from rl2meta.commands.train import resume_run, start_run
 from rl2meta.config import RunConfig, differing
+from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
 from rl2meta.files import write_atomically, writing
 from rl2meta.run_folder import RunFolder
@@ -45,6 +46,9 @@ def reproduce(
     """
     paper = load_paper(name)
     folder = Path("runs") / name if out is None else out
+    if folder.exists() and not folder.is_dir():
+        raise UserError(f"--out: expected a folder, or none yet, got the file {folder}")
+    resolve_device(device)
     common = [f"device={device}", *([] if threads is None else [f"threads={threads}"])]
     # All of it is looked at first: a mistake in the last cell shall not show after the first one's hours.
     if tasks is not None:
@@ -59,7 +63,7 @@ def reproduce(
             say(f"and then this table with the same command, which goes on with {experiment.cell}")
             return code
         if _evaluation(paper, experiment.run_dir, num_tasks[experiment.cell]) is None:
-            _evaluate(paper, experiment, device)
+            _evaluate(paper, experiment, device, threads)
         _write_table(paper, folder, num_tasks)
     say(f"wrote {folder / 'table.md'} and table.json")
     return 0
@@ -112,7 +116,7 @@ def _train(experiment: _Experiment) -> int:
     return resume_run(experiment.run_dir, None, ())
 
 
-def _evaluate(paper: Paper, experiment: _Experiment, device: str) -> None:
+def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int | None) -> None:
     settings = experiment.config.settings.evaluation
     evaluate_run(
         experiment.run_dir,
@@ -122,6 +126,7 @@ def _evaluate(paper: Paper, experiment: _Experiment, device: str) -> None:
         against=",".join(list(paper.agents)[1:]),
         out=None,
         device=device,
+        threads=threads,
     )
 
 
@@ -137,12 +142,27 @@ def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any
         return None
     settings = load_run_config(RunFolder.open(run_dir)).settings
     for path in sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.stat().st_mtime)[::-1]:
-        said: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        at_home = set(paper.agents) <= said["agents"].keys() and said.get("trained_with") == {}
-        final = (said["update"], said["seed"]) == (settings.training.updates, settings.evaluation.seed)
-        if at_home and final and tasks in (None, said["num_tasks"]):
+        said = _read(path)
+        at_home = set(paper.agents) <= said.get("agents", {}).keys() and said.get("trained_with") == {}
+        final = (settings.training.updates, settings.evaluation.seed) == (
+            said.get("update"),
+            said.get("seed"),
+        )
+        if at_home and final and tasks in (None, said.get("num_tasks")):
             return said
     return None
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return what an evaluation says; nothing, with a warning, if its file is damaged."""
+    try:
+        said = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        said = error
+    if isinstance(said, dict) and isinstance(said.get("agents"), dict):
+        return said
+    say(f"warning: {path}: expected an evaluation, got something else; it is passed over")
+    return {}
 
 
 def _write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> None:

@@ -12,6 +12,7 @@ from stable_baselines3.common.env_checker import check_env as check_sb3
 from torch import Tensor
 
 from rl2meta.dynamic_programming import evaluate_policy, solve
+from rl2meta.envs import FAMILIES
 from rl2meta.envs.checking import check_distribution
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.randomness import generator
@@ -183,3 +184,14 @@ def test_optimum_does_not_depend_on_how_many_are_solved_at_once(monkeypatch: pyt
     whole = SMALL.optimal_return(tasks)
     monkeypatch.setattr("rl2meta.envs.tabular._SOLVED_AT_ONCE", 7 * 60)
     torch.testing.assert_close(SMALL.optimal_return(tasks), whole)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("action", [-1, 99])
+def test_actions_that_there_are_not_are_refused(family: str, action: int) -> None:
+    envs = gym.make_vec(family, num_envs=3)
+    envs.reset(seed=0)
+    with pytest.raises(ValueError, match=rf"expected actions in Discrete\(\d+\), got one of {action}"):
+        envs.step(torch.tensor([0, action, 0]))
+    with pytest.raises(ValueError, match="expected num_envs >= 1, got 0"):
+        gym.make_vec(family, num_envs=0)
