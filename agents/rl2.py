@@ -258,13 +258,11 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -
 def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
     """Return what the loss takes for reward, [T, B].
 
-    All three have the same optimal policies at γ = 1; the expected reward lacks the noise of sampling, and
-    the negative regret also lacks the luck of having drawn an easy task (a baseline that depends on the task
-    alone). Where episodes have several steps, −regret is in the mean r + V*(s') − V*(s): it holds already
-    what an action leads to within its episode, and γ weighs only the worth of what it teaches. At γ = 0 the
-    optimal policy takes the action of the highest E[Q*(s, a) | history].
-
-    Neither is ever an input of the agent.
+    Neither of the latter two is ever an input of the agent. All three have the same optimal policies at
+    γ = 1; the expected reward lacks the noise of sampling, and the negative regret also the luck of having
+    drawn an easy task. Where episodes have several steps, −regret is in the mean r + V*(s') − V*(s): it holds
+    already what an action leads to within its episode, and γ weighs only the worth of what it teaches. At
+    γ = 0 the optimal policy takes the action of the highest E[Q*(s, a) | history].
 
     Raises:
         UserError: if the family does not emit the signal.
