@@ -132,7 +132,7 @@ def _print_table(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts:
     print(f"{facts['distribution']}: {facts['num_tasks']:,} {held_out}, {facts['episodes']} episodes each")
     if facts["trained_with"]:
         said = ", ".join(f"{key}={value}" for key, value in facts["trained_with"].items())
-        print(f"{first} was trained with {said}; the references are built and tuned for the tasks above")
+        print(f"{first} was trained with {said}; the references were tuned on tasks of the law above")
     console = Console()
     console.width = max(console.width, _TABLE_WIDTH)  # figures that are cut off are worse than long lines
     console.print(table)
