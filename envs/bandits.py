@@ -39,8 +39,7 @@ class BernoulliBandits:
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low < high (here {self.low} and {self.high})")
+        check_order(self.low, self.high)
         return self
 
     @property
@@ -170,6 +169,12 @@ def _pay(noise: Noise, expected: Tensor, generator: torch.Generator) -> Tensor:
     if noise == "bernoulli":
         return torch.bernoulli(expected, generator=generator)
     return torch.normal(expected, 1.0, generator=generator)
+
+
+def check_order(low: float, high: float) -> None:
+    """Raise ValueError unless low < high."""
+    if low >= high:
+        raise ValueError(f"low < high (here {low} and {high})")
 
 
 def arm_means(tasks: Tasks) -> Tensor:

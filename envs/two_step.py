@@ -9,7 +9,7 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from rl2meta.envs.bandits import Chance
+from rl2meta.envs.bandits import Chance, check_order
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.dependent_bandits import bayes_optimal_dependent
 from rl2meta.tasks import Split, Tasks, TensorTasks
@@ -55,8 +55,7 @@ class TwoStep:
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
-        if self.low >= self.high:
-            raise ValueError(f"low < high (here {self.low} and {self.high})")
+        check_order(self.low, self.high)
         return self
 
     @property

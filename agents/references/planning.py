@@ -46,6 +46,12 @@ Planner = Callable[[Posterior, int], Tensor]
 """Posterior and horizon H -> Q_t(s, a), [B, H, S, A]."""
 
 
+def indifferent(posterior: Posterior, horizon: int) -> Tensor:
+    """Plan nothing: every action is worth 0."""
+    num_tasks, num_states, num_actions = posterior.mean.shape
+    return posterior.mean.new_zeros(num_tasks, horizon, num_states, num_actions)
+
+
 def greedy(posterior: Posterior, horizon: int) -> Tensor:
     """Solve the posterior's mean MDP."""
     return solve(posterior.mean, posterior.transitions(), horizon).action_value

@@ -11,7 +11,16 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.planning import Planner, Posterior, beb, greedy, opsrl, psrl, ucrl2
+from rl2meta.agents.references.planning import (
+    Planner,
+    Posterior,
+    beb,
+    greedy,
+    indifferent,
+    opsrl,
+    psrl,
+    ucrl2,
+)
 from rl2meta.agents.references.reference import Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
@@ -194,7 +203,7 @@ def tabular_references(
     )
     prior = prior_of(mean=reward_mean)
     references = {
-        "random": Reference("any action", lambda: TabularAgent(prior, horizon, greedy, epsilon=1.0)),
+        "random": Reference("any action", lambda: TabularAgent(prior, horizon, indifferent, epsilon=1.0)),
         **_bayesian(prior, horizon),
         "ucrl2": _ucrl2(num_states, num_actions, horizon),
     }

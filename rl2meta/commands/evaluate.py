@@ -91,7 +91,9 @@ def _facts(bench: Bench, trained: RunConfig, saved: Checkpoint) -> dict[str, Any
         "seed": bench.seed,
         "episodes": bench.episodes,
         "distribution": str(bench.config.distribution),
-        "shared_with_training": shares_tasks(trained.distribution, bench.config.distribution, bench.seed),
+        "shared_with_training": shares_tasks(
+            trained.distribution, bench.config.distribution, bench.seed, min(512, len(bench.held_out))
+        ),
         "trained_with": {key: then[key] for key in differing(then, now) if key in then},
         "device": str(bench.worker.device),
         "update": saved.update,
