@@ -23,6 +23,7 @@ class Transition(NamedTuple):
         terminated: bool, the task itself ended the episode.
         expected_reward: E[reward | task, state, action], or None if unknown.
         regret: the expected loss against the optimum, >= 0, or None if unknown.
+        target: the action that would have been right, [B, ...], in families that reveal it; else None.
     """
 
     state: Tensor
@@ -30,6 +31,7 @@ class Transition(NamedTuple):
     terminated: Tensor
     expected_reward: Tensor | None
     regret: Tensor | None
+    target: Tensor | None = None
 
 
 class Dynamics(Protocol):
@@ -208,7 +210,7 @@ class TaskEnv(gym.Env[Any, Any]):
         actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)).unsqueeze(0)
         restarted, reward, terminated, truncated, info = self._batch.step(actions)
         observation = self._single(info.pop("final_obs"))
-        known = {name: value.item() for name, value in info.items()}
+        known = {name: value[0].numpy() if value.dim() > 1 else value.item() for name, value in info.items()}
         self._ended = bool(terminated | truncated)
         self._restarted = restarted if self._ended else None
         return observation, reward.item(), bool(terminated), bool(truncated), known
@@ -244,5 +246,5 @@ def _like(flag: Tensor, other: Tensor) -> Tensor:
 
 
 def _known(end: Transition) -> dict[str, Tensor]:
-    truth = {"expected_reward": end.expected_reward, "regret": end.regret}
+    truth = {"expected_reward": end.expected_reward, "regret": end.regret, "target": end.target}
     return {name: value for name, value in truth.items() if value is not None}

@@ -47,6 +47,7 @@ class EvaluationConfig(_Section):
     tasks: Annotated[int, Field(ge=2, le=10**7)] = 10_000
     seed: Seed = 0
     against: Annotated[list[str], Field(strict=False)] = Field(default_factory=lambda: ["all"])
+    episodes_per_trial: Count | None = Field(None, description="episodes in a trial; null for as in training")
 
 
 class _RunSettings(_Section):

@@ -1,11 +1,14 @@
-"""Networks: the recurrent core and the action heads, by action space."""
+"""Networks: the recurrent core, the MLP, and the action heads, by action space."""
 
-from typing import Any, Protocol
+import math
+from collections.abc import Callable, Sequence
+from typing import Any, Protocol, Self
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+_LOG_ROOT_TAU = math.log(2 * math.pi) / 2
 LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
 
 
@@ -26,6 +29,10 @@ class ActionDistribution(Protocol):
 
     def mode(self) -> Tensor:
         """Return the likeliest actions."""
+        ...
+
+    def kl(self, other: Self) -> Tensor:
+        """Return KL(self ‖ other) in nats."""
         ...
 
 
@@ -56,9 +63,49 @@ class Categorical:
         """Return argmaxₐ π(a), [...]."""
         return self.log_probs.argmax(dim=-1)
 
+    def kl(self, other: "Categorical") -> Tensor:
+        """Return Σₐ π(a) (log π(a) − log π'(a)), [...]."""
+        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
+
+
+class Gaussian:
+    """Independent normal distributions over the entries of an action, from [..., 2A]: means, log std. devs.
+
+    The log-probability is the sum over the entries; what is drawn is not bounded (see ``spaces.bounded``).
+    """
+
+    def __init__(self, parameters: Tensor) -> None:
+        self.mean, self.log_deviation = parameters.chunk(2, dim=-1)
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw actions [..., A]."""
+        noise = torch.empty_like(self.mean).normal_(generator=generator)
+        return self.mean + self.log_deviation.exp() * noise
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return log π(action), summed over its entries, [...]."""
+        scaled = (action - self.mean) * (-self.log_deviation).exp()
+        return -(scaled.square() / 2 + self.log_deviation + _LOG_ROOT_TAU).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Return Σ log σ + log √(2πe), [...]."""
+        return (self.log_deviation + _LOG_ROOT_TAU + 0.5).sum(dim=-1)
+
+    def mode(self) -> Tensor:
+        """Return the mean, [..., A]."""
+        return self.mean
+
+    def kl(self, other: "Gaussian") -> Tensor:
+        """Return Σ log σ'/σ + (σ² + (μ − μ')²) / 2σ'² − 1/2, [...]."""
+        variance, distance = (2 * self.log_deviation).exp(), (self.mean - other.mean).square()
+        spread = (variance + distance) * (-2 * other.log_deviation).exp() / 2
+        return (other.log_deviation - self.log_deviation + spread - 0.5).sum(dim=-1)
+
 
 class CategoricalHead(nn.Module):
     """Features -> Categorical, one linear layer."""
+
+    distribution: Callable[[Tensor], Categorical] = staticmethod(Categorical)
 
     def __init__(self, in_features: int, num_actions: int) -> None:
         super().__init__()
@@ -68,10 +115,37 @@ class CategoricalHead(nn.Module):
 
     def forward(self, features: Tensor) -> Categorical:
         """Return π(· | features) for features [..., in_features]."""
-        return Categorical(self.linear(features))
+        return self.distribution(self.parameters_of(features))
+
+    def parameters_of(self, features: Tensor) -> Tensor:
+        """Return what ``distribution`` is made of: the logits [..., A]."""
+        logits: Tensor = self.linear(features)
+        return logits
 
 
-def action_head(space: gym.Space[Any], in_features: int) -> CategoricalHead:
+class GaussianHead(nn.Module):
+    """Features -> Gaussian: one linear layer for the means; deviations, 1 at first, of no features."""
+
+    distribution: Callable[[Tensor], Gaussian] = staticmethod(Gaussian)
+
+    def __init__(self, in_features: int, num_entries: int) -> None:
+        super().__init__()
+        self.linear = nn.Linear(in_features, num_entries)
+        nn.init.orthogonal_(self.linear.weight, 0.1)
+        nn.init.zeros_(self.linear.bias)
+        self.log_deviation = nn.Parameter(torch.zeros(num_entries))
+
+    def forward(self, features: Tensor) -> Gaussian:
+        """Return π(· | features) for features [..., in_features]."""
+        return self.distribution(self.parameters_of(features))
+
+    def parameters_of(self, features: Tensor) -> Tensor:
+        """Return what ``distribution`` is made of: means and log standard deviations, [..., 2A]."""
+        mean = self.linear(features)
+        return torch.cat([mean, self.log_deviation.expand_as(mean)], dim=-1)
+
+
+def action_head(space: gym.Space[Any], in_features: int) -> CategoricalHead | GaussianHead:
     """Return the policy head for an action space.
 
     Raises:
@@ -79,7 +153,23 @@ def action_head(space: gym.Space[Any], in_features: int) -> CategoricalHead:
     """
     if isinstance(space, gym.spaces.Discrete) and space.start == 0:
         return CategoricalHead(in_features, int(space.n))
-    raise TypeError(f"expected a Discrete action space that starts at 0, got {space}")
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return GaussianHead(in_features, space.shape[0])
+    raise TypeError(f"expected a Discrete action space that starts at 0 or a Box of one axis, got {space}")
+
+
+def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
+    """Return hidden layers, each followed by ``activation``.
+
+    Biases start uniform in ±1/√(fan in) and not at 0: with a zero observation, ReLU and zero biases nothing
+    but the last bias would ever get a gradient.
+    """
+    layers: list[nn.Module] = []
+    for size in hidden_sizes:
+        layers += [nn.Linear(in_features, size), activation()]
+        nn.init.xavier_uniform_(layers[-2].weight)  # type: ignore[arg-type]
+        in_features = size
+    return nn.Sequential(*layers)
 
 
 class RecurrentCore(nn.Module):

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.randomness import derive, generator
-from rl2meta.spaces import encoding
+from rl2meta.spaces import bounded, encoding
 from rl2meta.tasks import TaskDistribution, Tasks, TaskVectorEnv
 from rl2meta.trial import Agent, Carry, Choice, TimeStep, Trajectory, Trial
 
@@ -21,6 +21,7 @@ class _Row(NamedTuple):
     mask: Tensor
     expected_reward: Tensor | None
     regret: Tensor | None
+    target: Tensor | None
 
 
 class RolloutWorker:
@@ -38,11 +39,14 @@ class RolloutWorker:
         self.distribution = distribution
         self.device = torch.device(device)
         self._action = encoding(distribution.action_space)
+        self._bounded = bounded(distribution.action_space, self.device)
         self._envs: TaskVectorEnv | None = None
 
     @torch.no_grad()
     def run(self, agent: Agent[Carry], tasks: Tasks, num_episodes: int, seed: int) -> Trial:
         """Run one trial of ``num_episodes`` episodes on every task.
+
+        The agent adapts between its phases; after the last there is nothing left to adapt for.
 
         Args:
             agent: what acts and adapts.
@@ -66,10 +70,10 @@ class RolloutWorker:
         phases: list[Trajectory] = []
         for _ in range(plan.phases):
             if phases:  # environments that idled may be inside an episode; a phase starts at its start
+                carry = agent.adapt(carry, phases[-1])
                 episode = episode + lanes * plan.episodes
                 step = self._step_after(phases[-1], envs.reset(options={"episode": episode})[0])
             trajectory, carry = self._run_phase(envs, agent, carry, step, plan.episodes)
-            carry = agent.adapt(carry, trajectory)
             phases.append(trajectory)
         return Trial(tasks, tuple(phases))
 
@@ -80,11 +84,12 @@ class RolloutWorker:
         completed = torch.zeros(envs.num_envs, dtype=torch.int64, device=self.device)
         for _ in range(episodes * self.distribution.horizon):
             choice, carry = agent.act(carry, step)
-            observation, reward, terminated, truncated, info = envs.step(choice.action)
+            action = self._bounded(choice.action)
+            observation, reward, terminated, truncated, info = envs.step(action)
             last = terminated | truncated
             rows.append(_row(step, choice, reward, last, completed < episodes, info))
             completed = completed + last
-            step = TimeStep(observation, self._action.encode(choice.action), reward, last)
+            step = TimeStep(observation, self._action.encode(action), reward, last)
         return _stack(rows), carry
 
     def _first_episodes(self, num_tasks: int, lanes: int, episodes: int) -> Tensor:
@@ -106,7 +111,7 @@ class RolloutWorker:
         lanes = torch.arange(len(end), device=self.device)
         return TimeStep(
             observation=observation,
-            action=self._action.encode(phase.action[end, lanes]),
+            action=self._action.encode(self._bounded(phase.action[end, lanes])),
             reward=phase.reward[end, lanes],
             first=torch.ones_like(phase.last[0]),
         )
@@ -120,7 +125,8 @@ class RolloutWorker:
 def _row(
     step: TimeStep, choice: Choice, reward: Tensor, last: Tensor, mask: Tensor, info: dict[str, Any]
 ) -> _Row:
-    return _Row(step, choice, reward, last, mask, info.get("expected_reward"), info.get("regret"))
+    known = (info.get(name) for name in ("expected_reward", "regret", "target"))
+    return _Row(step, choice, reward, last, mask, *known)
 
 
 def _stack(rows: list[_Row]) -> Trajectory:
@@ -133,6 +139,7 @@ def _stack(rows: list[_Row]) -> Trajectory:
         mask=torch.stack([row.mask for row in rows]),
         expected_reward=_stack_known([row.expected_reward for row in rows]),
         regret=_stack_known([row.regret for row in rows]),
+        target=_stack_known([row.target for row in rows]),
     )
 
 

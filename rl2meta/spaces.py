@@ -40,6 +40,18 @@ def encoding(space: gym.Space[Any]) -> Encoding:
     )
 
 
+def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
+    """Return what moves an action into ``space``: clipped to a Box's bounds, anything else as it is.
+
+    A Gaussian policy knows no bounds; what it drew is what its log-probability is of, and what is clipped
+    is what the environment takes.
+    """
+    if not isinstance(space, gym.spaces.Box):
+        return lambda action: action
+    low, high = (torch.as_tensor(bound, device=device) for bound in (space.low, space.high))
+    return lambda action: torch.clamp(action, low, high)
+
+
 def _one_hot(index: Tensor, size: int) -> Tensor:
     # An identity's rows, not F.one_hot: that reads the largest index back to the host to check it.
     return F.embedding(index, torch.eye(size, device=index.device))

@@ -90,7 +90,8 @@ class TaskVectorEnv(Protocol):
     starts; families whose tasks never change may ignore it.
     An ended episode restarts in the same step on the *same* task (Gymnasium's same-step autoreset).
     ``info`` has the same keys at every step: ``final_obs`` (the observation before a restart) and, where
-    the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs].
+    the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs], and ``target``, the
+    action that would have been right, [num_envs, ...].
     """
 
     num_envs: int

@@ -23,7 +23,7 @@ class TimeStep(NamedTuple):
 
     Attributes:
         observation: o_t, [B, ...] as the environment gave it.
-        action: a_{t-1}, float [B, action size]: one-hot for Discrete actions.
+        action: a_{t-1}, float [B, action size]: one-hot for Discrete actions, clipped to a Box's bounds.
         reward: r_{t-1}, float [B], as sampled.
         first: d_{t-1}, bool [B]: o_t begins an episode.
     """
@@ -38,7 +38,7 @@ class Choice(NamedTuple):
     """What an agent does.
 
     Attributes:
-        action: sampled from the agent's policy, [B, ...] as the environment takes it.
+        action: sampled from the agent's policy, [B, ...]; the environment gets it clipped to its bounds.
         log_prob: log π(action), float [B]; 0 for agents without a density.
         mode: the action that the agent deems best, like ``action``; for use without exploration noise.
     """
@@ -106,6 +106,8 @@ class Trajectory:
         mask: bool, false on the padding that follows an environment's last episode of the phase.
         expected_reward: E[r_t | task, state, action], or None where the family does not know it.
         regret: the expected loss against the optimum, >= 0, or None where no optimum is known.
+        target: the action that would have been right, which a family of regression tasks reveals after the
+            act, as ``action``; or None.
     """
 
     inputs: TimeStep
@@ -116,6 +118,7 @@ class Trajectory:
     mask: Tensor
     expected_reward: Tensor | None
     regret: Tensor | None
+    target: Tensor | None = None
 
 
 @dataclass(frozen=True)
@@ -194,5 +197,5 @@ class Agent(Protocol[Carry]):
         ...
 
     def adapt(self, carry: Carry, trajectory: Trajectory) -> Carry:
-        """Learn from the phase that just ended."""
+        """Learn from the phase that just ended; not called after a trial's last, as nothing follows."""
         ...

@@ -97,7 +97,7 @@ def test_agent_sees_what_it_did(corridor: Any, episodes: int | None, lanes: int,
     trial = run(corridor(), agent)
     assert agent.begins == 1
     assert len(trial.phases) == phases
-    assert all(a is b for a, b in zip(agent.trajectories, trial.phases, strict=True))
+    assert all(a is b for a, b in zip(agent.trajectories, trial.phases[:-1], strict=True))
     per_lane = episodes or 4 // lanes
     assert all(phase.reward.shape == (per_lane * 5, 6 * lanes) for phase in trial.phases)
 
