@@ -5,20 +5,20 @@ Source: Duan et al. 2016, *RL²: Fast Reinforcement Learning via Slow Reinforcem
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rl2meta.errors import UserError
+from rl2meta.agents.signals import RewardSignal, masked_mean, reward_signal, standardised
+from rl2meta.learner_state import load_state, state_of
 from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
 from rl2meta.returns import discounted_returns, gae
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
-RewardSignal = Literal["auto", "sampled", "expected", "regret"]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
@@ -192,7 +192,7 @@ class RL2Learner:
             inputs=inputs,
             action=trajectory.action,
             log_prob=policy.log_prob(trajectory.action),  # of the fused pass, so that ρ starts at exactly 1
-            advantage=_standardised(advantage, mask),
+            advantage=standardised(advantage, mask),
             value_target=per_step / self.network.reward_scale.clamp(min=1e-8),
             mask=mask,
         )
@@ -200,7 +200,7 @@ class RL2Learner:
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
         """Set the value's unit once, on the first batch that pays: the mean size of the return per step."""
         scale = self.network.reward_scale
-        scale.copy_(torch.where(scale == 0, _mean(reward.abs(), mask), scale))
+        scale.copy_(torch.where(scale == 0, masked_mean(reward.abs(), mask), scale))
 
     def _minibatches(self, batch: _Batch, generator: torch.Generator) -> Iterator[_Batch]:
         num_trials = batch.mask.shape[1]
@@ -212,37 +212,28 @@ class RL2Learner:
     def _step(self, batch: _Batch, entropy_weight: float) -> dict[str, Tensor]:
         policy, value = self.network(batch.inputs)
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
-        policy_loss = -_mean(
+        policy_loss = -masked_mean(
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
         )
-        value_loss = _mean((value - batch.value_target).square(), batch.mask)
-        entropy = _mean(policy.entropy(), batch.mask)
+        value_loss = masked_mean((value - batch.value_target).square(), batch.mask)
+        entropy = masked_mean(policy.entropy(), batch.mask)
         loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
         # E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
-        kl = _mean(log_ratio.expm1() - log_ratio, batch.mask)
+        kl = masked_mean(log_ratio.expm1() - log_ratio, batch.mask)
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl}
         return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return network and optimiser as named tensors."""
-        state = {f"network.{name}": tensor for name, tensor in self.network.state_dict().items()}
-        for index, moments in self.optimizer.state_dict()["state"].items():
-            state |= {f"optimizer.{index}.{name}": tensor for name, tensor in moments.items()}
-        return state
+        return state_of(self.network, self.optimizer)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take on network and optimiser; names and shapes must match exactly."""
-        self.network.load_state_dict(_under("network.", state))
-        moments: dict[int, dict[str, Tensor]] = {}
-        for name, tensor in _under("optimizer.", state).items():
-            index, moment = name.split(".")
-            moments.setdefault(int(index), {})[moment] = tensor
-        groups = self.optimizer.state_dict()["param_groups"]
-        self.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        load_state(state, self.network, self.optimizer)
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
@@ -255,45 +246,5 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -
     return torch.min(ratio * advantage, clipped * advantage)
 
 
-def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
-    """Return what the loss takes for reward, [T, B].
-
-    Neither of the latter two is ever an input of the agent. All three have the same optimal policies at
-    γ = 1; the expected reward lacks the noise of sampling, and the negative regret also the luck of having
-    drawn an easy task. Where episodes have several steps, −regret is in the mean r + V*(s') − V*(s): it holds
-    already what an action leads to within its episode, and γ weighs only the worth of what it teaches. At
-    γ = 0 the optimal policy takes the action of the highest E[Q*(s, a) | history].
-
-    Raises:
-        UserError: if the family does not emit the signal.
-    """
-    known = {
-        "sampled": trajectory.reward,
-        "expected": trajectory.expected_reward,
-        "regret": None if trajectory.regret is None else -trajectory.regret,
-    }
-    usable = {name: tensor for name, tensor in known.items() if tensor is not None}
-    if signal != "auto" and signal not in usable:
-        raise UserError(
-            f"agent.reward_signal: expected one that the task family emits, {', '.join(usable)} or auto, "
-            f"got {signal!r}"
-        )
-    return usable[signal if signal != "auto" else list(usable)[-1]]
-
-
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    return (x * mask).sum() / mask.sum()
-
-
-def _standardised(x: Tensor, mask: Tensor) -> Tensor:
-    mean = _mean(x, mask)
-    deviation = _mean((x - mean).square(), mask).sqrt()
-    return (x - mean) / (deviation + 1e-8)
-
-
 def _linear(start: float, end: float, progress: float) -> float:
     return start + (end - start) * progress
-
-
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

@@ -26,6 +26,7 @@ AGENTS_MAY = {
     "dynamic_programming",
     "trust_region",
     "networks",
+    "learner_state",
     "training",
     "config",
     "spaces",

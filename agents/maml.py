@@ -1,0 +1,249 @@
+"""MAML: initial weights from which a few gradient steps on a new task go far.
+
+    θ'ᵢ = θ − α ∇Lᵢ(θ)
+
+What a task's loss is, and how θ learns, are other files' matter: ``maml_trpo`` adapts by policy gradients and
+learns by a trust region, ``maml_regression`` adapts by squared errors and learns by Adam.
+
+Source: Finn et al. 2017, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*
+(arXiv 1703.03400), algorithms 1 and 3. Step sizes that are learnt: Li et al. 2017 (arXiv 1707.09835).
+"""
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Annotated, NamedTuple, Protocol
+
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+from torch.func import functional_call, grad, vmap
+
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
+
+Weights = Mapping[str, Tensor]
+Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
+Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+Count = Annotated[int, Field(ge=1, le=2**20)]
+
+
+class InnerConfig(BaseModel):
+    """What every agent of MAML's kind has for settings: the network, and how it adapts."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    hidden_sizes: list[Count] = Field([64, 64], description="units in each hidden layer")
+    episodes_per_phase: Count = Field(
+        20, description="episodes side by side between two inner steps; a trial is several phases of so many"
+    )
+    inner_learning_rates: Annotated[list[Positive], Field(min_length=1)] = Field(
+        [0.1], description="α of the first, the second, … inner step; the last serves all that follow"
+    )
+    learn_inner_rates: bool = Field(
+        False, description="learn a factor of α for each weight, as Meta-SGD does"
+    )
+    inner_steps: Count | None = Field(
+        None, description="the agent plays on as it is after so many; null for a step after every phase"
+    )
+    support_phases: Count | None = Field(
+        None, description="later steps use the last of so many phases again; null for every phase its own"
+    )
+    first_order: bool = Field(False, description="leave out how the inner gradient moves with θ (FOMAML)")
+
+
+class Rows(NamedTuple):
+    """One phase as supervised examples, without time: tensors [num_tasks, rows, ...].
+
+    Attributes:
+        observation: encoded, [num_tasks, rows, size].
+        label: the action that was taken, or should have been.
+        advantage: how much better than expected it was; 1 where that means nothing.
+        weight: sums to 1 over the rows of a task; 0 on padding.
+    """
+
+    observation: Tensor
+    label: Tensor
+    advantage: Tensor
+    weight: Tensor
+
+    def take(self, index: Tensor) -> "Rows":
+        """Return the rows at ``index``, the same for every task, weighted to sum to 1 again."""
+        part = Rows(*(field[:, index] for field in self))
+        return part._replace(weight=normalised(part.weight))
+
+
+class Objective(Protocol):
+    """What a task is to the inner loop."""
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Return the network's input [..., size] for observations as the environment gives them."""
+        ...
+
+    def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
+        """Return what to do in each row, for the network's outputs [B, ...]."""
+        ...
+
+    def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
+        """Return a phase as the inner loop learns from it: of nothing but what the agent saw."""
+        ...
+
+    def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
+        """Return the loss of one task, a scalar, for outputs [rows, ...] and rows without the task axis."""
+        ...
+
+
+class MetaWeights(nn.Module):
+    """All that is learnt between trials: θ and, for Meta-SGD, the factors of α, 1 at first."""
+
+    def __init__(self, network: nn.Module, learn_rates: bool) -> None:
+        super().__init__()
+        self.network = network
+        named = network.named_parameters() if learn_rates else ()
+        self.factors = nn.ParameterDict(
+            {name.replace(".", "/"): nn.Parameter(torch.ones_like(value)) for name, value in named}
+        )
+
+
+class Adapted(NamedTuple):
+    """What the inner loop knows of each task.
+
+    Attributes:
+        weights: of the network, stacked: [num_tasks, ...] each.
+        factors: of α for each weight, shared by all tasks; empty if they are not learnt.
+        steps: gradient steps taken.
+        kept: the phase that later steps use again, once there is one.
+    """
+
+    weights: Weights
+    factors: Weights
+    steps: int
+    kept: Rows | None
+
+
+@dataclass(frozen=True)
+class InnerLoop:
+    """The inner loop, written once: with gradients blocked it adapts, with gradients it is learnt through.
+
+    All tasks advance at once, by ``vmap`` over their stacked weights.
+
+    Attributes:
+        network: observation [..., size] -> outputs [..., P]; its own weights are never used.
+        objective: what a task is.
+        config: how to adapt.
+    """
+
+    network: nn.Module
+    objective: Objective
+    config: InnerConfig
+
+    def begin(self, meta: Weights, num_tasks: int) -> Adapted:
+        """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
+        theta, factors = _under("network.", meta), _under("factors.", meta)
+        weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
+        return Adapted(weights, {name.replace("/", "."): f for name, f in factors.items()}, 0, None)
+
+    def outputs(self, adapted: Adapted, observation: Tensor) -> Tensor:
+        """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
+        return vmap(self._forward)(adapted.weights, observation)
+
+    def losses(self, adapted: Adapted, rows: Rows) -> Tensor:
+        """Return the loss of each task, [num_tasks]."""
+        return vmap(self._loss)(adapted.weights, rows)
+
+    def advance(self, adapted: Adapted, rows: Rows) -> Adapted:
+        """Take one gradient step on every task: θ' = θ − α ∇L(θ)."""
+        cfg = self.config
+        if cfg.inner_steps is not None and adapted.steps >= cfg.inner_steps:
+            return adapted
+        if (
+            cfg.support_phases is not None
+            and adapted.steps >= cfg.support_phases
+            and adapted.kept is not None
+        ):
+            rows = adapted.kept
+        gradients = vmap(grad(self._loss))(adapted.weights, rows)
+        rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
+        weights = {
+            name: weight - rate * adapted.factors.get(name, 1.0) * self._treated(gradients[name])
+            for name, weight in adapted.weights.items()
+        }
+        return Adapted(weights, adapted.factors, adapted.steps + 1, rows)
+
+    def replay(self, meta: Weights, phases: Sequence[Rows]) -> list[Adapted]:
+        """Return how the inner loop stood while each phase was lived; the last is not adapted to."""
+        states = [self.begin(meta, len(phases[0].weight))]
+        for rows in phases[:-1]:
+            states.append(self.advance(states[-1], rows))
+        return states
+
+    def _forward(self, weights: Weights, observation: Tensor) -> Tensor:
+        outputs: Tensor = functional_call(self.network, dict(weights), (observation,))
+        return outputs
+
+    def _loss(self, weights: Weights, rows: Rows) -> Tensor:
+        return self.objective.loss(self._forward(weights, rows.observation), rows)
+
+    def _treated(self, gradient: Tensor) -> Tensor:
+        return gradient.detach() if self.config.first_order else gradient
+
+
+class MAMLCarry(NamedTuple):
+    """What a MAML agent has learnt in the trial: weights of its own for each task; and its random stream."""
+
+    adapted: Adapted
+    generator: torch.Generator
+
+
+class MAMLAgent:
+    """Acts by weights that stand still during a phase; adapts them by one inner step between phases."""
+
+    def __init__(self, meta: MetaWeights, inner: InnerLoop) -> None:
+        self.meta, self.inner = meta, inner
+        self.phase = Phase(episodes=1, lanes_per_task=inner.config.episodes_per_phase)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> MAMLCarry:
+        """Return θ for every task."""
+        return MAMLCarry(self.inner.begin(named(self.meta), num_tasks), generator)
+
+    def act(self, carry: MAMLCarry, step: TimeStep) -> tuple[Choice, MAMLCarry]:
+        """Choose in all lanes of all tasks by each task's weights."""
+        lanes = self.phase.lanes_per_task
+        encoded = self.inner.objective.encode(step.observation)
+        observation = encoded.reshape(-1, lanes, *encoded.shape[1:])
+        outputs = self.inner.outputs(carry.adapted, observation).flatten(0, 1)
+        return self.inner.objective.choose(outputs, carry.generator), carry
+
+    def adapt(self, carry: MAMLCarry, trajectory: Trajectory) -> MAMLCarry:
+        """Take an inner step on what was just lived."""
+        rows = self.inner.objective.rows(trajectory, self.phase.lanes_per_task)
+        return carry._replace(adapted=self.inner.advance(carry.adapted, rows))
+
+
+def named(module: nn.Module) -> dict[str, Tensor]:
+    """Return the parameters of a module by name."""
+    return dict(module.named_parameters())
+
+
+def by_row(field: Tensor, lanes: int) -> Tensor:
+    """[T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...]."""
+    return by_lane(field, lanes).movedim(0, 2).flatten(1, 2)
+
+
+def by_lane(field: Tensor, lanes: int) -> Tensor:
+    """[T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]."""
+    return field.reshape(len(field), -1, lanes, *field.shape[2:])
+
+
+def normalised(weight: Tensor) -> Tensor:
+    """Return weights [num_tasks, rows] that sum to 1 over the rows of each task."""
+    return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
+
+
+def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
+    """Build a module whose initial weights depend on the seed alone, and leave the global state as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()
+
+
+def _under(prefix: str, named: Weights) -> dict[str, Tensor]:
+    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

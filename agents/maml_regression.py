@@ -1,0 +1,159 @@
+"""MAML for supervised tasks: squared errors inside, Adam outside.
+
+The inner and the outer loop are those of every other agent: an example is an episode of one step, whose
+observation is x, whose action is the prediction, and whose target is revealed after the act.
+
+Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2 and section 5.1.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import gymnasium as gym
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rl2meta.agents.maml import (
+    Count,
+    InnerConfig,
+    InnerLoop,
+    MAMLAgent,
+    MetaWeights,
+    Positive,
+    Rows,
+    by_row,
+    named,
+    normalised,
+    seeded,
+)
+from rl2meta.errors import UserError
+from rl2meta.learner_state import load_state, state_of
+from rl2meta.networks import mlp
+from rl2meta.spaces import encoding
+from rl2meta.trial import Choice, Trajectory, Trial
+
+
+class MAMLRegressionConfig(InnerConfig):
+    """The hyper-parameters of MAML for regression."""
+
+    hidden_sizes: list[Count] = Field([40, 40], description="units in each hidden layer")
+    episodes_per_phase: Count = Field(10, description="examples of a task between two inner steps")
+    inner_learning_rates: list[Positive] = Field(
+        [0.01], min_length=1, description="α of each inner step; the last serves all that follow"
+    )
+    support_phases: Count | None = Field(
+        1, description="later steps use the last of so many phases again; null for every phase its own"
+    )
+    learning_rate: Positive = Field(1e-3, description="Adam's step size at the start")
+    final_learning_rate: Positive | None = Field(None, description="and at the end; null for no change")
+
+
+class SquaredError:
+    """A task as its inner steps see it: L = E[(f(x) − y)²]."""
+
+    def __init__(self, observation_space: gym.Space[Any]) -> None:
+        self._observation = encoding(observation_space)
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Return the network's input."""
+        return self._observation.encode(observation)
+
+    def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
+        """Predict what the network puts out; there is nothing to explore."""
+        return Choice(outputs, torch.zeros_like(outputs[:, 0]), outputs)
+
+    def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
+        """Return the examples of a phase.
+
+        Raises:
+            UserError: for a family that reveals no targets.
+        """
+        if trajectory.target is None:
+            raise UserError(
+                "agent.name: expected a family whose tasks reveal targets, such as sinusoids, got one that "
+                "rewards; use maml_trpo"
+            )
+        mask = by_row(trajectory.mask.float(), lanes)
+        observation = self.encode(trajectory.inputs.observation)
+        return Rows(
+            by_row(observation, lanes),
+            by_row(trajectory.target, lanes),
+            torch.ones_like(mask),
+            normalised(mask),
+        )
+
+    def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
+        """Return Σ w (f(x) − y)²."""
+        return (rows.weight * (outputs - rows.label).square().sum(dim=-1)).sum()
+
+
+class RegressionNetwork(nn.Module):
+    """Encoded observation -> ReLU layers -> prediction."""
+
+    def __init__(self, in_features: int, out_features: int, hidden_sizes: list[int]) -> None:
+        super().__init__()
+        self.trunk = mlp(in_features, hidden_sizes, nn.ReLU)
+        self.head = nn.Linear(hidden_sizes[-1] if hidden_sizes else in_features, out_features)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return [..., out_features] for observations [..., in_features]."""
+        prediction: Tensor = self.head(self.trunk(observation))
+        return prediction
+
+
+class MAMLRegressionLearner:
+    """Adam on the error that is left after adapting: min over θ of E_tasks E[(f_θ'(x) − y)²].
+
+    Args:
+        observation_space, action_space: of one environment; a prediction is an action.
+        config: hyper-parameters.
+        device: where the weights live.
+        seed: of the initial weights, the same on every device.
+
+    Raises:
+        UserError: for actions that are no vector of numbers.
+    """
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        config: MAMLRegressionConfig,
+        device: torch.device | str = "cpu",
+        seed: int = 0,
+    ) -> None:
+        if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+            raise UserError(
+                f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
+                "use maml_trpo"
+            )
+        self.config = config
+        sizes = encoding(observation_space).size, action_space.shape[0]
+        network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
+        self.meta = MetaWeights(network, config.learn_inner_rates).to(device)
+        self.inner = InnerLoop(network, SquaredError(observation_space), config)
+        self.agent = MAMLAgent(self.meta, self.inner)
+        self.optimizer = torch.optim.Adam(self.meta.parameters(), lr=config.learning_rate, fused=True)
+
+    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
+        """Take one outer step on the last phase, through the inner steps before it."""
+        cfg = self.config
+        phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
+        state = self.inner.replay(named(self.meta), phases)[-1]
+        loss = self.inner.losses(state, phases[-1]).mean()
+        end = cfg.learning_rate if cfg.final_learning_rate is None else cfg.final_learning_rate
+        for group in self.optimizer.param_groups:
+            group["lr"] = cfg.learning_rate + (end - cfg.learning_rate) * progress
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        self.optimizer.step()
+        return {"loss": float(loss.detach())}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return weights and optimiser as named tensors."""
+        return state_of(self.meta, self.optimizer)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take on weights and optimiser; names and shapes must match exactly."""
+        load_state(state, self.meta, self.optimizer)

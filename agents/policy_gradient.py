@@ -1,0 +1,102 @@
+"""Policy gradients on the steps of a phase: the task as MAML's inner steps see it."""
+
+from typing import Any
+
+import gymnasium as gym
+import torch
+from pydantic import Field
+from torch import Tensor, nn
+
+from rl2meta.agents.linear_baseline import linear_baseline
+from rl2meta.agents.maml import Fraction, InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.networks import ActionDistribution, action_head, mlp
+from rl2meta.returns import discounted_returns, gae
+from rl2meta.spaces import encoding
+from rl2meta.trial import Choice, Trajectory
+
+
+class PolicyGradientConfig(InnerConfig):
+    """The settings of inner steps that follow a policy gradient."""
+
+    discount: Fraction = Field(0.99, description="γ, within an episode")
+    gae_trace: Fraction = Field(1.0, description="λ of the advantage estimates")
+
+
+class PolicyNetwork(nn.Module):
+    """Encoded observation -> tanh layers -> the parameters of an action distribution."""
+
+    def __init__(self, in_features: int, action_space: gym.Space[Any], hidden_sizes: list[int]) -> None:
+        super().__init__()
+        self.trunk = mlp(in_features, hidden_sizes, nn.Tanh)
+        self.head = action_head(action_space, hidden_sizes[-1] if hidden_sizes else in_features)
+
+    def forward(self, observation: Tensor) -> Tensor:
+        """Return [..., P] for observations [..., in_features]."""
+        return self.head.parameters_of(self.trunk(observation))
+
+
+class PolicyGradient:
+    """A task as its inner steps see it: L = −E[Â log π(a | o)], of sampled rewards.
+
+    Advantages are those of the phase itself: a linear baseline is fitted to its returns, once, before it is
+    subtracted from them, and not again when a line search asks; then they are standardised over the task's
+    steps. What was fitted on the same steps is a little too close to their returns; with a handful of
+    features that is far less than the variance that it removes.
+
+    Args:
+        observation_space, action_space: of one environment.
+        network: gives dtype and kind of distribution.
+        config: discounts.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space[Any], network: PolicyNetwork, config: PolicyGradientConfig
+    ) -> None:
+        self._observation = encoding(observation_space)
+        self._dtype = network.head.linear.weight.dtype
+        self.distribution = network.head.distribution
+        self.config = config
+
+    def encode(self, observation: Tensor) -> Tensor:
+        """Return the network's input."""
+        return self._observation.encode(observation).to(self._dtype)
+
+    def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
+        """Sample from the policy."""
+        policy: ActionDistribution = self.distribution(outputs)
+        action = policy.sample(generator)
+        return Choice(action, policy.log_prob(action), policy.mode())
+
+    def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
+        """Return the phase with the advantages of its sampled rewards."""
+        return self.rows_of(trajectory, lanes, trajectory.reward, self.config.discount)
+
+    def rows_of(self, trajectory: Trajectory, lanes: int, reward: Tensor, discount: float) -> Rows:
+        """Return the phase with the advantages of any reward [T, B]."""
+        observation = self.encode(trajectory.inputs.observation)
+        mask = trajectory.mask.to(self._dtype)
+        # MAML cuts where an episode ends: what one teaches is worth nothing in the next, but through θ'.
+        flow = discount * mask * ~trajectory.last
+        reward = reward.to(self._dtype) * mask
+        fitted_to = (observation, discounted_returns(reward, flow), mask)
+        value = linear_baseline(*(by_lane(field, lanes) for field in fitted_to)).flatten(1, 2) * mask
+        advantage = gae(reward, flow, value, self.config.gae_trace)
+        return Rows(
+            observation=by_row(observation, lanes),
+            label=by_row(trajectory.action, lanes),
+            advantage=_standardised(by_row(advantage, lanes), by_row(mask, lanes)),
+            weight=normalised(by_row(mask, lanes)),
+        )
+
+    def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
+        """Return −Σ w Â log π(a | o)."""
+        policy: ActionDistribution = self.distribution(outputs)
+        return -(rows.weight * rows.advantage * policy.log_prob(rows.label)).sum()
+
+
+def _standardised(x: Tensor, mask: Tensor) -> Tensor:
+    """Return x with mean 0 and deviation 1 over the rows of each task that count; both [num_tasks, rows]."""
+    weight = normalised(mask)
+    centred = x - (weight * x).sum(dim=1, keepdim=True)
+    deviation = (weight * centred.square()).sum(dim=1, keepdim=True).sqrt()
+    return centred / (deviation + 1e-8)

@@ -1,0 +1,357 @@
+"""MAML-TRPO against what it must equal: finite differences, explicit matrices, tasks one by one."""
+
+from collections.abc import Callable
+from typing import Any
+
+import gymnasium as gym
+import pytest
+import torch
+from torch import Tensor
+from torch.func import functional_call
+from torch.nn.utils import parameters_to_vector
+
+from rl2meta.agents.linear_baseline import linear_baseline
+from rl2meta.agents.maml import MetaWeights, Rows, named
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner, OuterProblem, unflatten
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.tabular import TabularMDPs
+from rl2meta.randomness import generator
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import sample_tasks
+from rl2meta.training import Budget, meta_train
+from rl2meta.trial import Trial
+
+FAMILIES: dict[str, Any] = {
+    "discrete": TabularMDPs(num_states=3, num_actions=2, horizon=4),
+    "continuous": PointNavigation(horizon=5, goal_radius=0.3),  # some episodes end early
+}
+
+
+def learner_on(family: Any, dtype: torch.dtype = torch.float64, **settings: Any) -> MAMLTRPOLearner:
+    config = MAMLTRPOConfig(**{"hidden_sizes": [4], "episodes_per_phase": 3, **settings})
+    return MAMLTRPOLearner(family.observation_space, family.action_space, config, seed=1, dtype=dtype)
+
+
+def lived(learner: MAMLTRPOLearner, family: Any, phases: int, num_tasks: int = 4, seed: int = 0) -> Trial:
+    tasks = sample_tasks(family, num_tasks, seed, "train")
+    episodes = phases * learner.config.episodes_per_phase
+    return RolloutWorker(family).run(learner.agent, tasks, episodes, seed)
+
+
+def problem_of(family: Any, phases: int, **settings: Any) -> tuple[OuterProblem, Tensor]:
+    learner = learner_on(family, **settings)
+    # θ as it is at first has symmetries; a little noise breaks them
+    vector = parameters_to_vector(learner.meta.parameters()).detach()
+    noise = torch.randn(len(vector), generator=torch.Generator().manual_seed(3), dtype=vector.dtype)
+    torch.nn.utils.vector_to_parameters(vector + 0.1 * noise, learner.meta.parameters())
+    problem = learner.outer_problem(lived(learner, family, phases))
+    return problem, parameters_to_vector(learner.meta.parameters()).detach()
+
+
+def central_differences(function: Callable[[Tensor], Tensor], x: Tensor, width: float = 1e-5) -> Tensor:
+    steps = width * torch.eye(len(x), dtype=x.dtype)
+    return torch.stack([(function(x + step) - function(x - step)) / (2 * width) for step in steps])
+
+
+def relative_error(one: Tensor, other: Tensor) -> float:
+    return float((one - other).norm() / other.norm())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize(
+    ("phases", "settings"),
+    [
+        (2, {}),
+        (3, {}),
+        (3, {"query_phases": None}),
+        (3, {"learn_inner_rates": True, "inner_learning_rates": [0.5, 0.2]}),
+        (3, {"support_phases": 1}),
+        (4, {"inner_steps": 1, "query_phases": 3}),
+        (1, {}),
+    ],
+)
+def test_meta_gradient_is_that_of_central_differences(
+    family: str, phases: int, settings: dict[str, Any]
+) -> None:
+    problem, x = problem_of(FAMILIES[family], phases, **{"inner_learning_rates": [0.5], **settings})
+    old = problem.policies(x)
+    numeric = central_differences(lambda y: problem.measure(y, old).surrogate, x)
+    assert relative_error(problem.gradient(x), numeric) <= 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_first_order_is_the_gradient_at_the_adapted_weights(family: str) -> None:
+    exact, x = problem_of(FAMILIES[family], 2, inner_learning_rates=[0.5])
+    first, _ = problem_of(FAMILIES[family], 2, inner_learning_rates=[0.5], first_order=True)
+    state = first.inner.replay(unflatten(x, first.meta), first.support)[-1]
+    weights = {name: weight.detach().requires_grad_() for name, weight in state.weights.items()}
+    outputs = first.inner.outputs(state._replace(weights=weights), first.query.observation)
+    policies = first.objective.distribution(outputs)
+    surrogate = first.surrogate(policies, policies.log_prob(first.query.label).detach())
+    gradients = torch.autograd.grad(surrogate, list(weights.values()))
+    at_adapted = torch.cat([gradient.sum(dim=0).flatten() for gradient in gradients])
+    torch.testing.assert_close(first.gradient(x), at_adapted)
+    assert relative_error(exact.gradient(x), at_adapted) > 1e-3  # else the second order would be missing
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("phases", [1, 2, 3])
+def test_the_metric_is_the_hessian_of_the_kl(family: str, phases: int) -> None:
+    problem, x = problem_of(FAMILIES[family], phases, inner_learning_rates=[0.5], hidden_sizes=[2])
+    old = problem.policies(x)
+    kl = lambda y: problem.measure(y, old).kl  # noqa: E731
+    hessian = torch.autograd.functional.hessian(kl, x)
+    product = problem.metric(x)
+    explicit = torch.stack([product(row) for row in torch.eye(len(x), dtype=x.dtype)])
+    torch.testing.assert_close(explicit, hessian, rtol=1e-7, atol=1e-10)
+    assert kl(x).abs() < 1e-15  # the value is 0 and so is the gradient; the Hessian is not
+    assert torch.autograd.functional.jacobian(kl, x).abs().max() < 1e-12
+    assert hessian.abs().max() > 1e-3
+
+
+def test_part_of_the_steps_measures_the_same_metric_on_average() -> None:
+    problem, x = problem_of(FAMILIES["continuous"], 2)
+    rows = problem.support[0].weight.shape[1]
+    whole = problem.take(torch.arange(rows)).metric(x)(x)
+    torch.testing.assert_close(whole, problem.metric(x)(x))
+    parts = [problem.take(torch.tensor([i])) for i in range(rows)]
+    assert all(float(part.query.weight.sum()) <= 1 + 1e-12 for part in parts)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_each_task_adapts_as_if_it_were_alone(family: str) -> None:
+    learner = learner_on(FAMILIES[family], inner_learning_rates=[0.7])
+    trial = lived(learner, FAMILIES[family], 3)
+    rows = [learner.objective.rows(phase, 3) for phase in trial.phases]
+    together = learner.inner.replay(named(learner.meta), rows)[-1]
+    for task in range(4):
+        weights = {name: value.detach().requires_grad_() for name, value in _network(learner.meta).items()}
+        for phase in rows[:-1]:
+            one = Rows(*(field[task] for field in phase))
+            outputs = functional_call(learner.meta.network, weights, (one.observation,))
+            gradients = torch.autograd.grad(learner.objective.loss(outputs, one), list(weights.values()))
+            weights = {
+                name: (value - 0.7 * gradient).detach().requires_grad_()
+                for (name, value), gradient in zip(weights.items(), gradients, strict=True)
+            }
+        for name, value in weights.items():
+            torch.testing.assert_close(together.weights[name][task], value)
+
+
+def _network(meta: MetaWeights) -> dict[str, Tensor]:
+    return dict(meta.network.named_parameters())
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_the_learner_replays_what_the_agent_did(family: str) -> None:
+    learner = learner_on(FAMILIES[family])
+    trial = lived(learner, FAMILIES[family], 3)
+    rows = [learner.objective.rows(phase, 3) for phase in trial.phases]
+    for state, phase, seen in zip(
+        learner.inner.replay(named(learner.meta), rows), rows, trial.phases, strict=True
+    ):
+        policy = learner.objective.distribution(learner.inner.outputs(state, phase.observation))
+        log_prob = policy.log_prob(phase.label)
+        recorded = seen.log_prob.reshape(len(seen.log_prob), 4, 3).permute(1, 2, 0).flatten(1)
+        torch.testing.assert_close(log_prob, recorded, rtol=1e-5, atol=1e-5)
+
+
+def test_what_follows_the_end_of_an_episode_changes_nothing() -> None:
+    family = FAMILIES["continuous"]
+    learner = learner_on(family)
+    trial = lived(learner, family, 2)
+    assert any(not phase.mask.all() for phase in trial.phases)
+    rubbish = [_with_rubbish(phase) for phase in trial.phases]
+    x = parameters_to_vector(learner.meta.parameters()).detach()
+    clean, dirty = (
+        learner.outer_problem(Trial(trial.tasks, tuple(phases))) for phases in (trial.phases, rubbish)
+    )
+    torch.testing.assert_close(clean.gradient(x), dirty.gradient(x))
+    old = clean.policies(x)
+    torch.testing.assert_close(clean.metric(x)(x), dirty.metric(x)(x))
+    assert clean.measure(x, old).kl == 0
+
+
+def _with_rubbish(phase: Any) -> Any:
+    from dataclasses import replace
+
+    outside = ~phase.mask
+    return replace(
+        phase,
+        reward=torch.where(outside, 1e3, phase.reward),
+        action=torch.where(outside.unsqueeze(-1), 3.0, phase.action),
+        inputs=phase.inputs._replace(
+            observation=torch.where(outside.unsqueeze(-1), -7.0, phase.inputs.observation)
+        ),
+        last=phase.last | outside,
+    )
+
+
+def test_an_accepted_step_is_better_and_near() -> None:
+    family = FAMILIES["discrete"]
+    learner = learner_on(family, episodes_per_phase=10, curvature_fraction=1.0)
+    for seed in range(5):
+        trial = lived(learner, family, 2, num_tasks=10, seed=seed)
+        problem = learner.outer_problem(trial)
+        before = parameters_to_vector(learner.meta.parameters()).detach()
+        old = problem.policies(before)
+        metrics = learner.update(trial, 0.0, generator(seed))
+        after = parameters_to_vector(learner.meta.parameters()).detach()
+        measured = problem.measure(after, old)
+        assert metrics["step_scale"] > 0
+        assert 0 < measured.kl <= 0.01
+        assert measured.surrogate > problem.measure(before, old).surrogate
+        assert metrics["kl"] == pytest.approx(float(measured.kl))
+
+
+def test_a_refused_step_leaves_every_bit() -> None:
+    family = FAMILIES["discrete"]
+    learner = learner_on(family, torch.float32)
+    trial = lived(learner, family, 2)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    # what cannot be raised cannot be accepted: every reward the same
+    still = [_paying(phase, 0.0) for phase in trial.phases]
+    metrics = learner.update(Trial(trial.tasks, tuple(still)), 0.0, generator(0))
+    assert metrics["step_scale"] == 0
+    assert all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+
+
+def _paying(phase: Any, reward: float) -> Any:
+    from dataclasses import replace
+
+    return replace(phase, reward=torch.full_like(phase.reward, reward))
+
+
+def test_the_same_update_twice_and_from_a_saved_state() -> None:
+    family = FAMILIES["continuous"]
+    one, other = learner_on(family, learn_inner_rates=True), learner_on(family, learn_inner_rates=True)
+    trial = lived(one, family, 2)
+    assert one.update(trial, 0.0, generator(5)) == other.update(trial, 0.0, generator(5))
+    third = learner_on(family, learn_inner_rates=True)
+    third.load_state_dict(one.state_dict())
+    for name, value in third.state_dict().items():
+        assert torch.equal(value, other.state_dict()[name])
+    with pytest.raises(RuntimeError):
+        learner_on(family).load_state_dict(one.state_dict())
+
+
+def test_one_phase_trains_without_adapting() -> None:
+    """Pretraining: the gradient is that of the policy itself."""
+    problem, x = problem_of(FAMILIES["discrete"], 1)
+    state = problem.inner.replay(unflatten(x, problem.meta), problem.support)
+    assert len(state) == 1
+    assert state[0].steps == 0
+
+
+def test_inner_steps_end_where_the_config_says() -> None:
+    family = FAMILIES["discrete"]
+    learner = learner_on(family, inner_steps=1)
+    rows = [learner.objective.rows(phase, 3) for phase in lived(learner, family, 4).phases]
+    states = learner.inner.replay(named(learner.meta), rows)
+    assert [state.steps for state in states] == [0, 1, 1, 1]
+    for name, value in states[1].weights.items():
+        assert torch.equal(states[3].weights[name], value)
+
+
+def test_each_inner_step_has_its_own_rate() -> None:
+    family = FAMILIES["discrete"]
+    fast = learner_on(family, inner_learning_rates=[0.5, 0.25])
+    rows = [fast.objective.rows(phase, 3) for phase in lived(fast, family, 4).phases]
+    states = fast.inner.replay(named(fast.meta), rows)
+    for step, rate in enumerate([0.5, 0.25, 0.25]):
+        slow = learner_on(family, inner_learning_rates=[1.0])
+        alone = slow.inner.advance(states[step]._replace(steps=0), rows[step])
+        for name, value in states[step + 1].weights.items():
+            moved = value - states[step].weights[name]
+            torch.testing.assert_close(moved, rate * (alone.weights[name] - states[step].weights[name]))
+
+
+class Blindfolded(BernoulliBandits):
+    """Bandits whose observation is a constant zero."""
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        return gym.spaces.Box(-1, 1, (1,))
+
+    def make_envs(self, num_envs: int, device: torch.device) -> Any:
+        return _Zeros(super().make_envs(num_envs, device))
+
+
+class _Zeros:
+    def __init__(self, envs: Any) -> None:
+        self.envs, self.num_envs, self.device = envs, envs.num_envs, envs.device
+
+    def reset(self, **options: Any) -> Any:
+        observation, info = self.envs.reset(**options)
+        return self._zeros(observation), info
+
+    def step(self, action: Tensor) -> Any:
+        observation, *rest = self.envs.step(action)
+        return self._zeros(observation), *rest
+
+    def _zeros(self, observation: Tensor) -> Tensor:
+        return torch.zeros(len(observation), 1)
+
+
+def test_a_constant_observation_is_no_dead_end() -> None:
+    """With zero observations, ReLU and zero biases only the last bias would learn: some 1.4 pulls of 100."""
+    family = Blindfolded(num_arms=5)
+    config = MAMLTRPOConfig(
+        hidden_sizes=[32, 32], episodes_per_phase=20, inner_learning_rates=[0.5], reward_signal="regret"
+    )
+    learner = MAMLTRPOLearner(family.observation_space, family.action_space, config, seed=0)
+    problem = learner.outer_problem(lived(learner, family, 2, num_tasks=20))
+    gradient = problem.gradient(parameters_to_vector(learner.meta.parameters()))
+    moved = {name for name, part in unflatten(gradient, learner.meta).items() if part.abs().max() > 1e-8}
+    still = set(named(learner.meta)) - moved
+    assert still == {"network.trunk.0.weight"}  # what a zero is multiplied by
+    gains: list[float] = []
+
+    def record(row: dict[str, Any]) -> bool:
+        gains.append(row["return_after"] - row["return_before"])
+        return False
+
+    meta_train(learner, family, RolloutWorker(family), Budget(40, 40, 40), 0, record)
+    late = sum(gains[-10:]) / 10  # return of a pull, gained by one inner step
+    assert late > 0.1  # uniform pulls earn 0.5, the best arm 0.83
+
+
+def test_linear_baseline_is_least_squares_of_each_task() -> None:
+    source = torch.Generator().manual_seed(0)
+    observation = torch.randn(6, 3, 8, 2, generator=source, dtype=torch.float64)
+    returns = torch.randn(6, 3, 8, generator=source, dtype=torch.float64)
+    mask = (torch.rand(6, 3, 8, generator=source) > 0.3).double()
+    fitted = linear_baseline(observation, returns, mask)
+    time = (torch.arange(6, dtype=torch.float64) / 6)[:, None].expand(6, 8)
+    for task in range(3):
+        o = observation[:, task]
+        columns = [o, o**2, torch.stack([time, time**2, time**3, torch.ones_like(time)], dim=-1)]
+        features, counted = torch.cat(columns, dim=-1).flatten(0, 1), mask[:, task].flatten() > 0
+        # a ridge is least squares with a row √(nλ) e for each feature, whose target is 0
+        ridge = (1e-5 * counted.sum()).sqrt() * torch.eye(8, dtype=torch.float64)
+        target = torch.cat([returns[:, task].flatten()[counted], torch.zeros(8, dtype=torch.float64)])
+        answer = torch.linalg.lstsq(torch.cat([features[counted], ridge]), target[:, None]).solution
+        torch.testing.assert_close(fitted[:, task], (features @ answer).reshape(6, 8))
+
+
+@pytest.mark.parametrize("steps", [1, 5])
+def test_linear_baseline_bears_features_that_are_all_the_same(steps: int) -> None:
+    observation, ones = torch.ones(steps, 2, 4, 3), torch.ones(steps, 2, 4)
+    returns = torch.arange(steps * 8.0).reshape(steps, 2, 4)
+    fitted = linear_baseline(observation, returns, ones)
+    assert fitted.isfinite().all()
+    torch.testing.assert_close(fitted.mean(dim=(0, 2)), returns.mean(dim=(0, 2)), rtol=1e-3, atol=1e-3)
+
+
+def test_advantages_are_standardised_over_what_counts_in_each_task() -> None:
+    family = FAMILIES["continuous"]
+    learner = learner_on(family)
+    rows = learner.objective.rows(lived(learner, family, 1).phases[0], 3)
+    torch.testing.assert_close(rows.weight.sum(dim=1), torch.ones(4, dtype=torch.float64))
+    torch.testing.assert_close(
+        (rows.weight * rows.advantage).sum(dim=1), torch.zeros(4, dtype=torch.float64), rtol=0, atol=1e-9
+    )
+    torch.testing.assert_close(
+        (rows.weight * rows.advantage**2).sum(dim=1), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0
+    )
