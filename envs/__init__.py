@@ -20,6 +20,8 @@ FAMILIES = {
     "rl2meta/TabularMDP-v0": "rl2meta.envs.tabular:TabularMDPs",
     "rl2meta/DarkRoom-v0": "rl2meta.envs.mazes:DarkRooms",
     "rl2meta/KeyToDoor-v0": "rl2meta.envs.mazes:KeyToDoor",
+    "rl2meta/PointNavigation-v0": "rl2meta.envs.navigation:PointNavigation",
+    "rl2meta/Sinusoid-v0": "rl2meta.envs.sinusoids:Sinusoids",
 }
 
 for _id, _family in FAMILIES.items():

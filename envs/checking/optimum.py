@@ -46,6 +46,16 @@ def _regrets(case: Case, played: list[Tensor], space: gym.spaces.Discrete) -> li
     return [end.info["regret"] for end in ends if "regret" in end.info]
 
 
+def _check_target_regret(case: Case) -> Iterator[str]:
+    """Play the first step's target in its stead: the same seed brings back what it was right for."""
+    first = case.play(actions=case.actions()[:1])[0]
+    if not {"target", "regret"} <= first.info.keys():
+        return
+    regret = case.play(actions=[first.info["target"]])[0].info["regret"]
+    if (regret > _TOLERANCE).any():
+        yield f"target: expected no regret from it, got {float(regret.max()):.4g}"
+
+
 def _check_optimal_return(case: Case) -> Iterator[str]:
     tasks = case.tasks()
     optimum = case.distribution.optimal_return(tasks)
@@ -80,6 +90,7 @@ def _check_bayes_optimal_return(case: Case) -> Iterator[str]:
 CHECKS: tuple[Check, ...] = (
     _check_regret,
     _check_zero_regret,
+    _check_target_regret,
     _check_optimal_return,
     _check_bayes_optimal_return,
 )

@@ -28,18 +28,17 @@ def _check_spaces(case: Case) -> Iterator[str]:
 
 def _check_observations(case: Case) -> Iterator[str]:
     space, steps = case.distribution.observation_space, case.play()
-    yield from islice(_odd_observations("observation", space, case, (step.before for step in steps)), 1)
+    yield from islice(_outside("observation", space, case, (step.before for step in steps)), 1)
     finals = (step.info["final_obs"] for step in steps if "final_obs" in step.info)
-    yield from islice(_odd_observations("final_obs", space, case, finals), 1)
+    yield from islice(_outside("final_obs", space, case, finals), 1)
     for step in (step for step in steps if "final_obs" in step.info):
         if not torch.equal(step.info["final_obs"][~step.last], step.observation[~step.last]):
             yield "final_obs: expected the observation itself where no episode ended, got another"
             return
 
 
-def _odd_observations(
-    name: str, space: gym.Space[Any], case: Case, batches: Iterable[Tensor]
-) -> Iterator[str]:
+def _outside(name: str, space: gym.Space[Any], case: Case, batches: Iterable[Tensor]) -> Iterator[str]:
+    """Yield what is no batch of elements of ``space``, one per task."""
     shape = (case.num_tasks, *(space.shape or ()))
     for batch in batches:
         array = batch.numpy()
@@ -55,6 +54,12 @@ def _check_numbers(case: Case) -> Iterator[str]:
     for name in ("expected_reward", "regret"):
         known = (step.info[name] for step in steps if name in step.info)
         yield from islice(odd_numbers(name, case, known), 1)
+
+
+def _check_target(case: Case) -> Iterator[str]:
+    space = case.distribution.action_space
+    known = (step.info["target"] for step in case.play() if "target" in step.info)
+    yield from islice(_outside("target", space, case, known), 1)
 
 
 def odd_numbers(name: str, case: Case, batches: Iterable[Tensor]) -> Iterator[str]:
@@ -106,6 +111,7 @@ CHECKS: tuple[Check, ...] = (
     _check_spaces,
     _check_observations,
     _check_numbers,
+    _check_target,
     _check_flags,
     _check_info,
     _check_seeds,

@@ -364,6 +364,14 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         put_info(lambda step: {"expected_reward": step.info["expected_reward"].long()}),
         "expected_reward: expected float [8], got torch.int64 [8]",
     ),
+    "target": (
+        put_info(lambda step: {"target": torch.full((8,), 2)}),
+        "target: expected one of Discrete(2), got 2",
+    ),
+    "target's shape": (
+        put_info(lambda step: {"target": torch.zeros(8, 1, dtype=torch.int64)}),
+        "target: expected int64 [8], got int64 [8, 1]",
+    ),
     "terminated": (
         change(lambda step: step._replace(terminated=step.terminated.int())),
         "terminated: expected bool [8], got torch.int32 [8]",
@@ -411,6 +419,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "later": (
         put_info(lambda step: {"regret": step.info["regret"] + 0.5 * (step.number == 3)}),
         "regret: expected 0 for some action in every state, got at least 0.5 after 2 best actions",
+    ),
+    "wrong target": (
+        put_info(lambda step: {"target": torch.zeros(8, dtype=torch.int64)}),
+        "target: expected no regret from it, got 1",
     ),
     "optimum's shape": (
         put(optimal_return=lambda tasks: torch.ones(8, 2)),

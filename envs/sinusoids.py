@@ -1,0 +1,131 @@
+"""Few-shot regression as episodes of one step: see an x, say a y, and be told what it should have been."""
+
+import math
+from typing import Annotated, Any, Self
+
+import gymnasium as gym
+import numpy as np
+import torch
+from pydantic import ConfigDict, Field, model_validator
+from pydantic.dataclasses import dataclass
+from torch import Tensor
+
+from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.tasks import Split, Tasks, TensorTasks
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_WIDEST = 100.0
+_Amplitude = Annotated[float, Field(ge=0, le=_WIDEST, allow_inf_nan=False)]
+_Input = Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False)]
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Sinusoids:
+    """Curves y = A sin(x − φ), with an amplitude A and a phase φ to be told from a few points.
+
+    A ~ U[amplitude_low, amplitude_high] and φ ~ U[0, phase_high], independently.
+
+    An episode is one point: the observation is x ~ U[x_low, x_high], the action is a guess at y, and the
+    reward −(action − y)². The step's ``target`` reveals y, so that a trial of n episodes is regression
+    from n points.
+
+    Guesses are numbers in [−100, 100]: a Box that agents can be clipped to, so wide that it never keeps them
+    from y, and hardly ever hides how wrong they are. They are in the unit of y, for errors to be those of the
+    source, and not in [−1, 1], as the checkers of Gymnasium and Stable-Baselines3 recommend;
+    ``gymnasium.wrappers.RescaleAction`` makes them so.
+
+    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.1, and the authors' code, for the sign of φ. Other
+    bounds are for testing an agent out of the distribution that it was trained on.
+
+    Raises:
+        pydantic.ValidationError: for numbers out of range, or unless amplitude_low < amplitude_high and
+            x_low < x_high.
+    """
+
+    amplitude_low: Annotated[_Amplitude, Field(description="the least that an amplitude can be")] = 0.1
+    amplitude_high: Annotated[_Amplitude, Field(description="and the most")] = 5.0
+    phase_high: Annotated[
+        float, Field(ge=0, le=2 * math.pi, allow_inf_nan=False, description="the most that a phase can be")
+    ] = math.pi
+    x_low: Annotated[_Input, Field(description="the least that an input can be")] = -5.0
+    x_high: Annotated[_Input, Field(description="and the most")] = 5.0
+
+    @model_validator(mode="after")
+    def _in_order(self) -> Self:
+        for name in ("amplitude", "x"):
+            low, high = (getattr(self, f"{name}_{end}") for end in ("low", "high"))
+            if low >= high:
+                raise ValueError(f"{name}_low < {name}_high (here {low} and {high})")
+        return self
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """The input x."""
+        return gym.spaces.Box(self.x_low, self.x_high, (1,), np.float32)
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """The guess at y."""
+        return gym.spaces.Box(-_WIDEST, _WIDEST, (1,), np.float32)
+
+    @property
+    def horizon(self) -> int:
+        """One point is an episode."""
+        return 1
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
+        """Draw amplitudes [N] and phases [N] (radians); a continuum, so train and test need no partition."""
+        place = torch.rand(num_tasks, 2, generator=generator)
+        amplitude = self.amplitude_low + (self.amplitude_high - self.amplitude_low) * place[:, 0]
+        return TensorTasks({"amplitude": amplitude, "phase": self.phase_high * place[:, 1]})
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        """Return ``num_envs`` curves that step together on ``device``."""
+        return TensorVectorEnv(self, _Points(self), num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor:
+        """Return 0, [num_tasks]: who knows the curve makes no error."""
+        return torch.zeros_like(_parameters(tasks)[0])
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return None: the posterior over amplitude and phase has no closed form."""
+        return None
+
+
+class _Points:
+    """The dynamics. The state is x, [B, 1]; every guess ends its episode."""
+
+    def __init__(self, law: Sinusoids) -> None:
+        self._law = law
+
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        return tasks
+
+    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        low, high = self._law.x_low, self._law.x_high
+        place = torch.rand(len(episode), 1, generator=generator, device=episode.device)
+        return (low + (high - low) * place).clamp(low, high)  # sums may round to beyond the bounds
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(
+        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Transition:
+        amplitude, phase = _parameters(tasks)
+        y = amplitude * torch.sin(state[:, 0] - phase)
+        loss = (action[:, 0].to(y.dtype).clamp(-_WIDEST, _WIDEST) - y).square()
+        return Transition(
+            state=state,
+            reward=-loss,
+            terminated=torch.ones_like(loss, dtype=torch.bool),
+            expected_reward=-loss,
+            regret=loss,
+            target=y.unsqueeze(1),
+        )
+
+
+def _parameters(tasks: Tasks) -> tuple[Tensor, Tensor]:
+    if not isinstance(tasks, TensorTasks):
+        raise TypeError(f"expected TensorTasks with 'amplitude', 'phase', got {type(tasks).__name__}")
+    return tasks.parameters["amplitude"], tasks.parameters["phase"]
