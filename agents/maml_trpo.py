@@ -26,7 +26,7 @@ from rl2meta.agents.maml import (
     seeded,
 )
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork
-from rl2meta.agents.signals import RewardSignal, reward_signal
+from rl2meta.agents.signals import RewardSignal, reward_signal, standardised
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.networks import ActionDistribution
 from rl2meta.spaces import encoding
@@ -46,7 +46,8 @@ class MAMLTRPOConfig(PolicyGradientConfig):
         description="what the outer step takes for reward: as sampled, its expectation, or minus the regret; "
         "auto is the last that the family emits; inner steps take the sampled reward in any case",
     )
-    max_kl: Positive = Field(0.01, description="radius of the trust region, in nats a step, after adapting")
+    max_kl: Positive = Field(0.01, description="radius of the trust region, in nats a step, at the start")
+    final_max_kl: Positive | None = Field(None, description="and at the end; null for no change")
     conjugate_gradients: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="iterations")
     damping: Annotated[float, Field(ge=0, le=1e6)] = Field(1e-5, description="added to the metric's diagonal")
     curvature_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
@@ -99,13 +100,13 @@ class MAMLTRPOLearner:
         gradient = problem.gradient(start)
         index = _some(problem.support[0].weight.shape[1], cfg.curvature_fraction, generator)
         metric = problem.take(index.to(start.device)).metric(start)
-        step = longest_step(
-            lambda v: metric(v) + cfg.damping * v, gradient, cfg.max_kl, cfg.conjugate_gradients
-        )
+        end = cfg.max_kl if cfg.final_max_kl is None else cfg.final_max_kl
+        radius = cfg.max_kl + (end - cfg.max_kl) * progress
+        step = longest_step(lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients)
         with torch.no_grad():
             old = problem.policies(start)
             found = line_search(
-                lambda x: problem.measure(x, old), start, step, cfg.max_kl, cfg.line_shrink, cfg.line_searches
+                lambda x: problem.measure(x, old), start, step, radius, cfg.line_shrink, cfg.line_searches
             )
             if found.scale > 0:  # else every bit stays
                 vector_to_parameters(found.x, self.meta.parameters())
@@ -129,7 +130,10 @@ class MAMLTRPOLearner:
             for phase in judged
         ]
         support = [self.objective.rows(phase, lanes) for phase in trial.phases]
-        return OuterProblem(self.meta, self.inner, self.objective, tuple(support), _joined(queries))
+        query = _joined(queries)
+        if not cfg.baseline:  # what is not compared within a task is compared between them
+            query = query._replace(advantage=standardised(query.advantage, query.weight))
+        return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights as named tensors."""

@@ -20,6 +20,11 @@ class PolicyGradientConfig(InnerConfig):
 
     discount: Fraction = Field(0.99, description="γ, within an episode")
     gae_trace: Fraction = Field(1.0, description="λ of the advantage estimates")
+    baseline: bool = Field(
+        True,
+        description="subtract a linear baseline, fitted to the phase of a task, and standardise; false takes "
+        "returns as they are, for phases of so few steps that the fit would explain them away",
+    )
 
 
 class PolicyNetwork(nn.Module):
@@ -41,7 +46,8 @@ class PolicyGradient:
     Advantages are those of the phase itself: a linear baseline is fitted to its returns, once, before it is
     subtracted from them, and not again when a line search asks; then they are standardised over the task's
     steps. What was fitted on the same steps is a little too close to their returns; with a handful of
-    features that is far less than the variance that it removes.
+    features that is far less than the variance that it removes. Of a single pull it would leave nothing:
+    ``baseline: false`` takes Â = G.
 
     Args:
         observation_space, action_space: of one environment.
@@ -78,15 +84,23 @@ class PolicyGradient:
         # MAML cuts where an episode ends: what one teaches is worth nothing in the next, but through θ'.
         flow = discount * mask * ~trajectory.last
         reward = reward.to(self._dtype) * mask
-        fitted_to = (observation, discounted_returns(reward, flow), mask)
-        value = linear_baseline(*(by_lane(field, lanes) for field in fitted_to)).flatten(1, 2) * mask
-        advantage = gae(reward, flow, value, self.config.gae_trace)
+        advantage = self._advantage(observation, reward, flow, mask, lanes)
         return Rows(
             observation=by_row(observation, lanes),
             label=by_row(trajectory.action, lanes),
-            advantage=_standardised(by_row(advantage, lanes), by_row(mask, lanes)),
+            advantage=by_row(advantage, lanes),
             weight=normalised(by_row(mask, lanes)),
         )
+
+    def _advantage(
+        self, observation: Tensor, reward: Tensor, flow: Tensor, mask: Tensor, lanes: int
+    ) -> Tensor:
+        returns = discounted_returns(reward, flow)
+        if not self.config.baseline:
+            return returns
+        fitted = linear_baseline(*(by_lane(field, lanes) for field in (observation, returns, mask)))
+        advantage = gae(reward, flow, fitted.flatten(1, 2) * mask, self.config.gae_trace)
+        return standardised_by_task(advantage, mask, lanes)
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Return −Σ w Â log π(a | o)."""
@@ -94,9 +108,10 @@ class PolicyGradient:
         return -(rows.weight * rows.advantage * policy.log_prob(rows.label)).sum()
 
 
-def _standardised(x: Tensor, mask: Tensor) -> Tensor:
-    """Return x with mean 0 and deviation 1 over the rows of each task that count; both [num_tasks, rows]."""
-    weight = normalised(mask)
-    centred = x - (weight * x).sum(dim=1, keepdim=True)
-    deviation = (weight * centred.square()).sum(dim=1, keepdim=True).sqrt()
-    return centred / (deviation + 1e-8)
+def standardised_by_task(x: Tensor, mask: Tensor, lanes: int) -> Tensor:
+    """Return x with mean 0 and deviation 1 over the steps of each task that count; both [T, B]."""
+    x_, mask_ = by_lane(x, lanes), by_lane(mask, lanes)
+    n = mask_.sum(dim=(0, 2), keepdim=True).clamp(min=1)
+    centred = x_ - (mask_ * x_).sum(dim=(0, 2), keepdim=True) / n
+    deviation = ((mask_ * centred.square()).sum(dim=(0, 2), keepdim=True) / n).sqrt()
+    return (centred / (deviation + 1e-8)).flatten(1, 2)

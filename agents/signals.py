@@ -37,7 +37,7 @@ def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return Σ x m / Σ m over all entries, for a mask m of 0 and 1."""
+    """Return Σ x m / Σ m over all entries, for a mask m of 0 and 1, or weights >= 0."""
     return (x * mask).sum() / mask.sum()
 
 

@@ -17,6 +17,7 @@ from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError,
 from yaml.constructor import ConstructorError
 
 from rl2meta.errors import UserError
+from rl2meta.revealed import Revealed
 from rl2meta.training import Budget
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
@@ -56,6 +57,7 @@ class _RunSettings(_Section):
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
         None, description="CPU threads of torch; null for one per core"
     )
+    reveal_task: bool = Field(False, description="put the task's parameters into the observation: an oracle")
     training: TrainingConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
 
@@ -85,20 +87,25 @@ class RunConfig:
     """A validated experiment.
 
     Attributes:
-        settings: seed, device, threads, training and evaluation.
-        distribution_name, distribution: the law of the tasks.
+        settings: seed, device, threads, reveal_task, training and evaluation.
+        distribution_name, law: the law of the tasks, whatever the agent is told of them.
         agent_name, agent: the agent and its hyper-parameters.
     """
 
     settings: _RunSettings
     distribution_name: str
-    distribution: Any
+    law: Any
     agent_name: str
     agent: BaseModel
 
+    @property
+    def distribution(self) -> Any:
+        """The law as the agent meets it: with the tasks revealed, if the settings say so."""
+        return Revealed(self.law) if self.settings.reveal_task else self.law
+
     def to_yaml(self, **more: Any) -> str:
         """Return the config with every default written out; ``more`` replaces or adds top-level keys."""
-        distribution = TypeAdapter(type(self.distribution)).dump_python(self.distribution)
+        distribution = TypeAdapter(type(self.law)).dump_python(self.law)
         data = {
             **self.settings.model_dump(exclude={"training", "evaluation"}),
             "distribution": {"name": self.distribution_name, **distribution},
@@ -145,10 +152,7 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
 
 
 def completed(identity: Mapping[str, Any], components: Components) -> dict[str, Any]:
-    """Return an identity that an earlier version recorded, keys that are new since at their defaults.
-
-    As it is, if this version cannot read it.
-    """
+    """Return an earlier version's identity, new keys at their defaults; as it is if it cannot be read."""
     raw: dict[str, Any] = {}
     for key, value in identity.items():
         *sections, last = key.split(".")

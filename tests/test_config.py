@@ -3,10 +3,11 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl2meta.commands.components import COMPONENTS
+from rl2meta.commands.components import COMPONENTS, references_of
 from rl2meta.config import RunConfig, completed, load_config
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.errors import UserError
+from rl2meta.revealed import Revealed
 
 GOOD = """
 seed: 1
@@ -163,3 +164,26 @@ def test_an_identity_of_an_earlier_version_is_completed() -> None:
     assert completed(earlier | {"agent.epochs": 9}, COMPONENTS) == identity | {"agent.epochs": 9}
     unreadable = {"distribution.name": "gone"}
     assert completed(unreadable, COMPONENTS) == unreadable
+
+
+def test_a_task_is_revealed_on_demand() -> None:
+    plain, told = load(), load(GOOD, "reveal_task=true")
+    assert plain.distribution == plain.law == told.law
+    assert told.distribution == Revealed(plain.law)
+    assert load(told.to_yaml()) == told != plain
+    changed = {key for key, value in told.flat().items() if plain.flat()[key] != value}
+    assert changed == {"reveal_task"} and told.flat()["distribution.num_arms"] == 5
+    assert told.identity() == plain.identity() | {"reveal_task": True}
+    assert plain.identity()["reveal_task"] is False
+    assert "reveal_task: expected a valid boolean, got 1" in faults(GOOD, "reveal_task=1")
+
+
+def test_a_run_of_before_tasks_could_be_revealed_is_read() -> None:
+    identity = load().identity()
+    earlier = {key: value for key, value in identity.items() if key != "reveal_task"}
+    assert completed(earlier, COMPONENTS) == identity
+
+
+def test_no_reference_reads_revealed_tasks() -> None:
+    assert "thompson" in references_of(load(), 10)
+    assert references_of(load(GOOD, "reveal_task=true"), 10) == {}

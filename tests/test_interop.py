@@ -383,6 +383,127 @@ def test_predictor_and_rollout_earn_alike() -> None:
     assert rolled.tolist() == rewards == [8, 9]
 
 
+class Lanes:
+    """Walks a corridor as its lane and what it has learnt say, without chance; keeps what it learns from."""
+
+    def __init__(self, episodes: int, lanes: int) -> None:
+        self.phase = Phase(episodes, lanes)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> tuple[Trajectory, ...]:
+        return ()
+
+    def act(self, carry: tuple[Trajectory, ...], step: TimeStep) -> tuple[Choice, tuple[Trajectory, ...]]:
+        lane = torch.arange(self.phase.lanes_per_task)
+        assert len(step.reward) == len(lane)
+        turn = step.observation[:, 0].long() + lane + step.reward.long() + len(carry)
+        action = (turn % 3 > 0).long()
+        return Choice(action, -0.1 * turn, mode=action), carry
+
+    def adapt(self, carry: tuple[Trajectory, ...], trajectory: Trajectory) -> tuple[Trajectory, ...]:
+        return (*carry, trajectory)
+
+
+@pytest.mark.parametrize(("episodes", "lanes"), [(1, 1), (1, 4), (2, 3), (3, 2)])
+def test_lanes_one_after_another_are_lanes_side_by_side(corridor: Any, episodes: int, lanes: int) -> None:
+    family, num_episodes = corridor(horizon=6, noise=0.0), episodes * lanes * 3
+    agent, task = Lanes(episodes, lanes), lengths(2)
+    rolled = RolloutWorker(family).run(agent, task, num_episodes, 0).phases
+    env = TrialEnv(TaskEnv(family), num_episodes, tasks=task)
+    predictor = predictor_of(agent, TaskEnv(family), num_episodes=num_episodes)
+    observation, _ = env.reset(seed=0)
+    state, over, rewards = None, False, []
+    while not over:
+        action, state = predictor.predict(observation, state)
+        observation, reward, over, _, _ = env.step(action)
+        rewards.append(reward)
+    assert sum(rewards) == sum(float((phase.reward * phase.mask).sum()) for phase in rolled)
+    assert len(state[0].carry) == 2  # nothing follows the last of three phases
+    assert lanes == 1 or not all(phase.mask.all() for phase in state[0].carry)  # lanes of unequal length
+    for ours, theirs in zip(state[0].carry, rolled, strict=False):
+        check_equal_where_lived(ours, theirs)
+
+
+def check_equal_where_lived(ours: Trajectory, theirs: Trajectory) -> None:
+    steps = int(theirs.mask.sum(0).max())
+    assert ours.mask.shape == (steps, theirs.mask.shape[1])
+    assert torch.equal(ours.mask, theirs.mask[:steps])
+    assert not (ours.last & ~ours.mask).any()
+    pairs = zip(
+        (*ours.inputs, ours.action, ours.log_prob, ours.reward, ours.last),
+        (*theirs.inputs, theirs.action, theirs.log_prob, theirs.reward, theirs.last),
+        strict=True,
+    )
+    for our, their in pairs:
+        assert our.dtype == their.dtype
+        assert torch.equal(our[ours.mask], their[:steps][ours.mask])
+        assert our.isfinite().all()
+
+
+class Averages:
+    """Keeps each arm's mean over phases of four pulls: two of the best arm so far, two of others."""
+
+    phase = Phase(episodes=1, lanes_per_task=4)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+        return torch.zeros(num_tasks, 2, 3)  # sums of rewards, pulls
+
+    def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
+        best = (carry[:, 0] / carry[:, 1].clamp(min=1)).argmax(1)
+        arm = (best.unsqueeze(1) + torch.tensor([0, 1, 2, 0])).flatten() % 3
+        return Choice(arm, torch.zeros(len(arm)), mode=arm), carry
+
+    def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
+        arm, reward = (each[0].reshape(-1, 4) for each in (trajectory.action, trajectory.reward))
+        seen = torch.stack([reward, torch.ones_like(reward)], 1)
+        return carry.scatter_add(2, arm.unsqueeze(1).expand_as(seen), seen)
+
+
+def test_an_agent_with_lanes_earns_in_sb3_what_it_earns_in_a_rollout() -> None:
+    family = BernoulliBandits(num_arms=3)
+    tasks = certain_means([0.0, 0.0, 1.0], [0.0, 1.0, 0.0])
+    rolled = RolloutWorker(family).run(Averages(), tasks, 12, 0).per_task("reward").sum(1)
+    several = VecMonitor(
+        DummyVecEnv([lambda i=i: TrialEnv(bandit(), 12, tasks=tasks[i : i + 1]) for i in range(2)])
+    )
+    predictor = predictor_of(Averages(), bandit(), num_episodes=12)
+    rewards, _ = evaluate_policy(predictor, several, 2, return_episode_rewards=True)
+    assert rolled.tolist() == sorted(rewards) == [5, 5]
+
+
+class Beyond:
+    """Draws actions outside all bounds, and keeps what it is told of them."""
+
+    phase = Phase(episodes=1)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> Trajectory | None:
+        return None
+
+    def act(self, carry: Trajectory | None, step: TimeStep) -> tuple[Choice, Trajectory | None]:
+        self.step = step
+        return Choice(torch.tensor([[-3.0, 5.0]]), torch.zeros(1), torch.tensor([[0.5, 7.0]])), carry
+
+    def adapt(self, carry: Trajectory | None, trajectory: Trajectory) -> Trajectory:
+        return trajectory
+
+
+def test_the_environment_gets_clipped_actions_and_the_agent_what_it_drew() -> None:
+    agent, inner = Beyond(), Bounded()
+    env = TrialEnv(inner, 2)
+    predictor = predictor_of(agent, inner)
+    observation, _ = env.reset(seed=0)
+    state = None
+    for _ in range(3):  # one episode of two steps, and the first of the next
+        action, state = predictor.predict(observation, state)
+        assert action in inner.action_space
+        assert action.tolist() == [0.25, 1.0]
+        observation, *_ = env.step(action)
+    assert agent.step.action.tolist() == [[0.25, 1.0]]  # what was taken
+    learnt = state[0].carry
+    assert learnt.action.tolist() == [[[-3.0, 5.0]]] * 2  # what its log-probability is of
+    assert learnt.inputs.action.tolist() == [[[0.0, 0.0]], [[0.25, 1.0]]]
+    assert predictor.predict(observation, deterministic=True)[0].tolist() == [0.5, 1.0]
+
+
 def test_rows_are_independent_and_the_state_is_a_value() -> None:
     agent = Witness()
     predictor = predictor_of(agent, bandit(), seed=5)
@@ -430,9 +551,11 @@ def test_misuse_of_the_predictor_is_refused() -> None:
     with pytest.raises(ValueError, match="expected a state of 2 rows like the observations, got 1"):
         predictor.predict(np.stack([start] * 2), predictor.predict(start)[1])
     with pytest.raises(
-        ValueError, match=r"expected an agent of one lane per task, got 4: .* rl2meta\.rollout"
+        ValueError, match=r"phases of a number of episodes .* 4 lanes per task, .* with rl2meta\.rollout"
     ):
-        predictor_of(Witness(Phase(1, lanes_per_task=4)), bandit())
+        predictor_of(Witness(Phase(None, lanes_per_task=4)), bandit())
+    with pytest.raises(ValueError, match=r"num_episodes=6 is not a positive multiple of the 4 .* use 4 or 8"):
+        predictor_of(Witness(Phase(1, lanes_per_task=4)), bandit(), num_episodes=6)
     with pytest.raises(ValueError, match=r"num_episodes=25 is not a positive multiple of the 10 .* use 20"):
         predictor_of(Witness(Phase(10)), bandit(), num_episodes=25)
     with pytest.raises(ValueError, match=r"num_episodes=0 is not a positive multiple of the 1 .* use 1"):

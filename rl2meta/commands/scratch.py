@@ -1,0 +1,145 @@
+"""What a task costs an agent that brings nothing along: Stable-Baselines3's PPO from scratch on each one."""
+
+import random
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from stable_baselines3 import PPO
+from stable_baselines3.common.callbacks import BaseCallback
+from stable_baselines3.common.vec_env import DummyVecEnv
+
+from rl2meta.envs.batched import TaskEnv
+from rl2meta.evaluation import Evaluation
+from rl2meta.randomness import derive
+from rl2meta.tasks import TaskDistribution, Tasks
+
+_NET_ARCH = [64, 64]
+_LARGEST_BATCH = 64  # Stable-Baselines3's own
+_EPISODES_PER_UPDATE = 10
+_FEWEST_STEPS, _MOST_STEPS = 8, 2048  # of an update; the most is Stable-Baselines3's own
+
+
+def learn_from_scratch(
+    distribution: TaskDistribution,
+    tasks: Tasks,
+    num_episodes: int,
+    seed: int,
+    progress: Callable[[int], None] | None = None,
+) -> Evaluation:
+    """Train a new PPO on each task for ``num_episodes`` episodes; return all that they earned meanwhile.
+
+    Every interaction counts, the first ones too. Stable-Baselines3's settings (MlpPolicy, 64-64), but for an
+    update every ten episodes, or where these are few steps every 8, or where they are many every 2,048: its
+    2,048 steps would be a whole short trial. Runs on the CPU, with torch's threads as they are, and leaves
+    the global random generators, which Stable-Baselines3 seeds, as they were.
+
+    Args:
+        distribution: the family of the tasks.
+        tasks: one run of PPO each.
+        num_episodes: of each run, exactly.
+        seed: of the networks, the actions and the environments; task i has the i-th stream of it.
+        progress: called after each task with the number of tasks done.
+
+    Raises:
+        ValueError: for fewer than one episode or task.
+    """
+    if num_episodes < 1 or len(tasks) < 1:
+        raise ValueError(f"expected at least one episode and task, got {num_episodes} and {len(tasks)}")
+    began, lives = time.perf_counter(), []
+    for i in range(len(tasks)):
+        lives.append(_learn(distribution, tasks[i : i + 1], num_episodes, derive(seed, "scratch", i)))
+        if progress is not None:
+            progress(i + 1)
+    rewards, regrets, steps = np.array([life.episodes for life in lives], np.float32).transpose(2, 0, 1)
+    known = regrets if lives[0].emits_regret else None
+    return Evaluation(rewards, known, steps, time.perf_counter() - began)
+
+
+class _Life(gym.Wrapper[Any, Any, Any, Any]):
+    """One task, whose every episode is put on record.
+
+    A reset with a seed sets the task, any other keeps it.
+
+    Attributes:
+        episodes: of each, the sums of the rewards (the expected ones where the family emits them, as in
+            ``rl2meta.evaluation``), of the regrets (0 where it emits none) and of the steps.
+        emits_regret: the family emits them.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], task: Tasks) -> None:
+        super().__init__(env)
+        self.episodes: list[NDArray[np.float64]] = []
+        self.emits_regret = False
+        self._task = task
+        self._now = np.zeros(3)
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        """Start an episode."""
+        self._now = np.zeros(3)
+        if seed is not None:
+            options = {**(options or {}), "tasks": self._task}
+        return self.env.reset(seed=seed, options=options)
+
+    def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
+        """Act once."""
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self.emits_regret = "regret" in info
+        self._now += (info.get("expected_reward", reward), info.get("regret", 0.0), 1)
+        if terminated or truncated:
+            self.episodes.append(self._now)
+        return observation, reward, terminated, truncated, info
+
+
+class _StopAfter(BaseCallback):
+    """Ends the training with the last episode, wherever the next update would be."""
+
+    def __init__(self, life: _Life, num_episodes: int) -> None:
+        super().__init__()
+        self._life, self._num_episodes = life, num_episodes
+
+    def _on_step(self) -> bool:
+        return len(self._life.episodes) < self._num_episodes
+
+
+def _learn(distribution: TaskDistribution, task: Tasks, num_episodes: int, seed: int) -> _Life:
+    life = _Life(TaskEnv(distribution), task)
+    num_steps, batch_size = _sizes(distribution.horizon)
+    with _global_randomness_kept():
+        ppo = PPO(
+            "MlpPolicy",
+            DummyVecEnv([lambda: life]),
+            n_steps=num_steps,
+            batch_size=batch_size,
+            policy_kwargs={"net_arch": _NET_ARCH},
+            device="cpu",
+            seed=seed % 2**32,  # NumPy's global generator takes no more
+        )
+        ppo.learn(num_episodes * distribution.horizon, callback=_StopAfter(life, num_episodes))
+    return life
+
+
+def _sizes(horizon: int) -> tuple[int, int]:
+    """Return the steps of an update and the largest minibatch that divides them."""
+    num_steps = min(_MOST_STEPS, max(_FEWEST_STEPS, _EPISODES_PER_UPDATE * horizon))
+    divisors = (size for size in range(min(_LARGEST_BATCH, num_steps), 0, -1) if num_steps % size == 0)
+    return num_steps, next(divisors)
+
+
+@contextmanager
+def _global_randomness_kept() -> Iterator[None]:
+    """Put the global generators back as they were."""
+    states = random.getstate(), np.random.get_state(), torch.get_rng_state()
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])
+        torch.set_rng_state(states[2])

@@ -1,0 +1,254 @@
+"""Stable-Baselines3's ``predict`` for any agent, on the flat observations of ``TrialEnv``."""
+
+from dataclasses import dataclass, replace
+from itertools import groupby
+from typing import Any, Generic, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from rl2meta.randomness import generator
+from rl2meta.spaces import bounded, encoding
+from rl2meta.trial import Agent, Carry, Choice, TimeStep, Trajectory
+
+Array = NDArray[Any]
+
+
+class Predictor(Generic[Carry]):
+    """Any agent behind Stable-Baselines3's ``predict``, on the flat observations of ``TrialEnv``.
+
+    A trial begins where ``episode_start`` is true. The agent adapts when the episodes of its phase have
+    ended; one whose phase is the whole trial never adapts, for nothing follows.
+
+    An agent with lanes lives them one after another: every lane is shown the current step and the current
+    lane's choice is taken. As acting moves no carry before the phase ends, that comes to the same as lanes
+    side by side; each lane's first step has its own previous action and reward, as there.
+
+    Args:
+        agent: what acts and adapts.
+        observation_space: of the environment inside the ``TrialEnv``.
+        action_space: likewise; actions are clipped to its bounds, the agent learns from what it drew.
+        seed: of the agent's draws; the k-th trial that begins has the k-th stream of it.
+        num_episodes: of a trial, if known: refused here unless the agent's phases fill it.
+        device: where the agent lives.
+
+    Raises:
+        ValueError: for an agent with lanes whose phase is the whole trial, or whose phases do not fill
+            ``num_episodes``.
+        TypeError: for spaces other than Discrete and Box.
+    """
+
+    def __init__(
+        self,
+        agent: Agent[Carry],
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        seed: int = 0,
+        num_episodes: int | None = None,
+        device: torch.device | str = "cpu",
+    ) -> None:
+        _check_phase(agent, num_episodes)
+        self.agent = agent
+        self._spaces = observation_space, action_space
+        self._sizes = [encoding(observation_space).size, encoding(action_space).size, 1, 1]
+        self._bounded = bounded(action_space, device)
+        self._seed, self._device = seed, torch.device(device)
+        self._trials_begun = 0
+
+    @torch.no_grad()
+    def predict(
+        self,
+        observation: Array,
+        state: "PredictorState | None" = None,
+        episode_start: Array | None = None,
+        deterministic: bool = False,
+    ) -> tuple[Array, "PredictorState"]:
+        """Choose an action in each row.
+
+        Args:
+            observation: flat observations [num_envs, size], or a single one [size].
+            state: what the last call returned; None begins a trial in every row.
+            episode_start: bool [num_envs], a trial begins here; None for nowhere.
+            deterministic: take the agent's mode instead of its sample.
+
+        Returns:
+            Actions [num_envs, ...], or a single one, and the next state.
+
+        Raises:
+            ValueError: if the observations or the state do not fit.
+        """
+        batch = np.asarray(observation, dtype=np.float32)
+        single = batch.ndim == 1
+        batch = batch[None] if single else batch
+        rows = self._rows(batch, state, episode_start)
+        acted = [
+            self._act(row, self._decode(vector), deterministic)
+            for row, vector in zip(rows, batch, strict=True)
+        ]
+        actions = np.stack([self._action(row) for row in acted])
+        return (actions[0] if single else actions), tuple(acted)
+
+    def _rows(
+        self, batch: Array, state: "PredictorState | None", episode_start: Array | None
+    ) -> "list[_Row[Carry] | None]":
+        if batch.ndim != 2 or batch.shape[1] != sum(self._sizes):
+            raise ValueError(
+                f"expected flat observations [num_envs, {sum(self._sizes)}] as TrialEnv gives them, "
+                f"got {list(batch.shape)}"
+            )
+        if state is None:
+            return [None] * len(batch)
+        if len(state) != len(batch):
+            raise ValueError(f"expected a state of {len(batch)} rows like the observations, got {len(state)}")
+        starts = np.zeros(len(batch), bool) if episode_start is None else np.reshape(episode_start, -1)
+        return [None if start else row for row, start in zip(state, starts, strict=True)]
+
+    def _act(self, row: "_Row[Carry] | None", step: TimeStep, deterministic: bool) -> "_Row[Carry]":
+        row, step = (self._begin(step), step) if row is None else self._live(row, step)
+        shown = TimeStep(*(torch.cat([field] * self.agent.phase.lanes_per_task) for field in step))
+        choices, carry = self.agent.act(row.carry, shown)
+        choice = Choice(*(field[row.lane : row.lane + 1] for field in choices))
+        if deterministic:  # its log_prob stays the sample's: an agent tells no other
+            choice = choice._replace(action=choice.mode)
+        return replace(row, carry=carry, pending=(step, choice))
+
+    def _begin(self, step: TimeStep) -> "_Row[Carry]":
+        source = generator(self._seed, "predict", self._trials_begun, device=self._device)
+        self._trials_begun += 1
+        nothing_yet = torch.zeros_like(step.action), torch.zeros_like(step.reward)
+        ends = (nothing_yet,) * (self.agent.phase.lanes_per_task - 1)
+        return _Row(self.agent.begin(1, source), ends)
+
+    def _live(self, row: "_Row[Carry]", step: TimeStep) -> "tuple[_Row[Carry], TimeStep]":
+        """Take in what the pending step led to; return also the step as the lane whose turn it is sees it."""
+        row, episodes = _completed(row, step), self.agent.phase.episodes
+        if episodes is None:
+            return replace(row, past=()), step
+        if row.ended < episodes:
+            return row, step
+        (action, reward), *ends = *row.ends, (step.action, step.reward)
+        row = self._learn(replace(row, ends=tuple(ends), lane=row.lane + 1, ended=0))
+        return row, step._replace(action=action, reward=reward)
+
+    def _learn(self, row: "_Row[Carry]") -> "_Row[Carry]":
+        """Adapt if all lanes have lived their episodes of the phase."""
+        if row.lane < self.agent.phase.lanes_per_task:
+            return row
+        return replace(row, carry=self.agent.adapt(row.carry, _trajectory(row.past)), past=(), lane=0)
+
+    def _decode(self, vector: Array) -> TimeStep:
+        """Return the TimeStep that a flat observation holds, as a batch of one."""
+        observation, action, reward, first = np.split(vector, np.cumsum(self._sizes)[:-1])
+        return TimeStep(
+            observation=self._tensor(_element(self._spaces[0], observation)).unsqueeze(0),
+            action=self._tensor(action).unsqueeze(0),
+            reward=self._tensor(reward),
+            first=self._tensor(first > 0.5),
+        )
+
+    def _tensor(self, array: Array) -> Tensor:
+        return torch.as_tensor(array, device=self._device)
+
+    def _action(self, row: "_Row[Carry]") -> Array:
+        assert row.pending is not None  # every row has just acted
+        action = self._bounded(row.pending[1].action[0]).cpu().numpy()
+        return np.asarray(action.astype(self._spaces[1].dtype))
+
+
+class _Lived(NamedTuple):
+    """One finished step."""
+
+    inputs: TimeStep
+    choice: Choice
+    reward: Tensor
+    last: Tensor
+    lane: int
+
+
+@dataclass(frozen=True)
+class _Row(Generic[Carry]):
+    """One environment's trial.
+
+    Attributes:
+        carry: what the agent has learnt.
+        ends: the previous action and reward that await the lanes at their starts, the next lane's first.
+        lane, ended: the lane whose turn it is, and how many of its episodes of the phase have ended.
+        past: the phase so far.
+        pending: the step whose reward is still to come.
+    """
+
+    carry: Carry
+    ends: tuple[tuple[Tensor, Tensor], ...]
+    lane: int = 0
+    ended: int = 0
+    past: tuple[_Lived, ...] = ()
+    pending: tuple[TimeStep, Choice] | None = None
+
+
+PredictorState = tuple[_Row[Any], ...]
+
+
+def _completed(row: _Row[Carry], step: TimeStep) -> _Row[Carry]:
+    """Move the pending step to the past: what it led to has now been seen."""
+    assert row.pending is not None  # a row is kept only after it has acted
+    lived = _Lived(*row.pending, reward=step.reward, last=step.first, lane=row.lane)
+    return replace(row, past=(*row.past, lived), pending=None, ended=row.ended + bool(step.first))
+
+
+def _trajectory(past: tuple[_Lived, ...]) -> Trajectory:
+    """Lay lanes that were lived one after another side by side, [T, lanes].
+
+    Shorter ones are padded with their last step, masked and not ``last``.
+    """
+    lanes = [list(lane) for _, lane in groupby(past, key=lambda lived: lived.lane)]
+    lengths = [len(lane) for lane in lanes]
+    padded = [lane + lane[-1:] * (max(lengths) - len(lane)) for lane in lanes]
+    rows = [_side_by_side(row) for row in zip(*padded, strict=True)]
+    inputs, choices, rewards, lasts, _ = zip(*rows, strict=True)
+    choice = Choice(*(torch.stack(field) for field in zip(*choices, strict=True)))
+    last = torch.stack(lasts)
+    mask = (torch.arange(len(rows)).unsqueeze(1) < torch.tensor(lengths)).to(last.device)
+    return Trajectory(
+        inputs=TimeStep(*(torch.stack(field) for field in zip(*inputs, strict=True))),
+        action=choice.action,
+        log_prob=choice.log_prob,
+        reward=torch.stack(rewards),
+        last=last & mask,
+        mask=mask,
+        expected_reward=None,
+        regret=None,
+    )
+
+
+def _side_by_side(row: tuple[_Lived, ...]) -> _Lived:
+    """Join one step of each lane, [lanes, ...]."""
+    inputs, choices, rewards, lasts, _ = zip(*row, strict=True)
+    return _Lived(
+        inputs=TimeStep(*(torch.cat(field) for field in zip(*inputs, strict=True))),
+        choice=Choice(*(torch.cat(field) for field in zip(*choices, strict=True))),
+        reward=torch.cat(rewards),
+        last=torch.cat(lasts),
+        lane=0,
+    )
+
+
+def _check_phase(agent: Agent[Carry], num_episodes: int | None) -> None:
+    episodes, lanes = agent.phase
+    if lanes > 1 and episodes is None:
+        raise ValueError(
+            f"expected phases of a number of episodes from an agent of {lanes} lanes per task, got one that "
+            "takes the whole trial: its carry may move while it acts, and SB3's one environment lives the "
+            "lanes one after another; evaluate this agent with rl2meta.rollout"
+        )
+    if num_episodes is not None:
+        agent.phase.plan(num_episodes)
+
+
+def _element(space: gym.Space[Any], vector: Array) -> Array:
+    """Undo the encoding of one element."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.asarray(vector.argmax() + space.start)
+    return np.asarray(vector.reshape(space.shape or ()).astype(space.dtype))

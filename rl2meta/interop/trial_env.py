@@ -1,0 +1,118 @@
+"""A trial as one Gymnasium episode.
+
+A *flat observation* is one float32 vector of what a ``TimeStep`` holds: the observation's encoding, the
+previous action's, the previous reward, and 1 where an inner episode begins.
+"""
+
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from rl2meta.spaces import encoding
+from rl2meta.tasks import Tasks
+
+Array = NDArray[Any]
+_MAX = np.finfo(np.float32).max  # Gymnasium's checker refuses infinite bounds
+
+
+class TrialEnv(gym.Env[Array, Any]):
+    """A trial of several episodes on one task, as one episode of Gymnasium.
+
+    An inner episode that ends restarts in the same step, on the same task, by the inner environment's bare
+    ``reset()``; the trial ends by termination, since nothing is worth anything after it. ``reset`` starts a
+    trial with a seed of its own for the inner environment, by which the built-in families draw a new task.
+    ``reset(options={"tasks": ...})`` wins over both. The info of a step is the inner environment's.
+
+    Flat observation: float32 [observation size + action size + 2]; at a trial's start action and reward
+    are all zero. The terminal observation begins no episode.
+
+    Args:
+        env: any single environment with Discrete or Box spaces, such as ``gym.make`` returns.
+        num_episodes: episodes in a trial.
+        tasks: held-out tasks, if any: each reset plays the next one, in order and again from the first;
+            a reset with a seed starts from the first.
+
+    Raises:
+        ValueError: for fewer than one episode, or no tasks.
+        TypeError: for other spaces.
+    """
+
+    def __init__(self, env: gym.Env[Any, Any], num_episodes: int, tasks: Tasks | None = None) -> None:
+        if num_episodes < 1:
+            raise ValueError(f"expected num_episodes >= 1, got {num_episodes}")
+        if tasks is not None and len(tasks) < 1:
+            raise ValueError("expected at least one task, or None to let the environment draw them, got 0")
+        self.env, self.num_episodes, self.tasks = env, num_episodes, tasks
+        self.metadata, self.render_mode = env.metadata, env.render_mode
+        self.action_space = env.action_space
+        self.observation_space = _flat_space(env.observation_space, env.action_space)
+        self._observation, self._action = encoding(env.observation_space), encoding(env.action_space)
+        self._next_task = 0
+        self._episodes_left = 0
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Array, dict[str, Any]]:
+        """Start a trial."""
+        super().reset(seed=seed)
+        if seed is not None:
+            self._next_task = 0
+        self._episodes_left = self.num_episodes
+        inner = int(self.np_random.integers(2**31))
+        observation, info = self.env.reset(seed=inner, options=self._options(options))
+        return self._flat(observation, np.zeros(self._action.size), 0.0, first=True), info
+
+    def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
+        """Act once; after the trial's end call ``reset``."""
+        if not self._episodes_left:
+            raise gym.error.ResetNeeded("expected a reset before a trial's first step; call reset()")
+        observation, reward, terminated, truncated, info = self.env.step(action)
+        self._episodes_left -= terminated or truncated
+        over = not self._episodes_left
+        first = (terminated or truncated) and not over
+        if first:
+            observation, _ = self.env.reset()
+        vector = _vector(self._action.encode, action)
+        return self._flat(observation, vector, float(reward), first), float(reward), over, False, info
+
+    def render(self) -> Any:
+        """Render the inner environment."""
+        return self.env.render()
+
+    def close(self) -> None:
+        """Close the inner environment."""
+        self.env.close()
+
+    def _options(self, options: dict[str, Any] | None) -> dict[str, Any] | None:
+        if self.tasks is None or "tasks" in (options or {}):
+            return options
+        index = self._next_task % len(self.tasks)
+        self._next_task = index + 1
+        return {**(options or {}), "tasks": self.tasks[index : index + 1]}
+
+    def _flat(self, observation: Any, action: Array, reward: float, first: bool) -> Array:
+        tail = np.array([reward, first])
+        return np.concatenate(
+            [_vector(self._observation.encode, observation), action, tail], dtype=np.float32
+        )
+
+
+def _flat_space(observation: gym.Space[Any], action: gym.Space[Any]) -> gym.spaces.Box:
+    (low_o, high_o), (low_a, high_a) = _bounds(observation), _bounds(action)
+    low = np.concatenate([low_o, np.minimum(low_a, 0), [-_MAX], [0]])  # no action yet is all zero
+    high = np.concatenate([high_o, np.maximum(high_a, 0), [_MAX], [1]])
+    return gym.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
+
+
+def _bounds(space: gym.Space[Any]) -> tuple[Array, Array]:
+    size = encoding(space).size
+    if isinstance(space, gym.spaces.Box):
+        return np.clip(space.low.ravel(), -_MAX, _MAX), np.clip(space.high.ravel(), -_MAX, _MAX)
+    return np.zeros(size), np.ones(size)
+
+
+def _vector(encode: Any, element: Any) -> Array:
+    return np.asarray(encode(torch.as_tensor(np.asarray(element))).numpy())
