@@ -23,6 +23,7 @@ from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 Weights = Mapping[str, Tensor]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
+_ROWS_AT_ONCE = 2**18
 Count = Annotated[int, Field(ge=1, le=2**20)]
 
 
@@ -39,7 +40,7 @@ class InnerConfig(BaseModel):
         [0.1], description="α of the first, the second, … inner step; the last serves all that follow"
     )
     learn_inner_rates: bool = Field(
-        False, description="learn a factor of α for each weight, as Meta-SGD does"
+        False, description="learn factors of each α, one for every weight, as Meta-SGD does"
     )
     inner_steps: Count | None = Field(
         None, description="the agent plays on as it is after so many; null for a step after every phase"
@@ -92,14 +93,17 @@ class Objective(Protocol):
 
 
 class MetaWeights(nn.Module):
-    """All that is learnt between trials: θ and, for Meta-SGD, the factors of α, 1 at first."""
+    """All that is learnt between trials: θ and, for Meta-SGD, the factors of each α, 1 at first."""
 
-    def __init__(self, network: nn.Module, learn_rates: bool) -> None:
+    def __init__(self, network: nn.Module, config: InnerConfig) -> None:
         super().__init__()
         self.network = network
-        named = network.named_parameters() if learn_rates else ()
-        self.factors = nn.ParameterDict(
-            {name.replace(".", "/"): nn.Parameter(torch.ones_like(value)) for name, value in named}
+        learnt = len(config.inner_learning_rates) if config.learn_inner_rates else 0
+        self.factors = nn.ModuleList(
+            nn.ParameterDict(
+                {name.replace(".", "/"): torch.ones_like(value) for name, value in network.named_parameters()}
+            )
+            for _ in range(learnt)
         )
 
 
@@ -108,7 +112,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         weights: of the network, stacked: [num_tasks, ...] each.
-        factors: of α for each weight, shared by all tasks; empty if they are not learnt.
+        factors: of each α for each weight, shared by all tasks; empty if they are not learnt.
         steps: gradient steps taken.
         kept: the phase that later steps use again, once there is one.
     """
@@ -139,7 +143,7 @@ class InnerLoop:
         """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
         theta, factors = _under("network.", meta), _under("factors.", meta)
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
-        return Adapted(weights, {name.replace("/", "."): f for name, f in factors.items()}, 0, None)
+        return Adapted(weights, factors, 0, None)
 
     def outputs(self, adapted: Adapted, observation: Tensor) -> Tensor:
         """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
@@ -160,10 +164,11 @@ class InnerLoop:
             and adapted.kept is not None
         ):
             rows = adapted.kept
-        gradients = vmap(grad(self._loss))(adapted.weights, rows)
-        rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
+        gradients = vmap(grad(self._loss), chunk_size=_tasks_at_once(rows))(adapted.weights, rows)
+        place = min(adapted.steps, len(cfg.inner_learning_rates) - 1)
+        rate, factors = cfg.inner_learning_rates[place], _under(f"{place}.", adapted.factors)
         weights = {
-            name: weight - rate * adapted.factors.get(name, 1.0) * self._treated(gradients[name])
+            name: weight - rate * factors.get(name.replace(".", "/"), 1.0) * self._treated(gradients[name])
             for name, weight in adapted.weights.items()
         }
         return Adapted(weights, adapted.factors, adapted.steps + 1, rows)
@@ -221,6 +226,13 @@ class MAMLAgent:
 def named(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module by name."""
     return dict(module.named_parameters())
+
+
+def _tasks_at_once(rows: Rows) -> int | None:
+    """Return None for all of them, unless thousands of tasks are judged whose activations fill the memory."""
+    num_tasks, per_task = rows.weight.shape
+    at_once = max(1, _ROWS_AT_ONCE // per_task)
+    return None if num_tasks <= at_once else at_once
 
 
 def by_row(field: Tensor, lanes: int) -> Tensor:

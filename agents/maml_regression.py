@@ -131,7 +131,7 @@ class MAMLRegressionLearner:
         self.config = config
         sizes = encoding(observation_space).size, action_space.shape[0]
         network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
-        self.meta = MetaWeights(network, config.learn_inner_rates).to(device)
+        self.meta = MetaWeights(network, config).to(device)
         self.inner = InnerLoop(network, SquaredError(observation_space), config)
         self.agent = MAMLAgent(self.meta, self.inner)
         self.optimizer = torch.optim.Adam(self.meta.parameters(), lr=config.learning_rate, fused=True)

@@ -88,7 +88,7 @@ class MAMLTRPOLearner:
         size = encoding(observation_space).size
         network = seeded(lambda: PolicyNetwork(size, action_space, config.hidden_sizes), seed)
         network.to(device, dtype)
-        self.meta = MetaWeights(network, config.learn_inner_rates).to(device, dtype)
+        self.meta = MetaWeights(network, config).to(device, dtype)
         self.objective = PolicyGradient(observation_space, cast(PolicyNetwork, network), config)
         self.inner = InnerLoop(network, self.objective, config)
         self.agent = MAMLAgent(self.meta, self.inner)
