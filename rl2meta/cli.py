@@ -111,8 +111,9 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Judge it on other tasks than it was trained on, such as distribution.reward_mean=0, or in "
-            "longer trials: training.episodes_per_trial=20.",
+            help="Judge it on other tasks than it was trained on, such as distribution.reward_mean=0, in "
+            "longer trials, evaluation.episodes_per_trial=20, or with what its kind lets change after "
+            "training, agent.KEY=VALUE.",
         ),
     ] = None,
     tasks: Annotated[
@@ -137,6 +138,48 @@ def evaluate(
         overrides or [],
         tasks=tasks,
         seed=seed,
+        against=against,
+        out=out,
+        device=device,
+        threads=threads,
+    )
+
+
+@app.command()
+def compare(
+    run_dirs: Annotated[
+        list[Path],
+        typer.Argument(
+            metavar="DIR...", help="Run folders on one task law; differences are to the first of them."
+        ),
+    ],
+    against: Annotated[str, typer.Option(help="References, comma-separated, or 'all' or 'none'.")] = "all",
+    tasks: Annotated[
+        int | None, typer.Option(help="Held-out tasks; the first run's number if not given.")
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Which held-out tasks; the first run's if not given.")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes in a trial; the longest of the runs' if not given.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder for the results; compare-NAME1-NAME2[_N] beside the first run if not given."
+        ),
+    ] = None,
+    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; the first run's if not given.")] = None,
+) -> None:
+    """Judge several trained agents side by side: the same held-out tasks and the same luck for each."""
+    from rl2meta.commands.compare import compare_runs
+
+    compare_runs(
+        run_dirs,
+        tasks=tasks,
+        seed=seed,
+        episodes=episodes,
         against=against,
         out=out,
         device=device,
@@ -198,6 +241,9 @@ def list_components() -> None:
 
 @app.command()
 def benchmark(
+    suite: Annotated[
+        str, typer.Option(help="What to measure, comma-separated: train (RL²), maml (MAML-TRPO).")
+    ] = "train",
     seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in all.")] = 30.0,
     against: Annotated[str | None, typer.Option(help="'sb3' for sb3-contrib's RecurrentPPO.")] = None,
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
@@ -207,4 +253,4 @@ def benchmark(
     """Measure training speed, in turns within one run."""
     from rl2meta.commands.benchmark import run_benchmark
 
-    run_benchmark(seconds=seconds, against=against, device=device, threads=threads, out=out)
+    run_benchmark(suite=suite, seconds=seconds, against=against, device=device, threads=threads, out=out)

@@ -16,7 +16,7 @@ from rl2meta.files import write_atomically, writing
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.spaces import encoding
-from rl2meta.statistics import mean_interval, paired_difference
+from rl2meta.statistics import Interval, mean_interval, paired_difference
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.trial import Agent, Trial
 
@@ -25,6 +25,7 @@ CHUNK = 10_000
 """Tasks that run side by side; part of what fixes an evaluation's random streams."""
 _CHUNK_BYTES = 2**28  # fewer tasks run side by side where their trials would take more memory
 _STEP_BYTES = 40  # of a step in a trajectory, but for its previous action, which is one-hot
+_ADAPTATION = ("episode", "mean", "low", "high", "regret_mean", "regret_low", "regret_high")
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
@@ -38,6 +39,8 @@ class Evaluation:
         regrets: [num_tasks, episodes], the expected regret, or None where no optimum is known.
         steps: [num_tasks, episodes], how many steps there were.
         seconds: how long it took.
+        episodes_per_block: consecutive episodes that were lived with the same knowledge: the agent adapts
+            between such blocks.
         constants: the constants of the agent that were chosen for it, by name.
     """
 
@@ -45,11 +48,17 @@ class Evaluation:
     regrets: Array | None
     steps: Array
     seconds: float
+    episodes_per_block: int = 1
     constants: Mapping[str, float] = field(default_factory=dict)
 
     def returns(self) -> NDArray[np.float64]:
         """Return the sum of all rewards of each trial, [num_tasks]."""
         return np.asarray(self.rewards.sum(axis=1, dtype=np.float64))
+
+    def per_block(self, values: Array) -> NDArray[np.float64]:
+        """Return the mean of ``values``, [num_tasks, episodes], in each block, [num_tasks, blocks]."""
+        blocks = values.reshape(len(values), -1, self.episodes_per_block)
+        return np.asarray(blocks.mean(axis=2, dtype=np.float64))
 
 
 @dataclass(frozen=True)
@@ -81,7 +90,9 @@ def evaluate(
     began = time.perf_counter()
     parts = list(_chunks(agent, worker, tasks, num_episodes, seed))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
-    return Evaluation(whole["rewards"], whole.get("regrets"), whole["steps"], time.perf_counter() - began)
+    seconds = time.perf_counter() - began
+    block = (agent.phase.episodes or 1) * agent.phase.lanes_per_task
+    return Evaluation(whole["rewards"], whole.get("regrets"), whole["steps"], seconds, block)
 
 
 def benchmarks(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Benchmarks:
@@ -104,11 +115,11 @@ def benchmarks(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, 
 def write_evaluation(
     folder: Path, evaluations: Mapping[str, Evaluation], ceilings: Benchmarks, facts: Mapping[str, Any]
 ) -> None:
-    """Write ``evaluation.json``, ``regret.csv`` (or ``returns.csv``) and ``arrays.npz`` into ``folder``.
+    """Write evaluation.json, regret.csv (or returns.csv), adaptation.csv and arrays.npz into ``folder``.
 
     Args:
         folder: an empty folder.
-        evaluations: by name, the trained agent first; all on the same tasks.
+        evaluations: by name, the trained agent first; all on the same tasks, or on the first of them.
         ceilings: the exact values beside them.
         facts: what else ``evaluation.json`` says (num_tasks, seed, ...).
 
@@ -119,7 +130,7 @@ def write_evaluation(
         raise UserError(f"expected an empty folder for the evaluation, got {folder} with something in it")
     subject = next(iter(evaluations.values()))
     agents = {name: _summary(evaluation, subject) for name, evaluation in evaluations.items()}
-    report = {**facts, **ceilings.__dict__, "agents": agents}
+    report = {"episodes": subject.rewards.shape[1], **facts, **ceilings.__dict__, "agents": agents}
     arrays = {f"{name}/rewards": evaluation.rewards for name, evaluation in evaluations.items()}
     known = {name: evaluation.regrets for name, evaluation in evaluations.items()}
     regrets = {name: regret for name, regret in known.items() if regret is not None}
@@ -131,7 +142,32 @@ def write_evaluation(
         with open(folder / "arrays.npz", "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
         _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), curves)
+        _write_adaptation(folder / "adaptation.csv", agents)
         write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
+
+
+def difference(evaluation: Evaluation, subject: Evaluation) -> Interval:
+    """Return how much more than ``subject`` an agent earned on the tasks that both were put on."""
+    both = min(len(evaluation.rewards), len(subject.rewards))
+    return paired_difference(evaluation.returns()[:both], subject.returns()[:both])
+
+
+def adaptation(evaluation: Evaluation) -> list[dict[str, float]]:
+    """Return what an episode brought in each block, with 95 % intervals over tasks.
+
+    Each block has ``episode``, the episodes lived through before it, and ``mean``, ``low`` and ``high`` of
+    the return per episode; where it is known also ``regret_mean``, ``regret_low`` and ``regret_high``.
+    """
+    known = {"": evaluation.rewards, "regret_": evaluation.regrets}
+    columns: dict[str, NDArray[np.float64]] = {}
+    for prefix, values in known.items():
+        if values is not None:
+            band = mean_interval(evaluation.per_block(values))
+            columns |= {prefix + end: np.asarray(getattr(band, end)) for end in ("mean", "low", "high")}
+    return [
+        {"episode": block * evaluation.episodes_per_block, **dict(zip(columns, map(float, row), strict=True))}
+        for block, row in enumerate(zip(*columns.values(), strict=True))
+    ]
 
 
 def _chunks(
@@ -161,6 +197,7 @@ def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
     """Means with standard errors, and the paired difference to the first agent in the report."""
     returns = mean_interval(evaluation.returns())
     summary: dict[str, Any] = {
+        "num_tasks": len(evaluation.rewards),
         "mean_return": float(returns.mean),
         "return_standard_error": float(returns.standard_error),
         "mean_regret": None,
@@ -174,7 +211,7 @@ def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
             "regret_standard_error": float(regret.standard_error),
         }
     if evaluation is not subject:
-        gap = paired_difference(evaluation.returns(), subject.returns())
+        gap = difference(evaluation, subject)
         summary["return_minus_first"] = {
             "mean": float(gap.mean),
             "low": float(gap.low),
@@ -182,7 +219,8 @@ def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
         }
     if evaluation.constants:
         summary["constants"] = dict(evaluation.constants)
-    return summary
+    steps = {"episodes_per_block": evaluation.episodes_per_block, "adaptation": adaptation(evaluation)}
+    return summary | steps
 
 
 def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None:
@@ -199,3 +237,14 @@ def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None
             columns = np.stack([interactions, band.mean, band.low, band.high], axis=1)
             for episode, row in enumerate(columns, start=1):
                 writer.writerow([name, episode, *(f"{value:.6g}" for value in row)])
+
+
+def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:
+    """Write what an episode brought each agent after so many episodes; empty where no regret is known."""
+    with open(path, "w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["agent", "block", *_ADAPTATION])
+        for name, said in agents.items():
+            for block, row in enumerate(said["adaptation"]):
+                values = (f"{row[key]:.6g}" if key in row else "" for key in _ADAPTATION[1:])
+                writer.writerow([name, block, row["episode"], *values])

@@ -3,7 +3,7 @@
 import csv
 import io
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,15 +20,19 @@ class AgentReport(NamedTuple):
 
     Attributes:
         name: as in the files.
-        place: 0 for the trained agent, then 1, 2, ….
+        place: 0, 1, 2, … in the order of the files, the trained agents first.
+        is_subject: the evaluation is about it; the others are what it is compared with.
+        episodes_per_block: how many episodes it lives through with the same knowledge.
         mean_return: over tasks.
         margin: half the width of its 95 % interval.
-        step: interactions so far at the points of the curve, from 0 on.
-        mean, low, high: the cumulative curve and its 95 % interval at those points.
+        step: where the points of the curve are: interactions so far, or episodes.
+        mean, low, high: the curve and its 95 % interval at those points.
     """
 
     name: str
     place: int
+    is_subject: bool
+    episodes_per_block: int
     mean_return: float
     margin: float
     step: NDArray[np.float64]
@@ -42,7 +46,7 @@ class EvaluationReport(NamedTuple):
 
     Attributes:
         title, subtitle: how many tasks, and of which law.
-        oracle, bayes, bayes_regret: the ceilings, None where they are not known.
+        oracle, bayes, bayes_regret: the ceilings of what is reported, None where they are not known.
         agents: in the order of the files.
     """
 
@@ -60,62 +64,106 @@ def knows_regret(folder: Path) -> bool:
     Raises:
         UserError: if there is no evaluation in ``folder``.
     """
-    path = folder / "evaluation.json"
-    with _expecting("an evaluation", path):
-        agents = json.loads(path.read_text(encoding="utf-8"))["agents"]
-        return all(agent["mean_regret"] is not None for agent in agents.values())
+    with _said(folder) as said:
+        return all(agent["mean_regret"] is not None for agent in said["agents"].values())
 
 
 def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
-    """Return what evaluation.json and the file called ``curves`` say.
+    """Return what evaluation.json and the cumulative curves in the file called ``curves`` say.
 
     Raises:
         UserError: if a file is missing or not as expected.
     """
-    path = folder / "evaluation.json"
-    rows = _read_rows(folder / curves)
-    with _expecting("an evaluation", path):
-        said = json.loads(path.read_text(encoding="utf-8"))
-        agents = [
-            AgentReport(
-                name,
-                place,
-                float(entry["mean_return"]),
-                _margin(entry["return_standard_error"], said["num_tasks"]),
-                *rows[name].T,
-            )
-            for place, (name, entry) in enumerate(said["agents"].items())
-        ]
+    rows = _read_rows(folder / curves, "step")
+    with _said(folder) as said:
         return EvaluationReport(
-            f"{said['num_tasks']:,} {_kind(said)}",
+            f"{said['num_tasks']:,} {kind_of_tasks(said)}",
             _subtitle(said),
             said["oracle_return"],
             said["bayes_optimal_return"],
             said["bayes_optimal_regret"],
-            agents,
+            _agents(said, {name: [[0.0] * 4, *points] for name, points in rows.items()}),
         )
 
 
-def _kind(said: Any) -> str:
+def read_adaptation(folder: Path) -> EvaluationReport:
+    """Return what evaluation.json and adaptation.csv say of the return of an episode after so many episodes.
+
+    Raises:
+        UserError: if a file is missing or not as expected.
+    """
+    rows = _read_rows(folder / "adaptation.csv", "episode")
+    with _said(folder) as said:
+        oracle = said["oracle_return"]
+        each = None if oracle is None else oracle / said["episodes"]
+        title = f"{said['num_tasks']:,} {kind_of_tasks(said)}"
+        return EvaluationReport(title, _subtitle(said), each, None, None, _agents(said, rows))
+
+
+def kind_of_tasks(said: Mapping[str, Any]) -> str:
+    """Return what to call the tasks of an evaluation."""
     return "tasks, of which training had some" if said.get("shared_with_training") else "held-out tasks"
 
 
-def _subtitle(said: Any) -> str:
-    """Say what was played, and what the agent was trained on if that was something else."""
-    changed = said.get("trained_with", {})
-    trained = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in changed.items())
-    name = next(iter(said["agents"]))
-    return f"{said['distribution']}{f'; {name} was trained with {trained}' if trained else ''}"
+def trained_elsewhere(said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return, by name, the settings that an agent was trained with but not judged with, where there are."""
+    runs = {name: run["trained_with"] for name, run in said.get("runs", {}).items()}
+    runs |= {_subjects(said)[0]: said["trained_with"]} if said.get("trained_with") else {}
+    return {name: changed for name, changed in runs.items() if changed}
 
 
-def _read_rows(path: Path) -> dict[str, NDArray[np.float64]]:
-    """Return agent -> [1 + num_steps, 4]: step, mean, low, high, from the origin on."""
+def _subjects(said: Mapping[str, Any]) -> list[str]:
+    return said.get("subjects") or [next(iter(said["agents"]))]
+
+
+def _agents(said: Mapping[str, Any], rows: Mapping[str, list[list[float]]]) -> list[AgentReport]:
+    return [
+        AgentReport(
+            name,
+            place,
+            name in _subjects(said),
+            int(entry.get("episodes_per_block", 1)),
+            float(entry["mean_return"]),
+            _margin(entry["return_standard_error"], _num_tasks(said, entry)),
+            *np.array(rows[name]).T,
+        )
+        for place, (name, entry) in enumerate(said["agents"].items())
+    ]
+
+
+def _num_tasks(said: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
+    """Return how many of the tasks an agent was put on: all, unless it says otherwise."""
+    return int(entry.get("num_tasks", said["num_tasks"]))
+
+
+def _subtitle(said: Mapping[str, Any]) -> str:
+    """Say what was played, and what an agent was trained on, or put on, if that was something else."""
+    parts = [said["distribution"]]
+    for name, changed in trained_elsewhere(said).items():
+        settings = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in changed.items())
+        parts.append(f"{name} was trained with {settings}")
+    for name, entry in said["agents"].items():
+        if _num_tasks(said, entry) < said["num_tasks"]:
+            parts.append(f"{name} on the first {_num_tasks(said, entry):,} of the tasks")
+    return "; ".join(parts)
+
+
+@contextmanager
+def _said(folder: Path) -> Iterator[dict[str, Any]]:
+    """Yield what evaluation.json says; what the block misses in it is the user's matter."""
+    path = folder / "evaluation.json"
+    with _expecting("an evaluation", path):
+        yield json.loads(path.read_text(encoding="utf-8"))
+
+
+def _read_rows(path: Path, across: str) -> dict[str, list[list[float]]]:
+    """Return agent -> points of (``across``, mean, low, high)."""
     curves: dict[str, list[list[float]]] = {}
-    with _expecting("the columns agent,step,mean,low,high", path):
+    with _expecting(f"the columns agent,{across},mean,low,high", path):
         for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
-            point = [float(row[key]) for key in ("step", "mean", "low", "high")]
-            curves.setdefault(row["agent"], [[0.0] * 4]).append(point)
-    return {name: np.array(points) for name, points in curves.items()}
+            point = [float(row[key]) for key in (across, "mean", "low", "high")]
+            curves.setdefault(row["agent"], []).append(point)
+    return curves
 
 
 def _margin(standard_error: float | None, n: int) -> float:

@@ -175,23 +175,8 @@ class RunFolder:
         Raises:
             UserError: if ``out`` exists, or cannot be made.
         """
-        folder = self._next_evaluation_folder() if out is None else _new_folder(out)
-        try:
+        with new_folder(self.path / "evaluation", out) as folder:
             yield folder
-        finally:
-            if not any(folder.iterdir()):
-                folder.rmdir()
-
-    def _next_evaluation_folder(self) -> Path:
-        folder = self.path / "evaluation"
-        with writing(folder):
-            for number in itertools.count(2):
-                try:
-                    folder.mkdir()
-                    break
-                except FileExistsError:
-                    folder = self.path / f"evaluation_{number}"
-        return folder
 
     def _lines(self) -> list[_Line]:
         with writing(self.metrics_path):
@@ -203,6 +188,37 @@ class RunFolder:
                 f"{ended.index(None) + 1}; remove that line"
             )
         return [line for line in (*ended, cut) if line is not None]
+
+
+@contextmanager
+def new_folder(default: Path, out: Path | None) -> Iterator[Path]:
+    """Make a folder for results, which no other process gets too; leave none behind if it stays empty.
+
+    Args:
+        default: where it shall be unless ``out`` says so; numbered from 2 on where that is taken.
+        out: where it shall be, or None.
+
+    Raises:
+        UserError: if ``out`` exists, or the folder cannot be made.
+    """
+    folder = _next_folder(default) if out is None else _new_folder(out)
+    try:
+        yield folder
+    finally:
+        if not any(folder.iterdir()):
+            folder.rmdir()
+
+
+def _next_folder(path: Path) -> Path:
+    folder = path
+    with writing(folder):
+        for number in itertools.count(2):
+            try:
+                folder.mkdir()
+                break
+            except FileExistsError:
+                folder = path.with_name(f"{path.name}_{number}")
+    return folder
 
 
 def _new_folder(path: Path) -> Path:

@@ -1,6 +1,7 @@
-"""Families of tasks that exist only here."""
+"""Families of tasks, and an agent, that exist only here."""
 
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import gymnasium as gym
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.tasks import Split, TensorTasks
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 torch.set_num_threads(1)  # tests run side by side, one process a core
 
@@ -74,3 +76,29 @@ class _Walk:
 def corridor() -> Callable[..., Corridor]:
     """Corridors of a given horizon."""
     return Corridor
+
+
+@dataclass(frozen=True)
+class NextArm:
+    """Pulls arm k of a bandit in all lanes of its k-th phase; the carry is k for every row."""
+
+    lanes: int
+
+    @property
+    def phase(self) -> Phase:
+        return Phase(episodes=1, lanes_per_task=self.lanes)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> torch.Tensor:
+        return torch.zeros(num_tasks * self.lanes, dtype=torch.int64)
+
+    def act(self, carry: torch.Tensor, step: TimeStep) -> tuple[Choice, torch.Tensor]:
+        return Choice(carry, torch.zeros(len(carry)), carry), carry
+
+    def adapt(self, carry: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
+        return carry + 1
+
+
+@pytest.fixture
+def next_arm() -> Callable[[int], NextArm]:
+    """Agents that adapt after so many pulls side by side."""
+    return NextArm

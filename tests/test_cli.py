@@ -127,7 +127,7 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
 def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy: Path) -> None:
     brief = ("--tasks", 300, "--against", "greedy")
     assert run("evaluate", copy, *brief)[0] == 0
-    changes = ("distribution.low=0.9", "training.episodes_per_trial=8")
+    changes = ("distribution.low=0.9", "evaluation.episodes_per_trial=8")
     code, out, _ = run("evaluate", copy, *changes, *brief)
     assert code == 0
     assert "rl2 was trained with distribution.low=0.0, training.episodes_per_trial=5" in out
@@ -346,6 +346,8 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("evaluate", trained, "--device", "cuda:7"), "it is not there"),
         (("evaluate", trained, "--device", "tpu"), "it is not there"),
         (("benchmark", "--against", "sb4"), "--against: expected 'sb3', got 'sb4'"),
+        (("benchmark", "--suite", "mam"), "--suite: unknown suite 'mam'; did you mean 'maml'?"),
+        (("benchmark", "--suite", "maml", "--against", "sb3"), "--against: expected --suite train"),
         (("benchmark", "--seconds", 0), "--seconds: expected a number more than 0"),
         (("train", "smoke", "agent.name=[1]", *new), "agent.name: unknown agent [1]"),
         (("train", "smoke", "agent.hidden_size=" + "9" * 30, *new), "expected less than or equal to"),
@@ -415,9 +417,14 @@ def test_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path) -> Non
 def test_benchmark_reports_every_contestant(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("sb3_contrib")
     out = tmp_path / "benchmark.json"
-    code, said, _ = run("benchmark", "--seconds", 0.5, "--against", "sb3", "--out", out, "--threads", 1)
+    options = ("--suite", "train,maml", "--seconds", 0.5, "--against", "sb3", "--out", out, "--threads", 1)
+    code, said, _ = run("benchmark", *options)
     assert code == 0 and "environment steps/s" in said
-    report = json.loads(out.read_text())
+    suites = json.loads(out.read_text())["suites"]
+    assert list(suites) == ["train", "maml"] and all(
+        map(min, suites["maml"]["env_steps_per_second"].values())
+    )
+    report = suites["train"]
     ours, *others = report["env_steps_per_second"].values()
     assert len(others) == 2 and all(len(each) == 5 and min(each) > 0 for each in (ours, *others))
     for theirs, ratios in zip(others, report["ratios"].values(), strict=True):

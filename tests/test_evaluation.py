@@ -1,5 +1,6 @@
 import csv
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,7 @@ from rl2meta.errors import UserError
 from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
+from rl2meta.trial import Agent
 
 BANDITS = BernoulliBandits(num_arms=5)
 REFERENCES = bernoulli_references(5, 10)
@@ -128,3 +130,72 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected an empty folder"):
         _write(tmp_path, {"greedy": _evaluate("greedy")})
     assert (tmp_path / "arrays.npz").read_text() == "precious"
+
+
+Lanes = Callable[[int], Agent[Any]]
+
+
+def _in_blocks(agent: Agent[Any], tasks: int = 50) -> Evaluation:
+    return evaluate(agent, RolloutWorker(BANDITS), sample_tasks(BANDITS, tasks, 0, "test"), 6, 3)
+
+
+def test_a_block_is_what_an_agent_lives_through_before_it_adapts(next_arm: Lanes) -> None:
+    means = sample_tasks(BANDITS, 50, 0, "test").parameters["means"].numpy()  # type: ignore[attr-defined]
+    result = _in_blocks(next_arm(2))
+    assert result.episodes_per_block == 2
+    np.testing.assert_allclose(result.rewards, np.repeat(means[:, :3], 2, axis=1))
+    np.testing.assert_allclose(result.per_block(result.rewards), means[:, :3], rtol=1e-6)
+    assert _evaluate("greedy", tasks=3).episodes_per_block == 1
+
+
+def test_what_an_episode_brings_after_so_many_is_written(tmp_path: Path, next_arm: Lanes) -> None:
+    results = {"lanes": _in_blocks(next_arm(2)), "greedy": _in_blocks(REFERENCES["greedy"].build())}
+    report = _write(tmp_path, results)
+    rows = list(csv.DictReader((tmp_path / "adaptation.csv").read_text().splitlines()))
+    assert list(rows[0]) == [
+        "agent",
+        "block",
+        "episode",
+        "mean",
+        "low",
+        "high",
+        "regret_mean",
+        "regret_low",
+        "regret_high",
+    ]
+    lanes = [row for row in rows if row["agent"] == "lanes"]
+    assert [(row["block"], row["episode"]) for row in lanes] == [("0", "0"), ("1", "2"), ("2", "4")]
+    assert [row["episode"] for row in rows if row["agent"] == "greedy"] == list("012345")
+    assert report["episodes"] == 6
+    assert [report["agents"][name]["episodes_per_block"] for name in results] == [2, 1]
+    means = sample_tasks(BANDITS, 50, 0, "test").parameters["means"].numpy()  # type: ignore[attr-defined]
+    for k, (row, said) in enumerate(zip(lanes, report["agents"]["lanes"]["adaptation"], strict=True)):
+        column = means[:, k]
+        margin = 2.00958 * column.std(ddof=1) / 50**0.5  # Student's t, 49 degrees of freedom
+        want = (column.mean(), column.mean() - margin, column.mean() + margin)
+        assert (said["mean"], said["low"], said["high"]) == pytest.approx(want, rel=1e-4)
+        assert tuple(float(row[key]) for key in ("mean", "low", "high")) == pytest.approx(want, rel=1e-4)
+        lost = (means.max(axis=1) - column).mean()
+        assert float(row["regret_mean"]) == pytest.approx(lost, rel=1e-4)
+        assert said["regret_low"] < said["regret_mean"] < said["regret_high"]
+
+
+def test_where_no_regret_is_known_its_columns_are_empty(tmp_path: Path) -> None:
+    result = _evaluate("thompson")
+    report = _write(tmp_path, {"thompson": Evaluation(result.rewards, None, result.steps, 1.0)})
+    row = next(csv.DictReader((tmp_path / "adaptation.csv").read_text().splitlines()))
+    assert row["mean"] and (row["regret_mean"], row["regret_low"], row["regret_high"]) == ("", "", "")
+    assert report["agents"]["thompson"]["adaptation"][0].keys() == {"episode", "mean", "low", "high"}
+
+
+@pytest.mark.parametrize("few", [0, 1])
+def test_an_agent_may_be_put_on_the_first_tasks_alone(tmp_path: Path, next_arm: Lanes, few: int) -> None:
+    whole, part = _in_blocks(REFERENCES["greedy"].build()), _in_blocks(next_arm(2), 20)
+    results = {"part": part, "whole": whole} if few == 0 else {"whole": whole, "part": part}
+    agents = _write(tmp_path, results)["agents"]
+    assert (agents["whole"]["num_tasks"], agents["part"]["num_tasks"]) == (50, 20)
+    first, second = (result.returns()[:20] for result in results.values())
+    gap = list(agents.values())[1]["return_minus_first"]
+    assert gap["mean"] == pytest.approx((second - first).mean())
+    error = part.returns().std(ddof=1) / 20**0.5
+    assert agents["part"]["return_standard_error"] == pytest.approx(error)

@@ -109,6 +109,10 @@ def test_the_spine_names_no_agent_and_no_family() -> None:
         "dynamic_programming",
         "reports",
         "plotting",
+        "drawing",
+        "trust_region",
+        "learner_state",
+        "revealed",
     ):
         text = SOURCES[f"rl2meta.{name}"].read_text()
         assert not re.search(r"RL2\w|MAML|[Bb]ernoulli|Thompson|LSTM", text), name

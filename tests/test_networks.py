@@ -68,5 +68,7 @@ def test_samples_come_from_the_given_generator_alone() -> None:
 
 
 def test_an_action_space_without_a_head_is_named() -> None:
-    with pytest.raises(TypeError, match="Discrete action space that starts at 0 or a Box .*, got MultiBinary"):
+    with pytest.raises(
+        TypeError, match=r"Discrete action space that starts at 0 or a Box .*, got MultiBinary"
+    ):
         action_head(gym.spaces.MultiBinary(2), 3)

@@ -10,9 +10,9 @@ import pytest
 from matplotlib.axes import Axes
 from matplotlib.image import imread
 
-from rl2meta import plotting
+from rl2meta import drawing
 from rl2meta.errors import UserError
-from rl2meta.plotting import plot_evaluation, plot_regret
+from rl2meta.plotting import plot_adaptation, plot_evaluation, plot_regret
 
 FINALS = {"rl2": 9.9, "thompson": 11.2, "ucb1": 17.0, "random": 33.3}
 ORACLE, BAYES = 83.3, 73.7
@@ -53,13 +53,13 @@ def write_evaluation(
 @pytest.fixture
 def drawn(monkeypatch):
     """The figures that are written, kept for inspection."""
-    figures, write = [], plotting._write
+    figures, save = [], drawing.save
 
     def keep(figure, path):
         figures.append(figure)
-        return write(figure, path)
+        return save(figure, path)
 
-    monkeypatch.setattr(plotting, "_write", keep)
+    monkeypatch.setattr(drawing, "save", keep)
     return figures
 
 
@@ -231,15 +231,13 @@ def test_labels_keep_their_order_and_their_distance():
     rng = np.random.default_rng(0)
     for n in (1, 2, 5, 14):
         heights = rng.choice([0.0, 0.4, 0.41, 1.0, 3.0], size=n) + rng.uniform(0, 0.01, size=n)
-        places = np.array(plotting._spread(list(heights), 0.07))
+        places = np.array(drawing.spread(list(heights), 0.07))
         ordered = places[np.argsort(heights, kind="stable")]
         assert np.all(np.diff(ordered) >= 0.07 - 1e-12)
         assert ordered[0] >= 0
         assert ordered[-1] <= 1 + 1e-12
-    assert plotting._spread([0.2, 0.9, 0.5], 0.07) == pytest.approx(
-        [0.2, 0.9, 0.5]
-    )  # room enough: none moves
-    assert plotting._spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
+    assert drawing.spread([0.2, 0.9, 0.5], 0.07) == pytest.approx([0.2, 0.9, 0.5])  # room enough: none moves
+    assert drawing.spread([0.5, 0.5], 0.1) == pytest.approx([0.45, 0.55])
 
 
 def test_the_drawing_leaves_no_axes_unlabelled(tmp_path, drawn):
@@ -248,3 +246,122 @@ def test_the_drawing_leaves_no_axes_unlabelled(tmp_path, drawn):
     assert isinstance(left, Axes)
     assert left.get_xlabel() == "interactions with a new task (bands: 95 %)"
     assert right.get_title(loc="left") == "Mean return (higher is better)"
+
+
+# Several trained agents, and agents that adapt after more than one episode
+
+
+def say(folder, **more):
+    """Change what evaluation.json says; ``agents`` adds to what it says of each."""
+    path = folder / "evaluation.json"
+    said = json.loads(path.read_text())
+    for name, entry in more.pop("agents", {}).items():
+        said["agents"][name].update(entry)
+    path.write_text(json.dumps({**said, **more}))
+
+
+def write_adaptation(folder, blocks, **more):
+    """An evaluation of agents in which episode t brings t + 1 on average, in blocks of so many episodes."""
+    write_evaluation(folder, dict.fromkeys(blocks, 9.9))
+    say(folder, episodes=12, agents={name: {"episodes_per_block": size} for name, size in blocks.items()})
+    say(folder, **more)
+    with (folder / "adaptation.csv").open("w", newline="") as file:
+        writer = csv.writer(file)
+        writer.writerow(["agent", "block", "episode", "mean", "low", "high"])
+        for name, size in blocks.items():
+            writer.writerows([name, k, t, t + 1, t, t + 2] for k, t in enumerate(range(0, 12, size)))
+    return folder
+
+
+def curves(axes, at_least=2):
+    return [line for line in axes.lines if len(line.get_xdata()) >= at_least and line.get_linestyle() == "-"]
+
+
+def test_the_adaptation_figure_shows_blocks_as_steps(tmp_path, drawn):
+    path = plot_adaptation(write_adaptation(tmp_path, {"lanes": 4, "greedy": 1}))
+    assert path == tmp_path / "adaptation.png"
+    (axes,) = drawn[0].axes
+    lanes, greedy = curves(axes, at_least=6)
+    assert list(lanes.get_xdata()) == [0, 4, 4, 8, 8, 12] and list(lanes.get_ydata()) == [1, 1, 5, 5, 9, 9]
+    assert list(greedy.get_xdata()) == list(range(12)) and list(greedy.get_ydata()) == list(range(1, 13))
+    assert axes.get_xlim() == (0, 12)
+    assert texts(drawn[0])[0] == "Return per episode on 1,000 held-out tasks"
+    # The optimum with the task known, 83.3 in twelve episodes, is 6.94 in each.
+    assert texts(axes) == ["lanes  9.0", "greedy  12.0", "task known  6.9"]
+
+
+def test_one_episode_and_no_ceiling_can_be_drawn(tmp_path, drawn):
+    plot_adaptation(write_adaptation(tmp_path, {"rl2": 12, "other": 12}, oracle_return=None))
+    (axes,) = drawn[0].axes
+    assert texts(axes) == ["rl2  1.00", "other  1.00"] and axes.get_xlim() == (0, 12)
+
+
+def test_without_the_file_there_is_no_adaptation_figure(tmp_path):
+    with pytest.raises(UserError, match=r"the columns agent,episode,mean,low,high in .*adaptation\.csv"):
+        plot_adaptation(write_evaluation(tmp_path))
+
+
+def test_all_trained_agents_are_bold_and_in_colours_of_their_own(tmp_path, drawn):
+    folder = write_evaluation(tmp_path)
+    say(folder, subjects=["rl2", "thompson"])
+    plot_regret(folder)
+    left, right = drawn[0].axes
+    weights = [text.get_weight() for text in left.texts]
+    assert weights == ["bold", "bold", "normal", "normal", "normal"]
+    assert [label.get_weight() for label in right.get_yticklabels()] == ["normal", "normal", "bold", "bold"]
+    lines = [line for line in left.lines if len(line.get_xdata()) == 22]
+    assert len({line.get_linewidth() for line in lines[:2]}) == 1 != len({line.get_color() for line in lines})
+
+
+def test_every_run_of_a_comparison_says_how_it_was_trained(tmp_path, drawn):
+    folder = write_evaluation(tmp_path)
+    runs = {"rl2": {"trained_with": {}}, "ucb1": {"trained_with": {"training.episodes_per_trial": 5}}}
+    say(folder, runs=runs, subjects=list(runs), agents={"thompson": {"num_tasks": 100}})
+    plot_regret(folder)
+    assert drawn[0].texts[1].get_text() == (
+        "BernoulliBandits(num_arms=5); ucb1 was trained with episodes_per_trial=5; "
+        "thompson on the first 100 of the tasks"
+    )
+
+
+def test_a_margin_is_of_the_agents_own_number_of_tasks(tmp_path, drawn):
+    folder = write_evaluation(tmp_path)
+    say(folder, agents={"rl2": {"num_tasks": 3}})
+    plot_regret(folder)
+    assert texts(drawn[0].axes[1])[-1] == "73.4 ± 2.2"  # t(2) = 4.303 standard errors of 0.5
+
+
+def test_a_curve_that_ends_early_is_joined_to_its_label_from_its_end(tmp_path, drawn):
+    folder = write_evaluation(tmp_path)
+    rows = (tmp_path / "regret.csv").read_text().splitlines()
+    early = [row for row in rows if not row.startswith("rl2") or int(row.split(",")[1]) <= 40]
+    (tmp_path / "regret.csv").write_text("\n".join(early))
+    plot_regret(folder)
+    left = drawn[0].axes[0]
+    assert left.get_xlim() == (0, 100)
+    final = 9.9 * 0.4**0.7
+    assert f"rl2  {final:.1f}" in texts(left)
+    height = final / left.get_ylim()[1]
+    (dot,) = [line for line in left.lines if line.get_marker() == "o"]
+    assert (dot.get_xdata()[0], dot.get_ydata()[0]) == pytest.approx((0.4, height))
+    (leader,) = [line for line in left.lines if list(line.get_xdata()) == [pytest.approx(0.4), 1.005]]
+    assert list(leader.get_ydata()) == pytest.approx([height, height])
+
+
+def test_wide_figures_stay_inside(tmp_path, drawn):
+    folder = write_evaluation(tmp_path, {"maml": 83.3 + 40730.0, "random": 83.3 + 50000.0})
+    say(folder, agents={"maml": {"return_standard_error": 600}})
+    plot_regret(folder)
+    figure = drawn[0]
+    right = figure.axes[1]
+    assert texts(right) == ["-50000 ± 1", "-40730 ± 1177"]
+    assert max(text.get_window_extent().x1 for text in right.texts) <= figure.canvas.get_width_height()[0]
+
+
+def test_a_long_name_is_cut_at_its_start_and_stays_inside(tmp_path, drawn):
+    folder = write_adaptation(tmp_path, {"runs/" + "x" * 60 + "/maml": 4, "random": 1})
+    plot_adaptation(folder)
+    figure = drawn[0]
+    label = figure.axes[0].texts[0]
+    assert label.get_text().startswith("…xxx") and "/maml" in label.get_text()
+    assert label.get_window_extent().x1 <= figure.canvas.get_width_height()[0]

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl2meta.agents.references.reference import Reference
+from rl2meta.commands.components import judged_episodes
 from rl2meta.config import RunConfig
 from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate
 from rl2meta.randomness import derive
@@ -30,12 +31,12 @@ class Bench:
 
     def __init__(self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int) -> None:
         self.config, self.worker, self.seed = config, worker, seed
-        self.episodes = config.settings.training.episodes_per_trial
+        self.episodes = judged_episodes(config)
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
 
-    def evaluate(self, agent: Agent[Any]) -> Evaluation:
-        """Run the agent on the held-out tasks."""
-        return evaluate(agent, self.worker, self.held_out, self.episodes, self.seed)
+    def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> Evaluation:
+        """Run the agent on the held-out tasks; ``worker`` where it is told more or less of them."""
+        return evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed)
 
     def evaluate_reference(self, reference: Reference) -> Evaluation:
         """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""

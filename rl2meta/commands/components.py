@@ -11,6 +11,8 @@ import gymnasium as gym
 import torch
 from pydantic import BaseModel
 
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
@@ -22,6 +24,8 @@ from rl2meta.config import Components, RunConfig, load_config, suggestion
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
+from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
@@ -35,10 +39,17 @@ ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
 
 @dataclass(frozen=True)
 class AgentKind:
-    """An agent that can be trained: the class of its config, and what builds its learner."""
+    """An agent that can be trained.
+
+    Attributes:
+        config: the class of its config.
+        learner: builds its learner.
+        at_test: the keys of its config that may be others when it is judged than when it was trained.
+    """
 
     config: type[BaseModel]
     learner: LearnerFactory
+    at_test: tuple[str, ...] = ()
 
 
 DISTRIBUTIONS: Mapping[str, type[Any]] = {
@@ -49,10 +60,15 @@ DISTRIBUTIONS: Mapping[str, type[Any]] = {
     "tabular_mdps": TabularMDPs,
     "dark_rooms": DarkRooms,
     "key_to_door": KeyToDoor,
+    "point_navigation": PointNavigation,
+    "sinusoids": Sinusoids,
 }
 
+_INNER = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
 AGENTS: Mapping[str, AgentKind] = {
     "rl2": AgentKind(RL2Config, RL2Learner),
+    "maml_trpo": AgentKind(MAMLTRPOConfig, MAMLTRPOLearner, _INNER),
+    "maml_regression": AgentKind(MAMLRegressionConfig, MAMLRegressionLearner, _INNER),
 }
 
 REFERENCES: Mapping[str, ReferenceFactory] = {
@@ -86,10 +102,21 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
     return make(distribution.observation_space, distribution.action_space, config.agent, device, seed)
 
 
+def judged_episodes(config: RunConfig) -> int:
+    """Return how many episodes a trial has when the agent is judged: as in training by default."""
+    settings = config.settings
+    return settings.evaluation.episodes_per_trial or settings.training.episodes_per_trial
+
+
 def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
-    """Return the references that are defined on the experiment's family, by name."""
+    """Return the references that are defined on the experiment's family, by name.
+
+    None where the task is revealed: they read the family's own observations.
+    """
     factory = REFERENCES.get(config.distribution_name)
-    return {} if factory is None else factory(config.distribution, num_episodes)
+    if factory is None or config.settings.reveal_task:
+        return {}
+    return factory(config.law, num_episodes)
 
 
 def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:
@@ -98,7 +125,7 @@ def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -
     Raises:
         UserError: naming every reference that is not known.
     """
-    known = references_of(config, config.settings.training.episodes_per_trial)
+    known = references_of(config, judged_episodes(config))
     wanted, source = (
         (config.settings.evaluation.against, "evaluation.against")
         if against is None

@@ -1,9 +1,11 @@
 """From a run folder back to a learner."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from pydantic import BaseModel
 
 from rl2meta import checkpoints
 from rl2meta.checkpoints import Checkpoint
@@ -23,7 +25,11 @@ def load_run_config(folder: RunFolder) -> RunConfig:
 
 
 def restore(
-    folder: RunFolder, config: RunConfig, device: torch.device, fresh_if_never_saved: bool = False
+    folder: RunFolder,
+    config: RunConfig,
+    device: torch.device,
+    fresh_if_never_saved: bool = False,
+    agent: BaseModel | None = None,
 ) -> tuple[Learner, Checkpoint]:
     """Return the learner of a run as its newest whole checkpoint has it, and that checkpoint.
 
@@ -32,12 +38,13 @@ def restore(
         config: what it holds.
         device: where the learner shall live.
         fresh_if_never_saved: begin at update 0, and say so, if the run ended before it saved anything.
+        agent: the settings that the agent shall have, where they may change after training; None for its own.
 
     Raises:
         UserError: if there is no whole checkpoint, or it does not fit the config.
     """
     saved = checkpoints.newest(folder.checkpoints_path, _warn, device)
-    learner = make_learner(config, device)
+    learner = make_learner(config if agent is None else replace(config, agent=agent), device)
     if saved is None:
         if not fresh_if_never_saved or folder.metrics_path.exists():
             raise UserError(f"{folder.path}: expected a checkpoint, got none; train in another --run-dir")

@@ -1,0 +1,157 @@
+"""Putting agents side by side, shared by the commands that do: play, write, draw, print."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl2meta.agents.references.reference import Reference
+from rl2meta.checkpoints import Checkpoint
+from rl2meta.commands.bench import Bench
+from rl2meta.commands.components import judged_episodes
+from rl2meta.commands.restore import restore
+from rl2meta.commands.tables import print_tables
+from rl2meta.config import RunConfig, differing
+from rl2meta.devices import resolve_device, set_threads
+from rl2meta.errors import UserError
+from rl2meta.evaluation import Evaluation, write_evaluation
+from rl2meta.plotting import plot_adaptation, plot_evaluation
+from rl2meta.rollout import RolloutWorker
+from rl2meta.run_folder import RunFolder
+from rl2meta.tasks import shares_tasks
+from rl2meta.trial import Agent
+
+_MOST_TASKS = 10**7
+
+
+class Subject(NamedTuple):
+    """A trained agent that is judged.
+
+    Attributes:
+        trained, judged: its experiment as it was trained, and as it is judged.
+        agent: as its newest whole checkpoint has it.
+        saved: that checkpoint.
+    """
+
+    trained: RunConfig
+    judged: RunConfig
+    agent: Agent[Any]
+    saved: Checkpoint
+
+    def facts(self) -> dict[str, Any]:
+        """Return how far it was trained, and with which settings that it is not judged with."""
+        return {
+            "trained_with": _trained_with(self.trained, self.judged),
+            "update": self.saved.update,
+            "env_steps": self.saved.state["env_steps"],
+        }
+
+
+def make_bench(
+    config: RunConfig, *, tasks: int | None, seed: int | None, device: str, threads: int | None
+) -> Bench:
+    """Return the bench that the options ask for, what they leave out as in the config.
+
+    Raises:
+        UserError: naming the option that is out of range.
+    """
+    defaults = config.settings.evaluation
+    num_tasks = within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
+    seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
+    bench = Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
+    set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
+    return bench
+
+
+def load_subject(
+    name: str, folder: RunFolder, trained: RunConfig, judged: RunConfig, bench: Bench
+) -> Subject:
+    """Return the trained agent of a run, with the settings that it is judged with.
+
+    Raises:
+        UserError: if there is no whole checkpoint, or the trial does not split into the agent's phases.
+    """
+    learner, saved = restore(folder, trained, bench.worker.device, agent=judged.agent)
+    try:
+        learner.agent.phase.plan(bench.episodes)
+    except ValueError as error:
+        raise UserError(
+            f"expected a trial that splits into the phases of {name} ({folder.path}), got one that does not: "
+            f"{error} (evaluation.episodes_per_trial, or --episodes of `rl2meta compare`)"
+        ) from None
+    return Subject(trained, judged, learner.agent, saved)
+
+
+def judge(
+    target: Path,
+    bench: Bench,
+    subjects: Mapping[str, Subject],
+    references: Mapping[str, Reference],
+    facts: Mapping[str, Any],
+) -> None:
+    """Evaluate subjects and references; write files and figures to ``target``, print tables.
+
+    Args:
+        target: an empty folder.
+        bench: what they are put on.
+        subjects: by the name they shall have; differences are to the first.
+        references: by name, other than the subjects'.
+        facts: what evaluation.json says of the subjects beside what it says of every evaluation.
+    """
+    results = {name: _play(name, subject, bench) for name, subject in subjects.items()}
+    for name, reference in references.items():
+        choices = math.prod(map(len, reference.grid.values()))
+        first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
+        print(f"evaluating {name}{first} ...", flush=True)
+        results[name] = bench.evaluate_reference(reference)
+    ceilings, facts = bench.ceilings(), {**_facts(bench, subjects), **facts}
+    write_evaluation(target, results, ceilings, facts)
+    figures = (plot_evaluation(target), plot_adaptation(target))
+    print_tables(results, ceilings, facts)
+    print(f"wrote {target} (figures: {', '.join(figure.name for figure in figures)})")
+
+
+def within(option: str, value: int, low: int, high: int) -> int:
+    """Return ``value``.
+
+    Raises:
+        UserError: naming the option, if the value is not from ``low`` to ``high``.
+    """
+    if not low <= value <= high:
+        raise UserError(f"{option}: expected a number from {low} to {high}, got {value}")
+    return value
+
+
+def names_of(against: str | None) -> Sequence[str] | None:
+    """Return the references that an option names, or None where it is not given."""
+    return None if against is None else against.split(",")
+
+
+def _play(name: str, subject: Subject, bench: Bench) -> Evaluation:
+    print(f"evaluating {name} on {bench.worker.device} ...", flush=True)
+    return bench.evaluate(subject.agent, RolloutWorker(subject.judged.distribution, bench.worker.device))
+
+
+def _facts(bench: Bench, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+    played, num_tasks = bench.config.distribution, len(bench.held_out)
+    return {
+        "num_tasks": num_tasks,
+        "seed": bench.seed,
+        "episodes": bench.episodes,
+        "distribution": str(played),
+        "shared_with_training": any(
+            shares_tasks(subject.trained.distribution, played, bench.seed, min(512, num_tasks))
+            for subject in subjects.values()
+        ),
+        "device": str(bench.worker.device),
+        "subjects": list(subjects),
+    }
+
+
+def _trained_with(trained: RunConfig, judged: RunConfig) -> dict[str, Any]:
+    """Return the settings of training that are others when the agent is judged, as they were then."""
+    then, now = trained.flat(), judged.flat()
+    changed = [key for key in differing(then, now) if key in then and not key.startswith("evaluation.")]
+    if judged_episodes(trained) != judged_episodes(judged):
+        changed.append("training.episodes_per_trial")
+    return {key: then[key] for key in changed}

@@ -1,0 +1,122 @@
+"""What the commands print of an evaluation."""
+
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+from rich import box
+from rich.console import Console
+from rich.measure import Measurement
+from rich.table import Table
+
+from rl2meta.drawing import short
+from rl2meta.evaluation import Benchmarks, Evaluation, difference
+from rl2meta.reports import kind_of_tasks, trained_elsewhere
+from rl2meta.statistics import Interval, mean_interval
+
+_WIDTH = 100
+
+
+class _Line(NamedTuple):
+    agent: str
+    returns: str
+    regret: str = ""
+    gap: str = ""
+    constants: str = ""
+
+
+def print_tables(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts: Mapping[str, Any]) -> None:
+    """Print what was played, what each agent earned, and how that changed as it adapted.
+
+    Args:
+        results: by name, the first being what the others are compared with.
+        ceilings: the exact values beside them.
+        facts: what evaluation.json says of the evaluation.
+    """
+    tasks = f"{facts['num_tasks']:,} {kind_of_tasks(facts)}"
+    print(f"{facts['distribution']}: {tasks}, {facts['episodes']} episodes each")
+    for name, changed in trained_elsewhere(facts).items():
+        said = ", ".join(f"{key}={value}" for key, value in changed.items())
+        print(f"{name} was trained with {said}; the references were tuned on tasks of the law above")
+    for name, result in results.items():
+        if len(result.rewards) < facts["num_tasks"]:
+            print(f"{name} was put on the first {len(result.rewards):,} of the tasks")
+    _print(_main_table(results, ceilings))
+    if ceilings.bayes_optimal_return is not None:
+        print("Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above.")
+    adapting = {name: result for name, result in results.items() if _num_adaptations(result) > 0}
+    if adapting:
+        print("return per episode ± 95 %, after so many adaptations, one after each block of episodes:")
+        _print(_adaptation_table(adapting))
+
+
+def _main_table(results: Mapping[str, Evaluation], ceilings: Benchmarks) -> Table:
+    first = next(iter(results))
+    gap = f"minus {short(first)} ± 95 %"
+    table = _table(["agent"], ["return ± 95 %", "regret ± 95 %", gap], ["constants"])
+    for name, result in results.items():
+        table.add_row(*_line(short(name), result, None if name == first else results[first]))
+    if ceilings.bayes_optimal_return is not None:
+        regret = ceilings.bayes_optimal_regret
+        known = "" if regret is None else f"{regret:.3f}"
+        table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", known), style="dim")
+    if ceilings.oracle_return is not None:
+        table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "0.000"), style="dim")
+    return table
+
+
+def _line(name: str, result: Evaluation, first: Evaluation | None) -> _Line:
+    gap = None if first is None else difference(result, first)
+    return _Line(
+        name,
+        _with_margin(mean_interval(result.returns())),
+        "" if result.regrets is None else _with_margin(mean_interval(result.regrets.sum(axis=1))),
+        "" if gap is None else f"{gap.mean:+.3f} ± {gap.high - gap.mean:.3f}",
+        ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
+    )
+
+
+def _num_adaptations(result: Evaluation) -> int:
+    """Return how often an agent adapts that lives through several episodes between; 0 for all others."""
+    block = result.episodes_per_block
+    return result.rewards.shape[1] // block - 1 if block > 1 else 0
+
+
+def _adaptation_table(results: Mapping[str, Evaluation]) -> Table:
+    """Return the first columns that there is room for, and the last of each agent."""
+    cells = {name: _adaptation_cells(result) for name, result in results.items()}
+    each = (
+        max(len("after 100"), *(len(cell) for row in cells.values() for cell in row)) + 3
+    )  # with its padding
+    room = _WIDTH - max(len("agent"), *(len(short(name)) for name in cells)) - len("block") - 7
+    shown = min(max(2, room // each), *map(len, cells.values())) - 1
+    ends = {len(row) - 1 for row in cells.values()}
+    last = f"after {ends.pop()}" if len(ends) == 1 else "at last"
+    table = _table(["agent"], ["block", *(f"after {column}" for column in range(shown)), last], [])
+    for name, row in cells.items():
+        table.add_row(short(name), str(results[name].episodes_per_block), *row[:shown], row[-1])
+    return table
+
+
+def _adaptation_cells(result: Evaluation) -> list[str]:
+    blocks = mean_interval(result.per_block(result.rewards))
+    return [_with_margin(Interval(*block)) for block in np.stack(blocks, axis=1)]
+
+
+def _table(names: Sequence[str], numbers: Sequence[str], words: Sequence[str]) -> Table:
+    table = Table(box=box.SIMPLE_HEAD, padding=(0, 1))
+    for column in (*names, *numbers, *words):
+        table.add_column(column, justify="right" if column in numbers else "left", no_wrap=True)
+    return table
+
+
+def _print(table: Table) -> None:
+    """Print a table as wide as it is: figures that are cut off are worse than long lines."""
+    console = Console()
+    unbounded = console.options.update(max_width=1000)
+    console.width = max(console.width, _WIDTH, Measurement.get(console, unbounded, table).maximum)
+    console.print(table)
+
+
+def _with_margin(interval: Interval) -> str:
+    return f"{interval.mean:.3f} ± {interval.high - interval.mean:.3f}"

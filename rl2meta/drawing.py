@@ -1,0 +1,152 @@
+"""What the figures share: colours, titles, labels that keep their distance, and how a figure is saved."""
+
+import io
+import math
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rl2meta.files import write_atomically, writing
+from rl2meta.reports import AgentReport, EvaluationReport
+
+# Okabe and Ito's palette, which colour-blind readers can tell apart; the trained agents get the first.
+COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#8C564B")
+INK, FAINT, GRID = "#222222", "#8A8A8A", "#E8E8E8"
+LETTER = 0.0078
+"""The width of a letter, as a share of the figure."""
+_LINE = 0.066  # the height of a line of text, as a share of the axis
+_LETTERS_IN_SIZE_1 = 15 * 95  # that fit into the figure's width
+_LONGEST_NAME = 28
+_DOTTED = (0, (1, 2))  # on, off
+
+
+class EndLabel(NamedTuple):
+    """What is written beside the axes at the end of a curve.
+
+    Attributes:
+        name: of the curve.
+        value: the last of the curve.
+        style: of the text; the connector has its colour.
+        end: where the curve ends on the horizontal axis; None for at the axis' own end.
+    """
+
+    name: str
+    value: float
+    style: dict[str, Any]
+    end: float | None = None
+
+
+def colour(agent: AgentReport) -> str:
+    """Return the agent's colour; the first ones are nobody else's."""
+    index = agent.place
+    return COLOURS[index] if index < len(COLOURS) else COLOURS[1 + (index - 1) % (len(COLOURS) - 1)]
+
+
+def line_style(agent: AgentReport) -> dict[str, Any]:
+    """Return the look of the agent's curve: bold for what was trained, dashed where colours repeat."""
+    style = "-" if agent.place < len(COLOURS) else "--"
+    return {"color": colour(agent), "lw": 3.4 if agent.is_subject else 1.8, "ls": style}
+
+
+def text_style(agent: AgentReport) -> dict[str, Any]:
+    """Return the look of the agent's name and figures."""
+    return {"color": colour(agent), "weight": "bold" if agent.is_subject else "normal"}
+
+
+def short(name: str) -> str:
+    """Return the end of a name that is too long for a figure."""
+    return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
+
+
+def new_figure(evaluation: EvaluationReport, what: str) -> Figure:
+    """Return a figure with nothing but its title."""
+    figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
+    _write_title(figure, 0.95, 15, f"{what} on {evaluation.title}", "bold")
+    _write_title(figure, 0.89, 11, evaluation.subtitle, "normal")
+    return figure
+
+
+def add_axes(figure: Figure, left: float, width: float) -> Axes:
+    """Return new axes of the house's look; ``left`` and ``width`` as shares of the figure."""
+    axes = figure.add_axes((left, 0.16, width, 0.64))
+    axes.spines[["top", "right"]].set_visible(False)
+    axes.spines[["left", "bottom"]].set_color(FAINT)
+    axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=11)
+    axes.set_axisbelow(True)
+    axes.ticklabel_format(useOffset=False)
+    return axes
+
+
+def widest_name(evaluation: EvaluationReport) -> float:
+    """Return the room that the longest name takes, as a share of the figure."""
+    return LETTER * max(len(short(name)) for name in ("Bayes-optimal", *(a.name for a in evaluation.agents)))
+
+
+def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
+    """Write each curve's name and final value beside the axes, joined to where the curve ends."""
+    (first, last), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    heights = [(label.value - bottom) / (top - bottom) for label in labels]
+    digits = decimals(label.value for label in labels)
+    for label, height, place in zip(labels, heights, spread(heights, _LINE), strict=True):
+        end = 1.0 if label.end is None else (label.end - first) / (last - first)
+        _write_label(
+            axes, f"{short(label.name)}  {label.value:.{digits}f}", label.style, (end, height), place
+        )
+
+
+def _write_label(
+    axes: Axes, text: str, style: dict[str, Any], end: tuple[float, float], place: float
+) -> None:
+    frame: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "color": style["color"]}
+    across, height = end
+    if height > 1:
+        text += " ↑"
+    else:
+        axes.plot([1.005, 1.035], [height, place], lw=1, **frame)
+        if across < 0.995:  # the curve ends early; what follows is no data
+            axes.plot([across], [height], "o", ms=5, zorder=20, **frame)
+            axes.plot([across, 1.005], [height, height], lw=1, ls=_DOTTED, **frame)
+    look = {**frame, **style}
+    axes.text(1.045, place, text, size=11.5, va="center_baseline", parse_math=False, **look)
+
+
+def decimals(values: Iterable[float]) -> int:
+    """Return the decimals that give the largest of ``values`` three digits, such as 33.3 or 0.512."""
+    largest = max(abs(value) for value in values)
+    return min(6, max(0, 2 - math.floor(math.log10(largest)))) if largest > 0 else 1
+
+
+def spread(heights: Sequence[float], gap: float) -> list[float]:
+    """Return places in [0, 1] near ``heights``, in the same order and at least ``gap`` apart.
+
+    The least squares answer, by pooling neighbours that are too close (isotonic regression).
+    """
+    order = np.argsort(heights, kind="stable")
+    steps = gap * np.arange(len(order))
+    pools: list[list[float]] = []
+    for height in np.clip(np.asarray(heights)[order], 0, 1) - steps:
+        pools.append([float(height)])
+        while len(pools) > 1 and np.mean(pools[-2]) > np.mean(pools[-1]):
+            pools[-2:] = [pools[-2] + pools[-1]]
+    fitted = np.concatenate([np.full(len(pool), np.mean(pool)) for pool in pools])
+    places = np.empty(len(order))
+    places[order] = np.clip(fitted, 0, max(0.0, 1 - steps[-1])) + steps
+    return [float(place) for place in places]
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Write the figure whole or not at all, the same bytes for the same figure; return the path."""
+    content = io.BytesIO()
+    figure.savefig(content, format="png", metadata={"Software": None})
+    with writing(path):
+        write_atomically(path, content.getvalue())
+    return path
+
+
+def _write_title(figure: Figure, height: float, size: float, text: str, weight: str) -> None:
+    fitting = min(size, _LETTERS_IN_SIZE_1 / len(text))
+    figure.text(0.012, height, text, size=fitting, weight=weight, color=INK, va="center", parse_math=False)
