@@ -124,6 +124,9 @@ def evaluate(
         str | None,
         typer.Option(help="References, comma-separated, or 'all' or 'none'; the config's if not given."),
     ] = None,
+    scratch: Annotated[
+        int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
+    ] = 0,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the results; DIR/evaluation[_N] if not given.")
     ] = None,
@@ -139,6 +142,7 @@ def evaluate(
         tasks=tasks,
         seed=seed,
         against=against,
+        scratch=scratch,
         out=out,
         device=device,
         threads=threads,
@@ -163,6 +167,9 @@ def compare(
     episodes: Annotated[
         int | None, typer.Option(help="Episodes in a trial; the longest of the runs' if not given.")
     ] = None,
+    scratch: Annotated[
+        int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
+    ] = 0,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -181,6 +188,7 @@ def compare(
         seed=seed,
         episodes=episodes,
         against=against,
+        scratch=scratch,
         out=out,
         device=device,
         threads=threads,

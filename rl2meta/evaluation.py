@@ -2,6 +2,7 @@
 
 import csv
 import json
+import math
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -24,7 +25,7 @@ Array = NDArray[np.float32]
 CHUNK = 10_000
 """Tasks that run side by side; part of what fixes an evaluation's random streams."""
 _CHUNK_BYTES = 2**28  # fewer tasks run side by side where their trials would take more memory
-_STEP_BYTES = 40  # of a step in a trajectory, but for its previous action, which is one-hot
+_STEP_BYTES = 40  # of a step in a trajectory, but for its previous action and what it observes of a Box
 _ADAPTATION = ("episode", "mean", "low", "high", "regret_mean", "regret_low", "regret_high")
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
@@ -174,7 +175,9 @@ def _chunks(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
 ) -> Iterator[dict[str, Array]]:
     """Yield what is kept of each chunk; its trial, by far the larger, is not kept."""
-    step_size = _STEP_BYTES + 4 * encoding(worker.distribution.action_space).size
+    law = worker.distribution
+    entries = encoding(law.action_space).size + math.prod(law.observation_space.shape or (0,))
+    step_size = _STEP_BYTES + 4 * entries
     steps = num_episodes * worker.distribution.horizon
     at_once = max(1, min(CHUNK, _CHUNK_BYTES // (steps * step_size)))
     for start in range(0, len(tasks), at_once):

@@ -140,3 +140,16 @@ def test_the_command_line_compares(
         cli.main()
     assert not stop.value.code
     assert "adaptation.png" in capsys.readouterr().out and (tmp_path / "out" / "regret.csv").exists()
+
+
+def test_ppo_learns_from_scratch_on_the_first_tasks(
+    runs: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    _compare(runs / "one", runs / "two", scratch=3, out=tmp_path / "all")
+    said = _said(tmp_path / "all")["agents"]
+    assert said["PPO from scratch"]["num_tasks"] == 3 and said["greedy"]["num_tasks"] == 40
+    assert "3/3 tasks" in capsys.readouterr().out
+    arrays = np.load(tmp_path / "all" / "arrays.npz")
+    assert arrays["PPO from scratch/rewards"].shape == (3, 7)
+    with pytest.raises(UserError, match="--scratch: expected a number from 0 to 40, got 41"):
+        _compare(runs / "one", runs / "two", scratch=41)

@@ -27,10 +27,13 @@ class Bench:
         worker: plays that distribution.
         seed: of the held-out tasks and of the luck.
         num_tasks: how many there are.
+        scratch: on how many of them an agent learns from scratch.
     """
 
-    def __init__(self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int) -> None:
-        self.config, self.worker, self.seed = config, worker, seed
+    def __init__(
+        self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int, scratch: int = 0
+    ) -> None:
+        self.config, self.worker, self.seed, self.scratch = config, worker, seed, scratch
         self.episodes = judged_episodes(config)
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
 

@@ -25,6 +25,7 @@ def compare_runs(
     out: Path | None,
     device: str,
     threads: int | None = None,
+    scratch: int = 0,
 ) -> None:
     """Evaluate the newest checkpoints of several runs side by side; write files and figures, print tables.
 
@@ -40,7 +41,7 @@ def compare_runs(
     judged = [_of_length(config, num_episodes) for config in configs]
     common = replace(judged[0], settings=judged[0].settings.model_copy(update={"reveal_task": False}))
     references = chosen_references(common, names_of(against))
-    bench = make_bench(common, tasks=tasks, seed=seed, device=device, threads=threads)
+    bench = make_bench(common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
     subjects = {
         name: load_subject(name, folder, config, then, bench)
         for name, folder, config, then in zip(

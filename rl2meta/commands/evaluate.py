@@ -24,13 +24,14 @@ def evaluate_run(
     out: Path | None,
     device: str,
     threads: int | None = None,
+    scratch: int = 0,
 ) -> None:
     """Evaluate the newest checkpoint of a run; write files and figures, print tables."""
     folder = RunFolder.open(run_dir)
     trained = load_run_config(folder)
     config = _judged(folder, trained, overrides)
     references = chosen_references(config, names_of(against))
-    bench = make_bench(config, tasks=tasks, seed=seed, device=device, threads=threads)
+    bench = make_bench(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
     subject = load_subject(config.agent_name, folder, trained, config, bench)
     with folder.new_evaluation_folder(out) as target:
         judge(target, bench, {config.agent_name: subject}, references, subject.facts())

@@ -22,6 +22,7 @@ from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
 
 _MOST_TASKS = 10**7
+_SCRATCH = "PPO from scratch"
 
 
 class Subject(NamedTuple):
@@ -48,7 +49,13 @@ class Subject(NamedTuple):
 
 
 def make_bench(
-    config: RunConfig, *, tasks: int | None, seed: int | None, device: str, threads: int | None
+    config: RunConfig,
+    *,
+    tasks: int | None,
+    seed: int | None,
+    device: str,
+    threads: int | None,
+    scratch: int,
 ) -> Bench:
     """Return the bench that the options ask for, what they leave out as in the config.
 
@@ -58,7 +65,9 @@ def make_bench(
     defaults = config.settings.evaluation
     num_tasks = within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
-    bench = Bench(config, RolloutWorker(config.distribution, resolve_device(device)), seed, num_tasks)
+    scratch = within("--scratch", scratch, 0, num_tasks)
+    worker = RolloutWorker(config.distribution, resolve_device(device))
+    bench = Bench(config, worker, seed, num_tasks, scratch)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
     return bench
 
@@ -104,6 +113,8 @@ def judge(
         first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
         print(f"evaluating {name}{first} ...", flush=True)
         results[name] = bench.evaluate_reference(reference)
+    if bench.scratch:
+        results[_SCRATCH] = _learn(bench)
     ceilings, facts = bench.ceilings(), {**_facts(bench, subjects), **facts}
     write_evaluation(target, results, ceilings, facts)
     figures = (plot_evaluation(target), plot_adaptation(target))
@@ -130,6 +141,18 @@ def names_of(against: str | None) -> Sequence[str] | None:
 def _play(name: str, subject: Subject, bench: Bench) -> Evaluation:
     print(f"evaluating {name} on {bench.worker.device} ...", flush=True)
     return bench.evaluate(subject.agent, RolloutWorker(subject.judged.distribution, bench.worker.device))
+
+
+def _learn(bench: Bench) -> Evaluation:
+    from rl2meta.commands.scratch import learn_from_scratch  # loads Stable-Baselines3, which takes a while
+
+    tasks, law = bench.held_out[: bench.scratch], bench.config.distribution
+
+    def say(done: int) -> None:
+        print(f"\r  {done}/{len(tasks)} tasks", end="" if done < len(tasks) else "\n", flush=True)
+
+    print(f"training {_SCRATCH}, SB3's, on each of {len(tasks)} tasks ...", flush=True)
+    return learn_from_scratch(law, tasks, bench.episodes, bench.seed, say)
 
 
 def _facts(bench: Bench, subjects: Mapping[str, Subject]) -> dict[str, Any]:
