@@ -131,7 +131,7 @@ class MAMLTRPOLearner:
         ]
         support = [self.objective.rows(phase, lanes) for phase in trial.phases]
         query = _joined(queries)
-        if not cfg.baseline:  # what is not compared within a task is compared between them
+        if not cfg.standardise:  # what is not compared within a task is compared between them
             query = query._replace(advantage=standardised(query.advantage, query.weight))
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
 

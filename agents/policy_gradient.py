@@ -22,8 +22,13 @@ class PolicyGradientConfig(InnerConfig):
     gae_trace: Fraction = Field(1.0, description="λ of the advantage estimates")
     baseline: bool = Field(
         True,
-        description="subtract a linear baseline, fitted to the phase of a task, and standardise; false takes "
-        "returns as they are, for phases of so few steps that the fit would explain them away",
+        description="subtract a linear baseline, fitted to the phase of a task; false takes returns as they "
+        "are, for phases of so few steps that the fit would explain them away",
+    )
+    standardise: bool = Field(
+        True,
+        description="give the advantages of a task mean 0 and deviation 1, whatever the unit of the reward; "
+        "false keeps their size, which may tell something of the task",
     )
 
 
@@ -47,7 +52,7 @@ class PolicyGradient:
     subtracted from them, and not again when a line search asks; then they are standardised over the task's
     steps. What was fitted on the same steps is a little too close to their returns; with a handful of
     features that is far less than the variance that it removes. Of a single pull it would leave nothing:
-    ``baseline: false`` takes Â = G.
+    ``baseline: false`` and ``standardise: false`` take Â = G.
 
     Args:
         observation_space, action_space: of one environment.
@@ -95,12 +100,11 @@ class PolicyGradient:
     def _advantage(
         self, observation: Tensor, reward: Tensor, flow: Tensor, mask: Tensor, lanes: int
     ) -> Tensor:
-        returns = discounted_returns(reward, flow)
-        if not self.config.baseline:
-            return returns
-        fitted = linear_baseline(*(by_lane(field, lanes) for field in (observation, returns, mask)))
-        advantage = gae(reward, flow, fitted.flatten(1, 2) * mask, self.config.gae_trace)
-        return standardised_by_task(advantage, mask, lanes)
+        advantage = returns = discounted_returns(reward, flow)
+        if self.config.baseline:
+            fitted = linear_baseline(*(by_lane(field, lanes) for field in (observation, returns, mask)))
+            advantage = gae(reward, flow, fitted.flatten(1, 2) * mask, self.config.gae_trace)
+        return standardised_by_task(advantage, mask, lanes) if self.config.standardise else advantage
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Return −Σ w Â log π(a | o)."""

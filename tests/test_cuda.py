@@ -1,10 +1,13 @@
 """What must hold on a GPU; skipped where there is none."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
+from torch.nn.utils import parameters_to_vector
 
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.references.bandits import bernoulli_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
@@ -15,11 +18,14 @@ from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
+from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
+from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
+from rl2meta.trial import TimeStep, Trajectory, Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BANDITS = BernoulliBandits(num_arms=5)
@@ -75,6 +81,36 @@ def test_learns_on_the_gpu() -> None:
         lambda row: bool(returns.append(row["mean_return"])),
     )
     assert sum(returns[-5:]) / 5 > sum(returns[:5]) / 5 + 0.3
+
+
+MAML = {"discrete": TabularMDPs(), "continuous": PointNavigation(horizon=20)}
+
+
+@pytest.mark.parametrize("kind", MAML)
+def test_maml_adapts_and_learns_as_on_the_cpu(kind: str) -> None:
+    """One outer step of the same trials: the gradient and what is measured agree up to rounding."""
+    law: Any = MAML[kind]
+    config = MAMLTRPOConfig(hidden_sizes=[8], episodes_per_phase=5)
+    learners = {
+        device: MAMLTRPOLearner(law.observation_space, law.action_space, config, device, dtype=torch.float64)
+        for device in ("cpu", "cuda")
+    }
+    tasks = sample_tasks(law, 10, 0, "train")
+    trial = RolloutWorker(law, "cuda").run(learners["cuda"].agent, tasks, 10, 0)
+    trials = {"cuda": trial, "cpu": Trial(tasks, tuple(_on_cpu(phase) for phase in trial.phases))}
+    gradients, metrics = {}, {}
+    for device, learner in learners.items():
+        x = parameters_to_vector(learner.meta.parameters()).detach()
+        gradients[device] = learner.outer_problem(trials[device]).gradient(x).cpu()
+        metrics[device] = learner.update(trials[device], 0.0, generator(0))
+    torch.testing.assert_close(gradients["cuda"], gradients["cpu"], rtol=1e-6, atol=1e-9)
+    assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=1e-3, abs=1e-6)
+
+
+def _on_cpu(phase: Trajectory) -> Trajectory:
+    inputs = TimeStep(*(field.cpu() for field in phase.inputs))
+    others = {name: value for name, value in vars(phase).items() if name != "inputs" and value is not None}
+    return replace(phase, inputs=inputs, **{name: value.cpu() for name, value in others.items()})
 
 
 FAMILIES = [

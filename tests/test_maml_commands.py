@@ -37,7 +37,9 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start_run("rl2_navigation", [*rl2, "agent.minibatches=2", "distribution.horizon=6"], folder / "rl2")
     bandit = ["training.updates=2", "training.trials_per_update=8", "threads=1"]
     start_run("maml_bandit", [*bandit, "agent.hidden_sizes=[8]"], folder / "maml_bandit")
-    start_run("smoke", [*bandit, "training.episodes_per_trial=10", "distribution.num_arms=5"], folder / "rl2b")
+    start_run(
+        "smoke", [*bandit, "training.episodes_per_trial=10", "distribution.num_arms=5"], folder / "rl2b"
+    )
     return folder
 
 
@@ -82,7 +84,7 @@ def test_rl2_and_maml_pull_the_same_bandits(runs: Path, tmp_path: Path) -> None:
 
 
 def test_what_maml_is_cannot_change_after_training(runs: Path) -> None:
-    with pytest.raises(UserError, match="agent.inner_learning_rates="):
+    with pytest.raises(UserError, match=r"agent\.inner_learning_rates="):
         _judge(runs / "maml", "agent.hidden_sizes=[16]")
     with pytest.raises(UserError, match="not a positive multiple of the 4 episodes"):
         _judge(runs / "maml", "evaluation.episodes_per_trial=10")

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl2meta.networks import Categorical, RecurrentCore, action_head
+from rl2meta.networks import Categorical, Gaussian, RecurrentCore, action_head, mlp
 from rl2meta.randomness import generator
 
 
@@ -72,3 +72,61 @@ def test_an_action_space_without_a_head_is_named() -> None:
         TypeError, match=r"Discrete action space that starts at 0 or a Box .*, got MultiBinary"
     ):
         action_head(gym.spaces.MultiBinary(2), 3)
+
+
+def _heads() -> dict[str, tuple[object, torch.Tensor]]:
+    features = torch.randn(7, 3, 6, dtype=torch.float64)
+    gaussian = action_head(gym.spaces.Box(-1, 1, (2,)), 6).double()
+    torch.nn.init.normal_(gaussian.log_deviation, std=0.5)
+    return {
+        "categorical": (action_head(gym.spaces.Discrete(4), 6).double(), features),
+        "gaussian": (gaussian, features),
+    }
+
+
+@pytest.mark.parametrize("kind", ["categorical", "gaussian"])
+def test_a_policy_is_what_torch_says_of_its_law(kind: str) -> None:
+    """Densities, entropies and divergences against torch.distributions, which shares no line with ours."""
+    head, features = _heads()[kind]
+    ours, others = head(features), head(features.flip(0))
+    if kind == "categorical":
+        law, other = (torch.distributions.Categorical(logits=each.log_probs) for each in (ours, others))
+        action = torch.randint(0, 4, (7, 3))
+        assert torch.equal(ours.mode(), law.probs.argmax(dim=-1))
+    else:
+        law, other = (
+            torch.distributions.Independent(
+                torch.distributions.Normal(each.mean, each.log_deviation.exp()), 1
+            )
+            for each in (ours, others)
+        )
+        action = torch.randn(7, 3, 2, dtype=torch.float64)
+        assert torch.equal(ours.mode(), law.mean)
+    torch.testing.assert_close(ours.log_prob(action), law.log_prob(action))
+    torch.testing.assert_close(ours.entropy(), law.entropy())
+    torch.testing.assert_close(ours.kl(others), torch.distributions.kl_divergence(law, other))
+    assert ours.kl(ours).abs().max() < 1e-12
+    again = head.distribution(head.parameters_of(features))
+    assert torch.equal(again.log_prob(action), ours.log_prob(action))
+
+
+def test_a_density_is_the_product_over_the_entries_of_an_action() -> None:
+    """Their log-probabilities add up; a mean would shrink every ratio with the size of the action."""
+    one = Gaussian(torch.zeros(1, 2)).log_prob(torch.ones(1, 1))
+    three = Gaussian(torch.zeros(1, 6)).log_prob(torch.ones(1, 3))
+    torch.testing.assert_close(three, 3 * one)
+
+
+def test_gaussian_draws_follow_its_law_and_its_generator() -> None:
+    parameters = torch.tensor([1.0, -2.0, 0.0, -1.0]).expand(100_000, 4)
+    drawn = Gaussian(parameters).sample(generator(3, "x"))
+    assert torch.equal(drawn, Gaussian(parameters).sample(generator(3, "x")))
+    torch.testing.assert_close(drawn.mean(dim=0), torch.tensor([1.0, -2.0]), atol=0.02, rtol=0)
+    torch.testing.assert_close(drawn.std(dim=0), torch.tensor([1.0, 0.3679]), atol=0.01, rtol=0)
+
+
+def test_a_zero_observation_leaves_no_layer_dead() -> None:
+    network = torch.nn.Sequential(mlp(3, [16, 16], torch.nn.ReLU), torch.nn.Linear(16, 2))
+    network(torch.zeros(1, 3)).square().sum().backward()
+    gradients = {name: p.grad.abs().max() for name, p in network.named_parameters()}
+    assert {name for name, size in gradients.items() if size == 0} == {"0.0.weight"}

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl2meta.agents.references.bandits import IndexAgent, Statistics
 from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
@@ -331,3 +332,28 @@ def test_agent_and_environments_draw_from_streams_of_their_own() -> None:
     worker.run(Nosy(2, lambda seen: seen.pulls), sample_tasks(bandits, 4, 0, "train"), 2, 5)
     assert worker._envs is not None
     assert seeds[0] != worker._envs._generator.initial_seed()  # type: ignore[attr-defined]
+
+
+class Reckless:
+    """Draws far outside the box."""
+
+    phase = Phase(episodes=1)
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> int:
+        return 0
+
+    def act(self, carry: int, step: TimeStep) -> tuple[Choice, int]:
+        action = torch.tensor([5.0, -0.5]).expand(len(step.reward), 2)
+        return Choice(action, torch.zeros(len(action)), action), carry
+
+    def adapt(self, carry: int, trajectory: Trajectory) -> int:
+        return carry
+
+
+def test_the_environment_gets_what_its_box_holds_and_the_learner_what_was_drawn() -> None:
+    trial = run(PointNavigation(horizon=3), Reckless(), num_tasks=2, num_episodes=2)
+    for phase in trial.phases:
+        assert torch.equal(phase.action, torch.tensor([5.0, -0.5]).expand(3, 2, 2))
+        assert torch.equal(phase.inputs.action[1:], torch.tensor([1.0, -0.5]).expand(2, 2, 2))
+        torch.testing.assert_close(phase.inputs.observation[1], torch.tensor([[0.1, -0.05]] * 2))
+    assert torch.equal(trial.phases[1].inputs.action[0], torch.tensor([[1.0, -0.5]] * 2))

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import torch
 
-from rl2meta.spaces import encoding
+from rl2meta.spaces import bounded, encoding
 
 
 def test_discrete_is_one_hot_as_gymnasium_flattens_it() -> None:
@@ -27,3 +27,15 @@ def test_box_is_flattened_and_float() -> None:
 def test_an_unsupported_space_is_named() -> None:
     with pytest.raises(TypeError, match=r"expected a Discrete or Box space, got MultiBinary\(3\)"):
         encoding(gym.spaces.MultiBinary(3))
+
+
+def test_actions_are_clipped_to_a_box_entry_by_entry() -> None:
+    space = gym.spaces.Box(np.array([-1, 0], np.float32), np.array([1, 0.5], np.float32))
+    clip = bounded(space)
+    assert clip(torch.tensor([[2.0, 2.0], [-3.0, -3.0], [0.5, 0.25]])).tolist() == [
+        [1, 0.5],
+        [-1, 0],
+        [0.5, 0.25],
+    ]
+    arms = torch.tensor([3, 1])
+    assert bounded(gym.spaces.Discrete(4))(arms) is arms

@@ -68,6 +68,7 @@ def relative_error(one: Tensor, other: Tensor) -> float:
         (3, {"learn_inner_rates": True, "inner_learning_rates": [0.5, 0.2]}),
         (3, {"support_phases": 1}),
         (4, {"inner_steps": 1, "query_phases": 3}),
+        (2, {"baseline": False, "standardise": False}),
         (1, {}),
     ],
 )
