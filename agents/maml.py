@@ -40,7 +40,7 @@ class InnerConfig(BaseModel):
         [0.1], description="α of the first, the second, … inner step; the last serves all that follow"
     )
     learn_inner_rates: bool = Field(
-        False, description="learn factors of each α, one for every weight, as Meta-SGD does"
+        False, description="learn a factor of α for every weight, as Meta-SGD does"
     )
     inner_steps: Count | None = Field(
         None, description="the agent plays on as it is after so many; null for a step after every phase"
@@ -93,17 +93,17 @@ class Objective(Protocol):
 
 
 class MetaWeights(nn.Module):
-    """All that is learnt between trials: θ and, for Meta-SGD, the factors of each α, 1 at first."""
+    """All that is learnt between trials: θ and, for Meta-SGD, factors of α, 1 at first and one for each weight.
+
+    A step's rate scales them all, so that steps that training never took have them too.
+    """
 
     def __init__(self, network: nn.Module, config: InnerConfig) -> None:
         super().__init__()
         self.network = network
-        learnt = len(config.inner_learning_rates) if config.learn_inner_rates else 0
-        self.factors = nn.ModuleList(
-            nn.ParameterDict(
-                {name.replace(".", "/"): torch.ones_like(value) for name, value in network.named_parameters()}
-            )
-            for _ in range(learnt)
+        weights = network.named_parameters() if config.learn_inner_rates else ()
+        self.factors = nn.ParameterDict(
+            {name.replace(".", "/"): torch.ones_like(value) for name, value in weights}
         )
 
 
@@ -112,7 +112,7 @@ class Adapted(NamedTuple):
 
     Attributes:
         weights: of the network, stacked: [num_tasks, ...] each.
-        factors: of each α for each weight, shared by all tasks; empty if they are not learnt.
+        factors: of α for each weight, shared by all tasks; empty if they are not learnt.
         steps: gradient steps taken.
         kept: the phase that later steps use again, once there is one.
     """
@@ -141,7 +141,8 @@ class InnerLoop:
 
     def begin(self, meta: Weights, num_tasks: int) -> Adapted:
         """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
-        theta, factors = _under("network.", meta), _under("factors.", meta)
+        theta, learnt = _under("network.", meta), _under("factors.", meta)
+        factors = {name.replace("/", "."): factor for name, factor in learnt.items()}
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
         return Adapted(weights, factors, 0, None)
 
@@ -165,10 +166,9 @@ class InnerLoop:
         ):
             rows = adapted.kept
         gradients = vmap(grad(self._loss), chunk_size=_tasks_at_once(rows))(adapted.weights, rows)
-        place = min(adapted.steps, len(cfg.inner_learning_rates) - 1)
-        rate, factors = cfg.inner_learning_rates[place], _under(f"{place}.", adapted.factors)
+        rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
         weights = {
-            name: weight - rate * factors.get(name.replace(".", "/"), 1.0) * self._treated(gradients[name])
+            name: weight - rate * adapted.factors.get(name, 1.0) * self._treated(gradients[name])
             for name, weight in adapted.weights.items()
         }
         return Adapted(weights, adapted.factors, adapted.steps + 1, rows)

@@ -50,7 +50,7 @@ def test_more_steps_and_other_rates_than_in_training(runs: Path, tmp_path: Path)
     points = said["agents"]["maml_trpo"]["adaptation"]
     assert [point["episode"] for point in points] == [0, 4, 8, 12, 16]  # after 0, 1, 2, 3, 4 steps
     assert all(point["low"] <= point["mean"] <= point["high"] for point in points)
-    assert said["trained_with"]["agent.inner_learning_rates"] == [0.2, 0.1]
+    assert said["trained_with"]["agent.inner_learning_rates"] == [0.2, 0.05]
     _judge(runs / "maml", "evaluation.episodes_per_trial=20", out=tmp_path / "same")
     again = _said(tmp_path / "same")["agents"]["maml_trpo"]["adaptation"]
     assert again[0] == points[0]  # before a step, rates mean nothing
