@@ -93,7 +93,7 @@ class Objective(Protocol):
 
 
 class MetaWeights(nn.Module):
-    """All that is learnt between trials: θ and, for Meta-SGD, factors of α, 1 at first and one for each weight.
+    """All that is learnt between trials: θ and, for Meta-SGD, a factor of α for each weight, 1 at first.
 
     A step's rate scales them all, so that steps that training never took have them too.
     """
