@@ -34,6 +34,7 @@ def linear_baseline(observation: Tensor, returns: Tensor, mask: Tensor) -> Tenso
     target = returns.double().movedim(1, 0).flatten(1, 2).unsqueeze(-1)
     n = counted.sum(dim=1, keepdim=True).clamp(min=1)
     gram = phi.mT @ (counted * phi) / n + _RIDGE * torch.eye(phi.shape[-1], device=o.device)
-    weights: Tensor = torch.linalg.solve(gram, phi.mT @ (counted * target) / n)
+    # solve_ex: solve would wait for the device, to see whether a matrix is singular, which the ridge forbids
+    weights: Tensor = torch.linalg.solve_ex(gram, phi.mT @ (counted * target) / n)[0]
     values = (phi @ weights).reshape(len(phi), steps, -1).movedim(0, 1)
     return values.to(returns.dtype)

@@ -23,8 +23,10 @@ from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 Weights = Mapping[str, Tensor]
 Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
 Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-_ROWS_AT_ONCE = 2**18
 Count = Annotated[int, Field(ge=1, le=2**20)]
+
+
+_NUMBERS_AT_ONCE = 2**28
 
 
 class InnerConfig(BaseModel):
@@ -122,6 +124,12 @@ class Adapted(NamedTuple):
     steps: int
     kept: Rows | None
 
+    def of(self, tasks: slice) -> "Adapted":
+        """Return the same of some tasks."""
+        weights = {name: value[tasks] for name, value in self.weights.items()}
+        kept = None if self.kept is None else Rows(*(field[tasks] for field in self.kept))
+        return self._replace(weights=weights, kept=kept)
+
 
 @dataclass(frozen=True)
 class InnerLoop:
@@ -159,19 +167,16 @@ class InnerLoop:
         cfg = self.config
         if cfg.inner_steps is not None and adapted.steps >= cfg.inner_steps:
             return adapted
-        if (
-            cfg.support_phases is not None
-            and adapted.steps >= cfg.support_phases
-            and adapted.kept is not None
-        ):
+        if adapted.kept is not None and adapted.steps >= (cfg.support_phases or 0):
             rows = adapted.kept
-        gradients = vmap(grad(self._loss), chunk_size=_tasks_at_once(rows))(adapted.weights, rows)
+        gradients = vmap(grad(self._loss))(adapted.weights, rows)
         rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
         weights = {
             name: weight - rate * adapted.factors.get(name, 1.0) * self._treated(gradients[name])
             for name, weight in adapted.weights.items()
         }
-        return Adapted(weights, adapted.factors, adapted.steps + 1, rows)
+        kept = None if cfg.support_phases is None else rows
+        return Adapted(weights, adapted.factors, adapted.steps + 1, kept)
 
     def replay(self, meta: Weights, phases: Sequence[Rows]) -> list[Adapted]:
         """Return how the inner loop stood while each phase was lived; the last is not adapted to."""
@@ -218,21 +223,32 @@ class MAMLAgent:
         return self.inner.objective.choose(outputs, carry.generator), carry
 
     def adapt(self, carry: MAMLCarry, trajectory: Trajectory) -> MAMLCarry:
-        """Take an inner step on what was just lived."""
-        rows = self.inner.objective.rows(trajectory, self.phase.lanes_per_task)
-        return carry._replace(adapted=self.inner.advance(carry.adapted, rows))
+        """Take an inner step on what was just lived; thousands of tasks in as few parts as memory allows."""
+        num_tasks = trajectory.mask.shape[1] // self.phase.lanes_per_task
+        at_once = max(1, _NUMBERS_AT_ONCE // self.numbers_per_task(trajectory))
+        parts = [
+            self._adapt_some(carry.adapted, trajectory, slice(start, start + at_once))
+            for start in range(0, num_tasks, at_once)
+        ]
+        return carry._replace(adapted=parts[0] if len(parts) == 1 else _joined(parts))
+
+    def _adapt_some(self, adapted: Adapted, trajectory: Trajectory, tasks: slice) -> Adapted:
+        lanes = self.phase.lanes_per_task
+        columns = slice(tasks.start * lanes, tasks.stop * lanes)
+        rows = self.inner.objective.rows(trajectory.columns(columns), lanes)
+        return self.inner.advance(adapted.of(tasks), rows)
+
+    def numbers_per_task(self, trajectory: Trajectory) -> int:
+        """Return about how many numbers adapting to a task holds at once."""
+        rows = len(trajectory.mask) * self.phase.lanes_per_task
+        units = sum(weight.shape[-1] for weight in self.meta.network.parameters())
+        weights = sum(weight.numel() for weight in self.meta.network.parameters())
+        return 8 * rows * units + 4 * weights
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module by name."""
     return dict(module.named_parameters())
-
-
-def _tasks_at_once(rows: Rows) -> int | None:
-    """Return None for all of them, unless thousands of tasks are judged whose activations fill the memory."""
-    num_tasks, per_task = rows.weight.shape
-    at_once = max(1, _ROWS_AT_ONCE // per_task)
-    return None if num_tasks <= at_once else at_once
 
 
 def by_row(field: Tensor, lanes: int) -> Tensor:
@@ -255,6 +271,14 @@ def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()
+
+
+def _joined(parts: Sequence[Adapted]) -> Adapted:
+    """Put tasks that were adapted in parts together again."""
+    weights = {name: torch.cat([part.weights[name] for part in parts]) for name in parts[0].weights}
+    kept = [part.kept for part in parts if part.kept is not None]
+    rows = Rows(*(torch.cat(fields) for fields in zip(*kept, strict=True))) if kept else None
+    return parts[0]._replace(weights=weights, kept=rows)
 
 
 def _under(prefix: str, named: Weights) -> dict[str, Tensor]:

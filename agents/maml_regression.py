@@ -71,8 +71,8 @@ class SquaredError:
         """
         if trajectory.target is None:
             raise UserError(
-                "agent.name: expected a family whose tasks reveal targets, such as sinusoids, got one that "
-                "rewards; use maml_trpo"
+                "agent.name: expected targets to learn from, got a trajectory without; take a family that "
+                "reveals them, such as sinusoids, or maml_trpo (SB3's predict carries none: use a rollout)"
             )
         mask = by_row(trajectory.mask.float(), lanes)
         observation = self.encode(trajectory.inputs.observation)

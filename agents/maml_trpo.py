@@ -27,6 +27,7 @@ from rl2meta.agents.maml import (
 )
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork
 from rl2meta.agents.signals import RewardSignal, reward_signal, standardised
+from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.networks import ActionDistribution
 from rl2meta.spaces import encoding
@@ -63,7 +64,8 @@ class MAMLTRPOLearner:
         max over θ  E_tasks E[ρ A]    subject to  E_tasks E KL(π_old ‖ π) ≤ δ,    ρ = π(a) / π_old(a)
 
     with π the policy of the weights that θ adapts to on the support phases, through which both are
-    differentiated. The metric is the KL's Hessian, J_θᵀ F J_θ with the Fisher information F of the adapted
+    differentiated; which support data θ gathers is taken as given, so that nothing credits it for exploring.
+    The metric is the KL's Hessian, J_θᵀ F J_θ with the Fisher information F of the adapted
     policies; it is measured on a random part of the steps, as TRPO's authors do, and the line search then
     checks surrogate and KL on all of them.
 
@@ -123,7 +125,13 @@ class MAMLTRPOLearner:
     def outer_problem(self, trial: Trial) -> "OuterProblem":
         """Return a batch of trials as functions of the flat vector of all that is learnt."""
         cfg, lanes = self.config, self.config.episodes_per_phase
-        judged = trial.phases[-(cfg.query_phases or len(trial.phases)) :]
+        num_phases = len(trial.phases)
+        if cfg.query_phases is not None and cfg.query_phases > num_phases:
+            raise UserError(
+                f"agent.query_phases: expected at most the {num_phases} phases of a trial "
+                f"(training.episodes_per_trial / agent.episodes_per_phase), got {cfg.query_phases}"
+            )
+        judged = trial.phases[-(cfg.query_phases or num_phases) :]
         gamma = cfg.discount if cfg.outer_discount is None else cfg.outer_discount
         queries = [
             self.objective.rows_of(phase, lanes, reward_signal(phase, cfg.reward_signal), gamma)

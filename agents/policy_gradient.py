@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import Fraction, InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.errors import UserError
 from rl2meta.networks import ActionDistribution, action_head, mlp
 from rl2meta.returns import discounted_returns, gae
 from rl2meta.spaces import encoding
@@ -82,8 +83,16 @@ class PolicyGradient:
         """Return the phase with the advantages of its sampled rewards."""
         return self.rows_of(trajectory, lanes, trajectory.reward, self.config.discount)
 
+    def _refuse_too_few(self, rows: int) -> None:
+        if rows < 2 and (self.config.baseline or self.config.standardise):
+            raise UserError(
+                "agent.episodes_per_phase: expected more than one step in a phase, got one, which a baseline "
+                "explains away; take more, or agent.baseline=false agent.standardise=false"
+            )
+
     def rows_of(self, trajectory: Trajectory, lanes: int, reward: Tensor, discount: float) -> Rows:
         """Return the phase with the advantages of any reward [T, B]."""
+        self._refuse_too_few(len(trajectory.mask) * lanes)
         observation = self.encode(trajectory.inputs.observation)
         mask = trajectory.mask.to(self._dtype)
         # MAML cuts where an episode ends: what one teaches is worth nothing in the next, but through θ'.
@@ -100,10 +109,12 @@ class PolicyGradient:
     def _advantage(
         self, observation: Tensor, reward: Tensor, flow: Tensor, mask: Tensor, lanes: int
     ) -> Tensor:
-        advantage = returns = discounted_returns(reward, flow)
+        value = torch.zeros_like(reward)
         if self.config.baseline:
+            returns = discounted_returns(reward, flow)
             fitted = linear_baseline(*(by_lane(field, lanes) for field in (observation, returns, mask)))
-            advantage = gae(reward, flow, fitted.flatten(1, 2) * mask, self.config.gae_trace)
+            value = fitted.flatten(1, 2) * mask
+        advantage = gae(reward, flow, value, self.config.gae_trace)
         return standardised_by_task(advantage, mask, lanes) if self.config.standardise else advantage
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:

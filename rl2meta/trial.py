@@ -5,7 +5,7 @@ what it has learnt. What it has learnt so far is its *carry*. Acting reads the c
 adapting replaces it, and only ``begin`` creates it.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import NamedTuple, Protocol, TypeVar
 
 import torch
@@ -119,6 +119,12 @@ class Trajectory:
     expected_reward: Tensor | None
     regret: Tensor | None
     target: Tensor | None = None
+
+    def columns(self, index: slice) -> "Trajectory":
+        """Return the same phase in some of the environments."""
+        inputs = TimeStep(*(field[:, index] for field in self.inputs))
+        others = {name: value for name, value in vars(self).items() if name != "inputs" and value is not None}
+        return replace(self, inputs=inputs, **{name: value[:, index] for name, value in others.items()})
 
 
 @dataclass(frozen=True)

@@ -139,6 +139,7 @@ def line_search(
     for k in range(tries):
         x, scale = start + shrink**k * step, shrink**k
         measured = measure(x)
-        if bool((measured.surrogate > before.surrogate) & (measured.kl <= max_kl) & measured.kl.isfinite()):
+        finite = measured.surrogate.isfinite() & measured.kl.isfinite()
+        if bool(finite & (measured.surrogate > before.surrogate) & (measured.kl <= max_kl)):
             return Found(x, measured, scale)
     return Found(start, before, 0.0)

@@ -169,9 +169,7 @@ def test_a_trial_that_does_not_fill_the_agents_phases_is_the_users_matter(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, next_arm: Callable[[int], Any]
 ) -> None:
     monkeypatch.setattr(judging, "restore", _restoring(next_arm(2)))
-    with pytest.raises(
-        UserError, match=r"(?s)phases of rl2 .*num_episodes=5 .* of the 2 episodes.*use 4 or 6"
-    ):
+    with pytest.raises(UserError, match=r"(?s)^rl2 .*num_episodes=5 .* of the 2 episodes.*use 4 or 6"):
         _judge(trained, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
@@ -185,7 +183,7 @@ def test_an_agent_that_adapts_between_blocks_gets_a_table_of_them(
 ) -> None:
     monkeypatch.setattr(judging, "restore", _restoring(next_arm(2)))
     report = _judge(trained, tmp_path / "out", "evaluation.episodes_per_trial=4", against="greedy")
-    said = capsys.readouterr().out.split("return per episode ± 95 %, after so many adaptations")[1]
+    said = capsys.readouterr().out.split("return per episode ± 95 %, after so many blocks")[1]
     assert re.search(r"agent +block +after 0 +after 1", said) and "greedy" not in said
     first, second = report["agents"]["rl2"]["adaptation"]
     margins = [f"{block['mean']:.3f} ± {block['high'] - block['mean']:.3f}" for block in (first, second)]
@@ -205,7 +203,7 @@ def test_a_table_of_many_adaptations_shows_the_first_and_the_last(
     tables.print_tables(results, Benchmarks(None, None, None), facts)
     out = capsys.readouterr().out
     assert "D: 3 tasks, of which training had some, 80 episodes each" in out
-    table = out.split("block of episodes:")[1].splitlines()
+    table = out.split("blocks of episodes:")[1].splitlines()
     assert max(map(len, table)) <= 100
     assert re.search(r"after 0 +after 1 .*at last", "\n".join(table))
     assert any(line.split()[0] == "b" and "775.000" in line for line in table if line.split())

@@ -1,6 +1,7 @@
 """MAML through the command line: trained, resumed, judged, compared with RL² on the same tasks."""
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,7 @@ import pytest
 
 from rl2meta.commands.compare import compare_runs
 from rl2meta.commands.evaluate import evaluate_run
-from rl2meta.commands.train import start_run
+from rl2meta.commands.train import resume_run, start_run
 from rl2meta.errors import UserError
 
 LITTLE = ["training.updates=2", "training.trials_per_update=4", "threads=1", "agent.hidden_sizes=[8]"]
@@ -96,3 +97,60 @@ def test_regression_wants_targets(tmp_path: Path) -> None:
     start_run("maml_sinusoid", [*LITTLE], tmp_path / "curves")
     _judge(tmp_path / "curves", out=tmp_path / "judged")
     assert len(_said(tmp_path / "judged")["agents"]["maml_regression"]["adaptation"]) == 11
+
+
+def test_a_resumed_run_ends_as_the_undisturbed_one(runs: Path, tmp_path: Path) -> None:
+    little = [
+        *NAVIGATION,
+        "training.episodes_per_trial=8",
+        "training.updates=4",
+        "training.checkpoint_every=2",
+    ]
+    start_run("maml_navigation", little, tmp_path / "whole")
+    start_run("maml_navigation", little, tmp_path / "cut")
+    shutil.rmtree(tmp_path / "cut" / "checkpoints" / "update_00000004")  # as if it died after update 2
+    resume_run(tmp_path / "cut", None, [])
+    ours, theirs = (
+        [json.loads(line) for line in (tmp_path / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("whole", "cut")
+    )
+    timing = {"seconds", "env_steps_per_second"}
+    assert len(ours) == 4
+    for one, other in zip(ours, theirs, strict=True):
+        assert {k: v for k, v in one.items() if k not in timing} == {
+            k: v for k, v in other.items() if k not in timing
+        }
+
+
+@pytest.mark.parametrize(
+    ("overrides", "message"),
+    [
+        (["training.episodes_per_trial=9"], "training.episodes_per_trial: num_episodes=9 is not a positive"),
+        (["evaluation.episodes_per_trial=9"], "evaluation.episodes_per_trial: num_episodes=9 is not a posi"),
+        (
+            ["agent.query_phases=3", "training.episodes_per_trial=8"],
+            "agent.query_phases: expected at most",
+        ),
+        (["distribution.horizon=1", "agent.episodes_per_phase=1"], "expected more than one step in a phase"),
+    ],
+)
+def test_what_does_not_fit_together_shows_before_anything_is_written(
+    overrides: list[str], message: str, tmp_path: Path
+) -> None:
+    with pytest.raises(UserError, match=message):
+        start_run("maml_navigation", [*NAVIGATION, *overrides], tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_an_agent_that_adapts_itself_to_pieces_is_said_to(runs: Path, tmp_path: Path) -> None:
+    start_run("maml_sinusoid", [*LITTLE], tmp_path / "curves")
+    with pytest.raises(UserError, match="maml_regression: expected finite rewards, got others from episode"):
+        _judge(tmp_path / "curves", "agent.inner_learning_rates=[100000.0]", out=tmp_path / "out")
+    assert not (tmp_path / "out").exists()
+
+
+def test_what_was_trained_otherwise_is_said(runs: Path, tmp_path: Path) -> None:
+    _judge(runs / "maml", "evaluation.episodes_per_trial=8", out=tmp_path / "same")
+    assert _said(tmp_path / "same")["trained_with"] == {}
+    _judge(runs / "maml", out=tmp_path / "longer")  # the config judges in trials of 80
+    assert _said(tmp_path / "longer")["trained_with"] == {"training.episodes_per_trial": 8}

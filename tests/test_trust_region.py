@@ -130,6 +130,7 @@ def test_line_search_takes_the_first_step_that_is_better_and_near_enough() -> No
         (lambda x: x * torch.nan if x > 0 else x, lambda x: 0 * x),
         (lambda x: x, lambda x: x * torch.nan if x > 0 else x),
         (lambda x: x, lambda x: x * -torch.inf if x > 0 else x),
+        (lambda x: x * torch.inf if x > 0 else x, lambda x: 0 * x),
     ],
 )
 def test_line_search_that_fails_returns_the_very_start(

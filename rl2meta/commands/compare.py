@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl2meta.commands.components import chosen_references, judged_episodes
-from rl2meta.commands.judging import Subject, judge, load_subject, make_bench, names_of, within
+from rl2meta.commands.judging import SCRATCH, Subject, judge, load_subject, make_bench, names_of, within
 from rl2meta.commands.restore import load_run_config
 from rl2meta.config import RunConfig, differing
 from rl2meta.errors import UserError
@@ -45,7 +45,7 @@ def compare_runs(
     subjects = {
         name: load_subject(name, folder, config, then, bench)
         for name, folder, config, then in zip(
-            _names(run_dirs, references), folders, configs, judged, strict=True
+            _names(run_dirs, {*references, SCRATCH}), folders, configs, judged, strict=True
         )
     }
     with new_folder(_default_folder(run_dirs), out) as target:
@@ -74,7 +74,9 @@ def _refuse_another_law(first: RunFolder, ours: RunConfig, other: RunFolder, the
         {key: value for key, value in config.flat().items() if key.startswith("distribution.")}
         for config in (theirs, ours)
     )
-    settings = "; ".join(f"{key} is {a.get(key)!r}, not {b.get(key)!r}" for key in differing(a, b))
+    name = "distribution.name"
+    keys = differing(a, b) if a[name] == b[name] else [name]
+    settings = "; ".join(f"{key} is {a.get(key)!r}, not {b.get(key)!r}" for key in keys)
     raise UserError(
         f"{other.path}: expected a run on the tasks of {first.path}, got one on others: {settings}. Compare "
         "runs on one law, or use `rl2meta evaluate DIR distribution.KEY=VALUE` on each"

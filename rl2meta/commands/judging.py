@@ -5,10 +5,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rl2meta.agents.references.reference import Reference
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.bench import Bench
 from rl2meta.commands.components import judged_episodes
+from rl2meta.commands.rehearsal import fill
 from rl2meta.commands.restore import restore
 from rl2meta.commands.tables import print_tables
 from rl2meta.config import RunConfig, differing
@@ -22,7 +25,7 @@ from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
 
 _MOST_TASKS = 10**7
-_SCRATCH = "PPO from scratch"
+SCRATCH = "PPO from scratch"
 
 
 class Subject(NamedTuple):
@@ -65,7 +68,8 @@ def make_bench(
     defaults = config.settings.evaluation
     num_tasks = within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
-    scratch = within("--scratch", scratch, 0, num_tasks)
+    if scratch:  # of one task alone there is no interval
+        within("--scratch", scratch, 2, num_tasks)
     worker = RolloutWorker(config.distribution, resolve_device(device))
     bench = Bench(config, worker, seed, num_tasks, scratch)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
@@ -81,13 +85,8 @@ def load_subject(
         UserError: if there is no whole checkpoint, or the trial does not split into the agent's phases.
     """
     learner, saved = restore(folder, trained, bench.worker.device, agent=judged.agent)
-    try:
-        learner.agent.phase.plan(bench.episodes)
-    except ValueError as error:
-        raise UserError(
-            f"expected a trial that splits into the phases of {name} ({folder.path}), got one that does not: "
-            f"{error} (evaluation.episodes_per_trial, or --episodes of `rl2meta compare`)"
-        ) from None
+    key = f"{name} ({folder.path}): evaluation.episodes_per_trial, or --episodes of `rl2meta compare`"
+    fill(learner.agent.phase, bench.episodes, key)
     return Subject(trained, judged, learner.agent, saved)
 
 
@@ -114,7 +113,7 @@ def judge(
         print(f"evaluating {name}{first} ...", flush=True)
         results[name] = bench.evaluate_reference(reference)
     if bench.scratch:
-        results[_SCRATCH] = _learn(bench)
+        results[SCRATCH] = _learn(bench)
     ceilings, facts = bench.ceilings(), {**_facts(bench, subjects), **facts}
     write_evaluation(target, results, ceilings, facts)
     figures = (plot_evaluation(target), plot_adaptation(target))
@@ -140,7 +139,15 @@ def names_of(against: str | None) -> Sequence[str] | None:
 
 def _play(name: str, subject: Subject, bench: Bench) -> Evaluation:
     print(f"evaluating {name} on {bench.worker.device} ...", flush=True)
-    return bench.evaluate(subject.agent, RolloutWorker(subject.judged.distribution, bench.worker.device))
+    worker = RolloutWorker(subject.judged.distribution, bench.worker.device)
+    result = bench.evaluate(subject.agent, worker)
+    if not np.isfinite(result.rewards).all():
+        first = int(np.isfinite(result.rewards).all(axis=0).argmin())
+        raise UserError(
+            f"{name}: expected finite rewards, got others from episode {first} of the trial on; lower the "
+            "step sizes that the agent adapts with, or look for such rewards in the environment"
+        )
+    return result
 
 
 def _learn(bench: Bench) -> Evaluation:
@@ -151,7 +158,7 @@ def _learn(bench: Bench) -> Evaluation:
     def say(done: int) -> None:
         print(f"\r  {done}/{len(tasks)} tasks", end="" if done < len(tasks) else "\n", flush=True)
 
-    print(f"training {_SCRATCH}, SB3's, on each of {len(tasks)} tasks ...", flush=True)
+    print(f"training {SCRATCH}, SB3's, on each of {len(tasks)} tasks ...", flush=True)
     return learn_from_scratch(law, tasks, bench.episodes, bench.seed, say)
 
 
@@ -175,6 +182,6 @@ def _trained_with(trained: RunConfig, judged: RunConfig) -> dict[str, Any]:
     """Return the settings of training that are others when the agent is judged, as they were then."""
     then, now = trained.flat(), judged.flat()
     changed = [key for key in differing(then, now) if key in then and not key.startswith("evaluation.")]
-    if judged_episodes(trained) != judged_episodes(judged):
+    if trained.settings.training.episodes_per_trial != judged_episodes(judged):
         changed.append("training.episodes_per_trial")
     return {key: then[key] for key in changed}

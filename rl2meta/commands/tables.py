@@ -46,7 +46,7 @@ def print_tables(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts:
         print("Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above.")
     adapting = {name: result for name, result in results.items() if _num_adaptations(result) > 0}
     if adapting:
-        print("return per episode ± 95 %, after so many adaptations, one after each block of episodes:")
+        print("return per episode ± 95 %, after so many blocks of episodes:")
         _print(_adaptation_table(adapting))
 
 

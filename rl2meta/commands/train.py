@@ -11,6 +11,7 @@ from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.recorder import Recorder, checkpoint_of
+from rl2meta.commands.rehearsal import rehearse
 from rl2meta.commands.restore import load_run_config, restore
 from rl2meta.commands.signals import Interrupted, handled
 from rl2meta.config import RunConfig, differing, load_config
@@ -31,7 +32,8 @@ def start_run(source: str, overrides: Sequence[str], run_dir: Path) -> int:
     text = config.to_yaml(device=device, threads=threads, versions=_versions())
     config = load_config(text, "config.yaml", (), COMPONENTS)
     chosen_references(config)  # a name that is mistyped shall not show after hours of training
-    learner = make_learner(config, resolve_device(device))  # before the folder: a fault leaves none behind
+    rehearse(config, resolve_device(device))  # before the folder: a fault leaves none behind
+    learner = make_learner(config, resolve_device(device))
     folder = RunFolder.create(run_dir, text)
     with folder.locked():
         first = checkpoint_of(config, learner, 0, 0)

@@ -38,6 +38,7 @@ class Predictor(Generic[Carry]):
     Raises:
         ValueError: for an agent with lanes whose phase is the whole trial, or whose phases do not fill
             ``num_episodes``.
+        UserError: by ``predict``, for an agent that learns from targets, which flat observations lack.
         TypeError: for spaces other than Discrete and Box.
     """
 

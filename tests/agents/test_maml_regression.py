@@ -128,5 +128,5 @@ def test_families_that_reveal_nothing_are_refused() -> None:
         MAMLRegressionLearner(bandits.observation_space, gym.spaces.Discrete(2), MAMLRegressionConfig())
     learner = learner_of()
     phase = lived(learner, 1).phases[0]
-    with pytest.raises(UserError, match="a family whose tasks reveal targets"):
+    with pytest.raises(UserError, match="expected targets to learn from"):
         learner.inner.objective.rows(replace(phase, target=None), 5)
