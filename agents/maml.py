@@ -9,7 +9,7 @@ Source: Finn et al. 2017, *Model-Agnostic Meta-Learning for Fast Adaptation of D
 (arXiv 1703.03400), algorithms 1 and 3. Step sizes that are learnt: Li et al. 2017 (arXiv 1707.09835).
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Annotated, NamedTuple, Protocol
 
@@ -18,12 +18,11 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.func import functional_call, grad, vmap
 
+from rl2meta.agents.settings import Count, Positive
+from rl2meta.learner_state import under
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 Weights = Mapping[str, Tensor]
-Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**20)]
 
 
 _NUMBERS_AT_ONCE = 2**28
@@ -149,7 +148,7 @@ class InnerLoop:
 
     def begin(self, meta: Weights, num_tasks: int) -> Adapted:
         """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
-        theta, learnt = _under("network.", meta), _under("factors.", meta)
+        theta, learnt = under("network.", meta), under("factors.", meta)
         factors = {name.replace("/", "."): factor for name, factor in learnt.items()}
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
         return Adapted(weights, factors, 0, None)
@@ -266,20 +265,9 @@ def normalised(weight: Tensor) -> Tensor:
     return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def seeded(make: Callable[[], nn.Module], seed: int) -> nn.Module:
-    """Build a module whose initial weights depend on the seed alone, and leave the global state as it was."""
-    with torch.random.fork_rng(devices=[]):
-        torch.default_generator.manual_seed(seed)
-        return make()
-
-
 def _joined(parts: Sequence[Adapted]) -> Adapted:
     """Put tasks that were adapted in parts together again."""
     weights = {name: torch.cat([part.weights[name] for part in parts]) for name in parts[0].weights}
     kept = [part.kept for part in parts if part.kept is not None]
     rows = Rows(*(torch.cat(fields) for fields in zip(*kept, strict=True))) if kept else None
     return parts[0]._replace(weights=weights, kept=rows)
-
-
-def _under(prefix: str, named: Weights) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in named.items() if name.startswith(prefix)}

@@ -15,20 +15,18 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rl2meta.agents.maml import (
-    Count,
     InnerConfig,
     InnerLoop,
     MAMLAgent,
     MetaWeights,
-    Positive,
     Rows,
     by_row,
     named,
     normalised,
-    seeded,
 )
+from rl2meta.agents.settings import Count, Positive
 from rl2meta.errors import UserError
-from rl2meta.learner_state import load_state, state_of
+from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import mlp
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory, Trial

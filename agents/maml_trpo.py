@@ -6,7 +6,7 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Annotated, Any, cast
+from typing import Annotated, Any
 
 import gymnasium as gym
 import torch
@@ -14,21 +14,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from rl2meta.agents.maml import (
-    Count,
-    Fraction,
-    InnerLoop,
-    MAMLAgent,
-    MetaWeights,
-    Positive,
-    Rows,
-    normalised,
-    seeded,
-)
+from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights, Rows, normalised
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork
-from rl2meta.agents.signals import RewardSignal, reward_signal, standardised
+from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
+from rl2meta.agents.settings import Count, Fraction, Positive
 from rl2meta.errors import UserError
-from rl2meta.learner_state import load_state, state_of
+from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution
 from rl2meta.spaces import encoding
 from rl2meta.trial import Trajectory, Trial
@@ -91,7 +82,7 @@ class MAMLTRPOLearner:
         network = seeded(lambda: PolicyNetwork(size, action_space, config.hidden_sizes), seed)
         network.to(device, dtype)
         self.meta = MetaWeights(network, config).to(device, dtype)
-        self.objective = PolicyGradient(observation_space, cast(PolicyNetwork, network), config)
+        self.objective = PolicyGradient(observation_space, network, config)
         self.inner = InnerLoop(network, self.objective, config)
         self.agent = MAMLAgent(self.meta, self.inner)
 

@@ -8,7 +8,8 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rl2meta.agents.linear_baseline import linear_baseline
-from rl2meta.agents.maml import Fraction, InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.agents.settings import Fraction
 from rl2meta.errors import UserError
 from rl2meta.networks import ActionDistribution, action_head, mlp
 from rl2meta.returns import discounted_returns, gae

@@ -12,17 +12,13 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
-from rl2meta.agents.signals import RewardSignal, masked_mean, reward_signal, standardised
-from rl2meta.learner_state import load_state, state_of
+from rl2meta.agents.rewards import RewardSignal, masked_mean, reward_signal, standardised
+from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive
+from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
 from rl2meta.returns import discounted_returns, gae
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
-
-Positive = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
-NonNegative = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-Fraction = Annotated[float, Field(ge=0, le=1, allow_inf_nan=False)]
-Count = Annotated[int, Field(ge=1, le=2**20)]
 
 
 class RL2Config(BaseModel):
@@ -154,9 +150,7 @@ class RL2Learner:
         seed: int = 0,
     ) -> None:
         self.config = config
-        with torch.random.fork_rng(devices=[]):
-            torch.default_generator.manual_seed(seed)
-            network = RecurrentActorCritic(observation_space, action_space, config)
+        network = seeded(lambda: RecurrentActorCritic(observation_space, action_space, config), seed)
         self.network = network.to(device)
         self.agent = RL2Agent(self.network)
         self.optimizer = torch.optim.Adam(self.network.parameters(), lr=config.learning_rate, fused=True)

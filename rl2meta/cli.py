@@ -179,7 +179,7 @@ def compare(
     device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; the first run's if not given.")] = None,
 ) -> None:
-    """Judge several trained agents side by side: the same held-out tasks and the same luck for each."""
+    """Judge several trained agents side by side, on the same held-out tasks."""
     from rl2meta.commands.compare import compare_runs
 
     compare_runs(

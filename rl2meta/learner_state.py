@@ -1,9 +1,12 @@
-"""A network and its optimiser as named tensors, as checkpoints want them, and back."""
+"""A learner's state: initial weights of a seed; network and optimiser as named tensors, and back."""
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from typing import TypeVar
 
 import torch
 from torch import Tensor, nn
+
+Network = TypeVar("Network", bound=nn.Module)
 
 
 def state_of(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
@@ -23,16 +26,24 @@ def load_state(
     Raises:
         RuntimeError: if they do not.
     """
-    network.load_state_dict(_under("network.", state))
+    network.load_state_dict(under("network.", state))
     if optimizer is None:
         return
     moments: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in _under("optimizer.", state).items():
+    for name, tensor in under("optimizer.", state).items():
         index, moment = name.split(".")
         moments.setdefault(int(index), {})[moment] = tensor
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
-def _under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return what stands under ``prefix`` by the rest of its name."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
+
+
+def seeded(make: Callable[[], Network], seed: int) -> Network:
+    """Build a network whose initial weights depend on the seed alone; the global state stays as it was."""
+    with torch.random.fork_rng(devices=[]):
+        torch.default_generator.manual_seed(seed)
+        return make()

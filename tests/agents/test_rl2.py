@@ -6,8 +6,8 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor
 
+from rl2meta.agents.rewards import reward_signal
 from rl2meta.agents.rl2 import RL2Config, RL2Learner, clipped_surrogate
-from rl2meta.agents.signals import reward_signal
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
 from rl2meta.randomness import generator
