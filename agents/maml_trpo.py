@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights, Rows, normalised
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork
 from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
-from rl2meta.agents.settings import Count, Fraction, Positive
+from rl2meta.agents.settings import Fraction, Positive
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution
@@ -30,8 +30,8 @@ class MAMLTRPOConfig(PolicyGradientConfig):
     """The hyper-parameters of MAML-TRPO."""
 
     outer_discount: Fraction | None = Field(None, description="γ of the outer step; null for the same")
-    query_phases: Count | None = Field(
-        1, description="the outer step raises the return of a trial's last so many phases; null for all"
+    query_weights: Annotated[list[Positive], Field(min_length=1)] | None = Field(
+        [1.0], description="of a trial's last phases in what the outer step raises; null for all alike"
     )
     reward_signal: RewardSignal = Field(
         "sampled",
@@ -117,19 +117,20 @@ class MAMLTRPOLearner:
         """Return a batch of trials as functions of the flat vector of all that is learnt."""
         cfg, lanes = self.config, self.config.episodes_per_phase
         num_phases = len(trial.phases)
-        if cfg.query_phases is not None and cfg.query_phases > num_phases:
+        weights = cfg.query_weights or [1.0] * num_phases
+        if len(weights) > num_phases:
             raise UserError(
-                f"agent.query_phases: expected at most the {num_phases} phases of a trial "
-                f"(training.episodes_per_trial / agent.episodes_per_phase), got {cfg.query_phases}"
+                f"agent.query_weights: expected at most {num_phases}, one for each phase of a trial "
+                f"(training.episodes_per_trial / agent.episodes_per_phase), got {len(weights)}"
             )
-        judged = trial.phases[-(cfg.query_phases or num_phases) :]
+        judged = trial.phases[-len(weights) :]
         gamma = cfg.discount if cfg.outer_discount is None else cfg.outer_discount
         queries = [
             self.objective.rows_of(phase, lanes, reward_signal(phase, cfg.reward_signal), gamma)
             for phase in judged
         ]
         support = [self.objective.rows(phase, lanes) for phase in trial.phases]
-        query = _joined(queries)
+        query = _joined(queries, weights)
         if not cfg.standardise:  # what is not compared within a task is compared between them
             query = query._replace(advantage=standardised(query.advantage, query.weight))
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
@@ -217,9 +218,10 @@ def unflatten(vector: Tensor, module: nn.Module) -> dict[str, Tensor]:
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
-def _joined(phases: Sequence[Rows]) -> Rows:
-    """Lay phases one after another."""
-    return _shared(Rows(*(torch.cat(fields, dim=1) for fields in zip(*phases, strict=True))))
+def _joined(phases: Sequence[Rows], weights: Sequence[float]) -> Rows:
+    """Lay phases one after another, each of its weight."""
+    weighed = [rows._replace(weight=share * rows.weight) for rows, share in zip(phases, weights, strict=True)]
+    return _shared(Rows(*(torch.cat(fields, dim=1) for fields in zip(*weighed, strict=True))))
 
 
 def _shared(rows: Rows) -> Rows:

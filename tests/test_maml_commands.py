@@ -51,7 +51,7 @@ def test_more_steps_and_other_rates_than_in_training(runs: Path, tmp_path: Path)
     points = said["agents"]["maml_trpo"]["adaptation"]
     assert [point["episode"] for point in points] == [0, 4, 8, 12, 16]  # after 0, 1, 2, 3, 4 steps
     assert all(point["low"] <= point["mean"] <= point["high"] for point in points)
-    assert said["trained_with"]["agent.inner_learning_rates"] == [0.2, 0.05]
+    assert said["trained_with"]["agent.inner_learning_rates"] == [0.2, 0.1]
     _judge(runs / "maml", "evaluation.episodes_per_trial=20", out=tmp_path / "same")
     again = _said(tmp_path / "same")["agents"]["maml_trpo"]["adaptation"]
     assert again[0] == points[0]  # before a step, rates mean nothing
@@ -128,8 +128,8 @@ def test_a_resumed_run_ends_as_the_undisturbed_one(runs: Path, tmp_path: Path) -
         (["training.episodes_per_trial=9"], "training.episodes_per_trial: num_episodes=9 is not a positive"),
         (["evaluation.episodes_per_trial=9"], "evaluation.episodes_per_trial: num_episodes=9 is not a posi"),
         (
-            ["agent.query_phases=3", "training.episodes_per_trial=8"],
-            "agent.query_phases: expected at most",
+            ["agent.query_weights=[1.0,1.0,1.0]", "training.episodes_per_trial=8"],
+            "agent.query_weights: expected at most 2",
         ),
         (["distribution.horizon=1", "agent.episodes_per_phase=1"], "expected more than one step in a phase"),
     ],

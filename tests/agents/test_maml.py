@@ -65,10 +65,10 @@ def relative_error(one: Tensor, other: Tensor) -> float:
     [
         (2, {}),
         (3, {}),
-        (3, {"query_phases": None}),
+        (3, {"query_weights": None}),
         (3, {"learn_inner_rates": True, "inner_learning_rates": [0.5, 0.2]}),
         (3, {"support_phases": 1}),
-        (4, {"inner_steps": 1, "query_phases": 3}),
+        (4, {"inner_steps": 1, "query_weights": [3.0, 1.0, 1.0]}),
         (2, {"baseline": False, "standardise": False}),
         (1, {}),
     ],
@@ -246,7 +246,7 @@ def test_the_radius_moves_and_what_the_outer_step_takes_is_its_own() -> None:
 
 def test_advantages_between_tasks_where_none_is_standardised_within() -> None:
     family = FAMILIES["continuous"]
-    learner = learner_on(family, standardise=False, query_phases=None)
+    learner = learner_on(family, standardise=False, query_weights=None)
     query = learner.outer_problem(lived(learner, family, 2)).query
     assert float(query.weight.sum()) == pytest.approx(1)
     assert float((query.weight * query.advantage).sum()) == pytest.approx(0, abs=1e-9)
@@ -268,8 +268,8 @@ def test_thousands_of_tasks_adapt_in_parts_as_they_do_at_once(monkeypatch: pytes
 
 def test_settings_that_make_no_sense_together_are_refused() -> None:
     family = FAMILIES["discrete"]
-    learner = learner_on(family, query_phases=3)
-    with pytest.raises(UserError, match=r"agent\.query_phases: expected at most the 2 phases"):
+    learner = learner_on(family, query_weights=[1.0, 1.0, 1.0])
+    with pytest.raises(UserError, match=r"agent\.query_weights: expected at most 2"):
         learner.outer_problem(lived(learner, family, 2))
     bandits = BernoulliBandits(num_arms=2)
     learner = learner_on(bandits, episodes_per_phase=1)
