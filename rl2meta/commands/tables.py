@@ -37,7 +37,9 @@ def print_tables(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts:
     print(f"{facts['distribution']}: {tasks}, {facts['episodes']} episodes each")
     for name, changed in trained_elsewhere(facts).items():
         said = ", ".join(f"{key}={value}" for key, value in changed.items())
-        print(f"{name} was trained with {said}; the references were tuned on tasks of the law above")
+        tuned = any(result.constants for result in results.values())
+        tail = "; the references were tuned on tasks of the law above" if tuned else ""
+        print(f"{name} was trained with {said}{tail}")
     for name, result in results.items():
         if len(result.rewards) < facts["num_tasks"]:
             print(f"{name} was put on the first {len(result.rewards):,} of the tasks")
