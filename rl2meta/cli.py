@@ -170,6 +170,15 @@ def compare(
     scratch: Annotated[
         int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
     ] = 0,
+    settings: Annotated[
+        list[str] | None,
+        typer.Option(
+            "--set",
+            metavar="NAME:KEY=VALUE",
+            help="A setting that the run in folder NAME adapts with, such as "
+            "maml:agent.inner_learning_rates=[0.2,0.1]; may stand several times.",
+        ),
+    ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
@@ -188,6 +197,7 @@ def compare(
         seed=seed,
         episodes=episodes,
         against=against,
+        settings=settings or [],
         scratch=scratch,
         out=out,
         device=device,

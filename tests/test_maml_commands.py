@@ -154,3 +154,19 @@ def test_what_was_trained_otherwise_is_said(runs: Path, tmp_path: Path) -> None:
     assert _said(tmp_path / "same")["trained_with"] == {}
     _judge(runs / "maml", out=tmp_path / "longer")  # the config judges in trials of 80
     assert _said(tmp_path / "longer")["trained_with"] == {"training.episodes_per_trial": 8}
+
+
+def test_each_run_of_a_comparison_may_adapt_with_rates_of_its_own(runs: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {"tasks": 8, "seed": 0, "episodes": 12, "against": "none", "device": "cpu"}
+    paths, rates = [runs / "maml", runs / "pretrained"], "agent.inner_learning_rates=[0.5]"
+    compare_runs(paths, **options, out=tmp_path / "as_they_are")
+    compare_runs(paths, **options, out=tmp_path / "tuned", settings=[f"pretrained:{rates}"])
+    before, after = (_said(tmp_path / name)["agents"] for name in ("as_they_are", "tuned"))
+    assert before["maml"]["adaptation"] == after["maml"]["adaptation"]
+    assert before["pretrained"]["adaptation"][0] == after["pretrained"]["adaptation"][0]
+    assert before["pretrained"]["adaptation"][1] != after["pretrained"]["adaptation"][1]
+    for fault in (f"other:{rates}", rates, "maml:distribution.side=2"):
+        with pytest.raises(UserError, match=r"expected NAME:agent\.KEY=VALUE .* one of maml, pretrained"):
+            compare_runs(paths, **options, out=tmp_path / "none", settings=[fault])
+    with pytest.raises(UserError, match="what it is cannot change after training"):
+        compare_runs(paths, **options, out=tmp_path / "none", settings=["maml:agent.hidden_sizes=[3]"])

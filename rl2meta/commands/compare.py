@@ -7,6 +7,7 @@ from typing import Any
 
 from rl2meta.commands.components import chosen_references, judged_episodes
 from rl2meta.commands.judging import SCRATCH, Subject, judge, load_subject, make_bench, names_of, within
+from rl2meta.commands.overrides import judged as as_judged
 from rl2meta.commands.restore import load_run_config
 from rl2meta.config import RunConfig, differing
 from rl2meta.errors import UserError
@@ -26,6 +27,7 @@ def compare_runs(
     device: str,
     threads: int | None = None,
     scratch: int = 0,
+    settings: Sequence[str] = (),
 ) -> None:
     """Evaluate the newest checkpoints of several runs side by side; write files and figures, print tables.
 
@@ -38,7 +40,11 @@ def compare_runs(
         _refuse_another_law(folders[0], configs[0], folder, config)
     longest = max(map(judged_episodes, configs)) if episodes is None else episodes
     num_episodes = within("--episodes", longest, 1, 2**31 - 1)
-    judged = [_of_length(config, num_episodes) for config in configs]
+    chosen = _by_run(settings, [_last_name(path) for path in run_dirs])
+    judged = [
+        _of_length(as_judged(folder, config, chosen[_last_name(folder.path)]), num_episodes)
+        for folder, config in zip(folders, configs, strict=True)
+    ]
     common = replace(judged[0], settings=judged[0].settings.model_copy(update={"reveal_task": False}))
     references = chosen_references(common, names_of(against))
     bench = make_bench(common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
@@ -50,6 +56,20 @@ def compare_runs(
     }
     with new_folder(_default_folder(run_dirs), out) as target:
         judge(target, bench, subjects, references, {"runs": _runs(subjects, run_dirs)})
+
+
+def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
+    """Return the overrides of each run from what stands as ``NAME:KEY=VALUE``."""
+    chosen: dict[str, list[str]] = {name: [] for name in names}
+    for setting in settings:
+        name, colon, override = setting.partition(":")
+        if not colon or name not in chosen or not override.startswith("agent."):
+            raise UserError(
+                f"--set {setting!r}: expected NAME:agent.KEY=VALUE with the name of a run's folder, one of "
+                f"{', '.join(chosen)}"
+            )
+        chosen[name].append(override)
+    return chosen
 
 
 def law_of(config: RunConfig) -> str:
