@@ -43,7 +43,7 @@ class InnerConfig(BaseModel):
     learn_inner_rates: bool = Field(
         False, description="learn a factor of α for every weight, as Meta-SGD does"
     )
-    inner_steps: Count | None = Field(
+    inner_steps: Annotated[int, Field(ge=0, le=2**20)] | None = Field(
         None, description="the agent plays on as it is after so many; null for a step after every phase"
     )
     support_phases: Count | None = Field(
