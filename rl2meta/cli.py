@@ -10,6 +10,20 @@ import typer
 from rl2meta import __version__
 from rl2meta.errors import UserError
 
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Scratch = Annotated[
+    int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME:KEY=VALUE",
+        help="A setting that the run in folder NAME adapts with, such as "
+        "maml:agent.inner_learning_rates=[0.2,0.1]; may stand several times.",
+    ),
+]
+
 app = typer.Typer(
     name="rl2meta",
     help="Train agents that learn to learn, and judge them on tasks they have never seen.",
@@ -124,13 +138,11 @@ def evaluate(
         str | None,
         typer.Option(help="References, comma-separated, or 'all' or 'none'; the config's if not given."),
     ] = None,
-    scratch: Annotated[
-        int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
-    ] = 0,
+    scratch: Scratch = 0,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the results; DIR/evaluation[_N] if not given.")
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; the config's if not given.")] = None,
 ) -> None:
     """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings."""
@@ -167,25 +179,15 @@ def compare(
     episodes: Annotated[
         int | None, typer.Option(help="Episodes in a trial; the longest of the runs' if not given.")
     ] = None,
-    scratch: Annotated[
-        int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
-    ] = 0,
-    settings: Annotated[
-        list[str] | None,
-        typer.Option(
-            "--set",
-            metavar="NAME:KEY=VALUE",
-            help="A setting that the run in folder NAME adapts with, such as "
-            "maml:agent.inner_learning_rates=[0.2,0.1]; may stand several times.",
-        ),
-    ] = None,
+    scratch: Scratch = 0,
+    settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option(
             help="A new folder for the results; compare-NAME1-NAME2[_N] beside the first run if not given."
         ),
     ] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; the first run's if not given.")] = None,
 ) -> None:
     """Judge several trained agents side by side, on the same held-out tasks."""
@@ -264,7 +266,7 @@ def benchmark(
     ] = "train",
     seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in all.")] = 30.0,
     against: Annotated[str | None, typer.Option(help="'sb3' for sb3-contrib's RecurrentPPO.")] = None,
-    device: Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")] = "auto",
+    device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file for the figures.")] = None,
 ) -> None:

@@ -306,6 +306,8 @@ def test_inner_steps_end_where_the_config_says() -> None:
     rows = [learner.objective.rows(phase, 3) for phase in lived(learner, family, 4).phases]
     states = learner.inner.replay(named(learner.meta), rows)
     assert [state.steps for state in states] == [0, 1, 1, 1]
+    never = learner_on(family, inner_steps=0)  # an oracle has nothing to adapt to
+    assert [state.steps for state in never.inner.replay(named(never.meta), rows)] == [0, 0, 0, 0]
     for name, value in states[1].weights.items():
         assert torch.equal(states[3].weights[name], value)
 
