@@ -20,6 +20,7 @@ LETTER = 0.0078
 """The width of a letter, as a share of the figure."""
 _LINE = 0.066  # the height of a line of text, as a share of the axis
 _LETTERS_IN_SIZE_1 = 15 * 95  # that fit into the figure's width
+_SMALLEST = 7.5  # what can still be read
 _LONGEST_NAME = 28
 _DOTTED = (0, (1, 2))  # on, off
 
@@ -148,5 +149,7 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def _write_title(figure: Figure, height: float, size: float, text: str, weight: str) -> None:
-    fitting = min(size, _LETTERS_IN_SIZE_1 / len(text))
+    fitting = max(_SMALLEST, min(size, _LETTERS_IN_SIZE_1 / len(text)))
+    letters = int(_LETTERS_IN_SIZE_1 / fitting)
+    text = text if len(text) <= letters else f"{text[: letters - 1]}…"  # all of it is in evaluation.json
     figure.text(0.012, height, text, size=fitting, weight=weight, color=INK, va="center", parse_math=False)

@@ -66,7 +66,8 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         (
             "name: rl2, ",
             "",
-            "agent: expected a section with a name, one of rl2, got {'learning_rate': 0.001}",
+            "agent: expected a section with a name, one of maml_regression, maml_trpo, rl2, "
+            "got {'learning_rate': 0.001}",
         ),
         ("seed: 1", "seed: -1", "seed: expected greater than or equal to 0, got -1"),
         ("seed: 1", "device: gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
@@ -117,7 +118,10 @@ def test_what_is_no_config(text: str, message: str) -> None:
         ("seed=[", "'seed=[': expected a YAML value after '='"),
         ("seed=2020-99-99", "'seed=2020-99-99': expected a YAML value after '='"),
         ("seed=", "seed: expected a valid integer, got None"),
-        ("agent=rl2", "agent: expected a section with a name, one of rl2, got 'rl2'"),
+        (
+            "agent=rl2",
+            "agent: expected a section with a name, one of maml_regression, maml_trpo, rl2, got 'rl2'",
+        ),
     ],
 )
 def test_bad_overrides(override: str, message: str) -> None:

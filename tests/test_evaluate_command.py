@@ -16,7 +16,7 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.commands import bench as command
 from rl2meta.commands import components, judging, tables
-from rl2meta.commands import evaluate as evaluate_module
+from rl2meta.commands import overrides as overrides_module
 from rl2meta.commands import restore as restore_module
 from rl2meta.commands.components import AgentKind, chosen_references, make_learner, read_config
 from rl2meta.commands.evaluate import evaluate_run
@@ -143,7 +143,7 @@ def test_settings_that_its_kind_allows_may_change_after_training(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     kind = AgentKind(RL2Config, RL2Learner, at_test=("clip_range",))
-    monkeypatch.setattr(evaluate_module, "AGENTS", {"rl2": kind})
+    monkeypatch.setattr(overrides_module, "AGENTS", {"rl2": kind})
     built: list[Any] = []
     monkeypatch.setattr(
         restore_module,
