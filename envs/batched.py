@@ -128,8 +128,13 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
 
     def _possible(self, actions: Tensor) -> Tensor:
-        """Refuse actions that there are not; on a CPU only, as elsewhere it would wait for the device."""
+        """Refuse actions that there are not; values on a CPU only: a GPU would have to be waited for."""
         space = self.single_action_space
+        expected = (self.num_envs, *(space.shape or ()))
+        if actions.shape != expected:  # one that is broadcast would be taken in silence
+            raise ValueError(
+                f"expected actions of shape {expected}, one per environment, got {tuple(actions.shape)}"
+            )
         if self.device.type == "cpu" and isinstance(space, gym.spaces.Discrete):
             low, high = (int(bound) for bound in actions.aminmax())
             if low < 0 or high >= space.n:

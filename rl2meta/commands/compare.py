@@ -63,9 +63,9 @@ def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str
     chosen: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         name, colon, override = setting.partition(":")
-        if not colon or name not in chosen or not override.startswith("agent."):
+        if not colon or names.count(name) != 1 or not override.startswith("agent."):
             raise UserError(
-                f"--set {setting!r}: expected NAME:agent.KEY=VALUE with the name of a run's folder, one of "
+                f"--set {setting!r}: expected NAME:agent.KEY=VALUE with the name of one run's folder, one of "
                 f"{', '.join(chosen)}"
             )
         chosen[name].append(override)

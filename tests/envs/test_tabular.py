@@ -196,3 +196,14 @@ def test_actions_that_there_are_not_are_refused(family: str, action: int) -> Non
         envs.step(torch.tensor([0, action, 0]))
     with pytest.raises(ValueError, match="expected num_envs >= 1, got 0"):
         gym.make_vec(family, num_envs=0)
+
+
+@pytest.mark.parametrize(
+    ("family", "shape"), [("rl2meta/PointNavigation-v0", (2,)), ("rl2meta/TabularMDP-v0", (1,))]
+)
+def test_actions_that_would_be_broadcast_are_refused(family: str, shape: tuple[int, ...]) -> None:
+    envs = gym.make_vec(family, num_envs=3)
+    envs.reset(seed=0)
+    actions = torch.zeros(shape, dtype=torch.int64)
+    with pytest.raises(ValueError, match=r"expected actions of shape \(3.*\), one per environment, got \("):
+        envs.step(actions)
