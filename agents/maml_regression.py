@@ -24,7 +24,7 @@ from rl2meta.agents.maml import (
     named,
     normalised,
 )
-from rl2meta.agents.settings import Count, Positive
+from rl2meta.agents.settings import Count, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import mlp
@@ -140,9 +140,8 @@ class MAMLRegressionLearner:
         phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
         state = self.inner.replay(named(self.meta), phases)[-1]
         loss = self.inner.losses(state, phases[-1]).mean()
-        end = cfg.learning_rate if cfg.final_learning_rate is None else cfg.final_learning_rate
         for group in self.optimizer.param_groups:
-            group["lr"] = cfg.learning_rate + (end - cfg.learning_rate) * progress
+            group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()

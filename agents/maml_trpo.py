@@ -17,7 +17,7 @@ from torch.nn.utils import parameters_to_vector, vector_to_parameters
 from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights, Rows, normalised
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork
 from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
-from rl2meta.agents.settings import Fraction, Positive
+from rl2meta.agents.settings import Fraction, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution
@@ -93,8 +93,7 @@ class MAMLTRPOLearner:
         gradient = problem.gradient(start)
         index = _some(problem.support[0].weight.shape[1], cfg.curvature_fraction, generator)
         metric = problem.take(index.to(start.device)).metric(start)
-        end = cfg.max_kl if cfg.final_max_kl is None else cfg.final_max_kl
-        radius = cfg.max_kl + (end - cfg.max_kl) * progress
+        radius = linear(cfg.max_kl, cfg.final_max_kl, progress)
         step = longest_step(lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients)
         with torch.no_grad():
             old = problem.policies(start)

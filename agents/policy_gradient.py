@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.agents.rewards import standardised
 from rl2meta.agents.settings import Fraction
 from rl2meta.errors import UserError
 from rl2meta.networks import ActionDistribution, action_head, mlp
@@ -116,18 +117,11 @@ class PolicyGradient:
             fitted = linear_baseline(*(by_lane(field, lanes) for field in (observation, returns, mask)))
             value = fitted.flatten(1, 2) * mask
         advantage = gae(reward, flow, value, self.config.gae_trace)
-        return standardised_by_task(advantage, mask, lanes) if self.config.standardise else advantage
+        if not self.config.standardise:
+            return advantage
+        return standardised(by_lane(advantage, lanes), by_lane(mask, lanes), dim=(0, 2)).flatten(1, 2)
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Return −Σ w Â log π(a | o)."""
         policy: ActionDistribution = self.distribution(outputs)
         return -(rows.weight * rows.advantage * policy.log_prob(rows.label)).sum()
-
-
-def standardised_by_task(x: Tensor, mask: Tensor, lanes: int) -> Tensor:
-    """Return x with mean 0 and deviation 1 over the steps of each task that count; both [T, B]."""
-    x_, mask_ = by_lane(x, lanes), by_lane(mask, lanes)
-    n = mask_.sum(dim=(0, 2), keepdim=True).clamp(min=1)
-    centred = x_ - (mask_ * x_).sum(dim=(0, 2), keepdim=True) / n
-    deviation = ((mask_ * centred.square()).sum(dim=(0, 2), keepdim=True) / n).sqrt()
-    return (centred / (deviation + 1e-8)).flatten(1, 2)

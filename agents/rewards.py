@@ -36,13 +36,16 @@ def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
     return usable[signal if signal != "auto" else list(usable)[-1]]
 
 
-def masked_mean(x: Tensor, mask: Tensor) -> Tensor:
-    """Return Σ x m / Σ m over all entries, for a mask m of 0 and 1, or weights >= 0."""
-    return (x * mask).sum() / mask.sum()
+def masked_mean(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Return Σ x m / Σ m over all entries, or over the axes ``dim``, which stay with length 1.
+
+    The mask m is 0 or 1, or any weights >= 0.
+    """
+    keep = dim is not None
+    return (x * mask).sum(dim, keepdim=keep) / mask.sum(dim, keepdim=keep)
 
 
-def standardised(x: Tensor, mask: Tensor) -> Tensor:
-    """Return (x − mean) / (standard deviation), both over the entries that the mask counts."""
-    mean = masked_mean(x, mask)
-    deviation = masked_mean((x - mean).square(), mask).sqrt()
-    return (x - mean) / (deviation + 1e-8)
+def standardised(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
+    """Return (x − mean) / (standard deviation), both as ``masked_mean`` takes them."""
+    centred = x - masked_mean(x, mask, dim)
+    return centred / (masked_mean(centred.square(), mask, dim).sqrt() + 1e-8)

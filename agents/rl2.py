@@ -13,7 +13,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
 from rl2meta.agents.rewards import RewardSignal, masked_mean, reward_signal, standardised
-from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive
+from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive, linear
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
 from rl2meta.returns import discounted_returns, gae
@@ -161,8 +161,8 @@ class RL2Learner:
         batch = self._batch(trajectory, progress)
         cfg = self.config
         for group in self.optimizer.param_groups:
-            group["lr"] = _linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        entropy_weight = _linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
+            group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+        entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         steps = [self._step(part, entropy_weight) for part in self._minibatches(batch, generator)]
         means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
         return dict(zip(steps[0], means, strict=True))
@@ -171,8 +171,7 @@ class RL2Learner:
         mask = trajectory.mask.float()
         reward = reward_signal(trajectory, self.config.reward_signal) * mask
         # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
-        start, end = self.config.discount, self.config.final_discount
-        gamma = start if end is None else _linear(start, end, progress)
+        gamma = linear(self.config.discount, self.config.final_discount, progress)
         discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
         remaining = discounted_returns(mask, discount).clamp(min=1)
         inputs = self.network.inputs(trajectory.inputs)
@@ -238,7 +237,3 @@ def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -
     ratio = log_ratio.exp()
     clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
     return torch.min(ratio * advantage, clipped * advantage)
-
-
-def _linear(start: float, end: float, progress: float) -> float:
-    return start + (end - start) * progress
