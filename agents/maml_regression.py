@@ -24,6 +24,7 @@ from rl2meta.agents.maml import (
     named,
     normalised,
 )
+from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.agents.settings import Count, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
@@ -110,7 +111,7 @@ class MAMLRegressionLearner:
         seed: of the initial weights, the same on every device.
 
     Raises:
-        UserError: for actions that are no vector of numbers.
+        UserError: for actions that are no vector of numbers, or observations that are pictures.
     """
 
     def __init__(
@@ -127,7 +128,7 @@ class MAMLRegressionLearner:
                 "use maml_trpo"
             )
         self.config = config
-        sizes = encoding(observation_space).size, action_space.shape[0]
+        sizes = vector_size(observation_space), action_space.shape[0]
         network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
         self.meta = MetaWeights(network, config).to(device)
         self.inner = InnerLoop(network, SquaredError(observation_space), config)

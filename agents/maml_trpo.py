@@ -15,13 +15,12 @@ from torch import Tensor, nn
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
 from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights, Rows, normalised
-from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork
+from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
 from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
 from rl2meta.agents.settings import Fraction, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution
-from rl2meta.spaces import encoding
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import Measured, Product, gauss_newton_product, line_search, longest_step
 
@@ -66,6 +65,9 @@ class MAMLTRPOLearner:
         device: where the weights live.
         seed: of the initial weights, the same on every device.
         dtype: of the weights.
+
+    Raises:
+        UserError: for observations that are pictures.
     """
 
     def __init__(
@@ -78,7 +80,7 @@ class MAMLTRPOLearner:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
-        size = encoding(observation_space).size
+        size = vector_size(observation_space)
         network = seeded(lambda: PolicyNetwork(size, action_space, config.hidden_sizes), seed)
         network.to(device, dtype)
         self.meta = MetaWeights(network, config).to(device, dtype)

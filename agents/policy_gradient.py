@@ -12,6 +12,7 @@ from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
 from rl2meta.agents.rewards import standardised
 from rl2meta.agents.settings import Fraction
 from rl2meta.errors import UserError
+from rl2meta.images import is_image
 from rl2meta.networks import ActionDistribution, action_head, mlp
 from rl2meta.returns import discounted_returns, gae
 from rl2meta.spaces import encoding
@@ -33,6 +34,21 @@ class PolicyGradientConfig(InnerConfig):
         description="give the advantages of a task mean 0 and deviation 1, whatever the unit of the reward; "
         "false keeps their size, which may tell something of the task",
     )
+
+
+def vector_size(observation_space: gym.Space[Any]) -> int:
+    """Return the length of an encoded observation.
+
+    Raises:
+        UserError: for pictures, for which MAML's fully connected networks have no encoder.
+        TypeError: for spaces other than Discrete and Box.
+    """
+    if is_image(observation_space):
+        raise UserError(
+            f"expected vector observations, got an image {observation_space}; agent rl2 takes images, or "
+            "flatten and scale them with gymnasium.wrappers"
+        )
+    return encoding(observation_space).size
 
 
 class PolicyNetwork(nn.Module):

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from rl2meta.agents.rewards import RewardSignal, masked_mean, reward_signal, standardised
 from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive, linear
+from rl2meta.images import ImageEncoder, is_image
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
 from rl2meta.returns import discounted_returns, gae
@@ -60,6 +61,8 @@ class RecurrentActorCritic(nn.Module):
     The value is given per step that remains of the trial, in units of ``reward_scale`` (which the learner
     measures on its first batch, so that one learning rate serves rewards of any unit). A return falls with
     the steps that remain; a network that had to count them first would learn nothing else for a long time.
+
+    Where o_t is a picture, the LSTM gets an ``ImageEncoder``'s features of it.
     """
 
     reward_scale: Tensor
@@ -69,7 +72,9 @@ class RecurrentActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self._observation = encoding(observation_space)
-        in_features = self._observation.size + encoding(action_space).size + 2
+        self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None
+        seen = self.encoder.out_features if self.encoder else self._observation.size
+        in_features = seen + encoding(action_space).size + 2
         self.core = RecurrentCore(in_features, config.hidden_size, config.num_layers)
         self.policy = action_head(action_space, config.hidden_size)
         self.value = nn.Linear(config.hidden_size, 1)
@@ -78,13 +83,20 @@ class RecurrentActorCritic(nn.Module):
         self.register_buffer("reward_scale", torch.zeros(()))
 
     def inputs(self, step: TimeStep) -> Tensor:
-        """Return the network's input [..., in_features] for time steps [...]."""
+        """Return the network's input for time steps [...], flat: pictures are still their pixels."""
         flags = torch.stack([step.reward, step.first.float()], dim=-1)
         return torch.cat([self._observation.encode(step.observation), step.action, flags], dim=-1)
 
+    def perceive(self, inputs: Tensor) -> Tensor:
+        """Return what the LSTM takes of ``inputs``: features of the pixels, and the rest as it is."""
+        if self.encoder is None:
+            return inputs
+        size = self._observation.size
+        return torch.cat([self.encoder(inputs[..., :size]), inputs[..., size:]], dim=-1)
+
     def forward(self, inputs: Tensor) -> tuple[ActionDistribution, Tensor]:
-        """Run whole trials [T, B, in_features] -> π and scaled value, [T, B]."""
-        features = self.core(inputs)
+        """Run whole trials, ``inputs`` [T, B, ...] -> π and scaled value, [T, B]."""
+        features = self.core(self.perceive(inputs))
         return self.policy(features), self.value(features).squeeze(-1)
 
 
@@ -102,7 +114,8 @@ class RL2Agent:
 
     def act(self, carry: RL2Carry, step: TimeStep) -> tuple[Choice, RL2Carry]:
         """Advance the LSTM and sample from its policy."""
-        features, state = self.network.core.step(self.network.inputs(step), carry.state)
+        inputs = self.network.perceive(self.network.inputs(step))
+        features, state = self.network.core.step(inputs, carry.state)
         policy: ActionDistribution = self.network.policy(features)
         action = policy.sample(carry.generator)
         return Choice(action, policy.log_prob(action), policy.mode()), carry._replace(state=state)
@@ -173,7 +186,7 @@ class RL2Learner:
         # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
         gamma = linear(self.config.discount, self.config.final_discount, progress)
         discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
-        remaining = discounted_returns(mask, discount).clamp(min=1)
+        remaining = _discounted_lengths(trajectory.steps_left(), gamma)
         inputs = self.network.inputs(trajectory.inputs)
         with torch.no_grad():
             policy, scaled = self.network(inputs)
@@ -227,6 +240,14 @@ class RL2Learner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take on network and optimiser; names and shapes must match exactly."""
         load_state(state, self.network, self.optimizer)
+
+
+def _discounted_lengths(steps: Tensor, gamma: float) -> Tensor:
+    """Return Σ_{k<n} γᵏ for each number n of steps, at least 1."""
+    most = int(steps.max())
+    discount = torch.full((most,), gamma, device=steps.device)
+    lengths = discounted_returns(torch.ones_like(discount), discount).flip(0)  # of 1, 2, ..., most steps
+    return lengths[(steps - 1).clamp(min=0)]
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

@@ -74,6 +74,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+    finished = False  # nobody can tell without a read-back
 
     def __init__(
         self, distribution: TaskDistribution, dynamics: Dynamics, num_envs: int, device: torch.device | str
@@ -219,6 +220,10 @@ class TaskEnv(gym.Env[Any, Any]):
         self._ended = bool(terminated | truncated)
         self._restarted = restarted if self._ended else None
         return observation, reward.item(), bool(terminated), bool(truncated), known
+
+    def close(self) -> None:
+        """Close the batch of one."""
+        self._batch.close()
 
     def _single(self, batch: Tensor) -> Any:
         observation = batch[0].numpy().astype(self.observation_space.dtype)

@@ -39,6 +39,7 @@ def main() -> None:
     # speed on an idle machine, long spinning on a busy one (docs/results.md has figures).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+    sys.path.append(os.getcwd())  # so that a module beside the config is found, as `python -m` would
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under a test's capture
             stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, and no traceback
@@ -249,6 +250,29 @@ def reproduce(
         threads=threads,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def check(
+    target: Annotated[
+        str,
+        typer.Argument(
+            metavar="CONFIG_OR_FAMILY",
+            help="A YAML file, a shipped config's name, my_package.my_module:MyTasks, or a family's name.",
+        ),
+    ],
+    overrides: Annotated[
+        list[str] | None,
+        typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as distribution.horizon=100."),
+    ] = None,
+) -> None:
+    """Try out a family of tasks, and say in plain words what must change before it can be trained on.
+
+    Such as: rl2meta check my_package.my_module:MyTasks
+    """
+    from rl2meta.commands.check import run_checks
+
+    raise typer.Exit(run_checks(target, overrides or []))
 
 
 @app.command("list")

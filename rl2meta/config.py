@@ -7,8 +7,8 @@ names of no agent and no task family: they come as ``Components``.
 import difflib
 import re
 import reprlib
-from collections.abc import Hashable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, is_dataclass
 from functools import reduce
 from typing import Annotated, Any
 
@@ -19,9 +19,16 @@ from yaml.constructor import ConstructorError
 from rl2meta.errors import UserError
 from rl2meta.revealed import Revealed
 from rl2meta.training import Budget
+from rl2meta.workers.family import unfit
+from rl2meta.workers.plugged_in import PluggedIn
+from rl2meta.workers.settings import WorkerSettings
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
+
+
+WHERE = ("device", "threads", "workers.")
+"""Settings of where a run happens, which may be others when it goes on."""
 
 
 class _Section(BaseModel):
@@ -60,6 +67,9 @@ class _RunSettings(_Section):
     reveal_task: bool = Field(False, description="put the task's parameters into the observation: an oracle")
     training: TrainingConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
+    workers: WorkerSettings = Field(
+        default_factory=WorkerSettings, description="of plugged-in environments; of no use to batched ones"
+    )
 
     @field_validator("device")
     @classmethod
@@ -74,11 +84,12 @@ class Components:
     """What a config may name.
 
     Attributes:
-        distributions: name -> the task distribution's class (a pydantic dataclass).
+        distributions: name -> what makes a task distribution, or a family of single environments, of the
+            section's keys. ``UserError`` where a plug-in cannot be imported.
         agents: name -> the class of the agent's config (a pydantic model).
     """
 
-    distributions: Mapping[str, type[Any]]
+    distributions: Mapping[str, Callable[..., Any]]
     agents: Mapping[str, type[BaseModel]]
 
 
@@ -87,14 +98,16 @@ class RunConfig:
     """A validated experiment.
 
     Attributes:
-        settings: seed, device, threads, reveal_task, training and evaluation.
+        settings: seed, device, threads, reveal_task, training, evaluation and workers.
         distribution_name, law: the law of the tasks, whatever the agent is told of them.
+        arguments: what the law was made of.
         agent_name, agent: the agent and its hyper-parameters.
     """
 
     settings: _RunSettings
     distribution_name: str
     law: Any
+    arguments: Mapping[str, Any]
     agent_name: str
     agent: BaseModel
 
@@ -105,14 +118,15 @@ class RunConfig:
 
     def to_yaml(self, **more: Any) -> str:
         """Return the config with every default written out; ``more`` replaces or adds top-level keys."""
-        distribution = TypeAdapter(type(self.law)).dump_python(self.law)
         data = {
-            **self.settings.model_dump(exclude={"training", "evaluation"}),
-            "distribution": {"name": self.distribution_name, **distribution},
+            **self.settings.model_dump(exclude={"training", "evaluation", "workers"}),
+            "distribution": {"name": self.distribution_name, **self.arguments},
             "agent": {"name": self.agent_name, **self.agent.model_dump()},
             "training": self.settings.training.model_dump(),
             "evaluation": self.settings.evaluation.model_dump(),
         }
+        if isinstance(self.law, PluggedIn):
+            data["workers"] = self.settings.workers.model_dump()
         return yaml.safe_dump({**data, **more}, sort_keys=False, allow_unicode=True)
 
     def flat(self) -> dict[str, Any]:
@@ -121,7 +135,7 @@ class RunConfig:
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that decide what is learnt: all but where, how often saved, and how judged."""
-        free = ("device", "threads", "evaluation.", "training.checkpoint_every", "training.keep_checkpoints")
+        free = (*WHERE, "evaluation.", "training.checkpoint_every", "training.keep_checkpoints")
         return {key: value for key, value in self.flat().items() if not key.startswith(free)}
 
 
@@ -143,12 +157,15 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     distribution, distribution_faults = _component(raw, "distribution", components.distributions)
     agent, agent_faults = _component(raw, "agent", components.agents)
     settings, settings_faults = _validated(_RunSettings, raw, ())
+    law, law_faults = _law(distribution, settings)
+    distribution_faults += law_faults
     faults += settings_faults + distribution_faults + agent_faults
     if faults:
         source = " ".join([source, *(["with", *overrides] if overrides else [])])
         raise UserError(f"{source}: {_count(faults)}\n" + "\n".join(f"  {fault}" for fault in faults))
     assert settings is not None and distribution is not None and agent is not None  # else there were faults
-    return RunConfig(settings, *distribution, *agent)
+    name, family, given = distribution
+    return RunConfig(settings, name, law, _arguments(family, given), *agent[:2])
 
 
 def completed(identity: Mapping[str, Any], components: Components) -> dict[str, Any]:
@@ -234,9 +251,9 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _component(
-    raw: dict[str, Any], section: str, known: Mapping[str, type[Any]]
-) -> tuple[tuple[str, Any] | None, list[str]]:
-    """Take ``section`` out of ``raw`` and build what it names: ((name, object) or None, faults)."""
+    raw: dict[str, Any], section: str, known: Mapping[str, Any]
+) -> tuple[tuple[str, Any, dict[str, Any]] | None, list[str]]:
+    """Take ``section`` out of ``raw`` and build what it names: ((name, object, keys) or None, faults)."""
     options = raw.pop(section, None)
     if not isinstance(options, dict) or "name" not in options:
         return None, [
@@ -246,15 +263,39 @@ def _component(
     if not isinstance(name, str) or name not in known:
         return None, [f"{section}.name: unknown {section} {_short(name)}{suggestion(str(name), known)}"]
     rest = {key: value for key, value in options.items() if key != "name"}
-    built, faults = _validated(known[name], rest, (section,))
-    return (None if built is None else (name, built)), faults
+    try:
+        built, faults = _validated(known[name], rest, (section,))
+    except UserError as error:
+        return None, [f"{section}: {error}"]
+    return (None if built is None else (name, built, rest)), faults
 
 
-def _validated(kind: type[Any], data: Mapping[Any, Any], where: tuple[str, ...]) -> tuple[Any, list[str]]:
+def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tuple[Any, list[str]]:
     try:
         return kind(**{str(key): value for key, value in data.items()}), []
     except ValidationError as error:
         return None, [_fault(where, details, kind) for details in error.errors()]
+    except (TypeError, ValueError, LookupError, AttributeError, ImportError) as error:  # of a plug-in
+        return None, [f"{'.'.join(where)}: {kind.__name__}: {type(error).__name__}: {error}"]
+
+
+def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any, list[str]]:
+    """Return the law of what was built: itself, or where it makes single environments, played by workers."""
+    if distribution is None or settings is None:
+        return None, []
+    name, family, _ = distribution
+    if callable(getattr(family, "make_envs", None)):
+        return family, []
+    faults = [f"distribution: {name}: {fault}" for fault in unfit(family)]
+    return (None if faults else PluggedIn(family, settings.workers)), faults
+
+
+def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
+    """Return the keys that make a family, those that were left out too where it tells them."""
+    if is_dataclass(family) and not isinstance(family, type):
+        dumped: dict[str, Any] = TypeAdapter(type(family)).dump_python(family)
+        return dumped
+    return given
 
 
 def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:

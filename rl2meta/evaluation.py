@@ -180,6 +180,8 @@ def _chunks(
     step_size = _STEP_BYTES + 4 * entries
     steps = num_episodes * worker.distribution.horizon
     at_once = max(1, min(CHUNK, _CHUNK_BYTES // (steps * step_size)))
+    if worker.most_envs is not None:
+        at_once = max(1, min(at_once, worker.most_envs // agent.phase.lanes_per_task))
     for start in range(0, len(tasks), at_once):
         part = tasks[start : start + at_once]
         yield _per_episode(worker.run(agent, part, num_episodes, derive(seed, "evaluate", start)))

@@ -1,6 +1,7 @@
 """A family whose tasks are no secret: what an agent could earn that need not find out."""
 
 import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -11,7 +12,7 @@ from torch import Tensor
 
 from rl2meta.randomness import generator
 from rl2meta.spaces import encoding
-from rl2meta.tasks import Split, TaskDistribution, Tasks, TaskVectorEnv, TensorTasks
+from rl2meta.tasks import MappingTasks, Split, TaskDistribution, Tasks, TaskVectorEnv, TensorTasks
 
 
 @dataclass(frozen=True)
@@ -23,7 +24,7 @@ class Revealed:
     whose parameters are a schedule in large numbers (``TwoStep``) gives a network little to read.
 
     Attributes:
-        distribution: the inner law; its tasks must be ``TensorTasks``.
+        distribution: the inner law; its tasks must be ``TensorTasks``, or mappings of nothing but numbers.
     """
 
     distribution: TaskDistribution
@@ -77,6 +78,15 @@ class _RevealedEnvs:
         self._encode = encoding(self._distribution.observation_space).encode
         self._known: Tensor | None = None  # float32 [num_envs, size of the parameters]
 
+    @property
+    def finished(self) -> bool:
+        """Whether the inner environments idle."""
+        return self._envs.finished
+
+    def close(self) -> None:
+        """Close the inner environments."""
+        self._envs.close()
+
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
@@ -109,7 +119,25 @@ class _RevealedEnvs:
 
 def _parameters(tasks: Tasks) -> Tensor:
     """Return the parameters as float32 [num_tasks, size], in the order of their names."""
+    if isinstance(tasks, MappingTasks):
+        return torch.stack(
+            [torch.tensor(list(_numbers(task)), dtype=torch.float32) for task in tasks.entries]
+        )
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks, whose parameters can be revealed, got {type(tasks).__name__}")
     values = (tasks.parameters[name] for name in sorted(tasks.parameters))
     return torch.cat([value.reshape(len(tasks), math.prod(value.shape[1:])).float() for value in values], 1)
+
+
+def _numbers(value: Any) -> Iterator[float]:
+    """Yield the numbers of a task in the order of their names."""
+    if isinstance(value, Mapping):
+        for name in sorted(value):
+            yield from _numbers(value[name])
+    elif isinstance(value, list | tuple | np.ndarray):
+        for part in value:
+            yield from _numbers(part)
+    elif isinstance(value, bool | int | float | np.number | np.bool_):
+        yield float(value)
+    else:
+        raise TypeError(f"expected a task of numbers, which can be revealed, got {type(value).__name__}")

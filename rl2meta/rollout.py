@@ -1,5 +1,6 @@
 """The one inner loop: any agent, on any tasks, through its trials."""
 
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -33,10 +34,17 @@ class RolloutWorker:
     Args:
         distribution: where the environments come from.
         device: where environments and trajectories live; the agent must live there too.
+        most_envs: environments that an evaluation runs side by side, at most; None for as many as fit.
     """
 
-    def __init__(self, distribution: TaskDistribution, device: torch.device | str = "cpu") -> None:
+    def __init__(
+        self,
+        distribution: TaskDistribution,
+        device: torch.device | str = "cpu",
+        most_envs: int | None = None,
+    ) -> None:
         self.distribution = distribution
+        self.most_envs = most_envs
         self.device = torch.device(device)
         self._action = encoding(distribution.action_space)
         self._bounded = bounded(distribution.action_space, self.device)
@@ -64,7 +72,11 @@ class RolloutWorker:
         episode = self._first_episodes(len(tasks), lanes, plan.episodes)
         observation, _ = envs.reset(
             seed=derive(seed, "envs"),
-            options={"tasks": tasks[rows_of].to(self.device), "episode": episode},
+            options={
+                "tasks": tasks[rows_of].to(self.device),
+                "episode": episode,
+                "episodes": plan.episodes,
+            },
         )
         step = self._first_step(observation)
         phases: list[Trajectory] = []
@@ -72,10 +84,17 @@ class RolloutWorker:
             if phases:  # environments that idled may be inside an episode; a phase starts at its start
                 carry = agent.adapt(carry, phases[-1])
                 episode = episode + lanes * plan.episodes
-                step = self._step_after(phases[-1], envs.reset(options={"episode": episode})[0])
+                options = {"episode": episode, "episodes": plan.episodes}
+                step = self._step_after(phases[-1], envs.reset(options=options)[0])
             trajectory, carry = self._run_phase(envs, agent, carry, step, plan.episodes)
             phases.append(trajectory)
-        return Trial(tasks, tuple(phases))
+        return Trial(tasks, _equally_long(phases))
+
+    def close(self) -> None:
+        """Close the environments; a later ``run`` makes new ones."""
+        if self._envs is not None:
+            self._envs.close()
+            self._envs = None
 
     def _run_phase(
         self, envs: TaskVectorEnv, agent: Agent[Carry], carry: Carry, step: TimeStep, episodes: int
@@ -89,8 +108,10 @@ class RolloutWorker:
             last = terminated | truncated
             rows.append(_row(step, choice, reward, last, completed < episodes, info))
             completed = completed + last
+            if envs.finished:
+                break
             step = TimeStep(observation, self._action.encode(action), reward, last)
-        return _stack(rows), carry
+        return replace(_stack(rows), horizon=self.distribution.horizon), carry
 
     def _first_episodes(self, num_tasks: int, lanes: int, episodes: int) -> Tensor:
         """Return the number in its trial of each environment's first episode; lanes one after another."""
@@ -118,6 +139,7 @@ class RolloutWorker:
 
     def _make_envs(self, num_envs: int) -> TaskVectorEnv:
         if self._envs is None or self._envs.num_envs != num_envs:
+            self.close()
             self._envs = self.distribution.make_envs(num_envs, self.device)
         return self._envs
 
@@ -141,6 +163,12 @@ def _stack(rows: list[_Row]) -> Trajectory:
         regret=_stack_known([row.regret for row in rows]),
         target=_stack_known([row.target for row in rows]),
     )
+
+
+def _equally_long(phases: list[Trajectory]) -> tuple[Trajectory, ...]:
+    """Pad phases that ended early, all episodes being over, to the longest of the trial."""
+    longest = max(len(phase.mask) for phase in phases)
+    return tuple(phase.padded(longest) for phase in phases)
 
 
 def _stack_known(values: list[Tensor | None]) -> Tensor | None:

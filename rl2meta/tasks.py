@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Literal, Protocol, Self, get_args, runtime_checkable
 
 import gymnasium as gym
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -81,13 +82,56 @@ class TensorTasks:
         return cls({name: _tensor_from_dict(entry) for name, entry in data.items()})
 
 
+@dataclass(frozen=True)
+class MappingTasks:
+    """Tasks that are mappings from names to values: those of single environments.
+
+    Attributes:
+        entries: one mapping per task, of numbers, strings, booleans, None, NumPy arrays, and lists and
+            mappings of them.
+
+    Raises:
+        ValueError: for a task that is no mapping, or holds anything else.
+    """
+
+    entries: tuple[Mapping[str, Any], ...]
+
+    def __post_init__(self) -> None:
+        for task in self.entries:
+            if not isinstance(task, Mapping):
+                raise ValueError(f"expected a mapping for a task, got {type(task).__name__} {task!r:.80}")
+            _encoded(task)
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def __getitem__(self, index: Index) -> Self:
+        if isinstance(index, slice):
+            return type(self)(self.entries[index])
+        return type(self)(tuple(self.entries[i] for i in torch.arange(len(self))[index.cpu()].tolist()))
+
+    def to(self, device: torch.device) -> Self:
+        """Return the same tasks: they live in the main memory."""
+        return self
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return ``{"tasks": [...]}``; floats survive as JSON numbers exactly, arrays as tensors do."""
+        return {"tasks": [_encoded(task) for task in self.entries]}
+
+    @classmethod
+    def from_dict(cls, data: Mapping[str, Any]) -> Self:
+        """Return the tasks that ``to_dict`` described."""
+        return cls(tuple(_decoded(task) for task in data["tasks"]))
+
+
 class TaskVectorEnv(Protocol):
     """Many environments that step together, each on a task of its own; tensors in, tensors out.
 
     Tasks travel through Gymnasium's own channel: ``reset(seed=..., options={"tasks": tasks})``. A bare
     ``reset()`` keeps the tasks, ``reset(seed=...)`` without tasks draws them, ``options["tasks"]`` wins.
     ``options["episode"]``, int64 [num_envs], says how many episodes of its trial came before the one that
-    starts; families whose tasks never change may ignore it.
+    starts; families whose tasks never change may ignore it. ``options["episodes"]``, an int, says how many
+    are wanted until the next reset; environments may idle after them.
     An ended episode restarts in the same step on the *same* task (Gymnasium's same-step autoreset).
     ``info`` has the same keys at every step: ``final_obs`` (the observation before a restart) and, where
     the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs], and ``target``, the
@@ -96,6 +140,18 @@ class TaskVectorEnv(Protocol):
 
     num_envs: int
     device: torch.device
+
+    @property
+    def finished(self) -> bool:
+        """Whether every environment has played the episodes that were wanted and idles.
+
+        Always false where saying so would take a read-back from the device.
+        """
+        ...
+
+    def close(self) -> None:
+        """Leave nothing behind."""
+        ...
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -186,3 +242,41 @@ def _tensor_to_dict(tensor: Tensor) -> dict[str, Any]:
 
 def _tensor_from_dict(entry: Mapping[str, Any]) -> Tensor:
     return torch.tensor(entry["values"], dtype=getattr(torch, entry["dtype"])).reshape(entry["shape"])
+
+
+_ARRAY = "__array__"
+
+
+def _encoded(value: Any) -> Any:
+    """Return a value of a task as what JSON can hold."""
+    if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
+        return {
+            _ARRAY: {"dtype": str(value.dtype), "shape": list(value.shape), "values": value.ravel().tolist()}
+        }
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {_key(name): _encoded(part) for name, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_encoded(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str):
+        return value
+    raise ValueError(
+        "expected a task of numbers, strings, booleans, None, NumPy arrays, lists and mappings, got "
+        f"{type(value).__name__} {value!r:.80}; put into a task what it stands for, and build it in make_env"
+    )
+
+
+def _key(name: Any) -> str:
+    if not isinstance(name, str):
+        raise ValueError(f"expected strings as the names in a task, got {type(name).__name__} {name!r:.80}")
+    return name
+
+
+def _decoded(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        if value.keys() == {_ARRAY}:
+            array = value[_ARRAY]
+            return np.array(array["values"], dtype=array["dtype"]).reshape(array["shape"])
+        return {name: _decoded(part) for name, part in value.items()}
+    return [_decoded(part) for part in value] if isinstance(value, list) else value

@@ -5,8 +5,9 @@ what it has learnt. What it has learnt so far is its *carry*. Acting reads the c
 adapting replaces it, and only ``begin`` creates it.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import NamedTuple, Protocol, TypeVar
+from typing import Any, NamedTuple, Protocol, TypeVar
 
 import torch
 from torch import Tensor
@@ -108,6 +109,7 @@ class Trajectory:
         regret: the expected loss against the optimum, >= 0, or None where no optimum is known.
         target: the action that would have been right, which a family of regression tasks reveals after the
             act, as ``action``; or None.
+        horizon: the steps that an episode may take, an int; or None where it is not known.
     """
 
     inputs: TimeStep
@@ -119,12 +121,43 @@ class Trajectory:
     expected_reward: Tensor | None
     regret: Tensor | None
     target: Tensor | None = None
+    horizon: int | None = None
+
+    def steps_left(self) -> Tensor:
+        """Return the steps that the phase may still take, the present one included; 0 on padding, [T, B].
+
+        An agent that counts knows them, unlike those that it will take: how long an episode lasts may be
+        its own doing, and then a baseline that knows it explains away what the agent did.
+
+        Raises:
+            ValueError: if the horizon is not known.
+        """
+        if self.horizon is None:
+            raise ValueError("expected a trajectory whose horizon is known, as RolloutWorker gives them")
+        ended = (self.last & self.mask).long()
+        to_end = ended.sum(dim=0) - ended.cumsum(dim=0) + ended  # episodes, the present one included
+        step = torch.arange(len(ended), device=ended.device).unsqueeze(1)
+        begins = torch.cat([torch.ones_like(self.last[:1]), self.last[:-1]])
+        elapsed = step - (step * begins).cummax(dim=0).values
+        return (to_end * self.horizon - elapsed) * self.mask
 
     def columns(self, index: slice) -> "Trajectory":
         """Return the same phase in some of the environments."""
-        inputs = TimeStep(*(field[:, index] for field in self.inputs))
-        others = {name: value for name, value in vars(self).items() if name != "inputs" and value is not None}
-        return replace(self, inputs=inputs, **{name: value[:, index] for name, value in others.items()})
+        return self._each(lambda field: field[:, index])
+
+    def padded(self, length: int) -> "Trajectory":
+        """Return the same phase with steps of zeros, which the mask leaves out, up to ``length``."""
+        missing = length - len(self.mask)
+        if not missing:
+            return self
+        return self._each(lambda field: torch.cat([field, field.new_zeros(missing, *field.shape[1:])]))
+
+    def _each(self, change: Callable[[Tensor], Tensor]) -> "Trajectory":
+        inputs = TimeStep(*(change(field) for field in self.inputs))
+        others: dict[str, Any] = {
+            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
+        }
+        return replace(self, inputs=inputs, **others)
 
 
 @dataclass(frozen=True)

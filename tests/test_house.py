@@ -26,6 +26,7 @@ AGENTS_MAY = {
     "dynamic_programming",
     "trust_region",
     "networks",
+    "images",
     "learner_state",
     "training",
     "config",

@@ -282,6 +282,8 @@ def test_unknown_regret_is_none(corridor: Any) -> None:
     make_envs = family.make_envs
 
     class Silent:
+        finished = False
+
         def __init__(self, envs: Any) -> None:
             self.num_envs, self.reset, self._step = envs.num_envs, envs.reset, envs.step
 

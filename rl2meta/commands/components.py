@@ -13,6 +13,7 @@ from pydantic import BaseModel
 
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
@@ -20,18 +21,24 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.commands.plugins import Families
 from rl2meta.config import Components, RunConfig, load_config, suggestion
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
+from rl2meta.envs.gym_tasks import GymnasiumTasks
+from rl2meta.envs.locomotion import AntDirections, AntVelocities, CheetahDirections, CheetahVelocities
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
+from rl2meta.envs.task_conventions import BenchmarkTasks, SetTaskEnvs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive
+from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
+from rl2meta.workers.plugged_in import PluggedIn
 
 LearnerFactory = Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
 ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
@@ -52,7 +59,7 @@ class AgentKind:
     at_test: tuple[str, ...] = ()
 
 
-DISTRIBUTIONS: Mapping[str, type[Any]] = {
+DISTRIBUTIONS: Mapping[str, Any] = {
     "bernoulli_bandits": BernoulliBandits,
     "gaussian_bandits": GaussianBandits,
     "dependent_bandits": DependentBandits,
@@ -62,6 +69,13 @@ DISTRIBUTIONS: Mapping[str, type[Any]] = {
     "key_to_door": KeyToDoor,
     "point_navigation": PointNavigation,
     "sinusoids": Sinusoids,
+    "gymnasium": GymnasiumTasks,
+    "set_task_envs": SetTaskEnvs,
+    "benchmark_tasks": BenchmarkTasks,
+    "cheetah_directions": CheetahDirections,
+    "cheetah_velocities": CheetahVelocities,
+    "ant_directions": AntDirections,
+    "ant_velocities": AntVelocities,
 }
 
 _INNER = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
@@ -91,7 +105,8 @@ REFERENCES: Mapping[str, ReferenceFactory] = {
     "key_to_door": lambda d, episodes: key_to_door_references(*d.layout_tables()[:3]),
 }
 
-COMPONENTS = Components(DISTRIBUTIONS, {name: kind.config for name, kind in AGENTS.items()})
+FAMILIES = Families(DISTRIBUTIONS)
+COMPONENTS = Components(FAMILIES, {name: kind.config for name, kind in AGENTS.items()})
 
 
 def make_learner(config: RunConfig, device: torch.device) -> Learner:
@@ -100,6 +115,12 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
     seed = derive(config.settings.seed, "parameters")
     make = AGENTS[config.agent_name].learner
     return make(distribution.observation_space, distribution.action_space, config.agent, device, seed)
+
+
+def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
+    """Return the worker that plays an experiment's tasks; ``close`` it when there is nothing left to play."""
+    most = config.settings.workers.environments if isinstance(config.law, PluggedIn) else None
+    return RolloutWorker(config.distribution, device, most)
 
 
 def judged_episodes(config: RunConfig) -> int:
@@ -111,11 +132,14 @@ def judged_episodes(config: RunConfig) -> int:
 def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
     """Return the references that are defined on the experiment's family, by name.
 
-    None where the task is revealed: they read the family's own observations.
+    None where the task is revealed: they read the family's own observations. A family without any of its
+    own has ``random``, which reads nothing.
     """
-    factory = REFERENCES.get(config.distribution_name)
-    if factory is None or config.settings.reveal_task:
+    if config.settings.reveal_task:
         return {}
+    factory = REFERENCES.get(config.distribution_name)
+    if factory is None:
+        return random_references(config.law.action_space)
     return factory(config.law, num_episodes)
 
 

@@ -10,7 +10,7 @@ import numpy as np
 from rl2meta.agents.references.reference import Reference
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.bench import Bench
-from rl2meta.commands.components import judged_episodes
+from rl2meta.commands.components import judged_episodes, make_worker
 from rl2meta.commands.rehearsal import fill
 from rl2meta.commands.restore import restore
 from rl2meta.commands.tables import print_tables
@@ -19,7 +19,6 @@ from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import Evaluation, write_evaluation
 from rl2meta.plotting import plot_adaptation, plot_evaluation
-from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
 from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
@@ -70,7 +69,7 @@ def make_bench(
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
     if scratch:  # of one task alone there is no interval
         within("--scratch", scratch, 2, num_tasks)
-    worker = RolloutWorker(config.distribution, resolve_device(device))
+    worker = make_worker(config, resolve_device(device))
     bench = Bench(config, worker, seed, num_tasks, scratch)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
     return bench
@@ -106,6 +105,20 @@ def judge(
         references: by name, other than the subjects'.
         facts: what evaluation.json says of the subjects beside what it says of every evaluation.
     """
+    try:
+        results = _results(bench, subjects, references)
+    finally:
+        bench.worker.close()
+    ceilings, facts = bench.ceilings(), {**_facts(bench, subjects), **facts}
+    write_evaluation(target, results, ceilings, facts)
+    figures = (plot_evaluation(target), plot_adaptation(target))
+    print_tables(results, ceilings, facts)
+    print(f"wrote {target} (figures: {', '.join(figure.name for figure in figures)})")
+
+
+def _results(
+    bench: Bench, subjects: Mapping[str, Subject], references: Mapping[str, Reference]
+) -> dict[str, Evaluation]:
     results = {name: _play(name, subject, bench) for name, subject in subjects.items()}
     for name, reference in references.items():
         choices = math.prod(map(len, reference.grid.values()))
@@ -114,11 +127,7 @@ def judge(
         results[name] = bench.evaluate_reference(reference)
     if bench.scratch:
         results[SCRATCH] = _learn(bench)
-    ceilings, facts = bench.ceilings(), {**_facts(bench, subjects), **facts}
-    write_evaluation(target, results, ceilings, facts)
-    figures = (plot_evaluation(target), plot_adaptation(target))
-    print_tables(results, ceilings, facts)
-    print(f"wrote {target} (figures: {', '.join(figure.name for figure in figures)})")
+    return results
 
 
 def within(option: str, value: int, low: int, high: int) -> int:
@@ -139,8 +148,11 @@ def names_of(against: str | None) -> Sequence[str] | None:
 
 def _play(name: str, subject: Subject, bench: Bench) -> Evaluation:
     print(f"evaluating {name} on {bench.worker.device} ...", flush=True)
-    worker = RolloutWorker(subject.judged.distribution, bench.worker.device)
-    result = bench.evaluate(subject.agent, worker)
+    worker = make_worker(subject.judged, bench.worker.device)
+    try:
+        result = bench.evaluate(subject.agent, worker)
+    finally:
+        worker.close()
     if not np.isfinite(result.rewards).all():
         first = int(np.isfinite(result.rewards).all(axis=0).argmin())
         raise UserError(

@@ -9,13 +9,17 @@ from rich.table import Table
 
 from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, REFERENCES, shipped_configs
 from rl2meta.commands.papers import papers
+from rl2meta.commands.plugins import GROUP, load, offered
 from rl2meta.config import TrainingConfig
+from rl2meta.errors import UserError
+from rl2meta.workers.settings import WorkerSettings
 
 
 def print_components() -> None:
     """Print agents, task distributions, their references, and shipped configs."""
     _print("agents", {name: _summary(kind.learner) for name, kind in AGENTS.items()})
     _print("task distributions", {name: _summary(family) for name, family in DISTRIBUTIONS.items()})
+    _print(f"task distributions of other packages (entry points {GROUP})", _offered())
     for name, family in DISTRIBUTIONS.items():
         _print(f"settings of {name}", _settings(family.__pydantic_fields__))
     for name, factory in REFERENCES.items():
@@ -24,9 +28,23 @@ def print_components() -> None:
     for name, kind in AGENTS.items():
         _print(f"settings of agent {name}", _settings(kind.config.model_fields))
     _print("settings of training", _settings(TrainingConfig.model_fields))
+    _print(
+        "settings of workers, for environments that are not batched", _settings(WorkerSettings.model_fields)
+    )
     configs = {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
     _print("configs", configs)
     _print("tables to reproduce", {name: text.split("\n")[0].lstrip("# ") for name, text in papers().items()})
+
+
+def _offered() -> dict[str, str]:
+    """Return what each family that a package offers is, or why it cannot be imported."""
+    said = {}
+    for name, point in sorted(offered().items()):
+        try:
+            said[name] = f"{_summary(load(point.value))} ({point.value})".lstrip()
+        except UserError as error:
+            said[name] = f"cannot be imported: {error}"
+    return said or {"none": "see docs/your_own_environment.md"}
 
 
 def _settings(fields: Mapping[str, FieldInfo]) -> dict[str, str]:

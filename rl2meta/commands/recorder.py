@@ -32,6 +32,8 @@ class Recorder:
         self._progress = progress
         self.update = update
         self.interrupted: Interrupted | None = None
+        self._saved = update
+        self._env_steps = 0
         path = folder.tensorboard_path
         with writing(path):
             self._logger = Logger(str(path), [TensorBoardOutputFormat(str(path))])
@@ -44,7 +46,7 @@ class Recorder:
 
     def record(self, row: dict[str, Any]) -> bool:
         """Write one update's metrics and, where due, a checkpoint; return whether to stop."""
-        self.update = row["update"]
+        self.update, self._env_steps = row["update"], row["env_steps"]
         self._folder.append_metrics(row)
         for name, value in row.items():
             self._logger.record(f"train/{name}", value)
@@ -53,7 +55,7 @@ class Recorder:
         training = self._config.settings.training
         stop = self.interrupted is not None
         if stop or self.update == training.updates or self.update % training.checkpoint_every == 0:
-            self._save(row["env_steps"])
+            self.save()
         self._progress.show(row)
         return stop
 
@@ -62,10 +64,14 @@ class Recorder:
         with writing(self._folder.tensorboard_path):
             self._logger.close()
 
-    def _save(self, env_steps: int) -> None:
+    def save(self) -> None:
+        """Save the learner as it is, unless that was done already."""
+        if self.update == self._saved:
+            return
         path = self._folder.checkpoints_path
-        checkpoints.save(path, checkpoint_of(self._config, self._learner, self.update, env_steps))
+        checkpoints.save(path, checkpoint_of(self._config, self._learner, self.update, self._env_steps))
         checkpoints.prune(path, self._config.settings.training.keep_checkpoints)
+        self._saved = self.update
 
 
 def checkpoint_of(config: RunConfig, learner: Learner, update: int, env_steps: int) -> Checkpoint:

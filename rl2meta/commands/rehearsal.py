@@ -2,11 +2,10 @@
 
 import torch
 
-from rl2meta.commands.components import judged_episodes, make_learner
+from rl2meta.commands.components import judged_episodes, make_learner, make_worker
 from rl2meta.config import RunConfig
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
-from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Phase
 
@@ -28,7 +27,11 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
     fill(learner.agent.phase, judged_episodes(config), "evaluation.episodes_per_trial")
     seed = derive(config.settings.seed, "rehearsal")
     tasks = sample_tasks(config.distribution, _TASKS, seed, "train")
-    trial = RolloutWorker(config.distribution, device).run(learner.agent, tasks, length, seed)
+    worker = make_worker(config, device)
+    try:
+        trial = worker.run(learner.agent, tasks, length, seed)
+    finally:
+        worker.close()
     learner.update(trial, 0.0, generator(seed, "learner"))
 
 

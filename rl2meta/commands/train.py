@@ -8,18 +8,18 @@ from pathlib import Path
 
 from rl2meta import __version__, checkpoints
 from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import COMPONENTS, chosen_references, make_learner, read_config
+from rl2meta.commands.components import COMPONENTS, chosen_references, make_learner, make_worker, read_config
 from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.recorder import Recorder, checkpoint_of
 from rl2meta.commands.rehearsal import rehearse
 from rl2meta.commands.restore import load_run_config, restore
 from rl2meta.commands.signals import Interrupted, handled
-from rl2meta.config import RunConfig, differing, load_config
+from rl2meta.config import WHERE, RunConfig, differing, load_config
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
-from rl2meta.rollout import RolloutWorker
 from rl2meta.run_folder import RunFolder
 from rl2meta.training import Learner, TrainingDiverged, meta_train
+from rl2meta.workers.faults import EnvironmentFault
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
@@ -64,7 +64,7 @@ def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> i
 
 def _train(config: RunConfig, folder: RunFolder, learner: Learner, saved: Checkpoint) -> int:
     budget = config.settings.training.budget()
-    worker = RolloutWorker(config.distribution, resolve_device(config.settings.device))
+    worker = make_worker(config, resolve_device(config.settings.device))
     with TrainingProgress(budget.updates, saved.update) as progress:
         recorder = Recorder(config, folder, learner, progress, saved.update)
         try:
@@ -81,9 +81,16 @@ def _train(config: RunConfig, folder: RunFolder, learner: Learner, saved: Checkp
                 )
         except TrainingDiverged as error:
             raise UserError(f"training diverged at {error}. Its checkpoints are in {folder.path}") from None
+        except EnvironmentFault as error:
+            recorder.save()
+            raise UserError(
+                f"{error}\nstopped and saved at update {recorder.update}/{budget.updates}; mend the "
+                f"environment and continue with:\n  {_resume(folder)}"
+            ) from None
         except Interrupted as stop:
             return _stopped(stop, folder, "stopped at once; from the newest checkpoint continue with:")
         finally:
+            worker.close()
             recorder.close()
     if recorder.interrupted is not None and recorder.update < budget.updates:
         said = f"stopped and saved at update {recorder.update}/{budget.updates}; continue with:"
@@ -95,18 +102,21 @@ def _train(config: RunConfig, folder: RunFolder, learner: Learner, saved: Checkp
 
 def _stopped(stop: Interrupted, folder: RunFolder, said: str) -> int:
     say(said)
-    say(f"  rl2meta train --resume --run-dir {_quoted(folder.path)}")
+    say(f"  {_resume(folder)}")
     return stop.exit_code
+
+
+def _resume(folder: RunFolder) -> str:
+    return f"rl2meta train --resume --run-dir {_quoted(folder.path)}"
 
 
 def _refuse_changes(config: RunConfig, named: RunConfig) -> None:
     """A resumed run keeps its config; one that is named all the same must say the same."""
-    free = {"device", "threads"}
     ours, theirs = config.flat(), named.flat()
     changed = [
         f"{key} is {ours.get(key)!r}, not {theirs.get(key)!r}"
         for key in differing(ours, theirs)
-        if key not in free
+        if not key.startswith(WHERE)
     ]
     if changed:
         raise UserError(

@@ -115,4 +115,4 @@ def _bounds(space: gym.Space[Any]) -> tuple[Array, Array]:
 
 
 def _vector(encode: Any, element: Any) -> Array:
-    return np.asarray(encode(torch.as_tensor(np.asarray(element))).numpy())
+    return np.asarray(encode(torch.as_tensor(np.array(element))).numpy())

@@ -337,6 +337,8 @@ class Blindfolded(BernoulliBandits):
 
 
 class _Zeros:
+    finished = False
+
     def __init__(self, envs: Any) -> None:
         self.envs, self.num_envs, self.device = envs, envs.num_envs, envs.device
 

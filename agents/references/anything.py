@@ -1,0 +1,94 @@
+"""A reference for any family: what acting without looking earns."""
+
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl2meta.agents.references.reference import Reference
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
+
+
+class Draws(NamedTuple):
+    """The carry: where actions come from, and a Box's bounds on the same device.
+
+    Attributes:
+        generator: of the draws.
+        low, high: of a Box with what is infinite set to 0, in its shape; of no entries for Discrete.
+        bounded: bool, both bounds are finite.
+    """
+
+    generator: torch.Generator
+    low: Tensor
+    high: Tensor
+    bounded: Tensor
+
+
+class UniformAgent:
+    """Takes any action with equal probability, whatever it sees.
+
+    In a Box, entries between finite bounds are uniform; of those without one or both, where nothing is
+    uniform, they are standard normal, and the worker clips them to the bound that there is. Integers are
+    uniform from bound to bound, both included.
+
+    Args:
+        action_space: Discrete or Box.
+
+    Raises:
+        TypeError: for another space.
+    """
+
+    phase = Phase(episodes=1)
+
+    def __init__(self, action_space: gym.Space[Any]) -> None:
+        if not isinstance(action_space, gym.spaces.Discrete | gym.spaces.Box):
+            raise TypeError(
+                f"expected a Discrete or Box action space, got {action_space}; flatten it in the environment"
+            )
+        self._space = action_space
+
+    def begin(self, num_tasks: int, generator: torch.Generator) -> Draws:
+        """Return the generator, and the bounds where it lives."""
+        return Draws(generator, *(torch.as_tensor(x, device=generator.device) for x in _bounds(self._space)))
+
+    def act(self, carry: Draws, step: TimeStep) -> tuple[Choice, Draws]:
+        """Draw an action in each row; the log-probability is 0, as for the other references."""
+        rows, source = len(step.reward), carry.generator
+        if isinstance(self._space, gym.spaces.Discrete):
+            start, n = int(self._space.start), int(self._space.n)
+            action = torch.randint(start, start + n, (rows,), generator=source, device=source.device)
+        else:
+            action = _draw(carry, rows, np.issubdtype(self._space.dtype, np.integer))
+        return Choice(action, torch.zeros_like(step.reward), action), carry
+
+    def adapt(self, carry: Draws, trajectory: Trajectory) -> Draws:
+        """Learn nothing."""
+        return carry
+
+
+def random_references(action_space: gym.Space[Any]) -> dict[str, Reference]:
+    """Return what any family can be measured against, by name."""
+    return {"random": Reference("any action", lambda: UniformAgent(action_space))}
+
+
+def _bounds(space: gym.spaces.Discrete | gym.spaces.Box) -> tuple[Any, Any, Any]:
+    """Return low, high and whether both are finite, as arrays."""
+    if isinstance(space, gym.spaces.Discrete):
+        return np.zeros(0), np.zeros(0), np.zeros(0, bool)
+    bounded = space.bounded_below & space.bounded_above  # of integers, low and high are never infinite
+    low, high = (np.where(bounded, bound, 0).astype(np.float32) for bound in (space.low, space.high))
+    return low, high, bounded
+
+
+def _draw(carry: Draws, rows: int, whole: bool) -> Tensor:
+    """Return float [rows, *shape of the Box]; numbers that are ``whole`` are so as floats, too."""
+    share, normal = (carry.low.new_empty(rows, *carry.low.shape) for _ in range(2))
+    share.uniform_(generator=carry.generator)
+    normal.normal_(generator=carry.generator)
+    # Not low + share × (high − low), which overflows where the bounds are those of all floats.
+    inside = (1 - share) * carry.low + share * (carry.high + whole)
+    if whole:
+        inside, normal = inside.floor(), normal.round()
+    return torch.where(carry.bounded, inside.clamp(carry.low, carry.high), normal)

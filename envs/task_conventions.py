@@ -1,0 +1,288 @@
+"""Environments that bring their tasks along, by either of two conventions, as families of tasks."""
+
+import importlib
+import random
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import fields
+from functools import cached_property, partial
+from typing import Annotated, Any, cast
+
+import gymnasium as gym
+import numpy as np
+from pydantic import AfterValidator, ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+from rl2meta.envs.gym_tasks import make, registered
+from rl2meta.envs.locomotion import quiet_mujoco
+
+_STRICT = ConfigDict(extra="forbid", strict=True)
+_Horizon = Annotated[int, Field(ge=1, le=10**6, description="steps in an episode, at most")]
+_Kwargs = Annotated[dict[str, Any], Field(description="arguments of what is named, the same in every task")]
+_Env = gym.Env[Any, Any]
+
+
+def _importable(name: str) -> str:
+    _load(name)  # here, so that a misspelt name is a fault of the config and not of a worker
+    return name
+
+
+def _makeable(name: str) -> str:
+    _maker(name, 1)
+    return name
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SetTaskEnvs:
+    """Environments with ``sample_tasks(num_tasks)`` and ``set_task(task)``, as in learn2learn and garage.
+
+    Both methods may be those of a wrapper or of what it wraps; it must be a Gymnasium environment. A task
+    that is a mapping is taken as it is, any other value t as {"task": t}; NumPy's scalars become Python's and
+    tuples lists. ``sample_tasks`` has no argument for a seed and no notion of a split: for the length of a
+    draw the global generators of NumPy and ``random`` are seeded (and then put back as they were), and the
+    environment by ``reset(seed=...)``; train and test tasks are draws of one law.
+
+    Only tasks are drawn so: an environment whose resets or steps draw from a global generator plays on
+    with luck that no seed of ours decides.
+
+    Raises:
+        pydantic.ValidationError: for a name that cannot be imported, or numbers out of range.
+    """
+
+    env: Annotated[
+        str,
+        AfterValidator(_makeable),
+        Field(description='"module:Class", "module:function" that returns an environment, or a Gymnasium id'),
+    ]
+    horizon: _Horizon
+    kwargs: _Kwargs = Field(default={})
+
+    def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        """Return one task of the environment's law; ``split`` changes nothing.
+
+        Raises:
+            TypeError: if the environment lacks one of the methods, or a task is no plain data.
+            ValueError: if ``sample_tasks`` draws from something else than the global generators of NumPy and
+                ``random`` and what ``reset(seed=...)`` seeds.
+        """
+        if not self._steady:
+            raise ValueError(
+                f"expected {self.env}.sample_tasks to give the same task for the same seed, got two: let it "
+                "draw from self.np_random, or from NumPy's or random's global generator"
+            )
+        return self._draw(int(rng.integers(2**32)))
+
+    def make_env(self, task: Mapping[str, Any]) -> _Env:
+        """Return a new environment, set to the task."""
+        env = self._new()
+        self.set_task(env, task)
+        return env
+
+    def set_task(self, env: _Env, task: Mapping[str, Any]) -> None:
+        """Call the environment's ``set_task`` with what its ``sample_tasks`` gave."""
+        _method(env, "set_task")(task["task"] if task.keys() == {"task"} else task)
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _settings(self)
+
+    @cached_property
+    def _sampler(self) -> _Env:
+        return self._new()
+
+    @cached_property
+    def _steady(self) -> bool:
+        """Whether a seed decides the task; by eight seeds, as two tasks may be the same by chance."""
+        once, again = ([self._draw(seed) for seed in range(8)] for _ in range(2))
+        return _same(once, again)
+
+    def _new(self) -> _Env:
+        maker = _maker(self.env, self.horizon)
+        with _seeded_globals(0), quiet_mujoco():  # a constructor may draw a first task
+            env = maker(**self.kwargs)
+        if not isinstance(env, gym.Env):
+            raise TypeError(f"expected a gymnasium.Env of {self.env}, got {type(env).__name__}")
+        return env
+
+    def _draw(self, seed: int) -> dict[str, Any]:
+        env = self._sampler
+        sample_tasks, set_task = _method(env, "sample_tasks"), _method(env, "set_task")
+        with _seeded_globals(seed):
+            set_task(_first(sample_tasks(1)))  # any task: some environments cannot be reset without
+            env.reset(seed=seed)
+            task = _plain(_first(sample_tasks(1)))
+        return dict(task) if isinstance(task, Mapping) and task.keys() != {"task"} else {"task": task}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class BenchmarkTasks:
+    """The tasks of a benchmark object by Meta-World's convention: ML1, ML10, ML45 and their like.
+
+    The benchmark has ``train_classes`` and ``test_classes`` (name -> class of environment), ``train_tasks``
+    and ``test_tasks`` (with ``env_name``, and opaque otherwise); an environment has ``set_task``. It is built
+    as ``benchmark(**kwargs, seed=seed)`` in every process, and the seed must decide its tasks: a task of ours
+    is {"split", "index", "env_name"}, an index into its lists. Test tasks are those that the benchmark holds
+    out. Meta-World's environments take 500 steps, at most.
+
+    Raises:
+        pydantic.ValidationError: for a name that cannot be imported, or numbers out of range.
+    """
+
+    benchmark: Annotated[
+        str, AfterValidator(_importable), Field(description='"module:Class", for example "metaworld:ML1"')
+    ]
+    horizon: _Horizon
+    kwargs: _Kwargs = Field(default={})
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="of the benchmark's task lists")] = 0
+
+    def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        """Return one task of the split's list, each as likely.
+
+        Raises:
+            ValueError: if the benchmark has no tasks for the split.
+        """
+        tasks = self._tasks(split)
+        index = int(rng.integers(len(tasks)))
+        return {"split": split, "index": index, "env_name": str(tasks[index].env_name)}
+
+    def make_env(self, task: Mapping[str, Any]) -> _Env:
+        """Return an environment of the task's class, set to the task."""
+        env = _OneOfSeveral(task["env_name"], self._new(task))
+        self.set_task(env, task)
+        return env
+
+    def set_task(self, env: _Env, task: Mapping[str, Any]) -> None:
+        """Set an environment of ``make_env`` to another task; of another class, it is built anew inside."""
+        if not isinstance(env, _OneOfSeveral):
+            raise TypeError(f"expected an environment that make_env made, got {type(env).__name__}")
+        if env.name != task["env_name"]:
+            env.replace(task["env_name"], self._new(task))
+        _method(env.env, "set_task")(self._task(task))
+
+    def __getstate__(self) -> dict[str, Any]:
+        return _settings(self)
+
+    @cached_property
+    def _built(self) -> Any:
+        benchmark = _load(self.benchmark)
+        with _seeded_globals(self.seed), quiet_mujoco():
+            return benchmark(**self.kwargs, seed=self.seed)
+
+    def _new(self, task: Mapping[str, Any]) -> _Env:
+        classes = _attribute(self._built, f"{task['split']}_classes", self.benchmark)
+        with _seeded_globals(self.seed), quiet_mujoco():
+            env = classes[task["env_name"]]()
+        if not isinstance(env, gym.Env):
+            raise TypeError(f"expected a gymnasium.Env of {task['env_name']}, got {type(env).__name__}")
+        return env
+
+    def _tasks(self, split: str) -> Sequence[Any]:
+        tasks: Sequence[Any] = _attribute(self._built, f"{split}_tasks", self.benchmark)
+        if not tasks:
+            raise ValueError(f"expected {self.benchmark} to have {split} tasks, got none: choose another one")
+        return tasks
+
+    def _task(self, task: Mapping[str, Any]) -> Any:
+        tasks, index = self._tasks(task["split"]), task["index"]
+        if index >= len(tasks) or tasks[index].env_name != task["env_name"]:
+            raise ValueError(
+                f"expected {task['env_name']!r} as number {index} of {self.benchmark}.{task['split']}_tasks, "
+                "got another list: is it the same version, and does seed= decide its tasks?"
+            )
+        return tasks[index]
+
+
+class _OneOfSeveral(gym.Wrapper[Any, Any, Any, Any]):
+    """An environment that can be exchanged for one of another class; one at a time, to bound the memory."""
+
+    def __init__(self, name: str, env: _Env) -> None:
+        super().__init__(env)
+        self.name = name
+
+    def replace(self, name: str, env: _Env) -> None:
+        """Close the environment inside and put another one in its place."""
+        self.env.close()
+        self.name, self.env = name, env
+
+
+@contextmanager
+def _seeded_globals(seed: int) -> Iterator[None]:
+    """Seed the global generators of NumPy and ``random``, and put them back as they were."""
+    numpy_state, python_state = np.random.get_state(), random.getstate()
+    np.random.seed(seed)
+    random.seed(seed)
+    try:
+        yield
+    finally:
+        np.random.set_state(numpy_state)
+        random.setstate(python_state)
+
+
+def _maker(name: str, horizon: int) -> Callable[..., Any]:
+    """Return what makes the environments of a "module:Class" or of a Gymnasium id."""
+    if ":" in name and name.rpartition(":")[2].isidentifier():  # an id has a version: "module:Name-v0"
+        return _load(name)
+    registered(name)
+    return partial(make, name, max_episode_steps=horizon)
+
+
+def _load(name: str) -> Callable[..., Any]:
+    """Return what "module:name" names, which must be something to call."""
+    module, _, attribute = name.partition(":")
+    try:
+        loaded = getattr(importlib.import_module(module), attribute)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise ValueError(f'"module:Class", of a module that can be imported ({error})') from None
+    if not callable(loaded):
+        raise ValueError(f'"module:Class", with something to call (it is a {type(loaded).__name__})')
+    return cast(Callable[..., Any], loaded)
+
+
+def _method(env: _Env, name: str) -> Callable[..., Any]:
+    try:
+        return cast(Callable[..., Any], env.get_wrapper_attr(name))
+    except AttributeError:
+        kind = type(env.unwrapped).__name__
+        raise TypeError(f"expected an environment with {name}, got {kind}, which has none") from None
+
+
+def _attribute(benchmark: Any, name: str, where: str) -> Any:
+    try:
+        return getattr(benchmark, name)
+    except AttributeError:
+        raise TypeError(f"expected a benchmark with {name}, got {where}, which has none") from None
+
+
+def _first(tasks: Any) -> Any:
+    try:
+        return tasks[0]
+    except (TypeError, LookupError):
+        raise TypeError(f"expected sample_tasks(1) to return a list of one task, got {tasks!r}") from None
+
+
+def _plain(value: Any) -> Any:
+    """Return a task as data that a file can hold."""
+    if isinstance(value, np.generic):
+        return value.item()
+    if isinstance(value, Mapping):
+        return {key: _plain(part) for key, part in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(part) for part in value]
+    if value is None or isinstance(value, bool | int | float | str | np.ndarray):
+        return value
+    raise TypeError(
+        f"expected a task of numbers, strings, bools, None, NumPy arrays, lists and mappings, got a "
+        f"{type(value).__name__} in it: let sample_tasks return its numbers, and set_task take them"
+    )
+
+
+def _same(one: Any, other: Any) -> bool:
+    if isinstance(one, Mapping) and isinstance(other, Mapping):
+        return one.keys() == other.keys() and all(_same(one[key], other[key]) for key in one)
+    if isinstance(one, list) and isinstance(other, list):
+        return len(one) == len(other) and all(map(_same, one, other))
+    return np.array_equal(one, other)
+
+
+def _settings(family: Any) -> dict[str, Any]:
+    """Return the fields alone: what was built for sampling does not travel to the workers."""
+    return {field.name: getattr(family, field.name) for field in fields(family)}

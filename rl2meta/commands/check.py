@@ -1,0 +1,188 @@
+"""``rl2meta check``: what must change before a family of tasks can be trained on."""
+
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Literal, NamedTuple
+
+import gymnasium as gym
+import torch
+import yaml
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+from rl2meta.commands.components import AGENTS, COMPONENTS, FAMILIES, read_config, shipped_configs
+from rl2meta.commands.rehearsal import rehearse
+from rl2meta.config import RunConfig, load_config
+from rl2meta.envs.batched import TaskEnv
+from rl2meta.envs.checking import ConformanceError, check_distribution
+from rl2meta.errors import UserError
+from rl2meta.randomness import generator
+from rl2meta.tasks import MappingTasks, sample_tasks
+from rl2meta.workers.plugged_in import PluggedIn
+
+_TASKS = 8  # of each split
+_MOST_STEPS = 200
+_CPU = torch.device("cpu")
+
+
+class Finding(NamedTuple):
+    """Something that a check has to say.
+
+    Attributes:
+        kind: a ``FAULT`` must change, a ``note`` is worth knowing, ``unfit`` is an agent that is for others.
+        words: what was expected, and what came.
+    """
+
+    kind: Literal["FAULT", "note", "unfit"]
+    words: str
+
+
+Check = Callable[[RunConfig], Iterator[Finding]]
+
+
+def run_checks(target: str, overrides: list[str]) -> int:
+    """Check a config, or the family that ``target`` names; print what was found, return the exit code."""
+    config = _config(target, overrides)
+    print(f"checking {config.law}")
+    faults = 0
+    for title, check, needed in _checks(config):
+        findings = _found(check, config)
+        _print(title, findings)
+        faults += sum(finding.kind == "FAULT" for finding in findings)
+        if faults and needed:
+            print("the rest was not tried: nothing else can be right before this is")
+            break
+    print("all is well" if not faults else f"{faults} to mend" if faults > 1 else "1 to mend")
+    return 2 if faults else 0
+
+
+def _checks(config: RunConfig) -> Iterator[tuple[str, Check, bool]]:
+    """Yield the name of each check, what it does, and whether the others presume it."""
+    if isinstance(config.law, PluggedIn):
+        steps = min(_MOST_STEPS, 2 * config.law.horizon)
+        yield f"{steps} random steps in worker processes, {2 * _TASKS} tasks", _play, True
+    yield "the contract of task distributions", _conform, False
+    yield "Gymnasium's checker", _checker(lambda env: gymnasium_check(env, skip_render_check=True)), False
+    yield "Stable-Baselines3's checker", _checker(lambda env: sb3_check(env, skip_render_check=True)), False
+    for name in AGENTS:
+        yield f"agent {name}, a trial and an update", _trainer(name), False
+
+
+def _config(target: str, overrides: list[str]) -> RunConfig:
+    """Return the experiment to check: a config, or a family with agents of few settings on it."""
+    if target in shipped_configs() or os.path.exists(target) or target not in FAMILIES:
+        return read_config(target, overrides)
+    experiment = {
+        "distribution": {"name": target},
+        "agent": {"name": "rl2"},
+        "training": {"updates": 1, "trials_per_update": 2, "episodes_per_trial": 2},
+    }
+    return load_config(yaml.safe_dump(experiment), target, overrides, COMPONENTS)
+
+
+def _found(check: Check, config: RunConfig) -> list[Finding]:
+    found = []
+    with warnings.catch_warnings(record=True) as said:
+        warnings.simplefilter("always")
+        try:
+            for finding in check(config):
+                found.append(finding)  # one by one: what was found before an error must not be lost
+        except (UserError, ConformanceError) as error:
+            found.append(Finding("FAULT", str(error)))
+    return found + [Finding("note", words) for words in _worth_knowing(said)]
+
+
+def _worth_knowing(said: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Return what was warned of, once each, without colours; that the environment is wrapped is no news."""
+    words = (re.sub(r"\x1b\[\d+m|WARN: ", "", str(each.message)) for each in said)
+    return [each for each in dict.fromkeys(words) if "different from the unwrapped version" not in each]
+
+
+def _play(config: RunConfig) -> Iterator[Finding]:
+    """Step environments of train and test tasks in worker processes, where one that hangs or dies shows."""
+    law = PluggedIn(config.law.family, config.law.workers.model_copy(update={"max_restarts": 0}))
+    splits = (sample_tasks(law, _TASKS, config.settings.seed, split) for split in ("train", "test"))
+    tasks = MappingTasks(tuple(task for part in splits for task in _entries(part)))
+    envs = law.make_envs(len(tasks), _CPU)
+    try:
+        envs.reset(seed=config.settings.seed, options={"tasks": tasks})
+        source = generator(config.settings.seed, "check")
+        space = law.action_space
+        space.seed(int(torch.randint(2**31, (), generator=source)))
+        for _ in range(min(_MOST_STEPS, 2 * law.horizon)):
+            envs.step(torch.stack([torch.as_tensor(space.sample()) for _ in range(len(tasks))]))
+    finally:
+        envs.close()
+    yield from ()
+
+
+def _conform(config: RunConfig) -> Iterator[Finding]:
+    law = config.law
+    if isinstance(law, PluggedIn):  # in this process: every check makes environments of its own
+        law = PluggedIn(law.family, law.workers.model_copy(update={"processes": 0}))
+    check_distribution(law, num_tasks=_TASKS, seed=config.settings.seed)
+    yield from ()
+
+
+def _checker(check: Callable[[gym.Env[Any, Any]], None]) -> Check:
+    def checked(config: RunConfig) -> Iterator[Finding]:
+        env = _single(config)
+        try:
+            check(env)
+        except BaseException as error:  # AssertionError, TypeError, ...: whatever the checker stumbles over
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            yield Finding("FAULT", f"{type(error).__name__}: {error}")
+        finally:
+            env.close()
+
+    return checked
+
+
+def _single(config: RunConfig) -> gym.Env[Any, Any]:
+    law = config.law
+    if not isinstance(law, PluggedIn):
+        return TaskEnv(law)
+    (task,) = _entries(sample_tasks(law, 1, config.settings.seed, "train"))
+    return law.family.make_env(task)
+
+
+def _trainer(name: str) -> Check:
+    """Return the check that trains an agent for an update; one that the config does not name need not fit."""
+
+    def train(config: RunConfig) -> Iterator[Finding]:
+        own = name == config.agent_name
+        try:
+            rehearse(config if own else _with_agent(config, name), _CPU)
+        except (UserError, TypeError, ValueError) as error:
+            yield Finding("FAULT" if own else "unfit", str(error))
+
+    return train
+
+
+def _with_agent(config: RunConfig, name: str) -> RunConfig:
+    settings = AGENTS[name].config()
+    episodes = 2 * getattr(settings, "episodes_per_phase", 1)
+    training = config.settings.training.model_copy(update={"episodes_per_trial": episodes})
+    return replace(
+        config,
+        agent_name=name,
+        agent=settings,
+        settings=config.settings.model_copy(update={"training": training}),
+    )
+
+
+def _entries(tasks: Any) -> Any:
+    return tasks.entries
+
+
+def _print(title: str, findings: list[Finding]) -> None:
+    kinds = {finding.kind for finding in findings}
+    verdict = next((kind for kind in ("FAULT", "unfit") if kind in kinds), "ok")
+    print(f"  {verdict:5}  {title}")
+    for finding in findings:
+        first, *rest = f"{'note: ' if finding.kind == 'note' else ''}{finding.words}".splitlines()
+        print("\n".join([f"         {first}", *(f"           {line}" for line in rest)]))

@@ -1,0 +1,99 @@
+"""The numbers that the main process and its workers share: one block of memory that has no name."""
+
+import math
+import mmap
+import os
+import tempfile
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from rl2meta.workers.family import Described, acted, observed
+
+Array = NDArray[Any]
+
+
+@dataclass
+class Arrays:
+    """Views on the numbers of B environments, which W workers write.
+
+    Attributes:
+        action: [B, ...], what to do next.
+        observation: [B, ...], of the state that is there to act in.
+        final: [B, ...], the observation that an episode which ended in the last step ended with.
+        reward: [B], of the last step.
+        terminated, truncated: bool [B].
+        known: [number of things emitted, B], what the info of the last step told.
+        left: int64 [B], episodes left to play until the next reset; below 0 for as many as there are.
+        mark: int64 [W, 3], the calls that each worker has begun, in which environment, and which call.
+    """
+
+    action: Array
+    observation: Array
+    final: Array
+    reward: Array
+    terminated: Array
+    truncated: Array
+    known: Array
+    left: Array
+    mark: Array
+
+    def lanes(self, lanes: slice, worker: int) -> "Arrays":
+        """Return the part of one worker."""
+        part = {name: array[lanes] for name, array in vars(self).items() if name not in ("known", "mark")}
+        return Arrays(**part, known=self.known[:, lanes], mark=self.mark[worker])
+
+
+Layout = dict[str, tuple[int, tuple[int, ...], str]]  # name -> offset, shape, dtype
+
+
+def layout_of(described: Described, num_envs: int, num_workers: int) -> tuple[Layout, int]:
+    """Return where each array lies, and how many bytes there are."""
+    seen, done = observed(described.observation_space), acted(described.action_space)
+    each: dict[str, tuple[tuple[int, ...], Any]] = {
+        "action": ((num_envs, *(done.shape or ())), done.dtype),
+        "observation": ((num_envs, *(seen.shape or ())), seen.dtype),
+        "final": ((num_envs, *(seen.shape or ())), seen.dtype),
+        "reward": ((num_envs,), np.float64),
+        "terminated": ((num_envs,), np.bool_),
+        "truncated": ((num_envs,), np.bool_),
+        "known": ((len(described.emits), num_envs), np.float64),
+        "left": ((num_envs,), np.int64),
+        "mark": ((num_workers, 3), np.int64),
+    }
+    layout, size = Layout(), 0
+    for name, (shape, dtype) in each.items():
+        layout[name] = size, shape, np.dtype(dtype).str
+        size += -(-math.prod(shape) * np.dtype(dtype).itemsize // 64) * 64  # no two share a cache line
+    return layout, size
+
+
+def views(buffer: Any, layout: Layout) -> Arrays:
+    """Return the arrays of a layout in a buffer."""
+    return Arrays(
+        **{
+            name: np.frombuffer(buffer, dtype, math.prod(shape), offset).reshape(shape)
+            for name, (offset, shape, dtype) in layout.items()
+        }
+    )
+
+
+def nameless_memory(size: int) -> int:
+    """Return the descriptor of ``size`` bytes of memory that vanish with the last process that holds them.
+
+    What has no name cannot be left behind, however its processes end.
+    """
+    if hasattr(os, "memfd_create"):
+        descriptor = os.memfd_create("rl2meta")
+    else:
+        with tempfile.TemporaryFile() as file:
+            descriptor = os.dup(file.fileno())
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+def mapped(descriptor: int) -> mmap.mmap:
+    """Return the memory behind a descriptor."""
+    return mmap.mmap(descriptor, os.fstat(descriptor).st_size)

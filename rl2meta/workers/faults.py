@@ -1,0 +1,62 @@
+"""What can go wrong with an environment, said so that a person can mend it."""
+
+import traceback
+from typing import Any, NamedTuple
+
+from rl2meta.errors import UserError
+
+CALLS = ("import", "make_env", "set_task", "reset", "step", "close", "nothing")
+"""What a worker may be doing; their indices go through shared memory."""
+_OWN_FRAMES = "rl2meta/workers"
+
+
+class Fault(NamedTuple):
+    """One failure of one environment.
+
+    Attributes:
+        what: the failure in words, such as ``raised ValueError: ...``.
+        call: which of ``CALLS`` it happened in.
+        lane: which environment, or None where it was none.
+        step: steps taken in the trial before.
+        details: a traceback, or nothing.
+    """
+
+    what: str
+    call: str
+    lane: int | None
+    step: int
+    details: str = ""
+
+    def said(self, tasks: Any = None, seeds: Any = None) -> str:
+        """Return the failure with environment, task, seed and step."""
+        if self.lane is None:
+            when = {"import": " while it started", "nothing": " between two calls"}.get(self.call, "")
+            return f"{self.what}{when}{self.details}"
+        known = "" if tasks is None else f" (task {_short(tasks[self.lane])}, seed {seeds[self.lane]})"
+        return f"environment {self.lane}{known}, step {self.step}, {self.call}: {self.what}{self.details}"
+
+
+class EnvironmentFault(UserError):
+    """A family or one of its environments failed; what to do about it stands in the message."""
+
+
+class Broken(Exception):
+    """An environment broke a rule of Gymnasium's or of ours; the message says which."""
+
+
+def fault_of(error: BaseException, call: str, lane: int | None, step: int) -> Fault:
+    """Return what an exception that came out of an environment means."""
+    if isinstance(error, Broken):
+        return Fault(str(error), call, lane, step)
+    if isinstance(error, SystemExit):
+        return Fault(f"called sys.exit({error.code!r})", call, lane, step)
+    frames = [
+        frame for frame in traceback.extract_tb(error.__traceback__) if _OWN_FRAMES not in frame.filename
+    ]
+    details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
+    return Fault(f"raised {type(error).__name__}: {error}", call, lane, step, details)
+
+
+def _short(task: Any) -> str:
+    text = repr(task)
+    return text if len(text) <= 200 else f"{text[:200]}..."

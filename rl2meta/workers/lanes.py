@@ -1,0 +1,286 @@
+"""Environments side by side in one process: stepped one after another, each on a task of its own."""
+
+import math
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+from gymnasium import spaces
+
+from rl2meta.workers.block import Array, Arrays
+from rl2meta.workers.family import EMITTED, Described, SingleFamily, Task, observed
+from rl2meta.workers.faults import CALLS, Broken, Fault, fault_of
+
+_NUMBER = {name: number for number, name in enumerate(CALLS)}
+_MAKE, _SET, _RESET, _STEP, _CLOSE, _NOTHING = (_NUMBER[name] for name in CALLS[1:])
+
+
+class Failed(Exception):
+    """An environment failed; carries the ``Fault``."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.said())
+        self.fault = fault
+
+
+class Lanes:
+    """Some environments of a family, and the arrays that they write into.
+
+    A trial begins with ``begin``. An episode that ends restarts in the same step, unless no further one is
+    wanted: then the environment idles, and its rewards are 0.
+
+    Args:
+        family: makes the environments.
+        described: what each of them must look like.
+        arrays: of these environments alone.
+        first: the number of the first of them, for messages.
+    """
+
+    def __init__(self, family: SingleFamily, described: Described, arrays: Arrays, first: int = 0) -> None:
+        self._family, self._described, self._arrays, self._first = family, described, arrays, first
+        self._set_task = getattr(family, "set_task", None)
+        self._horizon = family.horizon
+        self._read = reader(described.observation_space)
+        self._act = actor(described.action_space)
+        self._envs: list[gym.Env[Any, Any]] = []
+        self._steps = 0
+        self._elapsed: list[int] = []
+
+    def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
+        """Begin a trial on each task; the first episode of each is seeded."""
+        self._steps = 0
+        for lane, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
+            self._guarded(lane, _MAKE, partial(self._place, lane, task))
+            self._restart(lane, seed)
+        self._expect(episodes)
+
+    def reset(self, episodes: int) -> None:
+        """Begin another episode everywhere, on the same tasks."""
+        for lane in range(len(self._envs)):
+            self._restart(lane)
+        self._expect(episodes)
+
+    def step(self) -> None:
+        """Act once everywhere."""
+        arrays, act = self._arrays, self._act
+        self._clear()
+        actions, left, lane = arrays.action, arrays.left.tolist(), 0
+        try:
+            for lane, env in enumerate(self._envs):
+                if left[lane]:
+                    self._mark(lane, _STEP)
+                    self._take(lane, env.step(act(actions[lane])))
+                    if arrays.terminated[lane] or arrays.truncated[lane]:
+                        self._end(lane, left[lane])
+            self._refuse_odd_numbers()
+        except Failed:
+            raise
+        except BaseException as error:
+            raise self._failure(error, lane, _STEP) from None
+        self._arrays.mark[2] = _NOTHING
+        self._steps += 1
+
+    def close(self) -> None:
+        """Close every environment."""
+        for lane, env in enumerate(self._envs):
+            self._guarded(lane, _CLOSE, env.close)
+        self._envs = []
+
+    def _expect(self, episodes: int) -> None:
+        self._clear()
+        self._arrays.left[:] = episodes
+        self._elapsed = [0] * len(self._envs)
+
+    def _clear(self) -> None:
+        self._arrays.reward[:] = 0.0
+        self._arrays.terminated[:] = self._arrays.truncated[:] = False
+
+    def _take(self, lane: int, outcome: Any) -> None:
+        """Write what a step led to."""
+        if not isinstance(outcome, tuple) or len(outcome) != 5:
+            raise Broken(
+                "expected (observation, reward, terminated, truncated, info) from step(), "
+                f"got {_kind(outcome)}"
+            )
+        observation, reward, terminated, truncated, info = outcome
+        if not isinstance(reward, float | int | np.floating | np.integer):
+            raise Broken(f"expected a float for a reward, got {_kind(reward)} {reward!r:.80}")
+        if type(terminated) is not bool or type(truncated) is not bool:
+            _refuse_flags(terminated, truncated)
+        arrays = self._arrays
+        arrays.observation[lane] = self._read(observation)
+        arrays.reward[lane] = reward
+        self._elapsed[lane] += 1
+        arrays.terminated[lane] = terminated
+        arrays.truncated[lane] = not terminated and (truncated or self._elapsed[lane] >= self._horizon)
+        if not isinstance(info, dict):
+            raise Broken(f"expected a dict for the info of a step, got {_kind(info)} {info!r:.80}")
+        for row, name in enumerate(self._described.emits):
+            arrays.known[row, lane] = _number(info, name)
+
+    def _end(self, lane: int, left: int) -> None:
+        arrays = self._arrays
+        arrays.final[lane] = last = arrays.observation[lane]
+        if last.dtype.kind == "f" and not np.isfinite(last).all():
+            raise Broken(f"expected finite numbers for an observation, got {last!s:.200}")
+        arrays.left[lane] = left - 1 if left > 0 else left
+        self._elapsed[lane] = 0
+        if left != 1:
+            self._restart(lane)
+
+    def _restart(self, lane: int, seed: int | None = None) -> None:
+        def reset() -> None:
+            env = self._envs[lane]
+            came = env.reset() if seed is None else env.reset(seed=seed)
+            if not isinstance(came, tuple) or len(came) != 2:
+                raise Broken(f"expected (observation, info) from reset(), got {_kind(came)}")
+            self._arrays.observation[lane] = value = self._read(came[0])
+            if not np.isfinite(value).all():
+                raise Broken(f"expected finite numbers for an observation, got {came[0]!r:.200}")
+
+        self._guarded(lane, _RESET, reset)
+
+    def _place(self, lane: int, task: Task) -> None:
+        """Put a lane on a task: the environment that is there, where the family knows how, or a new one."""
+        if lane < len(self._envs):
+            if self._set_task is not None:
+                self._mark(lane, _SET)
+                self._set_task(self._envs[lane], task)
+                return
+            self._mark(lane, _CLOSE)
+            self._envs[lane].close()
+            self._mark(lane, _MAKE)
+        env = make(self._family, task)
+        refuse_difference(self._described, env)
+        self._envs[lane : lane + 1] = [env]
+
+    def _refuse_odd_numbers(self) -> None:
+        arrays = self._arrays
+        if arrays.observation.dtype.kind == "f" and not np.isfinite(arrays.observation).all():
+            self._refuse(arrays.observation, "finite numbers for an observation")
+        if not np.isfinite(arrays.reward).all():
+            self._refuse(arrays.reward, "a finite number for a reward")
+        if len(arrays.known):
+            if not np.isfinite(arrays.known).all():
+                self._refuse(arrays.known.T, f"finite numbers for {self._described.emits} in the info")
+            if "regret" in self._described.emits:
+                regret = arrays.known[self._described.emits.index("regret")]
+                if (regret < 0).any():
+                    lane = int((regret < 0).argmax())
+                    self._broken(lane, f"expected a regret >= 0 in the info, got {regret[lane]}")
+
+    def _refuse(self, values: Array, expected: str) -> None:
+        lane = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).argmax())
+        self._broken(lane, f"expected {expected}, got {values[lane]!s:.200}")
+
+    def _broken(self, lane: int, words: str) -> None:
+        raise Failed(Fault(words, "step", self._first + lane, self._steps))
+
+    def _guarded(self, lane: int, call: int, do: Callable[[], object]) -> None:
+        self._mark(lane, call)
+        try:
+            do()
+        except BaseException as error:
+            raise self._failure(error, lane, int(self._arrays.mark[2])) from None
+        self._arrays.mark[2] = _NOTHING
+
+    def _failure(self, error: BaseException, lane: int, call: int) -> Failed:
+        if isinstance(error, KeyboardInterrupt):
+            raise error
+        return Failed(fault_of(error, CALLS[call], self._first + lane, self._steps))
+
+    def _mark(self, lane: int, call: int) -> None:
+        mark = self._arrays.mark
+        mark[1] = self._first + lane
+        mark[2] = call
+        mark[0] += 1
+
+
+def make(family: SingleFamily, task: Task) -> gym.Env[Any, Any]:
+    """Return the environment of a task, if it is one."""
+    env = family.make_env(task)
+    if not isinstance(env, gym.Env):
+        raise Broken(f"expected a gymnasium.Env from make_env(), got {_kind(env)}")
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), gym.Space):
+            raise Broken(f"expected a gymnasium Space for {name}, got {getattr(env, name, None)!r:.80}")
+    return env
+
+
+def describe(family: SingleFamily, task: Task) -> Described:
+    """Return what the environment of a task shows of itself, after one step in it."""
+    env = make(family, task)
+    observed(env.observation_space)  # a space that cannot be used is the first thing to be said
+    try:
+        env.action_space.seed(0)
+        env.reset(seed=0)
+        outcome = env.step(env.action_space.sample())
+    finally:
+        env.close()
+    info = outcome[-1] if isinstance(outcome, tuple) and isinstance(outcome[-1], dict) else {}
+    return Described(env.observation_space, env.action_space, tuple(name for name in EMITTED if name in info))
+
+
+def refuse_difference(described: Described, env: gym.Env[Any, Any]) -> None:
+    """Raise ``Broken`` unless an environment has the spaces that the family's others have."""
+    for name in ("observation_space", "action_space"):
+        expected, got = getattr(described, name), getattr(env, name)
+        if got != expected:
+            raise Broken(f"expected the {name} of the other tasks, {expected}, got {got}")
+
+
+def reader(space: gym.Space[Any]) -> Callable[[Any], Any]:
+    """Return what turns an observation of ``space`` into an element of ``observed(space)``, if it is one."""
+    if isinstance(space, spaces.Discrete):
+        return lambda x: _index(space, x)
+    if not isinstance(space, spaces.Box):
+        return lambda x: _flat(space, x)
+    shape, dtype = space.shape, space.dtype
+
+    def read(x: Any) -> Any:
+        if not isinstance(x, np.ndarray) or x.shape != shape or x.dtype != dtype:
+            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else f"{_kind(x)} {x!r:.80}"
+            raise Broken(f"expected a NumPy array {dtype} {list(shape)} for an observation, got {got}")
+        return x
+
+    return read
+
+
+def actor(space: gym.Space[Any]) -> Callable[[Any], Any]:
+    """Return what turns an element of ``acted(space)`` into one of ``space``."""
+    if isinstance(space, spaces.Discrete):
+        start = space.start
+        return (lambda a: a + start) if start else lambda a: a
+    shape, dtype = space.shape, space.dtype
+    return lambda a: a.astype(dtype).reshape(shape)
+
+
+def _index(space: spaces.Discrete, x: Any) -> int:
+    if not isinstance(x, int | np.integer) or not 0 <= x - space.start < space.n:
+        raise Broken(f"expected an observation in {space}, got {_kind(x)} {x!r:.80}")
+    return int(x - space.start)
+
+
+def _flat(space: gym.Space[Any], x: Any) -> Array:
+    if x not in space:
+        raise Broken(f"expected an observation in {space}, got {x!r:.300}")
+    return np.asarray(spaces.flatten(space, x))
+
+
+def _number(info: dict[str, Any], name: str) -> float:
+    value = info.get(name)
+    if not isinstance(value, float | int | np.floating | np.integer) or math.isnan(value):
+        raise Broken(f"expected a number for {name!r} in the info of every step, got {value!r:.80}")
+    return float(value)
+
+
+def _refuse_flags(terminated: Any, truncated: Any) -> None:
+    for name, flag in (("terminated", terminated), ("truncated", truncated)):
+        if not isinstance(flag, bool | np.bool_):
+            raise Broken(f"expected a bool for {name}, got {_kind(flag)} {flag!r:.80}")
+
+
+def _kind(thing: Any) -> str:
+    return f"a tuple of {len(thing)}" if isinstance(thing, tuple) else type(thing).__name__

@@ -1,0 +1,215 @@
+"""A family of single environments as a task distribution like any other."""
+
+from functools import cached_property
+from typing import Any
+
+import gymnasium as gym
+import numpy as np
+import torch
+from torch import Tensor
+
+from rl2meta.randomness import derive, generator
+from rl2meta.tasks import MappingTasks, Split, Tasks
+from rl2meta.workers.crew import Crew, Solo, Stepper
+from rl2meta.workers.family import Described, SingleFamily, Task, acted, observed
+from rl2meta.workers.faults import EnvironmentFault, fault_of
+from rl2meta.workers.lanes import describe
+from rl2meta.workers.settings import WorkerSettings
+
+_SEED_BITS = 31  # of an environment's seed: some hand it to libraries that take no more
+_ENDLESS = -1
+
+
+class PluggedIn:
+    """A family of single environments as a ``TaskDistribution``: the law, played by worker processes.
+
+    Observations and actions are those of ``rl2meta.workers.family.observed`` and ``acted``.
+
+    Args:
+        family: the tasks, and what plays them.
+        workers: where the environments run.
+
+    Raises:
+        EnvironmentFault: (by the spaces, ``sample`` and the environments) where the family breaks a rule.
+    """
+
+    def __init__(self, family: SingleFamily, workers: WorkerSettings | None = None) -> None:
+        self.family = family
+        self.workers = workers or WorkerSettings()
+
+    def __str__(self) -> str:
+        family = self.family
+        return type(family).__name__ if type(family).__repr__ is object.__repr__ else str(family)
+
+    @property
+    def observation_space(self) -> gym.Space[Any]:
+        """What agents see, of every task."""
+        return self._observed
+
+    @property
+    def action_space(self) -> gym.Space[Any]:
+        """What agents do, in every task."""
+        return self._acted
+
+    @property
+    def horizon(self) -> int:
+        """The steps in an episode, at most."""
+        return self.family.horizon
+
+    def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> MappingTasks:
+        """Draw tasks, each from a stream of its own."""
+        seeds = torch.randint(2**62, (num_tasks,), generator=generator).tolist()
+        return MappingTasks(tuple(self._draw(seed, split) for seed in seeds))
+
+    def make_envs(self, num_envs: int, device: torch.device) -> "PluggedVectorEnv":
+        """Return ``num_envs`` environments that step together; the workers start now."""
+        return PluggedVectorEnv(self, num_envs, device)
+
+    def optimal_return(self, tasks: Tasks) -> Tensor | None:
+        """Return what the family says, [num_tasks], or None."""
+        of_task = getattr(self.family, "optimal_return", None)
+        if of_task is None:
+            return None
+        return torch.tensor([float(of_task(task)) for task in _entries(tasks)])
+
+    def bayes_optimal_return(self, num_episodes: int) -> float | None:
+        """Return None: not known."""
+        return None
+
+    @cached_property
+    def described(self) -> Described:
+        """What the environment of one task shows of itself."""
+        task = self._draw(0, "train")
+        try:
+            return describe(self.family, task)
+        except BaseException as error:
+            if isinstance(error, KeyboardInterrupt):
+                raise
+            fault = fault_of(error, "make_env", 0, 0)
+            raise EnvironmentFault(f"{self}: {fault.said([task], [0])}") from None
+
+    @cached_property
+    def _observed(self) -> gym.Space[Any]:
+        return self._usable("observation_space", observed)
+
+    @cached_property
+    def _acted(self) -> gym.Space[Any]:
+        return self._usable("action_space", acted)
+
+    def _usable(self, name: str, convert: Any) -> gym.Space[Any]:
+        try:
+            space: gym.Space[Any] = convert(getattr(self.described, name))
+        except TypeError as error:
+            raise EnvironmentFault(f"{self}: {name}: {error}") from None
+        return space
+
+    def _draw(self, seed: int, split: Split) -> Task:
+        try:
+            task = self.family.sample(np.random.default_rng(seed), split)
+        except Exception as error:
+            fault = fault_of(error, "nothing", None, 0)
+            raise EnvironmentFault(f"{self}: sample: {fault.what}{fault.details}") from None
+        return task
+
+
+class PluggedVectorEnv:
+    """Single environments side by side; see ``rl2meta.tasks.TaskVectorEnv`` for tasks, seeds and restarts.
+
+    The first episode of a trial is seeded, in each environment by a seed of its own; later ones go on from
+    there. ``options["episodes"]`` says how many episodes are wanted until the next reset: an environment
+    that has played them idles, with rewards of 0.
+    """
+
+    def __init__(self, law: PluggedIn, num_envs: int, device: torch.device | str) -> None:
+        self.num_envs, self.device = num_envs, torch.device(device)
+        self.single_observation_space, self.single_action_space = law.observation_space, law.action_space
+        self.tasks: MappingTasks | None = None
+        self._law, self._trials = law, 0
+        self._seed: int | None = None
+        self._stepper: Stepper = (
+            Solo(law.family, law.described, num_envs)
+            if law.workers.processes == 0
+            else Crew(law.family, law.described, num_envs, law.workers)
+        )
+
+    @property
+    def finished(self) -> bool:
+        """Whether all episodes that were wanted are over, everywhere."""
+        return not self._stepper.arrays.left.any()
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Tensor, dict[str, Any]]:
+        """Start an episode in every environment."""
+        options = options or {}
+        tasks, episodes = options.get("tasks"), int(options.get("episodes", _ENDLESS))
+        if seed is None and self._seed is None:
+            seed = int(np.random.SeedSequence().generate_state(1)[0])  # fresh entropy, as Gymnasium does
+        if seed is not None:
+            self._seed, self._trials = seed, 0
+            if tasks is None:
+                tasks = self._law.sample(self.num_envs, generator(seed, "tasks"), "train")
+        if tasks is not None:
+            self._begin(tasks, episodes)
+        else:
+            self._stepper.reset(episodes)
+        return self._observation(), {}
+
+    def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
+        """Act once everywhere; ended episodes restart in the same step on the same task."""
+        if self.tasks is None:
+            raise gym.error.ResetNeeded("expected a reset before the first step; call reset(seed=...)")
+        arrays = self._stepper.arrays
+        arrays.action[:] = self._possible(torch.as_tensor(actions))
+        self._stepper.step()
+        terminated, truncated = self._there(arrays.terminated), self._there(arrays.truncated)
+        observation, last = self._observation(), terminated | truncated
+        final = torch.where(
+            last.reshape(-1, *[1] * (observation.dim() - 1)), self._there(arrays.final), observation
+        )
+        known = zip(self._law.described.emits, arrays.known, strict=True)
+        info = {"final_obs": final, **{name: self._there(values).float() for name, values in known}}
+        return observation, self._there(arrays.reward).float(), terminated, truncated, info
+
+    def close(self) -> None:
+        """Close the environments and end the workers."""
+        self._stepper.close()
+
+    def _begin(self, tasks: Any, episodes: int) -> None:
+        entries = _entries(tasks)
+        if len(entries) != self.num_envs:
+            raise ValueError(
+                f"options['tasks']: expected {self.num_envs} tasks, one per environment, got {len(entries)}"
+            )
+        assert self._seed is not None  # reset draws one
+        seeds = [
+            derive(self._seed, "trial", self._trials, lane) >> (63 - _SEED_BITS)
+            for lane in range(self.num_envs)
+        ]
+        self.tasks, self._trials = tasks, self._trials + 1
+        self._stepper.begin(entries, seeds, episodes)
+
+    def _possible(self, actions: Tensor) -> Any:
+        space = self.single_action_space
+        expected = (self.num_envs, *(space.shape or ()))
+        if actions.shape != expected:  # one that is broadcast would be taken in silence
+            raise ValueError(
+                f"expected actions of shape {expected}, one per environment, got {tuple(actions.shape)}"
+            )
+        array = actions.detach().cpu().numpy()
+        if isinstance(space, gym.spaces.Discrete) and not ((array >= 0) & (array < space.n)).all():
+            raise ValueError(f"expected actions in {space}, got {array.min()} to {array.max()}")
+        return array
+
+    def _observation(self) -> Tensor:
+        return self._there(self._stepper.arrays.observation)
+
+    def _there(self, array: Any) -> Tensor:
+        """Return a copy on the device: the workers will write into the array again."""
+        return torch.from_numpy(array.copy()).to(self.device)
+
+
+def _entries(tasks: Tasks) -> tuple[Task, ...]:
+    if not isinstance(tasks, MappingTasks):
+        raise TypeError(f"options['tasks']: expected MappingTasks, got {type(tasks).__name__}")
+    return tasks.entries

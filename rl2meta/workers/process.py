@@ -1,0 +1,131 @@
+"""The main process's end of one worker."""
+
+import json
+import os
+import pickle
+import select
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from multiprocessing.connection import Connection
+
+from rl2meta.workers.block import Array
+from rl2meta.workers.child import DONE, Setup, fault_from
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Fault
+
+START_LIMIT = 120.0  # seconds that starting and importing may take
+_GLANCE = 0.2  # seconds between two looks at whether a worker gets on
+_START = (
+    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from rl2meta.workers.child import main; main()"
+)
+_ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
+
+
+class WorkerFailed(Exception):
+    """A worker raised, died or hung; carries the ``Fault``."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.said())
+        self.fault = fault
+
+
+class WorkerProcess:
+    """A process that steps environments; a session of its own, so that a signal ends all that it started.
+
+    It is a new interpreter and not a fork: a fork after torch has started its threads may hang, and the
+    main module, which may have torch in its imports or no guard, is not run again.
+
+    Args:
+        setup: what the worker is told.
+        memory: the descriptor of what is shared.
+        mark: the worker's row of ``Arrays.mark``.
+        timeout: seconds that one call of an environment may take.
+    """
+
+    def __init__(self, setup: Setup, memory: int, mark: Array, timeout: float) -> None:
+        if os.name != "posix":
+            raise EnvironmentFault("worker processes need Linux or macOS; set workers.processes=0")
+        self._mark, self._timeout = mark, timeout
+        mark[:] = 0, -1, CALLS.index("import")
+        ours, theirs = socket.socketpair()
+        with theirs:
+            self._process = subprocess.Popen(
+                [sys.executable, "-c", _START, str(theirs.fileno()), str(memory), json.dumps(sys.path)],
+                stdin=subprocess.PIPE,
+                pass_fds=(theirs.fileno(), memory),
+                start_new_session=True,
+                env={**dict.fromkeys(_ONE_THREAD, "1"), **os.environ},
+            )
+        self._connection = Connection(ours.detach())
+        self._poll = select.poll()
+        self._poll.register(self._connection.fileno(), select.POLLIN)
+        self.send(pickle.dumps(tuple(setup)))
+
+    @property
+    def pid(self) -> int:
+        """The process's number."""
+        return self._process.pid
+
+    def send(self, message: bytes) -> None:
+        """Tell the worker what to do; that it is dead shows when the answer is waited for."""
+        with suppress(OSError):
+            self._connection.send_bytes(message)
+
+    def started(self) -> None:
+        """Wait until the worker is ready for commands.
+
+        Raises:
+            WorkerFailed: if it cannot be.
+        """
+        self._answer(START_LIMIT)
+
+    def done(self) -> None:
+        """Wait until the worker has done what it was told.
+
+        Raises:
+            WorkerFailed: if an environment raised, or the process died, or hung.
+        """
+        self._answer(self._timeout)
+
+    def kill(self) -> None:
+        """End the process and all that it started; nothing happens where it has ended already."""
+        with suppress(ProcessLookupError, PermissionError):
+            os.killpg(self._process.pid, signal.SIGKILL)
+        self._process.wait()
+        self._connection.close()
+        if self._process.stdin is not None:
+            self._process.stdin.close()
+
+    def _answer(self, limit: float) -> None:
+        seen, since = int(self._mark[0]), time.monotonic()
+        while not self._poll.poll(min(_GLANCE, limit) * 1000):
+            now = int(self._mark[0])
+            if now != seen:
+                seen, since = now, time.monotonic()
+            elif time.monotonic() - since > limit:
+                raise WorkerFailed(self._fault(f"did not return within {limit:g} s"))
+        try:
+            message = self._connection.recv_bytes()
+        except (EOFError, OSError):
+            raise WorkerFailed(self._fault(self._death())) from None
+        if message != DONE:
+            fault = fault_from(message)
+            assert fault is not None  # for it is not done
+            raise WorkerFailed(fault)
+
+    def _death(self) -> str:
+        try:
+            code = self._process.wait(timeout=1.0)
+        except subprocess.TimeoutExpired:
+            return "the worker process closed its connection"
+        if code < 0:
+            return f"the worker process was killed by {signal.Signals(-code).name}"
+        return f"the worker process ended with exit code {code}"
+
+    def _fault(self, what: str) -> Fault:
+        _, lane, call = (int(value) for value in self._mark)
+        idle = CALLS[call] in ("nothing", "import")
+        return Fault(what, CALLS[call], None if idle else lane, -1)
