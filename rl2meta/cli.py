@@ -286,7 +286,10 @@ def list_components() -> None:
 @app.command()
 def benchmark(
     suite: Annotated[
-        str, typer.Option(help="What to measure, comma-separated: train (RL²), maml (MAML-TRPO).")
+        str,
+        typer.Option(
+            help="What to measure, comma-separated: train (RL²), maml (MAML-TRPO), workers (processes)."
+        ),
     ] = "train",
     seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in all.")] = 30.0,
     against: Annotated[str | None, typer.Option(help="'sb3' for sb3-contrib's RecurrentPPO.")] = None,
@@ -294,7 +297,7 @@ def benchmark(
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file for the figures.")] = None,
 ) -> None:
-    """Measure training speed, in turns within one run."""
+    """Measure speed, in turns within one run."""
     from rl2meta.commands.benchmark import run_benchmark
 
     run_benchmark(suite=suite, seconds=seconds, against=against, device=device, threads=threads, out=out)

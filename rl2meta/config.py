@@ -275,7 +275,7 @@ def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tu
         return kind(**{str(key): value for key, value in data.items()}), []
     except ValidationError as error:
         return None, [_fault(where, details, kind) for details in error.errors()]
-    except (TypeError, ValueError, LookupError, AttributeError, ImportError) as error:  # of a plug-in
+    except (Exception, SystemExit) as error:  # of a plug-in
         return None, [f"{'.'.join(where)}: {kind.__name__}: {type(error).__name__}: {error}"]
 
 

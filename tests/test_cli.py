@@ -417,13 +417,23 @@ def test_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path) -> Non
 def test_benchmark_reports_every_contestant(run: Run, tmp_path: Path) -> None:
     pytest.importorskip("sb3_contrib")
     out = tmp_path / "benchmark.json"
-    options = ("--suite", "train,maml", "--seconds", 0.5, "--against", "sb3", "--out", out, "--threads", 1)
+    options = (
+        "--suite",
+        "train,maml,workers",
+        "--seconds",
+        0.5,
+        "--against",
+        "sb3",
+        "--out",
+        out,
+        "--threads",
+        1,
+    )
     code, said, _ = run("benchmark", *options)
     assert code == 0 and "environment steps/s" in said
     suites = json.loads(out.read_text())["suites"]
-    assert list(suites) == ["train", "maml"] and all(
-        map(min, suites["maml"]["env_steps_per_second"].values())
-    )
+    assert list(suites) == ["train", "maml", "workers"]
+    assert all(min(values) for each in suites.values() for values in each["env_steps_per_second"].values())
     report = suites["train"]
     ours, *others = report["env_steps_per_second"].values()
     assert len(others) == 2 and all(len(each) == 5 and min(each) > 0 for each in (ours, *others))

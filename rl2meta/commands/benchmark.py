@@ -13,6 +13,7 @@ import torch
 from rl2meta.commands.maml_suite import maml_suite
 from rl2meta.commands.suites import Contestant, Suite
 from rl2meta.commands.train_suite import train_suite
+from rl2meta.commands.worker_suite import worker_suite
 from rl2meta.config import suggestion
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
@@ -22,6 +23,7 @@ TURNS = 5
 SUITES: Mapping[str, Callable[[torch.device, str | None], Suite]] = {
     "train": train_suite,
     "maml": maml_suite,
+    "workers": worker_suite,
 }
 
 

@@ -1,11 +1,13 @@
 """``rl2meta check``: what must change before a family of tasks can be trained on."""
 
+import logging
 import os
 import re
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import replace
-from typing import Any, Literal, NamedTuple
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -14,33 +16,15 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from rl2meta.commands.components import AGENTS, COMPONENTS, FAMILIES, read_config, shipped_configs
-from rl2meta.commands.rehearsal import rehearse
-from rl2meta.config import RunConfig, load_config
+from rl2meta.commands.plugin_checks import TASKS, Check, Finding, here, plugin_checks
+from rl2meta.commands.rehearsal import draw, rehearse
+from rl2meta.config import RunConfig, load_config, suggestion
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.envs.checking import ConformanceError, check_distribution
 from rl2meta.errors import UserError
-from rl2meta.randomness import generator
-from rl2meta.tasks import MappingTasks, sample_tasks
 from rl2meta.workers.plugged_in import PluggedIn
 
-_TASKS = 8  # of each split
-_MOST_STEPS = 200
 _CPU = torch.device("cpu")
-
-
-class Finding(NamedTuple):
-    """Something that a check has to say.
-
-    Attributes:
-        kind: a ``FAULT`` must change, a ``note`` is worth knowing, ``unfit`` is an agent that is for others.
-        words: what was expected, and what came.
-    """
-
-    kind: Literal["FAULT", "note", "unfit"]
-    words: str
-
-
-Check = Callable[[RunConfig], Iterator[Finding]]
 
 
 def run_checks(target: str, overrides: list[str]) -> int:
@@ -61,10 +45,10 @@ def run_checks(target: str, overrides: list[str]) -> int:
 
 def _checks(config: RunConfig) -> Iterator[tuple[str, Check, bool]]:
     """Yield the name of each check, what it does, and whether the others presume it."""
-    if isinstance(config.law, PluggedIn):
-        steps = min(_MOST_STEPS, 2 * config.law.horizon)
-        yield f"{steps} random steps in worker processes, {2 * _TASKS} tasks", _play, True
-    yield "the contract of task distributions", _conform, False
+    single = isinstance(config.law, PluggedIn)
+    if single:
+        yield from ((title, check, True) for title, check in plugin_checks(config))
+    yield "the contract of task distributions", _conform, single
     yield "Gymnasium's checker", _checker(lambda env: gymnasium_check(env, skip_render_check=True)), False
     yield "Stable-Baselines3's checker", _checker(lambda env: sb3_check(env, skip_render_check=True)), False
     for name in AGENTS:
@@ -73,8 +57,16 @@ def _checks(config: RunConfig) -> Iterator[tuple[str, Check, bool]]:
 
 def _config(target: str, overrides: list[str]) -> RunConfig:
     """Return the experiment to check: a config, or a family with agents of few settings on it."""
-    if target in shipped_configs() or os.path.exists(target) or target not in FAMILIES:
+    known = shipped_configs()
+    if target in known or os.path.exists(target):
         return read_config(target, overrides)
+    if target not in FAMILIES:
+        module, _, attribute = target.rpartition(".")
+        meant = f"; for a class: {module}:{attribute}" if module and not target.endswith(".yaml") else ""
+        raise UserError(
+            f"{target!r}: expected a YAML file, a shipped config, a family's name or module:Class, got none "
+            f"of them{meant}{suggestion(target, [*known, *FAMILIES])}"
+        )
     experiment = {
         "distribution": {"name": target},
         "agent": {"name": "rl2"},
@@ -85,14 +77,33 @@ def _config(target: str, overrides: list[str]) -> RunConfig:
 
 def _found(check: Check, config: RunConfig) -> list[Finding]:
     found = []
-    with warnings.catch_warnings(record=True) as said:
+    with warnings.catch_warnings(record=True) as said, _logged() as records:
         warnings.simplefilter("always")
         try:
             for finding in check(config):
                 found.append(finding)  # one by one: what was found before an error must not be lost
-        except (UserError, ConformanceError) as error:
+        except UserError as error:
             found.append(Finding("FAULT", str(error)))
+        except ConformanceError as error:
+            found += [Finding("FAULT", words) for words in str(error).split("\n- ")[1:]]
+    if not found:  # what is logged after a fault is its consequence; without, close() went wrong
+        found = [Finding("FAULT", record.getMessage()) for record in records]
     return found + [Finding("note", words) for words in _worth_knowing(said)]
+
+
+@contextmanager
+def _logged() -> Iterator[list[logging.LogRecord]]:
+    """Collect what is logged of workers instead of printing it."""
+    records: list[logging.LogRecord] = []
+    log, handler = logging.getLogger("rl2meta.workers"), logging.Handler()
+    handler.addFilter(lambda record: bool(records.append(record)))  # type: ignore[func-returns-value]
+    log.addHandler(handler)
+    log.propagate, before = False, log.propagate
+    try:
+        yield records
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
 
 
 def _worth_knowing(said: Iterable[warnings.WarningMessage]) -> list[str]:
@@ -101,29 +112,11 @@ def _worth_knowing(said: Iterable[warnings.WarningMessage]) -> list[str]:
     return [each for each in dict.fromkeys(words) if "different from the unwrapped version" not in each]
 
 
-def _play(config: RunConfig) -> Iterator[Finding]:
-    """Step environments of train and test tasks in worker processes, where one that hangs or dies shows."""
-    law = PluggedIn(config.law.family, config.law.workers.model_copy(update={"max_restarts": 0}))
-    splits = (sample_tasks(law, _TASKS, config.settings.seed, split) for split in ("train", "test"))
-    tasks = MappingTasks(tuple(task for part in splits for task in _entries(part)))
-    envs = law.make_envs(len(tasks), _CPU)
-    try:
-        envs.reset(seed=config.settings.seed, options={"tasks": tasks})
-        source = generator(config.settings.seed, "check")
-        space = law.action_space
-        space.seed(int(torch.randint(2**31, (), generator=source)))
-        for _ in range(min(_MOST_STEPS, 2 * law.horizon)):
-            envs.step(torch.stack([torch.as_tensor(space.sample()) for _ in range(len(tasks))]))
-    finally:
-        envs.close()
-    yield from ()
-
-
 def _conform(config: RunConfig) -> Iterator[Finding]:
     law = config.law
-    if isinstance(law, PluggedIn):  # in this process: every check makes environments of its own
-        law = PluggedIn(law.family, law.workers.model_copy(update={"processes": 0}))
-    check_distribution(law, num_tasks=_TASKS, seed=config.settings.seed)
+    if isinstance(law, PluggedIn):
+        law = here(law)  # for every check makes environments of its own
+    check_distribution(law, num_tasks=TASKS, seed=config.settings.seed)
     yield from ()
 
 
@@ -132,9 +125,7 @@ def _checker(check: Callable[[gym.Env[Any, Any]], None]) -> Check:
         env = _single(config)
         try:
             check(env)
-        except BaseException as error:  # AssertionError, TypeError, ...: whatever the checker stumbles over
-            if isinstance(error, KeyboardInterrupt):
-                raise
+        except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...: whatever it stumbles over
             yield Finding("FAULT", f"{type(error).__name__}: {error}")
         finally:
             env.close()
@@ -146,7 +137,7 @@ def _single(config: RunConfig) -> gym.Env[Any, Any]:
     law = config.law
     if not isinstance(law, PluggedIn):
         return TaskEnv(law)
-    (task,) = _entries(sample_tasks(law, 1, config.settings.seed, "train"))
+    (task,) = draw(law, 1, config.settings.seed, "train").entries
     return law.family.make_env(task)
 
 
@@ -173,10 +164,6 @@ def _with_agent(config: RunConfig, name: str) -> RunConfig:
         agent=settings,
         settings=config.settings.model_copy(update={"training": training}),
     )
-
-
-def _entries(tasks: Any) -> Any:
-    return tasks.entries
 
 
 def _print(title: str, findings: list[Finding]) -> None:

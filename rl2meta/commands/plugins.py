@@ -1,10 +1,12 @@
 """Task families from elsewhere: by import path, and through the entry-point group."""
 
 import importlib
+import os
 from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
+from rl2meta.config import suggestion
 from rl2meta.errors import UserError
 from rl2meta.workers.faults import fault_of
 
@@ -55,20 +57,51 @@ def load(path: str) -> Any:
         UserError: if there is no such thing, with the reason.
     """
     module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute:
+    if not module_name or not attribute or module_name.startswith("."):
         raise UserError(f"{path!r}: expected module:Class, such as my_package.my_module:MyTasks")
-    try:
-        found: Any = importlib.import_module(module_name)
-    except BaseException as error:
-        if isinstance(error, KeyboardInterrupt):
-            raise
-        fault = fault_of(error, "import", None, 0)
-        raise UserError(f"{path}: importing {module_name} {fault.what}{fault.details}") from None
+    found: Any = _imported(module_name, path)
     for part in attribute.split("."):
         if not hasattr(found, part):
-            known = ", ".join(name for name in dir(found) if not name.startswith("_"))
-            raise UserError(f"{path}: {module_name} has no {part!r}; it has {known:.300}")
+            known = [name for name, thing in vars(found).items() if _is_its_own(thing, name, module_name)]
+            raise UserError(f"{path}: {module_name} has no {part!r}{suggestion(part, known)}")
         found = getattr(found, part)
     if not callable(found):
         raise UserError(f"{path}: expected a class, got {type(found).__name__} {found!r:.80}")
+    if isinstance(found, type) and not callable(getattr(found, "sample", None)) and hasattr(found, "step"):
+        raise UserError(
+            f"{path}: expected a family of tasks, got an environment, {found.__name__}; name a class with "
+            "sample() and make_env(), or distribution.name=gymnasium and the environment's id"
+        )
     return found
+
+
+def _imported(module_name: str, path: str) -> Any:
+    try:
+        return importlib.import_module(module_name)
+    except ModuleNotFoundError as error:
+        if error.name is not None and f"{module_name}.".startswith(f"{error.name}."):
+            raise UserError(
+                f"{path}: expected a module that can be imported, got none of the name {error.name}; install "
+                f"its package, or run rl2meta in the folder that holds it (now {os.getcwd()})"
+            ) from None
+        raise _fault(error, module_name, path) from None
+    except (Exception, SystemExit) as error:
+        raise _fault(error, module_name, path) from None
+
+
+def _fault(error: BaseException, module_name: str, path: str) -> UserError:
+    """Say why an import failed, without our frames and those of the import system."""
+    frame = error.__traceback__
+    while frame is not None and _is_machinery(frame.tb_frame.f_code.co_filename):
+        frame = frame.tb_next
+    fault = fault_of(error.with_traceback(frame), "import", None, 0)
+    return UserError(f"{path}: importing {module_name} {fault.what}{fault.details}")
+
+
+def _is_machinery(file: str) -> bool:
+    return file in (__file__, importlib.__file__) or file.startswith("<frozen importlib")
+
+
+def _is_its_own(thing: Any, name: str, module_name: str) -> bool:
+    """Return whether a name of a module is public, can be called, and was not imported from elsewhere."""
+    return callable(thing) and not name.startswith("_") and getattr(thing, "__module__", None) == module_name

@@ -1,15 +1,34 @@
 """Whether an experiment can be run at all, found out before anything is written."""
 
+import json
+
 import torch
 
 from rl2meta.commands.components import judged_episodes, make_learner, make_worker
 from rl2meta.config import RunConfig
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
-from rl2meta.tasks import sample_tasks
+from rl2meta.tasks import MappingTasks, Split, sample_tasks
 from rl2meta.trial import Phase
+from rl2meta.workers.plugged_in import PluggedIn
 
 _TASKS = 2
+
+
+def draw(law: PluggedIn, num_tasks: int, seed: int, split: Split) -> MappingTasks:
+    """Return tasks of a family that has them to be drawn, and draws the same from the same seed.
+
+    Raises:
+        UserError: otherwise.
+    """
+    tasks, again = (law.sample(num_tasks, generator(seed, "tasks", split), split) for _ in range(2))
+    for task, other in zip(tasks.to_dict()["tasks"], again.to_dict()["tasks"], strict=True):
+        if json.dumps(task, sort_keys=True) != json.dumps(other, sort_keys=True):
+            raise UserError(
+                f"{law}: sample: expected one task from generators of one seed, got {task!s:.100}, then "
+                f"{other!s:.100}; draw from the generator that sample() is given, and from nothing else"
+            )
+    return tasks
 
 
 def rehearse(config: RunConfig, device: torch.device) -> None:
@@ -26,6 +45,8 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
     fill(learner.agent.phase, length, "training.episodes_per_trial")
     fill(learner.agent.phase, judged_episodes(config), "evaluation.episodes_per_trial")
     seed = derive(config.settings.seed, "rehearsal")
+    if isinstance(config.law, PluggedIn):
+        draw(config.law, _TASKS, seed, "train")
     tasks = sample_tasks(config.distribution, _TASKS, seed, "train")
     worker = make_worker(config, device)
     try:

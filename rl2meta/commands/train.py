@@ -31,8 +31,8 @@ def start_run(source: str, overrides: Sequence[str], run_dir: Path) -> int:
     threads = set_threads(config.settings.threads)
     text = config.to_yaml(device=device, threads=threads, versions=_versions())
     config = load_config(text, "config.yaml", (), COMPONENTS)
-    chosen_references(config)  # a name that is mistyped shall not show after hours of training
     rehearse(config, resolve_device(device))  # before the folder: a fault leaves none behind
+    chosen_references(config)  # a name that is mistyped shall not show after hours of training
     learner = make_learner(config, resolve_device(device))
     folder = RunFolder.create(run_dir, text)
     with folder.locked():

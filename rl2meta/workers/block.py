@@ -27,7 +27,8 @@ class Arrays:
         terminated, truncated: bool [B].
         known: [number of things emitted, B], what the info of the last step told.
         left: int64 [B], episodes left to play until the next reset; below 0 for as many as there are.
-        mark: int64 [W, 3], the calls that each worker has begun, in which environment, and which call.
+        mark: int64 [W, 4], the calls that each worker has begun, in which environment, which call, and the
+            steps of the trial before it.
     """
 
     action: Array
@@ -61,7 +62,7 @@ def layout_of(described: Described, num_envs: int, num_workers: int) -> tuple[La
         "truncated": ((num_envs,), np.bool_),
         "known": ((len(described.emits), num_envs), np.float64),
         "left": ((num_envs,), np.int64),
-        "mark": ((num_workers, 3), np.int64),
+        "mark": ((num_workers, 4), np.int64),
     }
     layout, size = Layout(), 0
     for name, (shape, dtype) in each.items():

@@ -3,19 +3,25 @@
 It imports no torch, unless a family does: it has to be there again within two seconds of being killed.
 """
 
+import faulthandler
 import os
 import pickle
 import signal
 import sys
 import threading
 from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
 from multiprocessing.connection import Connection
 from typing import Any, NamedTuple
 
+import numpy as np
+
 from rl2meta.workers.block import Layout, mapped, views
-from rl2meta.workers.family import Described
-from rl2meta.workers.faults import Fault, fault_of
+from rl2meta.workers.family import Described, SingleFamily, Task
+from rl2meta.workers.faults import CALLS, Fault, fault_of
 from rl2meta.workers.lanes import Failed, Lanes
+from rl2meta.workers.looking import look
 
 DONE = b"done"
 
@@ -38,22 +44,59 @@ class Setup(NamedTuple):
     worker: int
 
 
+class Probe(NamedTuple):
+    """What a worker is told that takes a first look at an environment.
+
+    Attributes:
+        family: pickled.
+        task: of the environment.
+    """
+
+    family: bytes
+    task: Task
+
+
 def main() -> None:
     """Obey the commands that come in until there are no more, or the main process is gone."""
-    connection = Connection(int(sys.argv[1]))
+    handed = socket, memory, stack = [int(word) for word in sys.argv[2:]]
+    connection = Connection(socket)
+    for descriptor in handed:
+        os.set_inheritable(descriptor, False)  # what an environment starts has no business with them
     _end_with_the_main_process()
-    setup = Setup(*pickle.loads(connection.recv_bytes()))
+    _ignore_signals()
+    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)  # where it hangs, if it does
+    told: Setup | Probe = pickle.loads(connection.recv_bytes())
     try:
-        lanes = _lanes(setup, int(sys.argv[2]))
+        family = pickle.loads(told.family)
+        lanes = None if isinstance(told, Probe) else _lanes(family, told, memory)
     except BaseException as error:
-        connection.send_bytes(pickle.dumps(tuple(fault_of(error, "import", None, 0))))
+        _tell(connection, fault_of(error, "import", None, 0))
         return
     connection.send_bytes(DONE)
-    _serve(connection, lanes)
+    if isinstance(told, Probe):
+        _look(connection, family, told.task, memory)
+    else:
+        assert lanes is not None  # as they were asked for
+        _serve(connection, lanes)
 
 
-def _lanes(setup: Setup, memory: int) -> Lanes:
-    family, described = pickle.loads(setup.family), Described(*pickle.loads(setup.described))
+def _look(connection: Connection, family: SingleFamily, task: Task, memory: int) -> None:
+    mark = np.frombuffer(mapped(memory), np.int64)
+    try:
+        found = pickle.dumps(tuple(look(family, task, mark)))
+    except BaseException as error:
+        _tell(connection, fault_of(error, CALLS[mark[2]], 0, 0))
+        return
+    connection.send_bytes(DONE)
+    connection.send_bytes(found)
+
+
+def _tell(connection: Connection, fault: Fault) -> None:
+    connection.send_bytes(pickle.dumps(tuple(fault)))
+
+
+def _lanes(family: SingleFamily, setup: Setup, memory: int) -> Lanes:
+    described = Described(*pickle.loads(setup.described))
     arrays = views(mapped(memory), setup.layout).lanes(slice(setup.first, setup.last), setup.worker)
     return Lanes(family, described, arrays, setup.first)
 
@@ -70,9 +113,9 @@ def _serve(connection: Connection, lanes: Lanes) -> None:
             else:
                 _obey(lanes, *pickle.loads(message))
         except Failed as failure:
-            connection.send_bytes(pickle.dumps(tuple(failure.fault)))
-        except BaseException as error:  # a fault of our own, which must not look like a death
-            connection.send_bytes(pickle.dumps(tuple(fault_of(error, "nothing", None, 0))))
+            _tell(connection, failure.fault)
+        except BaseException as error:  # which must not look like a death
+            _tell(connection, lanes.fault(error))
         else:
             connection.send_bytes(DONE)
 
@@ -94,18 +137,46 @@ def fault_from(message: bytes) -> Fault | None:
 def _end_with_the_main_process() -> None:
     """Die, with all that an environment started, as soon as the main process does, however it does.
 
-    Standard input is a pipe whose other end only the main process has. The terminal's Ctrl-C and a job's
-    SIGTERM are the main process's to handle.
+    Standard input is a pipe whose other end only the main process has. Where the kernel can send a signal
+    when that end closes, it does: a thread of ours has to wait for an environment that hangs in C code.
     """
+    import fcntl  # Windows, where the main process imports this module too, has none
+
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    with suppress(AttributeError, OSError):  # Linux alone has F_SETSIG
+        fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
+        fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
+        fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
 
     def wait() -> None:
         os.read(lifeline, 1)
         os.killpg(0, signal.SIGKILL)
 
     threading.Thread(target=wait, daemon=True).start()
+
+
+def _ignore_signals() -> None:
+    """Leave the terminal's Ctrl-C and a job's SIGTERM to the main process.
+
+    By a handler that does nothing and not by SIG_IGN, which the programs that an environment starts would
+    inherit: they could not be terminated any more.
+    """
+    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    before = {number: signal.signal(number, lambda *_: None) for number in numbers}
+
+    def restore() -> None:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        mask(signal.SIG_UNBLOCK)
+
+    def mask(how: int) -> None:
+        signal.pthread_sigmask(how, numbers)
+
+    os.register_at_fork(  # what comes in between is not lost: a fork may be terminated as soon as it is there
+        before=partial(mask, signal.SIG_BLOCK),
+        after_in_parent=partial(mask, signal.SIG_UNBLOCK),
+        after_in_child=restore,
+    )

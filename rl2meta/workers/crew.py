@@ -9,14 +9,15 @@ from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any, NamedTuple, Protocol
 
+import gymnasium as gym
 import numpy as np
 
 from rl2meta.workers.block import Array, Arrays, layout_of, mapped, nameless_memory, views
 from rl2meta.workers.child import Setup
 from rl2meta.workers.family import Described, SingleFamily, Task
 from rl2meta.workers.faults import EnvironmentFault, Fault
-from rl2meta.workers.lanes import Failed, Lanes
 from rl2meta.workers.process import WorkerFailed, WorkerProcess
+from rl2meta.workers.scout import pickled, refuse_start
 from rl2meta.workers.settings import WorkerSettings
 
 _log = logging.getLogger("rl2meta.workers")
@@ -42,40 +43,6 @@ class Stepper(Protocol):
     def close(self) -> None:
         """Close the environments; nothing is left behind."""
         ...
-
-
-class Solo:
-    """Environments in the main process, for debuggers and notebooks: one that fails ends the run."""
-
-    def __init__(self, family: SingleFamily, described: Described, num_envs: int) -> None:
-        layout, size = layout_of(described, num_envs, 1)
-        self.arrays = views(bytearray(size), layout)
-        self._lanes = Lanes(family, described, self.arrays.lanes(slice(num_envs), 0))
-        self._tasks: Sequence[Task] | None = None
-        self._seeds: Sequence[int] | None = None
-
-    def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
-        """Begin a trial on each task."""
-        self._tasks, self._seeds = tasks, seeds
-        self._do(self._lanes.begin, tasks, seeds, episodes)
-
-    def reset(self, episodes: int) -> None:
-        """Begin another episode everywhere."""
-        self._do(self._lanes.reset, episodes)
-
-    def step(self) -> None:
-        """Do ``arrays.action``."""
-        self._do(self._lanes.step)
-
-    def close(self) -> None:
-        """Close the environments."""
-        self._do(self._lanes.close)
-
-    def _do(self, what: Callable[..., None], *arguments: Any) -> None:
-        try:
-            what(*arguments)
-        except Failed as failure:
-            raise EnvironmentFault(failure.fault.said(self._tasks, self._seeds)) from None
 
 
 class _Order(NamedTuple):
@@ -113,7 +80,7 @@ class Crew:
         layout, size = layout_of(described, num_envs, len(bounds))
         self._memory = nameless_memory(size)
         self.arrays = views(mapped(self._memory), layout)
-        parts = _pickled(family), pickle.dumps(tuple(described))
+        parts = pickled(family), pickle.dumps(tuple(described))
         self._setups = [
             Setup(*parts, layout, first, last, worker) for worker, (first, last) in enumerate(bounds)
         ]
@@ -126,8 +93,12 @@ class Crew:
         self._sums = [0] * len(bounds)
         self._restarts = 0
         self._last_fault: Fault | None = None
-        self._workers += [self._start(worker) for worker in range(len(bounds))]
-        self._await(WorkerProcess.started)
+        self._idle = False
+        try:
+            self._launch()
+        except BaseException:
+            self._finalizer()  # a traceback may keep what has failed alive for long
+            raise
 
     @property
     def pids(self) -> list[int]:
@@ -136,7 +107,10 @@ class Crew:
 
     def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
         """Begin a trial on each task."""
-        self._orders, self._sums, self._last_fault = [], [0] * len(self._workers), None
+        self._orders, self._last_fault = [], None
+        if not self._idle:
+            self._launch()
+        self._sums = [0] * len(self._workers)
         self._order(_Order("begin", (list(tasks), list(seeds), episodes)))
 
     def reset(self, episodes: int) -> None:
@@ -149,8 +123,11 @@ class Crew:
 
     def close(self) -> None:
         """Close the environments and end the workers; one that does not close is killed, and reported."""
-        if not self._finalizer.alive:
-            return
+        if self._finalizer.alive and self._idle:
+            self._close_environments()
+        self._finalizer()
+
+    def _close_environments(self) -> None:
         for worker in self._workers:
             worker.send(pickle.dumps(("close", ())))
         for worker in self._workers:
@@ -158,17 +135,39 @@ class Crew:
                 worker.done()
             except WorkerFailed as failure:
                 _log.warning("%s; the worker is killed", self._said(failure.fault))
-        self._finalizer()
+
+    def _launch(self) -> None:
+        """Start every worker, in place of those that are there."""
+        while self._workers:
+            self._workers.pop().kill()
+        for worker in range(len(self._setups)):
+            self._workers.append(self._start(worker))
+        self._await(WorkerProcess.started)
+        self._idle = True
 
     def _start(self, worker: int) -> WorkerProcess:
         mark = self._parts[worker].mark
-        return WorkerProcess(self._setups[worker], self._memory, mark, self._settings.timeout)
+        try:
+            return WorkerProcess(self._setups[worker], self._memory, mark, self._settings.timeout)
+        except OSError as error:
+            raise EnvironmentFault(
+                f"cannot start {len(self._setups)} worker processes: {error}; set workers.processes lower"
+            ) from None
 
     def _order(self, order: _Order) -> None:
+        """Have all workers do something.
+
+        What breaks it off (a fault, Ctrl-C) leaves workers in the midst of it, whose answers would be taken
+        for those to the next order: from then on none is idle, and only a new trial helps.
+        """
+        if not self._idle:
+            raise gym.error.ResetNeeded("expected a reset(seed=...) after a call that was broken off")
+        self._idle = False
         self._orders.append(order)
         for worker in range(len(self._workers)):
             self._tell(worker, order)
         self._await(WorkerProcess.done)
+        self._idle = True
 
     def _tell(self, worker: int, order: _Order) -> None:
         if order.command == "step":
@@ -229,17 +228,13 @@ class Crew:
 
     def _report(self, worker: int, fault: Fault) -> None:
         """Say what failed; stop the run if that was once too often."""
-        fault = fault._replace(step=max(0, sum(order.command == "step" for order in self._orders) - 1))
-        said, limit = self._said(fault), self._settings.max_restarts
-        if fault.lane is not None and fault == self._last_fault:
+        said, limit, last = self._said(fault), self._settings.max_restarts, self._last_fault
+        if fault.lane is not None and last is not None and fault.point == last.point:
             raise EnvironmentFault(f"{said}\nIt failed twice at this point, so that a restart does not help")
-        if fault.call == "import" and not fault.what.startswith("the worker"):
-            raise EnvironmentFault(
-                f"the family cannot be set up in a worker process: {said}\nExpected a class of a module that "
-                "can be imported; put it into a file of its own, or set workers.processes=0"
-            )
+        refuse_start(fault)
         if self._restarts >= limit:
-            raise EnvironmentFault(f"{said}\nIt was restarted {limit} times (workers.max_restarts)")
+            times = f"\nWorkers were restarted {limit} times (workers.max_restarts)" if limit else ""
+            raise EnvironmentFault(f"{said}{times}")
         self._restarts += 1
         self._last_fault = fault
         if fault.lane is None:
@@ -261,16 +256,6 @@ def _bounds(num_envs: int, processes: int | None) -> list[tuple[int, int]]:
     count = min(num_envs, processes or wanted)
     edges = np.linspace(0, num_envs, count + 1).round().astype(int).tolist()
     return list(pairwise(edges))
-
-
-def _pickled(family: SingleFamily) -> bytes:
-    try:
-        return pickle.dumps(family)
-    except Exception as error:
-        raise EnvironmentFault(
-            f"expected a family that can be pickled, to be sent to worker processes, got {error}; hold no "
-            "environments, files or lambdas in it, or set workers.processes=0"
-        ) from None
 
 
 def _end(workers: list[WorkerProcess], memory: int) -> None:

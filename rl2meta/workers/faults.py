@@ -1,5 +1,6 @@
 """What can go wrong with an environment, said so that a person can mend it."""
 
+import os
 import traceback
 from typing import Any, NamedTuple
 
@@ -7,7 +8,7 @@ from rl2meta.errors import UserError
 
 CALLS = ("import", "make_env", "set_task", "reset", "step", "close", "nothing")
 """What a worker may be doing; their indices go through shared memory."""
-_OWN_FRAMES = "rl2meta/workers"
+_OWN_FRAMES = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
 class Fault(NamedTuple):
@@ -26,6 +27,16 @@ class Fault(NamedTuple):
     lane: int | None
     step: int
     details: str = ""
+
+    @property
+    def point(self) -> tuple[str, int | None, int]:
+        """Where in the trial it happened."""
+        return self.call, self.lane, self.step
+
+    @property
+    def killed(self) -> bool:
+        """Whether it was killed from outside, such as for want of memory, which need not happen again."""
+        return self.what.endswith("SIGKILL")
 
     def said(self, tasks: Any = None, seeds: Any = None) -> str:
         """Return the failure with environment, task, seed and step."""
@@ -50,11 +61,14 @@ def fault_of(error: BaseException, call: str, lane: int | None, step: int) -> Fa
         return Fault(str(error), call, lane, step)
     if isinstance(error, SystemExit):
         return Fault(f"called sys.exit({error.code!r})", call, lane, step)
-    frames = [
-        frame for frame in traceback.extract_tb(error.__traceback__) if _OWN_FRAMES not in frame.filename
-    ]
+    frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_own(frame.filename)]
     details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
     return Fault(f"raised {type(error).__name__}: {error}", call, lane, step, details)
+
+
+def is_own(frame: str) -> bool:
+    """Return whether a frame is of this package, and none that a person could mend."""
+    return _OWN_FRAMES in frame
 
 
 def _short(task: Any) -> str:

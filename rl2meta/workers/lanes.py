@@ -2,16 +2,18 @@
 
 import math
 from collections.abc import Callable, Sequence
+from copy import deepcopy
 from functools import partial
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium import spaces
 
 from rl2meta.workers.block import Array, Arrays
-from rl2meta.workers.family import EMITTED, Described, SingleFamily, Task, observed
+from rl2meta.workers.elements import actor, kind, reader
+from rl2meta.workers.family import Described, SingleFamily, Task
 from rl2meta.workers.faults import CALLS, Broken, Fault, fault_of
+from rl2meta.workers.looking import make, refuse_difference
 
 _NUMBER = {name: number for number, name in enumerate(CALLS)}
 _MAKE, _SET, _RESET, _STEP, _CLOSE, _NOTHING = (_NUMBER[name] for name in CALLS[1:])
@@ -52,7 +54,8 @@ class Lanes:
         """Begin a trial on each task; the first episode of each is seeded."""
         self._steps = 0
         for lane, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
-            self._guarded(lane, _MAKE, partial(self._place, lane, task))
+            own = deepcopy(task)  # what an environment does to its task is no other lane's business
+            self._guarded(lane, _MAKE, partial(self._place, lane, own))
             self._restart(lane, seed)
         self._expect(episodes)
 
@@ -78,15 +81,28 @@ class Lanes:
         except Failed:
             raise
         except BaseException as error:
-            raise self._failure(error, lane, _STEP) from None
+            raise self._failure(error) from None
         self._arrays.mark[2] = _NOTHING
         self._steps += 1
 
     def close(self) -> None:
-        """Close every environment."""
-        for lane, env in enumerate(self._envs):
+        """Close every environment, also where one fails to."""
+        envs, self._envs = self._envs, []
+        failures = [failure for lane, env in enumerate(envs) if (failure := self._closing(lane, env))]
+        if failures:
+            raise failures[0]
+
+    def fault(self, error: BaseException) -> Fault:
+        """Return what an exception means that came out of the call that was begun last."""
+        _, lane, call, step = (int(value) for value in self._arrays.mark)
+        return fault_of(error, CALLS[call], None if call == _NOTHING else lane, step)
+
+    def _closing(self, lane: int, env: gym.Env[Any, Any]) -> Failed | None:
+        try:
             self._guarded(lane, _CLOSE, env.close)
-        self._envs = []
+        except Failed as failure:
+            return failure
+        return None
 
     def _expect(self, episodes: int) -> None:
         self._clear()
@@ -94,7 +110,7 @@ class Lanes:
         self._elapsed = [0] * len(self._envs)
 
     def _clear(self) -> None:
-        self._arrays.reward[:] = 0.0
+        self._arrays.reward[:] = self._arrays.known[:] = 0.0
         self._arrays.terminated[:] = self._arrays.truncated[:] = False
 
     def _take(self, lane: int, outcome: Any) -> None:
@@ -102,11 +118,11 @@ class Lanes:
         if not isinstance(outcome, tuple) or len(outcome) != 5:
             raise Broken(
                 "expected (observation, reward, terminated, truncated, info) from step(), "
-                f"got {_kind(outcome)}"
+                f"got {kind(outcome)}"
             )
         observation, reward, terminated, truncated, info = outcome
         if not isinstance(reward, float | int | np.floating | np.integer):
-            raise Broken(f"expected a float for a reward, got {_kind(reward)} {reward!r:.80}")
+            raise Broken(f"expected a float for a reward, got {kind(reward)} {reward!r:.80}")
         if type(terminated) is not bool or type(truncated) is not bool:
             _refuse_flags(terminated, truncated)
         arrays = self._arrays
@@ -116,7 +132,7 @@ class Lanes:
         arrays.terminated[lane] = terminated
         arrays.truncated[lane] = not terminated and (truncated or self._elapsed[lane] >= self._horizon)
         if not isinstance(info, dict):
-            raise Broken(f"expected a dict for the info of a step, got {_kind(info)} {info!r:.80}")
+            raise Broken(f"expected a dict for the info of a step, got {kind(info)} {info!r:.80}")
         for row, name in enumerate(self._described.emits):
             arrays.known[row, lane] = _number(info, name)
 
@@ -135,7 +151,7 @@ class Lanes:
             env = self._envs[lane]
             came = env.reset() if seed is None else env.reset(seed=seed)
             if not isinstance(came, tuple) or len(came) != 2:
-                raise Broken(f"expected (observation, info) from reset(), got {_kind(came)}")
+                raise Broken(f"expected (observation, info) from reset(), got {kind(came)}")
             self._arrays.observation[lane] = value = self._read(came[0])
             if not np.isfinite(value).all():
                 raise Broken(f"expected finite numbers for an observation, got {came[0]!r:.200}")
@@ -183,90 +199,20 @@ class Lanes:
         try:
             do()
         except BaseException as error:
-            raise self._failure(error, lane, int(self._arrays.mark[2])) from None
+            raise self._failure(error) from None
         self._arrays.mark[2] = _NOTHING
 
-    def _failure(self, error: BaseException, lane: int, call: int) -> Failed:
-        if isinstance(error, KeyboardInterrupt):
-            raise error
-        return Failed(fault_of(error, CALLS[call], self._first + lane, self._steps))
+    def _failure(self, error: BaseException) -> Failed:
+        if not isinstance(error, Exception | SystemExit):
+            raise error  # such as Ctrl-C's, where environments live in the main process
+        return Failed(self.fault(error))
 
     def _mark(self, lane: int, call: int) -> None:
         mark = self._arrays.mark
         mark[1] = self._first + lane
         mark[2] = call
+        mark[3] = self._steps
         mark[0] += 1
-
-
-def make(family: SingleFamily, task: Task) -> gym.Env[Any, Any]:
-    """Return the environment of a task, if it is one."""
-    env = family.make_env(task)
-    if not isinstance(env, gym.Env):
-        raise Broken(f"expected a gymnasium.Env from make_env(), got {_kind(env)}")
-    for name in ("observation_space", "action_space"):
-        if not isinstance(getattr(env, name, None), gym.Space):
-            raise Broken(f"expected a gymnasium Space for {name}, got {getattr(env, name, None)!r:.80}")
-    return env
-
-
-def describe(family: SingleFamily, task: Task) -> Described:
-    """Return what the environment of a task shows of itself, after one step in it."""
-    env = make(family, task)
-    observed(env.observation_space)  # a space that cannot be used is the first thing to be said
-    try:
-        env.action_space.seed(0)
-        env.reset(seed=0)
-        outcome = env.step(env.action_space.sample())
-    finally:
-        env.close()
-    info = outcome[-1] if isinstance(outcome, tuple) and isinstance(outcome[-1], dict) else {}
-    return Described(env.observation_space, env.action_space, tuple(name for name in EMITTED if name in info))
-
-
-def refuse_difference(described: Described, env: gym.Env[Any, Any]) -> None:
-    """Raise ``Broken`` unless an environment has the spaces that the family's others have."""
-    for name in ("observation_space", "action_space"):
-        expected, got = getattr(described, name), getattr(env, name)
-        if got != expected:
-            raise Broken(f"expected the {name} of the other tasks, {expected}, got {got}")
-
-
-def reader(space: gym.Space[Any]) -> Callable[[Any], Any]:
-    """Return what turns an observation of ``space`` into an element of ``observed(space)``, if it is one."""
-    if isinstance(space, spaces.Discrete):
-        return lambda x: _index(space, x)
-    if not isinstance(space, spaces.Box):
-        return lambda x: _flat(space, x)
-    shape, dtype = space.shape, space.dtype
-
-    def read(x: Any) -> Any:
-        if not isinstance(x, np.ndarray) or x.shape != shape or x.dtype != dtype:
-            got = f"{x.dtype} {list(x.shape)}" if isinstance(x, np.ndarray) else f"{_kind(x)} {x!r:.80}"
-            raise Broken(f"expected a NumPy array {dtype} {list(shape)} for an observation, got {got}")
-        return x
-
-    return read
-
-
-def actor(space: gym.Space[Any]) -> Callable[[Any], Any]:
-    """Return what turns an element of ``acted(space)`` into one of ``space``."""
-    if isinstance(space, spaces.Discrete):
-        start = space.start
-        return (lambda a: a + start) if start else lambda a: a
-    shape, dtype = space.shape, space.dtype
-    return lambda a: a.astype(dtype).reshape(shape)
-
-
-def _index(space: spaces.Discrete, x: Any) -> int:
-    if not isinstance(x, int | np.integer) or not 0 <= x - space.start < space.n:
-        raise Broken(f"expected an observation in {space}, got {_kind(x)} {x!r:.80}")
-    return int(x - space.start)
-
-
-def _flat(space: gym.Space[Any], x: Any) -> Array:
-    if x not in space:
-        raise Broken(f"expected an observation in {space}, got {x!r:.300}")
-    return np.asarray(spaces.flatten(space, x))
 
 
 def _number(info: dict[str, Any], name: str) -> float:
@@ -279,8 +225,4 @@ def _number(info: dict[str, Any], name: str) -> float:
 def _refuse_flags(terminated: Any, truncated: Any) -> None:
     for name, flag in (("terminated", terminated), ("truncated", truncated)):
         if not isinstance(flag, bool | np.bool_):
-            raise Broken(f"expected a bool for {name}, got {_kind(flag)} {flag!r:.80}")
-
-
-def _kind(thing: Any) -> str:
-    return f"a tuple of {len(thing)}" if isinstance(thing, tuple) else type(thing).__name__
+            raise Broken(f"expected a bool for {name}, got {kind(flag)} {flag!r:.80}")

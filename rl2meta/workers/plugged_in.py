@@ -10,11 +10,12 @@ from torch import Tensor
 
 from rl2meta.randomness import derive, generator
 from rl2meta.tasks import MappingTasks, Split, Tasks
-from rl2meta.workers.crew import Crew, Solo, Stepper
+from rl2meta.workers.crew import Crew, Stepper
 from rl2meta.workers.family import Described, SingleFamily, Task, acted, observed
 from rl2meta.workers.faults import EnvironmentFault, fault_of
-from rl2meta.workers.lanes import describe
+from rl2meta.workers.scout import first_look
 from rl2meta.workers.settings import WorkerSettings
+from rl2meta.workers.solo import Solo
 
 _SEED_BITS = 31  # of an environment's seed: some hand it to libraries that take no more
 _ENDLESS = -1
@@ -78,15 +79,12 @@ class PluggedIn:
 
     @cached_property
     def described(self) -> Described:
-        """What the environment of one task shows of itself."""
+        """What the environment of one task shows of itself; found out once."""
         task = self._draw(0, "train")
         try:
-            return describe(self.family, task)
-        except BaseException as error:
-            if isinstance(error, KeyboardInterrupt):
-                raise
-            fault = fault_of(error, "make_env", 0, 0)
-            raise EnvironmentFault(f"{self}: {fault.said([task], [0])}") from None
+            return first_look(self.family, task, self.workers)
+        except EnvironmentFault as error:
+            raise EnvironmentFault(f"{self}: {error}") from None
 
     @cached_property
     def _observed(self) -> gym.Space[Any]:
@@ -109,7 +107,10 @@ class PluggedIn:
         except Exception as error:
             fault = fault_of(error, "nothing", None, 0)
             raise EnvironmentFault(f"{self}: sample: {fault.what}{fault.details}") from None
-        return task
+        try:
+            return MappingTasks((task,)).entries[0]
+        except ValueError as error:  # it is none
+            raise EnvironmentFault(f"{self}: sample: {error}") from None
 
 
 class PluggedVectorEnv:
@@ -126,6 +127,7 @@ class PluggedVectorEnv:
         self.tasks: MappingTasks | None = None
         self._law, self._trials = law, 0
         self._seed: int | None = None
+        self._closed = False
         self._stepper: Stepper = (
             Solo(law.family, law.described, num_envs)
             if law.workers.processes == 0
@@ -141,6 +143,8 @@ class PluggedVectorEnv:
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
         """Start an episode in every environment."""
+        if self._closed:
+            raise gym.error.ClosedEnvironmentError("expected no reset after close(); make new environments")
         options = options or {}
         tasks, episodes = options.get("tasks"), int(options.get("episodes", _ENDLESS))
         if seed is None and self._seed is None:
@@ -173,6 +177,7 @@ class PluggedVectorEnv:
 
     def close(self) -> None:
         """Close the environments and end the workers."""
+        self._closed, self.tasks = True, None
         self._stepper.close()
 
     def _begin(self, tasks: Any, episodes: int) -> None:

@@ -8,19 +8,22 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 import time
-from contextlib import suppress
+from contextlib import ExitStack, suppress
 from multiprocessing.connection import Connection
+from typing import BinaryIO
 
 from rl2meta.workers.block import Array
-from rl2meta.workers.child import DONE, Setup, fault_from
-from rl2meta.workers.faults import CALLS, EnvironmentFault, Fault
+from rl2meta.workers.child import DONE, Probe, Setup, fault_from
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Fault, is_own
 
 START_LIMIT = 120.0  # seconds that starting and importing may take
 _GLANCE = 0.2  # seconds between two looks at whether a worker gets on
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[3]); from rl2meta.workers.child import main; main()"
+    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rl2meta.workers.child import main; main()"
 )
+_WRITING = 0.1  # seconds that writing a stack may take
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
@@ -39,30 +42,21 @@ class WorkerProcess:
     main module, which may have torch in its imports or no guard, is not run again.
 
     Args:
-        setup: what the worker is told.
+        told: what the worker is told first.
         memory: the descriptor of what is shared.
         mark: the worker's row of ``Arrays.mark``.
         timeout: seconds that one call of an environment may take.
     """
 
-    def __init__(self, setup: Setup, memory: int, mark: Array, timeout: float) -> None:
+    def __init__(self, told: Setup | Probe, memory: int, mark: Array, timeout: float) -> None:
         if os.name != "posix":
             raise EnvironmentFault("worker processes need Linux or macOS; set workers.processes=0")
         self._mark, self._timeout = mark, timeout
-        mark[:] = 0, -1, CALLS.index("import")
-        ours, theirs = socket.socketpair()
-        with theirs:
-            self._process = subprocess.Popen(
-                [sys.executable, "-c", _START, str(theirs.fileno()), str(memory), json.dumps(sys.path)],
-                stdin=subprocess.PIPE,
-                pass_fds=(theirs.fileno(), memory),
-                start_new_session=True,
-                env={**dict.fromkeys(_ONE_THREAD, "1"), **os.environ},
-            )
-        self._connection = Connection(ours.detach())
+        mark[:] = 0, -1, CALLS.index("import"), 0
+        self._process, self._connection, self._stack = _start(memory)
         self._poll = select.poll()
         self._poll.register(self._connection.fileno(), select.POLLIN)
-        self.send(pickle.dumps(tuple(setup)))
+        self.send(pickle.dumps(told))
 
     @property
     def pid(self) -> int:
@@ -90,12 +84,26 @@ class WorkerProcess:
         """
         self._answer(self._timeout)
 
+    def result(self) -> bytes:
+        """Return what the worker found, once it is done.
+
+        Raises:
+            WorkerFailed: if it died before it said so.
+        """
+        try:
+            return self._connection.recv_bytes()
+        except (EOFError, OSError):
+            raise WorkerFailed(self._fault(self._death())) from None
+
     def kill(self) -> None:
-        """End the process and all that it started; nothing happens where it has ended already."""
+        """End the process and all that it started; a second call does nothing."""
+        if self._connection.closed:
+            return
         with suppress(ProcessLookupError, PermissionError):
             os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
+        self._stack.close()
         if self._process.stdin is not None:
             self._process.stdin.close()
 
@@ -106,11 +114,25 @@ class WorkerProcess:
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > limit:
-                raise WorkerFailed(self._fault(f"did not return within {limit:g} s"))
-        try:
-            message = self._connection.recv_bytes()
-        except (EOFError, OSError):
-            raise WorkerFailed(self._fault(self._death())) from None
+                setting = " (workers.timeout)" if limit == self._timeout else ""
+                words = f"did not return within {limit:g} s{setting}"
+                raise WorkerFailed(self._fault(words, self._where()))
+            if self._process.poll() is not None and not self._poll.poll(0):
+                raise WorkerFailed(self._fault(self._death()))  # what it forked keeps the connection open
+        self._receive()
+
+    def _where(self) -> str:
+        """Return the frames in which a worker hangs, the innermost last, as far as it can still tell."""
+        with suppress(ProcessLookupError):
+            self._process.send_signal(signal.SIGUSR1)
+            time.sleep(_WRITING)
+        self._stack.seek(0)
+        lines = self._stack.read().decode(errors="replace").splitlines()
+        frames = [line.strip() for line in lines if line.lstrip().startswith("File ") and not is_own(line)]
+        return "".join(f"\n    {frame}" for frame in reversed(frames) if '"<' not in frame)
+
+    def _receive(self) -> None:
+        message = self.result()
         if message != DONE:
             fault = fault_from(message)
             assert fault is not None  # for it is not done
@@ -125,7 +147,26 @@ class WorkerProcess:
             return f"the worker process was killed by {signal.Signals(-code).name}"
         return f"the worker process ended with exit code {code}"
 
-    def _fault(self, what: str) -> Fault:
-        _, lane, call = (int(value) for value in self._mark)
+    def _fault(self, what: str, details: str = "") -> Fault:
+        _, lane, call, step = (int(value) for value in self._mark)
         idle = CALLS[call] in ("nothing", "import")
-        return Fault(what, CALLS[call], None if idle else lane, -1)
+        return Fault(what, CALLS[call], None if idle else lane, step, details)
+
+
+def _start(memory: int) -> tuple[subprocess.Popen[bytes], Connection, BinaryIO]:
+    """Return a new process, our end of the connection to it, and the file that it writes its stack to."""
+    path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # importing skips others
+    with ExitStack() as opened:  # and closed, if it cannot be started
+        stack = opened.enter_context(tempfile.TemporaryFile())
+        ours, theirs = (opened.enter_context(end) for end in socket.socketpair())
+        handed = theirs.fileno(), memory, stack.fileno()
+        process = subprocess.Popen(
+            [sys.executable, "-c", _START, path, *map(str, handed)],
+            stdin=subprocess.PIPE,
+            pass_fds=handed,
+            start_new_session=True,
+            env={**dict.fromkeys(_ONE_THREAD, "1"), **os.environ},
+        )
+        opened.pop_all()
+    theirs.close()
+    return process, Connection(ours.detach()), stack

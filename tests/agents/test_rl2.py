@@ -430,3 +430,40 @@ def test_maml_refuses_images_and_says_who_takes_them(learner: Any) -> None:
     with pytest.raises(UserError, match=f"^{re.escape(said)}$"):
         learner(PICTURES.observation_space, action_space, config)
     learner(gym.spaces.Box(0, 255, (64,), np.uint8), action_space, config)
+
+
+class _Walkout(BernoulliBandits):
+    """Action 0 ends the episode, every other step pays 1: how long an episode lasts is the agent's doing."""
+
+    horizon = 8
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        return TensorVectorEnv(self, _Leaving(), num_envs, device)
+
+
+class _Leaving:
+    def prepare(self, tasks: TensorTasks) -> TensorTasks:
+        return tasks
+
+    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
+        return torch.zeros_like(episode)
+
+    def observe(self, state: Tensor) -> Tensor:
+        return state
+
+    def step(
+        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
+    ) -> Transition:
+        return Transition(state, torch.ones(len(action)), action == 0, None, None)
+
+
+def test_the_baseline_does_not_know_how_long_an_episode_will_last() -> None:
+    """A value that counts the steps that came explains the return, whatever the agent did."""
+    family = _Walkout(num_arms=2)
+    config = RL2Config(hidden_size=16, learning_rate=1e-2, reward_signal="sampled")
+    learner = RL2Learner(family.observation_space, family.action_space, config)
+    budget = Budget(updates=25, trials_per_update=64, episodes_per_trial=2)
+    returns: list[float] = []
+    worker = RolloutWorker(family)
+    meta_train(learner, family, worker, budget, 0, lambda row: bool(returns.append(row["mean_return"])))
+    assert returns[0] < 6 and returns[-1] > 14  # of 16; chance earns about 4

@@ -1,0 +1,64 @@
+"""A first look at one environment: what it shows of itself, and whether the others agree with it."""
+
+from typing import Any
+
+import gymnasium as gym
+
+from rl2meta.workers.block import Array
+from rl2meta.workers.elements import kind
+from rl2meta.workers.family import EMITTED, Described, SingleFamily, Task, acted, observed
+from rl2meta.workers.faults import CALLS, Broken
+
+
+def make(family: SingleFamily, task: Task) -> gym.Env[Any, Any]:
+    """Return the environment of a task, if it is one."""
+    env = family.make_env(task)
+    if not isinstance(env, gym.Env):
+        raise Broken(f"expected a gymnasium.Env from make_env(), got {kind(env)}")
+    for name in ("observation_space", "action_space"):
+        if not isinstance(getattr(env, name, None), gym.Space):
+            raise Broken(f"expected a gymnasium Space for {name}, got {getattr(env, name, None)!r:.80}")
+    return env
+
+
+def look(family: SingleFamily, task: Task, mark: Array) -> Described:
+    """Return what the environment of a task shows of itself in its first step.
+
+    Args:
+        family: makes the environment.
+        task: what it plays.
+        mark: a row of ``Arrays.mark``, which says what is being done.
+    """
+
+    def doing(call: str) -> None:
+        mark[1:] = 0, CALLS.index(call), 0
+        mark[0] += 1
+
+    doing("make_env")
+    env = make(family, task)
+    _refuse_spaces(env)  # the first thing to be said
+    env.action_space.seed(0)
+    doing("reset")
+    env.reset(seed=0)
+    doing("step")
+    outcome = env.step(env.action_space.sample())
+    doing("close")
+    env.close()
+    info = outcome[-1] if isinstance(outcome, tuple) and isinstance(outcome[-1], dict) else {}
+    return Described(env.observation_space, env.action_space, tuple(name for name in EMITTED if name in info))
+
+
+def refuse_difference(described: Described, env: gym.Env[Any, Any]) -> None:
+    """Raise ``Broken`` unless an environment has the spaces that the family's others have."""
+    for name in ("observation_space", "action_space"):
+        expected, got = getattr(described, name), getattr(env, name)
+        if got != expected:
+            raise Broken(f"expected the {name} of the other tasks, {expected}, got {got}")
+
+
+def _refuse_spaces(env: gym.Env[Any, Any]) -> None:
+    for name, usable in (("observation_space", observed), ("action_space", acted)):
+        try:
+            usable(getattr(env, name))
+        except TypeError as error:
+            raise Broken(f"{name}: {error}") from None

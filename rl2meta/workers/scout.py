@@ -1,0 +1,76 @@
+"""A process that takes a first look at an environment, so that one that hangs or dies takes nothing along."""
+
+import os
+import pickle
+
+import numpy as np
+
+from rl2meta.workers.block import mapped, nameless_memory
+from rl2meta.workers.child import Probe
+from rl2meta.workers.family import Described, SingleFamily, Task
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Fault, fault_of
+from rl2meta.workers.looking import look
+from rl2meta.workers.process import WorkerFailed, WorkerProcess
+from rl2meta.workers.settings import WorkerSettings
+
+_MARK_BYTES = 32
+
+
+def first_look(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
+    """Return what the environment of a task shows of itself.
+
+    Raises:
+        EnvironmentFault: if it fails, breaks a rule, hangs or dies.
+    """
+    try:
+        return _here(family, task) if settings.processes == 0 else _elsewhere(family, task, settings)
+    except WorkerFailed as failure:
+        raise EnvironmentFault(failure.fault.said([task], [0])) from None
+
+
+def pickled(family: SingleFamily) -> bytes:
+    """Return a family as worker processes get it.
+
+    Raises:
+        EnvironmentFault: if it cannot be pickled.
+    """
+    try:
+        return pickle.dumps(family)
+    except Exception as error:
+        raise EnvironmentFault(
+            f"expected a family that can be pickled, to be sent to worker processes, got {error}; hold no "
+            "environments, files or lambdas in it, or set workers.processes=0"
+        ) from None
+
+
+def refuse_start(fault: Fault) -> None:
+    """Raise ``EnvironmentFault`` for what a new worker would stumble over too."""
+    if fault.call == "import" and not fault.killed:
+        raise EnvironmentFault(
+            f"the family cannot be set up in a worker process: {fault.said()}\nExpected a class of a module "
+            "that can be imported; put it into a file of its own, or set workers.processes=0"
+        )
+
+
+def _here(family: SingleFamily, task: Task) -> Described:
+    mark = np.zeros(4, np.int64)
+    try:
+        return look(family, task, mark)
+    except (Exception, SystemExit) as error:
+        raise WorkerFailed(fault_of(error, CALLS[mark[2]], 0, 0)) from None
+
+
+def _elsewhere(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
+    memory = nameless_memory(_MARK_BYTES)
+    mark = np.frombuffer(mapped(memory), np.int64)
+    worker = WorkerProcess(Probe(pickled(family), task), memory, mark, settings.timeout)
+    try:
+        worker.started()
+        worker.done()
+        return Described(*pickle.loads(worker.result()))
+    except WorkerFailed as failure:
+        refuse_start(failure.fault)
+        raise
+    finally:
+        worker.kill()
+        os.close(memory)

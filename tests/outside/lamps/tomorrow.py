@@ -1,0 +1,5 @@
+"""Needs what is not installed."""
+
+from electricity_of_tomorrow import Lamps
+
+__all__ = ["Lamps"]

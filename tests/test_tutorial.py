@@ -1,0 +1,50 @@
+"""The tutorial, from an empty folder to its curves, as it stands."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import matplotlib.image
+import numpy as np
+
+PAGE = Path(__file__).parents[1] / "docs" / "your_own_environment.md"
+_BLOCK = re.compile(r"(?:^`(?P<file>[\w.]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
+
+
+def test_the_tutorial_leads_to_its_curves(tmp_path: Path) -> None:
+    blocks = list(_BLOCK.finditer(PAGE.read_text()))
+    commands = Path(sys.executable).parent
+    path = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "MPLBACKEND": "agg"}
+    assert [block["file"] for block in blocks if block["file"]] == [
+        "poles.yaml",
+        "quay.py",
+        "quay.yaml",
+        "sb3.py",
+    ]
+    for block in blocks:
+        if block["file"]:
+            (tmp_path / block["file"]).write_text(block["text"])
+        else:
+            assert block["language"] == "bash", block["text"]
+            said = subprocess.run(
+                ["bash", "-ec", block["text"]], cwd=tmp_path, env=path, capture_output=True, text=True
+            )
+            assert said.returncode == 0, said.stdout + said.stderr
+    _look_at(tmp_path / "runs")
+
+
+def _look_at(runs: Path) -> None:
+    for figure in (
+        "poles/evaluation/returns.png",
+        "quay/evaluation/regret.png",
+        "quay/evaluation/adaptation.png",
+    ):
+        assert np.ptp(matplotlib.image.imread(runs / figure)) > 0.5, figure
+    with np.load(runs / "quay" / "evaluation" / "arrays.npz") as arrays:
+        regret = {name: arrays[f"{name}/regrets"].sum(axis=1).mean() for name in ("rl2", "random")}
+        assert regret["rl2"] < regret["random"] / 2  # it learnt to learn
+        ours = arrays["rl2/regrets"].mean(axis=0)
+        assert ours[2] < ours[0]  # and does so from one episode to the next
+    assert (runs / "compare-quay-quay_maml" / "regret.csv").exists()
