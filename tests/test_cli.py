@@ -419,7 +419,7 @@ def test_benchmark_reports_every_contestant(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "benchmark.json"
     options = (
         "--suite",
-        "train,maml,workers",
+        "train,maml",
         "--seconds",
         0.5,
         "--against",
@@ -432,10 +432,18 @@ def test_benchmark_reports_every_contestant(run: Run, tmp_path: Path) -> None:
     code, said, _ = run("benchmark", *options)
     assert code == 0 and "environment steps/s" in said
     suites = json.loads(out.read_text())["suites"]
-    assert list(suites) == ["train", "maml", "workers"]
+    assert list(suites) == ["train", "maml"]
     assert all(min(values) for each in suites.values() for values in each["env_steps_per_second"].values())
     report = suites["train"]
     ours, *others = report["env_steps_per_second"].values()
     assert len(others) == 2 and all(len(each) == 5 and min(each) > 0 for each in (ours, *others))
     for theirs, ratios in zip(others, report["ratios"].values(), strict=True):
         assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
+
+
+def test_the_benchmark_of_workers_steps_everyones_environments(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl2meta.commands import worker_suite
+
+    monkeypatch.setattr(worker_suite, "ENVIRONMENTS", 2)
+    suite = worker_suite.worker_suite(torch.device("cpu"), None)
+    assert len(suite.contestants) == 4 and all(run(0.05) > 0 for run in suite.contestants.values())
