@@ -3,6 +3,7 @@
 import difflib
 import importlib
 from collections.abc import Mapping
+from dataclasses import fields
 from functools import reduce
 from typing import Annotated, Any, Self
 
@@ -98,6 +99,12 @@ class GymnasiumTasks:
         if twice := self.kwargs.keys() & self.vary_kwargs.keys():
             raise ValueError(f"a parameter in kwargs or in vary_kwargs, got {sorted(twice)} in both")
         return self
+
+    def __str__(self) -> str:
+        """Return what a person set, without what is left empty."""
+        said = {field.name: getattr(self, field.name) for field in fields(self)}
+        shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value != {})
+        return f"{type(self).__name__}({shown})"
 
     def sample(self, rng: np.random.Generator, split: str) -> dict[str, dict[str, Any]]:
         """Return one task; ``split`` changes nothing."""

@@ -27,8 +27,8 @@ class Arrays:
         terminated, truncated: bool [B].
         known: [number of things emitted, B], what the info of the last step told.
         left: int64 [B], episodes left to play until the next reset; below 0 for as many as there are.
-        mark: int64 [W, 4], the calls that each worker has begun, in which environment, which call, and the
-            steps of the trial before it.
+        mark: int64 [W, 4], what each worker is at: the calls that it has begun outside of steps, the
+            environment, which call, and the steps of the trial before it. It moves as long as the worker does.
     """
 
     action: Array

@@ -67,16 +67,21 @@ class Lanes:
 
     def step(self) -> None:
         """Act once everywhere."""
-        arrays, act = self._arrays, self._act
         self._clear()
-        actions, left, lane = arrays.action, arrays.left.tolist(), 0
+        mark, actions, left, act = (
+            self._arrays.mark,
+            self._arrays.action,
+            self._arrays.left.tolist(),
+            self._act,
+        )
+        mark[2:] = _STEP, self._steps
         try:
             for lane, env in enumerate(self._envs):
                 if left[lane]:
-                    self._mark(lane, _STEP)
-                    self._take(lane, env.step(act(actions[lane])))
-                    if arrays.terminated[lane] or arrays.truncated[lane]:
+                    mark[1] = self._first + lane
+                    if self._take(lane, env.step(act(actions[lane]))):
                         self._end(lane, left[lane])
+                        mark[2] = _STEP
             self._refuse_odd_numbers()
         except Failed:
             raise
@@ -113,8 +118,8 @@ class Lanes:
         self._arrays.reward[:] = self._arrays.known[:] = 0.0
         self._arrays.terminated[:] = self._arrays.truncated[:] = False
 
-    def _take(self, lane: int, outcome: Any) -> None:
-        """Write what a step led to."""
+    def _take(self, lane: int, outcome: Any) -> bool:
+        """Write what a step led to; return whether the episode is over."""
         if not isinstance(outcome, tuple) or len(outcome) != 5:
             raise Broken(
                 "expected (observation, reward, terminated, truncated, info) from step(), "
@@ -128,13 +133,15 @@ class Lanes:
         arrays = self._arrays
         arrays.observation[lane] = self._read(observation)
         arrays.reward[lane] = reward
-        self._elapsed[lane] += 1
-        arrays.terminated[lane] = terminated
-        arrays.truncated[lane] = not terminated and (truncated or self._elapsed[lane] >= self._horizon)
         if not isinstance(info, dict):
             raise Broken(f"expected a dict for the info of a step, got {kind(info)} {info!r:.80}")
         for row, name in enumerate(self._described.emits):
             arrays.known[row, lane] = _number(info, name)
+        self._elapsed[lane] += 1
+        over = bool(terminated or truncated or self._elapsed[lane] >= self._horizon)
+        if over:
+            arrays.terminated[lane], arrays.truncated[lane] = terminated, not terminated
+        return over
 
     def _end(self, lane: int, left: int) -> None:
         arrays = self._arrays

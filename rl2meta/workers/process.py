@@ -108,9 +108,9 @@ class WorkerProcess:
             self._process.stdin.close()
 
     def _answer(self, limit: float) -> None:
-        seen, since = int(self._mark[0]), time.monotonic()
+        seen, since = self._mark.tolist(), time.monotonic()
         while not self._poll.poll(min(_GLANCE, limit) * 1000):
-            now = int(self._mark[0])
+            now = self._mark.tolist()
             if now != seen:
                 seen, since = now, time.monotonic()
             elif time.monotonic() - since > limit:
