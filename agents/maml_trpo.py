@@ -6,6 +6,7 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -81,7 +82,10 @@ class MAMLTRPOLearner:
     ) -> None:
         self.config = config
         size = vector_size(observation_space)
-        network = seeded(lambda: PolicyNetwork(size, action_space, config.hidden_sizes), seed)
+        make = partial(
+            PolicyNetwork, size, action_space, config.hidden_sizes, deviation=config.initial_deviation
+        )
+        network = seeded(make, seed)
         network.to(device, dtype)
         self.meta = MetaWeights(network, config).to(device, dtype)
         self.objective = PolicyGradient(observation_space, network, config)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
 from rl2meta.agents.rewards import standardised
-from rl2meta.agents.settings import Fraction
+from rl2meta.agents.settings import Fraction, Positive
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.networks import ActionDistribution, action_head, mlp
@@ -22,6 +22,9 @@ from rl2meta.trial import Choice, Trajectory
 class PolicyGradientConfig(InnerConfig):
     """The settings of inner steps that follow a policy gradient."""
 
+    initial_deviation: Positive = Field(
+        1.0, description="standard deviation of continuous actions, in their own units, at the start"
+    )
     discount: Fraction = Field(0.99, description="γ, within an episode")
     gae_trace: Fraction = Field(1.0, description="λ of the advantage estimates")
     baseline: bool = Field(
@@ -54,10 +57,12 @@ def vector_size(observation_space: gym.Space[Any]) -> int:
 class PolicyNetwork(nn.Module):
     """Encoded observation -> tanh layers -> the parameters of an action distribution."""
 
-    def __init__(self, in_features: int, action_space: gym.Space[Any], hidden_sizes: list[int]) -> None:
+    def __init__(
+        self, in_features: int, action_space: gym.Space[Any], hidden_sizes: list[int], deviation: float = 1.0
+    ) -> None:
         super().__init__()
         self.trunk = mlp(in_features, hidden_sizes, nn.Tanh)
-        self.head = action_head(action_space, hidden_sizes[-1] if hidden_sizes else in_features)
+        self.head = action_head(action_space, hidden_sizes[-1] if hidden_sizes else in_features, deviation)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return [..., P] for observations [..., in_features]."""

@@ -34,6 +34,9 @@ class RL2Config(BaseModel):
     entropy_coefficient: NonNegative = Field(0.05, description="weight of the entropy bonus at the start")
     final_entropy_coefficient: NonNegative = Field(0.0, description="and at the end")
     value_coefficient: NonNegative = Field(0.05, description="weight of the value loss")
+    initial_deviation: Positive = Field(
+        1.0, description="standard deviation of continuous actions, in their own units, at the start"
+    )
     discount: Fraction = Field(1.0, description="γ, across the episodes of a trial, at the start")
     final_discount: Fraction | None = Field(None, description="and at the end; null for no change")
     gae_trace: Fraction = Field(0.95, description="λ of the advantage estimates")
@@ -76,7 +79,7 @@ class RecurrentActorCritic(nn.Module):
         seen = self.encoder.out_features if self.encoder else self._observation.size
         in_features = seen + encoding(action_space).size + 2
         self.core = RecurrentCore(in_features, config.hidden_size, config.num_layers)
-        self.policy = action_head(action_space, config.hidden_size)
+        self.policy = action_head(action_space, config.hidden_size, config.initial_deviation)
         self.value = nn.Linear(config.hidden_size, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)

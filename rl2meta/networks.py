@@ -124,16 +124,16 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Features -> Gaussian: one linear layer for the means; deviations, 1 at first, of no features."""
+    """Features -> Gaussian: one linear layer for the means; deviations of no features, the same at first."""
 
     distribution: Callable[[Tensor], Gaussian] = staticmethod(Gaussian)
 
-    def __init__(self, in_features: int, num_entries: int) -> None:
+    def __init__(self, in_features: int, num_entries: int, deviation: float = 1.0) -> None:
         super().__init__()
         self.linear = nn.Linear(in_features, num_entries)
         nn.init.orthogonal_(self.linear.weight, 0.1)
         nn.init.zeros_(self.linear.bias)
-        self.log_deviation = nn.Parameter(torch.zeros(num_entries))
+        self.log_deviation = nn.Parameter(torch.full((num_entries,), math.log(deviation)))
 
     def forward(self, features: Tensor) -> Gaussian:
         """Return π(· | features) for features [..., in_features]."""
@@ -145,7 +145,9 @@ class GaussianHead(nn.Module):
         return torch.cat([mean, self.log_deviation.expand_as(mean)], dim=-1)
 
 
-def action_head(space: gym.Space[Any], in_features: int) -> CategoricalHead | GaussianHead:
+def action_head(
+    space: gym.Space[Any], in_features: int, deviation: float = 1.0
+) -> CategoricalHead | GaussianHead:
     """Return the policy head for an action space.
 
     Raises:
@@ -154,7 +156,7 @@ def action_head(space: gym.Space[Any], in_features: int) -> CategoricalHead | Ga
     if isinstance(space, gym.spaces.Discrete) and space.start == 0:
         return CategoricalHead(in_features, int(space.n))
     if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
-        return GaussianHead(in_features, space.shape[0])
+        return GaussianHead(in_features, space.shape[0], deviation)
     raise TypeError(f"expected a Discrete action space that starts at 0 or a Box of one axis, got {space}")
 
 

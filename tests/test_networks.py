@@ -130,3 +130,16 @@ def test_a_zero_observation_leaves_no_layer_dead() -> None:
     network(torch.zeros(1, 3)).square().sum().backward()
     gradients = {name: p.grad.abs().max() for name, p in network.named_parameters()}
     assert {name for name, size in gradients.items() if size == 0} == {"0.0.weight"}
+
+
+def test_continuous_policies_start_with_the_deviation_that_is_asked_for() -> None:
+    from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+    from rl2meta.agents.rl2 import RL2Config, RL2Learner
+
+    spaces = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
+    rl2 = RL2Learner(*spaces, RL2Config(hidden_size=4, initial_deviation=0.25))
+    maml = MAMLTRPOLearner(*spaces, MAMLTRPOConfig(hidden_sizes=[4], initial_deviation=0.25))
+    for head in (rl2.network.policy, maml.inner.network.head):
+        policy = head(torch.randn(20_000, 4))
+        noise = policy.sample(torch.Generator().manual_seed(0)) - policy.mode()
+        torch.testing.assert_close(noise.std(dim=0), torch.full((2,), 0.25), atol=0.01, rtol=0)

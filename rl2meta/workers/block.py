@@ -28,7 +28,7 @@ class Arrays:
         known: [number of things emitted, B], what the info of the last step told.
         left: int64 [B], episodes left to play until the next reset; below 0 for as many as there are.
         mark: int64 [W, 4], what each worker is at: the calls that it has begun outside of steps, the
-            environment, which call, and the steps of the trial before it. It moves as long as the worker does.
+            environment, which call, and the steps of the trial before it. It moves while the worker does.
     """
 
     action: Array
