@@ -6,10 +6,10 @@ from torch import Tensor
 _RIDGE = 1e-5
 
 
-def linear_baseline(observation: Tensor, returns: Tensor, mask: Tensor) -> Tensor:
+def linear_baseline(observation: Tensor, returns: Tensor, mask: Tensor, horizon: int | None = None) -> Tensor:
     """Return w·φ(oₜ, t), with w fitted by ridge regression to the returns of each task.
 
-        φ(o, t) = (o, o², τ, τ², τ³, 1),  τ = t / T        w = (ΦᵀΦ / n + λI)⁻¹ ΦᵀG / n
+        φ(o, t) = (o, o², τ, τ², τ³, 1),  τ = t / H        w = (ΦᵀΦ / n + λI)⁻¹ ΦᵀG / n
 
     The ridge matters: one-hot states, constant observations and episodes of one step make ΦᵀΦ singular. All
     tasks are solved in one batched call, in double precision.
@@ -18,6 +18,8 @@ def linear_baseline(observation: Tensor, returns: Tensor, mask: Tensor) -> Tenso
         observation: [T, num_tasks, lanes, size]; each lane one episode, from its first step on.
         returns: Gₜ, [T, num_tasks, lanes].
         mask: 1 where a step counts, else 0, [T, num_tasks, lanes].
+        horizon: H, the steps that an episode may take; None for T. How long the longest episode of a batch
+            happened to be must not move the fit of another task.
 
     Returns:
         The fitted values, [T, num_tasks, lanes].
@@ -25,7 +27,7 @@ def linear_baseline(observation: Tensor, returns: Tensor, mask: Tensor) -> Tenso
     Source: Duan et al. 2016 (arXiv 1604.06778), section 6.1, the baseline of MAML's own code.
     """
     steps = len(observation)
-    time = torch.arange(steps, device=observation.device, dtype=torch.float64) / steps
+    time = torch.arange(steps, device=observation.device, dtype=torch.float64) / (horizon or steps)
     powers = torch.stack([time, time**2, time**3, torch.ones_like(time)], dim=-1)  # [T, 4]
     o = observation.double()
     features = torch.cat([o, o.square(), powers[:, None, None].expand(*o.shape[:3], 4)], dim=-1)

@@ -121,7 +121,7 @@ class PolicyGradient:
         # MAML cuts where an episode ends: what one teaches is worth nothing in the next, but through θ'.
         flow = discount * mask * ~trajectory.last
         reward = reward.to(self._dtype) * mask
-        advantage = self._advantage(observation, reward, flow, mask, lanes)
+        advantage = self._advantage(observation, reward, flow, mask, lanes, trajectory.horizon)
         return Rows(
             observation=by_row(observation, lanes),
             label=by_row(trajectory.action, lanes),
@@ -130,12 +130,19 @@ class PolicyGradient:
         )
 
     def _advantage(
-        self, observation: Tensor, reward: Tensor, flow: Tensor, mask: Tensor, lanes: int
+        self,
+        observation: Tensor,
+        reward: Tensor,
+        flow: Tensor,
+        mask: Tensor,
+        lanes: int,
+        horizon: int | None,
     ) -> Tensor:
         value = torch.zeros_like(reward)
         if self.config.baseline:
             returns = discounted_returns(reward, flow)
-            fitted = linear_baseline(*(by_lane(field, lanes) for field in (observation, returns, mask)))
+            fields = [by_lane(field, lanes) for field in (observation, returns, mask)]
+            fitted = linear_baseline(fields[0], fields[1], fields[2], horizon)
             value = fitted.flatten(1, 2) * mask
         advantage = gae(reward, flow, value, self.config.gae_trace)
         if not self.config.standardise:

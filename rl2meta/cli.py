@@ -39,7 +39,7 @@ def main() -> None:
     # speed on an idle machine, long spinning on a busy one (docs/results.md has figures).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-    sys.path.append(os.getcwd())  # so that a module beside the config is found, as `python -m` would
+    sys.path.append(os.getcwd())  # so that modules of the folder one works in are found, behind all others
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under a test's capture
             stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, and no traceback
@@ -96,9 +96,7 @@ def train(
             metavar="DIR", help="Where everything about the run goes (required); new, unless resumed."
         ),
     ] = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Continue the run in --run-dir from its newest checkpoint.")
-    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
 ) -> None:
     """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
 
@@ -109,7 +107,7 @@ def train(
     if run_dir is None:
         raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
     if resume and config is not None and "=" in config:
-        raise UserError(f"--resume continues a run as it was started: expected no override, got {config}")
+        overrides, config = [config, *(overrides or [])], None
     if resume:
         code = resume_run(run_dir, config, overrides or [])
     elif config is None:
@@ -210,9 +208,7 @@ def compare(
 
 @app.command()
 def reproduce(
-    table: Annotated[
-        str, typer.Argument(metavar="TABLE", help="duan2016-bandits or duan2016-mdps (see 'rl2meta list').")
-    ],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="duan2016-bandits or duan2016-mdps.")],
     cells: Annotated[
         list[str] | None,
         typer.Option(metavar="CELL", help="Such as n=10,k=5; may stand several times. All if not given."),
@@ -258,7 +254,7 @@ def check(
         str,
         typer.Argument(
             metavar="CONFIG_OR_FAMILY",
-            help="A YAML file, a shipped config's name, my_package.my_module:MyTasks, or a family's name.",
+            help="A YAML file, a shipped config, my_package.my_module:MyTasks, or a family's name.",
         ),
     ],
     overrides: Annotated[

@@ -5,16 +5,18 @@ names of no agent and no task family: they come as ``Components``.
 """
 
 import difflib
+import json
 import re
 import reprlib
-from collections.abc import Callable, Hashable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import reduce
 from typing import Annotated, Any
 
 import yaml
 from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
-from yaml.constructor import ConstructorError
+from pydantic.errors import PydanticSchemaGenerationError
+from pydantic_core import PydanticSerializationError
 
 from rl2meta.errors import UserError
 from rl2meta.revealed import Revealed
@@ -22,6 +24,7 @@ from rl2meta.training import Budget
 from rl2meta.workers.family import unfit
 from rl2meta.workers.plugged_in import PluggedIn
 from rl2meta.workers.settings import WorkerSettings
+from rl2meta.yaml_text import apply_override, parse
 
 Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
@@ -29,6 +32,10 @@ Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 WHERE = ("device", "threads", "workers.")
 """Settings of where a run happens, which may be others when it goes on."""
+
+
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 class _Section(BaseModel):
@@ -151,8 +158,8 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     Raises:
         UserError: naming every fault found.
     """
-    raw = _parse(text, source)
-    faults = [fault for override in overrides if (fault := _override(raw, override))]
+    raw = parse(text, source)
+    faults = [fault for override in overrides if (fault := apply_override(raw, override))]
     raw.pop("versions", None)  # what a run folder's config.yaml records; so that it can be run again
     distribution, distribution_faults = _component(raw, "distribution", components.distributions)
     agent, agent_faults = _component(raw, "agent", components.agents)
@@ -178,64 +185,6 @@ def completed(identity: Mapping[str, Any], components: Components) -> dict[str, 
         return load_config(yaml.safe_dump(raw), "checkpoint", (), components).identity()
     except UserError:
         return dict(identity)
-
-
-class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number."""
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        seen = set()
-        for key_node, _ in node.value:
-            key = self.construct_object(key_node, deep=True)
-            if not isinstance(key, Hashable):
-                raise ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
-            if key in seen:
-                raise ConstructorError(
-                    None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
-                )
-            seen.add(key)
-        return super().construct_mapping(node, deep)
-
-
-# What PyYAML's constructors stumble over comes through as it is: dates, numbers of 5,000 digits, nesting.
-_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
-_REPR = reprlib.Repr()
-_REPR.maxstring = _REPR.maxother = 80
-_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
-_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
-
-
-def _parse(text: str, source: str) -> dict[str, Any]:
-    try:
-        raw = yaml.load(text, _Loader)  # a SafeLoader
-    except _NOT_YAML as error:
-        raise UserError(f"{source}: expected YAML, got {error!s:.1000}") from None
-    if raw is None:
-        raise UserError(f"{source}: expected a config, got an empty file; see 'rl2meta list' for examples")
-    if not isinstance(raw, dict):
-        raise UserError(f"{source}: expected 'key: value' lines, got {type(raw).__name__}")
-    return raw
-
-
-def _override(raw: dict[str, Any], override: str) -> str | None:
-    """Apply ``a.b=value`` in place, or return what is wrong with it."""
-    path, equals, value = override.partition("=")
-    keys = path.split(".")
-    if not equals or not all(keys):
-        return f"{override!r}: expected an override of the form key.subkey=value"
-    section = raw
-    for key in keys[:-1]:
-        section = section.setdefault(key, {})
-        if not isinstance(section, dict):
-            return f"{override!r}: {key} is a value, not a section"
-    try:
-        parsed = yaml.load(value, _Loader)  # a SafeLoader
-    except _NOT_YAML:
-        return f"{override!r}: expected a YAML value after '='"
-    if len(keys) == 2 and keys[-1] == "name" and section.get("name") != parsed:
-        section.clear()  # what was set of one component says nothing of another
-    section[keys[-1]] = parsed
-    return None
 
 
 def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
@@ -283,19 +232,28 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
     """Return the law of what was built: itself, or where it makes single environments, played by workers."""
     if distribution is None or settings is None:
         return None, []
-    name, family, _ = distribution
+    name, family, given = distribution
     if callable(getattr(family, "make_envs", None)):
         return family, []
-    faults = [f"distribution: {name}: {fault}" for fault in unfit(family)]
-    return (None if faults else PluggedIn(family, settings.workers)), faults
+    try:
+        missing = unfit(family)
+    except Exception as error:  # of a property
+        missing = [f"{type(error).__name__}: {error}"]
+    faults = [f"distribution: {name}: {fault}" for fault in missing]
+    called = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+    return (None if faults else PluggedIn(family, settings.workers, called)), faults
 
 
 def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
     """Return the keys that make a family, those that were left out too where it tells them."""
-    if is_dataclass(family) and not isinstance(family, type):
+    if not is_dataclass(family) or isinstance(family, type):
+        return given
+    try:
         dumped: dict[str, Any] = TypeAdapter(type(family)).dump_python(family)
-        return dumped
-    return given
+        kept = yaml.safe_load(yaml.safe_dump(dumped)) == dumped and json.loads(json.dumps(dumped)) == dumped
+    except (PydanticSchemaGenerationError, PydanticSerializationError, yaml.YAMLError, TypeError, ValueError):
+        kept = False  # a field that no config can hold
+    return dumped if kept else given
 
 
 def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl2meta.errors import UserError
 from rl2meta.randomness import generator
 from rl2meta.spaces import encoding
 from rl2meta.tasks import MappingTasks, Split, TaskDistribution, Tasks, TaskVectorEnv, TensorTasks
@@ -120,13 +121,20 @@ class _RevealedEnvs:
 def _parameters(tasks: Tasks) -> Tensor:
     """Return the parameters as float32 [num_tasks, size], in the order of their names."""
     if isinstance(tasks, MappingTasks):
-        return torch.stack(
-            [torch.tensor(list(_numbers(task)), dtype=torch.float32) for task in tasks.entries]
-        )
+        return _table([list(_numbers(task)) for task in tasks.entries])
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks, whose parameters can be revealed, got {type(tasks).__name__}")
     values = (tasks.parameters[name] for name in sorted(tasks.parameters))
     return torch.cat([value.reshape(len(tasks), math.prod(value.shape[1:])).float() for value in values], 1)
+
+
+def _table(rows: list[list[float]]) -> Tensor:
+    if len(sizes := {len(row) for row in rows}) != 1:
+        raise UserError(
+            f"reveal_task: expected tasks of equally many numbers, got {sorted(sizes)}; give all tasks lists "
+            "of one length"
+        )
+    return torch.tensor(rows, dtype=torch.float32)
 
 
 def _numbers(value: Any) -> Iterator[float]:
@@ -140,4 +148,7 @@ def _numbers(value: Any) -> Iterator[float]:
     elif isinstance(value, bool | int | float | np.number | np.bool_):
         yield float(value)
     else:
-        raise TypeError(f"expected a task of numbers, which can be revealed, got {type(value).__name__}")
+        raise UserError(
+            f"reveal_task: expected tasks of numbers, which can be revealed, got {type(value).__name__} "
+            f"{value!r:.80}; let a number stand for it"
+        )

@@ -209,12 +209,13 @@ def test_the_readmes_commands_are_real(tmp_path: Path) -> None:
             assert option in re.sub(r"\x1b\[[\d;]*m", "", help_text.output), (line, option)
 
 
-def test_the_readmes_config_is_one() -> None:
+def test_the_readmes_configs_are_ones() -> None:
     from rl2meta.commands.components import COMPONENTS
     from rl2meta.config import load_config
 
     blocks = re.findall(r"```yaml\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
-    assert [load_config(block, "README", [], COMPONENTS).distribution.num_arms for block in blocks] == [10]
+    bandits, poles = (load_config(block, "README", [], COMPONENTS) for block in blocks)
+    assert bandits.distribution.num_arms == 10 and poles.law.horizon == 200
 
 
 @pytest.mark.parametrize("document", ["README.md", "docs/new_family.md"])

@@ -1,6 +1,7 @@
 """Single environments in the rest of the house: configs, tasks as data, oracles, Stable-Baselines3."""
 
 import json
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,14 +18,17 @@ from stable_baselines3.common.evaluation import evaluate_policy
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.commands.components import COMPONENTS, make_worker, references_of
+from rl2meta.commands.rehearsal import rehearse
 from rl2meta.commands.scratch import learn_from_scratch
-from rl2meta.config import RunConfig, load_config
+from rl2meta.config import Components, RunConfig, load_config
 from rl2meta.envs.batched import TaskEnv
+from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
 from rl2meta.interop import Predictor, TrialEnv
 from rl2meta.revealed import Revealed
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import MappingTasks, sample_tasks
+from rl2meta.workers import process
 from rl2meta.workers.plugged_in import PluggedIn
 from rl2meta.workers.settings import WorkerSettings
 
@@ -125,7 +129,7 @@ def test_tasks_that_are_no_data_are_refused(entry: Any, message: str) -> None:
 
 def test_a_config_says_how_environments_are_run_only_where_they_are() -> None:
     written = yaml.safe_load(load().to_yaml())
-    assert written["workers"] == {"processes": 0, "timeout": 60.0, "max_restarts": 20, "environments": 256}
+    assert written["workers"] == {"processes": 0, "timeout": 60.0, "max_restarts": 20}
     batched = (
         "distribution: {name: bernoulli_bandits}\nagent: {name: rl2}\n" + POLES[POLES.index("training") :]
     )
@@ -150,8 +154,10 @@ def test_the_horizon_of_an_id_is_written_out() -> None:
 
 
 def test_evaluations_keep_few_environments_side_by_side() -> None:
-    config = load("workers.environments=6")
+    config = load()
     worker = make_worker(config, torch.device("cpu"))
+    assert worker.most_envs == 256
+    worker.most_envs = 6
     made = []
     make_envs = worker.distribution.make_envs
     worker.distribution.make_envs = lambda n, device: made.append(n) or make_envs(n, device)  # type: ignore[method-assign]
@@ -181,7 +187,7 @@ def test_tasks_of_numbers_can_be_revealed() -> None:
     tasks = sample_tasks(NUMBERS, 3, 0, "train")
     told, _ = envs.reset(seed=0, options={"tasks": tasks})
     torch.testing.assert_close(told[:, 1], torch.tensor([task["number"] for task in tasks.entries]))
-    with pytest.raises(TypeError, match="a task of numbers, which can be revealed, got str"):
+    with pytest.raises(UserError, match=r"expected tasks of numbers, which can be revealed, got str 'x'"):
         Revealed(PluggedIn(_Named(), WorkerSettings(processes=0))).observation_space  # noqa: B018
 
 
@@ -244,3 +250,128 @@ def test_a_run_of_a_plug_in_is_loaded_from_python(tmp_path: Path) -> None:
     assert start_run(str(tmp_path / "poles.yaml"), [], tmp_path / "run") == 0
     run = load_run(tmp_path / "run")
     assert isinstance(run.distribution, PluggedIn) and run.episodes_per_trial == 2
+
+
+# What a review found
+
+
+def _poles(processes: int = 0) -> PluggedIn:
+    family = load("distribution.horizon=100").law.family
+    return PluggedIn(family, WorkerSettings(processes=processes))
+
+
+def test_maml_replays_what_it_did_where_phases_end_early() -> None:
+    """The agent adapts to a phase as long as its longest episode, the learner to one that was padded."""
+    law = _poles()
+    config = MAMLTRPOConfig(hidden_sizes=[16], episodes_per_phase=3, inner_learning_rates=[1.0])
+    learner = MAMLTRPOLearner(law.observation_space, law.action_space, config)
+    trial = RolloutWorker(law).run(learner.agent, sample_tasks(law, 4, 0, "train"), 9, seed=1)
+    lengths = [int(phase.mask.any(dim=1).sum()) for phase in trial.phases]
+    assert (
+        len(set(lengths)) > 1
+        and max(lengths) < 100
+        and all(len(phase.mask) == max(lengths) for phase in trial.phases)
+    )
+    rows = [learner.objective.rows(phase, 3) for phase in trial.phases]
+    states = learner.inner.replay(dict(learner.meta.named_parameters()), rows)
+    for state, seen, phase in zip(states, rows, trial.phases, strict=True):
+        policy = learner.objective.distribution(learner.inner.outputs(state, seen.observation))
+        recorded = phase.log_prob.reshape(len(phase.mask), 4, 3).permute(1, 2, 0).flatten(1)
+        counted = seen.weight > 0
+        torch.testing.assert_close(
+            policy.log_prob(seen.label)[counted], recorded[counted], rtol=1e-5, atol=1e-5
+        )
+
+
+def test_learning_from_scratch_leaves_no_worker_behind(monkeypatch: pytest.MonkeyPatch) -> None:
+    started: list[Any] = []
+    start = process.WorkerProcess.__init__
+    monkeypatch.setattr(
+        process.WorkerProcess,
+        "__init__",
+        lambda self, *arguments: started.append(self) or start(self, *arguments),
+    )
+    law = _poles(processes=1)
+    learn_from_scratch(law, sample_tasks(law, 3, 0, "test"), num_episodes=1, seed=0)
+    assert len(started) >= 3 and all(worker._process.poll() is not None for worker in started)
+
+
+class _Trouble(Numbers):
+    """A family whose test tasks, or whose optimum, cannot be had."""
+
+    def __init__(self, trouble: str) -> None:
+        self.trouble = trouble
+
+    def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        if self.trouble == "exit":
+            raise SystemExit(3)
+        if split == "test" and self.trouble == "test":
+            raise KeyError(split)
+        return super().sample(rng, split)
+
+    def optimal_return(self, task: Any) -> float:
+        return float("many" if self.trouble == "optimum" else 0)
+
+
+@pytest.mark.parametrize(
+    ("trouble", "message"),
+    [
+        ("exit", r"sample: called sys.exit\(3\)"),
+        ("test", r"sample: raised KeyError: 'test'"),
+        ("optimum", r"optimal_return: raised ValueError: could not convert string to float: 'many'"),
+    ],
+)
+def test_what_only_an_evaluation_needs_is_tried_before_training(trouble: str, message: str) -> None:
+    law = PluggedIn(_Trouble(trouble), WorkerSettings(processes=0))
+    config = replace(load(), law=law)
+    with pytest.raises(UserError, match=message):
+        rehearse(config, torch.device("cpu"))
+
+
+def test_an_agent_whose_actions_are_no_numbers_is_to_blame() -> None:
+    envs = NUMBERS.make_envs(2, torch.device("cpu"))
+    envs.reset(seed=0)
+    with pytest.raises(UserError, match=r"expected finite actions of the agent, .*policy has diverged"):
+        envs.step(torch.full((2, 1), torch.nan))
+
+
+def test_tasks_of_different_lengths_cannot_be_revealed() -> None:
+    class Uneven(Numbers):
+        def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+            return {"number": [0.0] * int(rng.integers(1, 4))}
+
+        def make_env(self, task: Any) -> Guess:
+            return Guess(len(task["number"]))
+
+    envs = Revealed(PluggedIn(Uneven(), WorkerSettings(processes=0)))
+    with pytest.raises(UserError, match=r"expected tasks of equally many numbers, got \[1, 2, 3\]"):
+        Revealed.make_envs(envs, 12, torch.device("cpu")).reset(seed=0)
+
+
+def test_workers_may_change_when_a_run_goes_on_and_nothing_else(tmp_path: Path) -> None:
+    from rl2meta.commands.train import resume_run, start_run
+
+    (tmp_path / "poles.yaml").write_text(POLES)
+    start_run(str(tmp_path / "poles.yaml"), [], tmp_path / "run")
+    assert resume_run(tmp_path / "run", None, ["workers.max_restarts=3"]) == 0
+    with pytest.raises(UserError, match=r"no override but workers.KEY, got agent.epochs=1"):
+        resume_run(tmp_path / "run", None, ["workers.timeout=3.0", "agent.epochs=1"])
+
+
+@dataclass
+class _Odd(Numbers):
+    """Fields that no config can hold."""
+
+    where: Path = Path("x")
+    table: Any = field(default_factory=lambda: np.zeros(2))
+    names: set[str] = field(default_factory=set)
+
+
+def test_a_family_with_odd_fields_is_written_as_it_was_given() -> None:
+    components = Components({"odd": _Odd}, COMPONENTS.agents)
+    text = (
+        POLES[: POLES.index("distribution")] + "distribution: {name: odd}\n" + POLES[POLES.index("agent") :]
+    )
+    config = load_config(text, "x", (), components)
+    assert yaml.safe_load(config.to_yaml())["distribution"] == {"name": "odd"}
+    assert json.loads(json.dumps(config.identity()))

@@ -72,9 +72,9 @@ def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str
     return chosen
 
 
-def law_of(config: RunConfig) -> str:
-    """Return the law of an experiment's tasks, whatever its agent is told of them."""
-    return str(config.law)
+def law_of(config: RunConfig) -> dict[str, Any]:
+    """Return the settings of the law of an experiment's tasks, whatever its agent is told of them."""
+    return {key: value for key, value in config.flat().items() if key.startswith("distribution.")}
 
 
 def _refuse_too_few(run_dirs: Sequence[Path]) -> None:
@@ -90,10 +90,7 @@ def _refuse_too_few(run_dirs: Sequence[Path]) -> None:
 def _refuse_another_law(first: RunFolder, ours: RunConfig, other: RunFolder, theirs: RunConfig) -> None:
     if law_of(ours) == law_of(theirs):
         return
-    a, b = (
-        {key: value for key, value in config.flat().items() if key.startswith("distribution.")}
-        for config in (theirs, ours)
-    )
+    a, b = law_of(theirs), law_of(ours)
     name = "distribution.name"
     keys = differing(a, b) if a[name] == b[name] else [name]
     settings = "; ".join(f"{key} is {a.get(key)!r}, not {b.get(key)!r}" for key in keys)

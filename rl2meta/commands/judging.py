@@ -105,11 +105,12 @@ def judge(
         references: by name, other than the subjects'.
         facts: what evaluation.json says of the subjects beside what it says of every evaluation.
     """
+    ceilings = bench.ceilings()  # first: what fails here shall not do so after all was played
     try:
         results = _results(bench, subjects, references)
     finally:
         bench.worker.close()
-    ceilings, facts = bench.ceilings(), {**_facts(bench, subjects), **facts}
+    facts = {**_facts(bench, subjects), **facts}
     write_evaluation(target, results, ceilings, facts)
     figures = (plot_evaluation(target), plot_adaptation(target))
     print_tables(results, ceilings, facts)

@@ -34,7 +34,7 @@ def _refuse_others(trained: RunConfig, overrides: Sequence[str]) -> None:
                 f"{override!r}: expected the length of the trials that the agent is judged in, got that of "
                 f"its training; use {_EPISODES}{override.removeprefix(_TRAINING_EPISODES)}"
             )
-        if not override.startswith(("distribution.", _EPISODES, *settings)):
+        if not override.startswith(("distribution.", _EPISODES, "workers.", *settings)):
             known = ", ".join(f"{key}VALUE" for key in ("distribution.KEY=", *settings))
             raise UserError(
                 f"{override!r}: expected an override of what the agent is judged on, such as {known} or "

@@ -158,11 +158,13 @@ def _inform(config: RunConfig) -> Iterator[Finding]:
 
 def _infos(family: SingleFamily, task: Task, num_steps: int, seed: int) -> Iterator[Mapping[str, Any]]:
     env: gym.Env[Any, Any] = family.make_env(task)
-    env.action_space.seed(seed)
-    env.reset(seed=seed)
-    for _ in range(num_steps):
-        *_, terminated, truncated, info = env.step(env.action_space.sample())
-        yield info
-        if terminated or truncated:
-            break
-    env.close()
+    try:
+        env.action_space.seed(seed)
+        env.reset(seed=seed)
+        for _ in range(num_steps):
+            *_, terminated, truncated, info = env.step(env.action_space.sample())
+            yield info
+            if terminated or truncated:
+                return
+    finally:
+        env.close()

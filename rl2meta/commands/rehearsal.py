@@ -1,6 +1,7 @@
 """Whether an experiment can be run at all, found out before anything is written."""
 
 import json
+from typing import get_args
 
 import torch
 
@@ -46,7 +47,8 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
     fill(learner.agent.phase, judged_episodes(config), "evaluation.episodes_per_trial")
     seed = derive(config.settings.seed, "rehearsal")
     if isinstance(config.law, PluggedIn):
-        draw(config.law, _TASKS, seed, "train")
+        for split in get_args(Split):  # those that it will be judged on too
+            config.law.optimal_return(draw(config.law, _TASKS, seed, split))
     tasks = sample_tasks(config.distribution, _TASKS, seed, "train")
     worker = make_worker(config, device)
     try:

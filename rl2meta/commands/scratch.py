@@ -122,7 +122,10 @@ def _learn(distribution: TaskDistribution, task: Tasks, num_episodes: int, seed:
             device="cpu",
             seed=seed % 2**32,  # NumPy's global generator takes no more
         )
-        ppo.learn(num_episodes * distribution.horizon, callback=_StopAfter(life, num_episodes))
+        try:
+            ppo.learn(num_episodes * distribution.horizon, callback=_StopAfter(life, num_episodes))
+        finally:
+            life.close()
     return life
 
 

@@ -1,6 +1,6 @@
 """A worker process, started by ``rl2meta.workers.process``.
 
-It imports no torch, unless a family does: it has to be there again within two seconds of being killed.
+It imports no torch, unless a family does: it has to be there again soon after it was killed.
 """
 
 import faulthandler

@@ -17,6 +17,8 @@ from rl2meta.workers.scout import first_look
 from rl2meta.workers.settings import WorkerSettings
 from rl2meta.workers.solo import Solo
 
+AT_ONCE = 256
+"""Environments side by side in an evaluation, unless a phase has more lanes; part of what fixes its luck."""
 _SEED_BITS = 31  # of an environment's seed: some hand it to libraries that take no more
 _ENDLESS = -1
 
@@ -29,18 +31,22 @@ class PluggedIn:
     Args:
         family: the tasks, and what plays them.
         workers: where the environments run.
+        called: how to call a family that does not say so itself.
 
     Raises:
         EnvironmentFault: (by the spaces, ``sample`` and the environments) where the family breaks a rule.
     """
 
-    def __init__(self, family: SingleFamily, workers: WorkerSettings | None = None) -> None:
-        self.family = family
+    def __init__(
+        self, family: SingleFamily, workers: WorkerSettings | None = None, called: str | None = None
+    ) -> None:
+        self.family, self._called = family, called
         self.workers = workers or WorkerSettings()
 
     def __str__(self) -> str:
         family = self.family
-        return type(family).__name__ if type(family).__repr__ is object.__repr__ else str(family)
+        nameless = type(family).__repr__ is object.__repr__
+        return (self._called or type(family).__name__) if nameless else str(family)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -71,7 +77,11 @@ class PluggedIn:
         of_task = getattr(self.family, "optimal_return", None)
         if of_task is None:
             return None
-        return torch.tensor([float(of_task(task)) for task in _entries(tasks)])
+        try:
+            return torch.tensor([float(of_task(task)) for task in _entries(tasks)])
+        except (Exception, SystemExit) as error:
+            fault = fault_of(error, "nothing", None, 0)
+            raise EnvironmentFault(f"{self}: optimal_return: {fault.what}{fault.details}") from None
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: not known."""
@@ -104,7 +114,7 @@ class PluggedIn:
     def _draw(self, seed: int, split: Split) -> Task:
         try:
             task = self.family.sample(np.random.default_rng(seed), split)
-        except Exception as error:
+        except (Exception, SystemExit) as error:
             fault = fault_of(error, "nothing", None, 0)
             raise EnvironmentFault(f"{self}: sample: {fault.what}{fault.details}") from None
         try:
@@ -204,6 +214,10 @@ class PluggedVectorEnv:
         array = actions.detach().cpu().numpy()
         if isinstance(space, gym.spaces.Discrete) and not ((array >= 0) & (array < space.n)).all():
             raise ValueError(f"expected actions in {space}, got {array.min()} to {array.max()}")
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise EnvironmentFault(
+                "expected finite actions of the agent, got others: its policy has diverged; lower its steps"
+            )
         return array
 
     def _observation(self) -> Tensor:

@@ -21,6 +21,3 @@ class WorkerSettings(BaseModel):
     max_restarts: Annotated[int, Field(ge=0, le=10**6)] = Field(
         20, description="of workers, before a run stops with a checkpoint"
     )
-    environments: Annotated[int, Field(ge=1, le=10**6)] = Field(
-        256, description="side by side in an evaluation, at most"
-    )

@@ -1,0 +1,71 @@
+"""Configs as text: YAML that holds no surprises, and overrides of its keys."""
+
+import re
+from collections.abc import Hashable
+from typing import Any
+
+import yaml
+from yaml.constructor import ConstructorError
+
+from rl2meta.errors import UserError
+
+
+class _Loader(yaml.SafeLoader):
+    """SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen = set()
+        for key_node, _ in node.value:
+            key = self.construct_object(key_node, deep=True)
+            if not isinstance(key, Hashable):
+                raise ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
+            if key in seen:
+                raise ConstructorError(
+                    None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
+                )
+            seen.add(key)
+        return super().construct_mapping(node, deep)
+
+
+# What PyYAML's constructors stumble over comes through as it is: dates, numbers of 5,000 digits, nesting.
+_NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
+_EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
+
+
+def parse(text: str, source: str) -> dict[str, Any]:
+    """Return the sections of a config.
+
+    Raises:
+        UserError: naming ``source``, if it is no YAML, or no sections.
+    """
+    try:
+        raw = yaml.load(text, _Loader)  # a SafeLoader
+    except _NOT_YAML as error:
+        raise UserError(f"{source}: expected YAML, got {error!s:.1000}") from None
+    if raw is None:
+        raise UserError(f"{source}: expected a config, got an empty file; see 'rl2meta list' for examples")
+    if not isinstance(raw, dict):
+        raise UserError(f"{source}: expected 'key: value' lines, got {type(raw).__name__}")
+    return raw
+
+
+def apply_override(raw: dict[str, Any], override: str) -> str | None:
+    """Apply ``a.b=value`` in place, or return what is wrong with it."""
+    path, equals, value = override.partition("=")
+    keys = path.split(".")
+    if not equals or not all(keys):
+        return f"{override!r}: expected an override of the form key.subkey=value"
+    section = raw
+    for key in keys[:-1]:
+        section = section.setdefault(key, {})
+        if not isinstance(section, dict):
+            return f"{override!r}: {key} is a value, not a section"
+    try:
+        parsed = yaml.load(value, _Loader)  # a SafeLoader
+    except _NOT_YAML:
+        return f"{override!r}: expected a YAML value after '='"
+    if len(keys) == 2 and keys[-1] == "name" and section.get("name") != parsed:
+        section.clear()  # what was set of one component says nothing of another
+    section[keys[-1]] = parsed
+    return None
