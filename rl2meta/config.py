@@ -240,7 +240,8 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
     except Exception as error:  # of a property
         missing = [f"{type(error).__name__}: {error}"]
     faults = [f"distribution: {name}: {fault}" for fault in missing]
-    called = f"{name}({', '.join(f'{key}={value!r}' for key, value in given.items())})"
+    keys = ", ".join(f"{key}={value!r}" for key, value in given.items())
+    called = f"{name}({keys})" if keys else name
     return (None if faults else PluggedIn(family, settings.workers, called)), faults
 
 
