@@ -85,6 +85,7 @@ def test_a_family_that_knows_no_regret_gets_none(corridor: Any) -> None:
     class Silent:
         def __init__(self, envs: Any) -> None:
             self.num_envs, self.reset, self._step = envs.num_envs, envs.reset, envs.step
+            self.close = envs.close
 
         def step(self, actions: torch.Tensor) -> Any:
             *rest, info = self._step(actions)
