@@ -124,6 +124,7 @@ TARGETS = {
     "exits_at_import:Lamps": r"importing exits_at_import called sys.exit\(3\)",
     "needs_another:Lamps": r"needs_another raised ModuleNotFoundError: .*a_package_that_is_not_there",
     "faulty_families.Lamps": r"expected a YAML file, .*module:Class.*for a class: faulty_families:Lamps",
+    "CartPole-v1": r"got none of them; for a Gymnasium id: gymnasium distribution.id=CartPole-v1, and what",
     "nothing.yaml": r"'nothing.yaml': expected a YAML file, .*got none of them; Known",
     "faulty_families:": r"expected module:Class, such as my_package.my_module:MyTasks",
     "gymnasium distribution.id=CartPole-v99": r"distribution.id: expected a Gymnasium id.*got 'CartPole-v99'",

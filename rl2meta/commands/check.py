@@ -64,6 +64,8 @@ def _config(target: str, overrides: list[str]) -> RunConfig:
     if target not in FAMILIES:
         module, _, attribute = target.rpartition(".")
         meant = f"; for a class: {module}:{attribute}" if module and not target.endswith(".yaml") else ""
+        if target in gym.registry:
+            meant = f"; for a Gymnasium id: gymnasium distribution.id={target}, and what varies"
         raise UserError(
             f"{target!r}: expected a YAML file, a shipped config, a family's name or module:Class, got none "
             f"of them{meant}{suggestion(target, [*known, *FAMILIES])}"
