@@ -11,7 +11,7 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rl2meta.randomness import generator
-from rl2meta.tasks import TaskDistribution, TensorTasks
+from rl2meta.tasks import TaskDistribution, TensorTasks, refuse_other_shapes
 
 
 class Transition(NamedTuple):
@@ -131,11 +131,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
     def _possible(self, actions: Tensor) -> Tensor:
         """Refuse actions that there are not; values on a CPU only: a GPU would have to be waited for."""
         space = self.single_action_space
-        expected = (self.num_envs, *(space.shape or ()))
-        if actions.shape != expected:  # one that is broadcast would be taken in silence
-            raise ValueError(
-                f"expected actions of shape {expected}, one per environment, got {tuple(actions.shape)}"
-            )
+        refuse_other_shapes(actions, self.num_envs, space)
         if self.device.type == "cpu" and isinstance(space, gym.spaces.Discrete):
             low, high = (int(bound) for bound in actions.aminmax())
             if low < 0 or high >= space.n:

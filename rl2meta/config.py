@@ -30,7 +30,8 @@ Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
 Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
 
 
-WHERE = ("device", "threads", "workers.")
+WORKERS = "workers."
+WHERE = ("device", "threads", WORKERS)
 """Settings of where a run happens, which may be others when it goes on."""
 
 

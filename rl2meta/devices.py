@@ -29,7 +29,11 @@ def set_threads(threads: int | None) -> int:
 
     If none is given, what OMP_NUM_THREADS says, or else one per core that this process may use.
     """
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    default = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores
+    default = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores()
     torch.set_num_threads(threads or default)
     return torch.get_num_threads()
+
+
+def cores() -> int:
+    """Return how many CPU cores this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -216,6 +216,18 @@ def sample_tasks(distribution: TaskDistribution, num_tasks: int, seed: int, spli
     return distribution.sample(num_tasks, generator(seed, "tasks", split), split)
 
 
+def refuse_other_shapes(actions: Tensor, num_envs: int, space: gym.Space[Any]) -> None:
+    """Raise ValueError unless there is one action of ``space`` for each environment.
+
+    One that is broadcast would be taken in silence.
+    """
+    expected = (num_envs, *(space.shape or ()))
+    if actions.shape != expected:
+        raise ValueError(
+            f"expected actions of shape {expected}, one per environment, got {tuple(actions.shape)}"
+        )
+
+
 def shares_tasks(
     trained: TaskDistribution, judged: TaskDistribution, seed: int, num_tasks: int = 512
 ) -> bool:

@@ -22,7 +22,7 @@ from rl2meta.config import RunConfig, load_config, suggestion
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.envs.checking import ConformanceError, check_distribution
 from rl2meta.errors import UserError
-from rl2meta.workers.faults import fault_of
+from rl2meta.workers.faults import told
 from rl2meta.workers.plugged_in import PluggedIn
 
 _CPU = torch.device("cpu")
@@ -90,8 +90,7 @@ def _found(check: Check, config: RunConfig) -> list[Finding]:
         except ConformanceError as error:
             found += [Finding("FAULT", words) for words in str(error).split("\n- ")[1:]]
         except (Exception, SystemExit) as error:  # of an environment that is stepped here, or a checker
-            fault = fault_of(error, "nothing", None, 0)
-            found.append(Finding("FAULT", f"{fault.what}{fault.details}"))
+            found.append(Finding("FAULT", told(error)))
     if not found:  # what is logged after a fault is its consequence; without, close() went wrong
         found = [Finding("FAULT", record.getMessage()) for record in records]
     return found + [Finding("note", words) for words in _worth_knowing(said)]

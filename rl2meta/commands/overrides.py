@@ -3,7 +3,7 @@
 from collections.abc import Sequence
 
 from rl2meta.commands.components import AGENTS, COMPONENTS
-from rl2meta.config import RunConfig, load_config
+from rl2meta.config import WORKERS, RunConfig, load_config
 from rl2meta.errors import UserError
 from rl2meta.run_folder import RunFolder
 
@@ -34,7 +34,7 @@ def _refuse_others(trained: RunConfig, overrides: Sequence[str]) -> None:
                 f"{override!r}: expected the length of the trials that the agent is judged in, got that of "
                 f"its training; use {_EPISODES}{override.removeprefix(_TRAINING_EPISODES)}"
             )
-        if not override.startswith(("distribution.", _EPISODES, "workers.", *settings)):
+        if not override.startswith(("distribution.", _EPISODES, WORKERS, *settings)):
             known = ", ".join(f"{key}VALUE" for key in ("distribution.KEY=", *settings))
             raise UserError(
                 f"{override!r}: expected an override of what the agent is judged on, such as {known} or "

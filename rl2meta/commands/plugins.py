@@ -8,7 +8,7 @@ from typing import Any
 
 from rl2meta.config import suggestion
 from rl2meta.errors import UserError
-from rl2meta.workers.faults import fault_of
+from rl2meta.workers.faults import told
 
 GROUP = "rl2meta.task_distributions"
 """The entry-point group in whose name a package offers families: ``name = my_package.my_module:MyTasks``."""
@@ -94,8 +94,7 @@ def _fault(error: BaseException, module_name: str, path: str) -> UserError:
     frame = error.__traceback__
     while frame is not None and _is_machinery(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
-    fault = fault_of(error.with_traceback(frame), "import", None, 0)
-    return UserError(f"{path}: importing {module_name} {fault.what}{fault.details}")
+    return UserError(f"{path}: importing {module_name} {told(error.with_traceback(frame))}")
 
 
 def _is_machinery(file: str) -> bool:

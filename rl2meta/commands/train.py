@@ -14,14 +14,13 @@ from rl2meta.commands.recorder import Recorder, checkpoint_of
 from rl2meta.commands.rehearsal import rehearse
 from rl2meta.commands.restore import restore
 from rl2meta.commands.signals import Interrupted, handled
-from rl2meta.config import WHERE, RunConfig, differing, load_config
+from rl2meta.config import WHERE, WORKERS, RunConfig, differing, load_config
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.run_folder import RunFolder
 from rl2meta.training import Learner, TrainingDiverged, meta_train
 from rl2meta.workers.faults import EnvironmentFault
 
-_WORKERS = "workers."
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
@@ -49,15 +48,14 @@ def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> i
     Of its settings none may be another but those of the workers, which change no result.
     """
     folder = RunFolder.open(run_dir)
-    where = [override for override in overrides if override.startswith(_WORKERS)]
+    where = [override for override in overrides if override.startswith(WORKERS)]
     config = load_config(folder.config_text(), str(folder.config_path), where, COMPONENTS)
     if source is not None:
         _refuse_changes(config, read_config(source, list(overrides)))
     elif where != list(overrides):
         others = " ".join(override for override in overrides if override not in where)
         raise UserError(
-            f"--resume continues a run as it was started: expected no override but {_WORKERS}KEY, "
-            f"got {others}"
+            f"--resume continues a run as it was started: expected no override but {WORKERS}KEY, got {others}"
         )
     set_threads(config.settings.threads)
     device = resolve_device(config.settings.device)

@@ -18,9 +18,9 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl2meta.workers.block import Layout, mapped, views
-from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import CALLS, Fault, fault_of
-from rl2meta.workers.lanes import Failed, Lanes
+from rl2meta.workers.family import SingleFamily, Task
+from rl2meta.workers.faults import CALLS, Failed, Fault, fault_of
+from rl2meta.workers.lanes import Lanes
 from rl2meta.workers.looking import look
 
 DONE = b"done"
@@ -30,8 +30,8 @@ class Setup(NamedTuple):
     """What a worker is told when it starts.
 
     Attributes:
-        family: pickled, so that what cannot be imported is a fault like any other.
-        described, layout: of all environments.
+        family, described: pickled, so that what cannot be imported is a fault like any other.
+        layout: of all environments.
         first, last: the lanes of this worker, ``last`` left out.
         worker: its number.
     """
@@ -68,22 +68,21 @@ def main() -> None:
     told: Setup | Probe = pickle.loads(connection.recv_bytes())
     try:
         family = pickle.loads(told.family)
-        lanes = None if isinstance(told, Probe) else _lanes(family, told, memory)
+        if isinstance(told, Probe):
+            work = partial(_look, connection, family, told.task, memory)
+        else:
+            work = partial(_serve, connection, _lanes(family, told, memory))
     except BaseException as error:
         _tell(connection, fault_of(error, "import", None, 0))
         return
     connection.send_bytes(DONE)
-    if isinstance(told, Probe):
-        _look(connection, family, told.task, memory)
-    else:
-        assert lanes is not None  # as they were asked for
-        _serve(connection, lanes)
+    work()
 
 
 def _look(connection: Connection, family: SingleFamily, task: Task, memory: int) -> None:
     mark = np.frombuffer(mapped(memory), np.int64)
     try:
-        found = pickle.dumps(tuple(look(family, task, mark)))
+        found = pickle.dumps(look(family, task, mark))
     except BaseException as error:
         _tell(connection, fault_of(error, CALLS[mark[2]], 0, 0))
         return
@@ -92,13 +91,12 @@ def _look(connection: Connection, family: SingleFamily, task: Task, memory: int)
 
 
 def _tell(connection: Connection, fault: Fault) -> None:
-    connection.send_bytes(pickle.dumps(tuple(fault)))
+    connection.send_bytes(pickle.dumps(fault))
 
 
 def _lanes(family: SingleFamily, setup: Setup, memory: int) -> Lanes:
-    described = Described(*pickle.loads(setup.described))
     arrays = views(mapped(memory), setup.layout).lanes(slice(setup.first, setup.last), setup.worker)
-    return Lanes(family, described, arrays, setup.first)
+    return Lanes(family, pickle.loads(setup.described), arrays, setup.first)
 
 
 def _serve(connection: Connection, lanes: Lanes) -> None:
@@ -127,11 +125,6 @@ def _obey(lanes: Lanes, command: str, arguments: tuple[Any, ...]) -> None:
         "close": lanes.close,
     }
     commands[command](*arguments)
-
-
-def fault_from(message: bytes) -> Fault | None:
-    """Return the fault that a worker's answer tells of, or None if it is done."""
-    return None if message == DONE else Fault(*pickle.loads(message))
 
 
 def _end_with_the_main_process() -> None:

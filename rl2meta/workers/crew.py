@@ -12,11 +12,12 @@ from typing import Any, NamedTuple, Protocol
 import gymnasium as gym
 import numpy as np
 
+from rl2meta.devices import cores
 from rl2meta.workers.block import Array, Arrays, layout_of, mapped, nameless_memory, views
 from rl2meta.workers.child import Setup
 from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import EnvironmentFault, Fault
-from rl2meta.workers.process import WorkerFailed, WorkerProcess
+from rl2meta.workers.faults import EnvironmentFault, Failed, Fault
+from rl2meta.workers.process import WorkerProcess
 from rl2meta.workers.scout import pickled, refuse_start
 from rl2meta.workers.settings import WorkerSettings
 
@@ -80,7 +81,7 @@ class Crew:
         layout, size = layout_of(described, num_envs, len(bounds))
         self._memory = nameless_memory(size)
         self.arrays = views(mapped(self._memory), layout)
-        parts = pickled(family), pickle.dumps(tuple(described))
+        parts = pickled(family), pickle.dumps(described)
         self._setups = [
             Setup(*parts, layout, first, last, worker) for worker, (first, last) in enumerate(bounds)
         ]
@@ -133,7 +134,7 @@ class Crew:
         for worker in self._workers:
             try:
                 worker.done()
-            except WorkerFailed as failure:
+            except Failed as failure:
                 _log.warning("%s; the worker is killed", self._said(failure.fault))
 
     def _launch(self) -> None:
@@ -185,7 +186,7 @@ class Crew:
         for worker in range(len(self._workers)):
             try:
                 wait(self._workers[worker])
-            except WorkerFailed as failure:
+            except Failed as failure:
                 self._replace(worker, failure.fault)
             self._sums[worker] = self._sum(worker, self._sums[worker])
 
@@ -197,7 +198,7 @@ class Crew:
             try:
                 self._workers[worker].started()
                 self._relive(worker)
-            except WorkerFailed as failure:
+            except Failed as failure:
                 fault = failure.fault
             else:
                 return
@@ -252,8 +253,7 @@ class Crew:
 
 def _bounds(num_envs: int, processes: int | None) -> list[tuple[int, int]]:
     """Return the first lane of each worker, and that after its last: as even as can be."""
-    wanted = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    count = min(num_envs, processes or wanted)
+    count = min(num_envs, processes or cores())
     edges = np.linspace(0, num_envs, count + 1).round().astype(int).tolist()
     return list(pairwise(edges))
 

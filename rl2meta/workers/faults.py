@@ -51,6 +51,14 @@ class EnvironmentFault(UserError):
     """A family or one of its environments failed; what to do about it stands in the message."""
 
 
+class Failed(Exception):
+    """An environment raised, or its process died or hung; carries the ``Fault``."""
+
+    def __init__(self, fault: Fault) -> None:
+        super().__init__(fault.said())
+        self.fault = fault
+
+
 class Broken(Exception):
     """An environment broke a rule of Gymnasium's or of ours; the message says which."""
 
@@ -64,6 +72,12 @@ def fault_of(error: BaseException, call: str, lane: int | None, step: int) -> Fa
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_own(frame.filename)]
     details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
     return Fault(f"raised {type(error).__name__}: {error}", call, lane, step, details)
+
+
+def told(error: BaseException) -> str:
+    """Return what an exception says that came from elsewhere than an environment's call."""
+    fault = fault_of(error, "nothing", None, 0)
+    return f"{fault.what}{fault.details}"
 
 
 def is_own(frame: str) -> bool:

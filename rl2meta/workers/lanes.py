@@ -12,19 +12,11 @@ import numpy as np
 from rl2meta.workers.block import Array, Arrays
 from rl2meta.workers.elements import actor, kind, reader
 from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import CALLS, Broken, Fault, fault_of
+from rl2meta.workers.faults import CALLS, Broken, Failed, Fault, fault_of
 from rl2meta.workers.looking import make, refuse_difference
 
 _NUMBER = {name: number for number, name in enumerate(CALLS)}
 _MAKE, _SET, _RESET, _STEP, _CLOSE, _NOTHING = (_NUMBER[name] for name in CALLS[1:])
-
-
-class Failed(Exception):
-    """An environment failed; carries the ``Fault``."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.said())
-        self.fault = fault
 
 
 class Lanes:

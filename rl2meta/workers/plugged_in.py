@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from rl2meta.randomness import derive, generator
-from rl2meta.tasks import MappingTasks, Split, Tasks
+from rl2meta.tasks import MappingTasks, Split, Tasks, refuse_other_shapes
 from rl2meta.workers.crew import Crew, Stepper
 from rl2meta.workers.family import Described, SingleFamily, Task, acted, observed
-from rl2meta.workers.faults import EnvironmentFault, fault_of
+from rl2meta.workers.faults import EnvironmentFault, told
 from rl2meta.workers.scout import first_look
 from rl2meta.workers.settings import WorkerSettings
 from rl2meta.workers.solo import Solo
@@ -48,15 +48,15 @@ class PluggedIn:
         nameless = type(family).__repr__ is object.__repr__
         return (self._called or type(family).__name__) if nameless else str(family)
 
-    @property
+    @cached_property
     def observation_space(self) -> gym.Space[Any]:
         """What agents see, of every task."""
-        return self._observed
+        return observed(self.described.observation_space)
 
-    @property
+    @cached_property
     def action_space(self) -> gym.Space[Any]:
         """What agents do, in every task."""
-        return self._acted
+        return acted(self.described.action_space)
 
     @property
     def horizon(self) -> int:
@@ -80,8 +80,7 @@ class PluggedIn:
         try:
             return torch.tensor([float(of_task(task)) for task in _entries(tasks)])
         except (Exception, SystemExit) as error:
-            fault = fault_of(error, "nothing", None, 0)
-            raise EnvironmentFault(f"{self}: optimal_return: {fault.what}{fault.details}") from None
+            raise EnvironmentFault(f"{self}: optimal_return: {told(error)}") from None
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: not known."""
@@ -96,27 +95,11 @@ class PluggedIn:
         except EnvironmentFault as error:
             raise EnvironmentFault(f"{self}: {error}") from None
 
-    @cached_property
-    def _observed(self) -> gym.Space[Any]:
-        return self._usable("observation_space", observed)
-
-    @cached_property
-    def _acted(self) -> gym.Space[Any]:
-        return self._usable("action_space", acted)
-
-    def _usable(self, name: str, convert: Any) -> gym.Space[Any]:
-        try:
-            space: gym.Space[Any] = convert(getattr(self.described, name))
-        except TypeError as error:
-            raise EnvironmentFault(f"{self}: {name}: {error}") from None
-        return space
-
     def _draw(self, seed: int, split: Split) -> Task:
         try:
             task = self.family.sample(np.random.default_rng(seed), split)
         except (Exception, SystemExit) as error:
-            fault = fault_of(error, "nothing", None, 0)
-            raise EnvironmentFault(f"{self}: sample: {fault.what}{fault.details}") from None
+            raise EnvironmentFault(f"{self}: sample: {told(error)}") from None
         try:
             return MappingTasks((task,)).entries[0]
         except ValueError as error:  # it is none
@@ -206,11 +189,7 @@ class PluggedVectorEnv:
 
     def _possible(self, actions: Tensor) -> Any:
         space = self.single_action_space
-        expected = (self.num_envs, *(space.shape or ()))
-        if actions.shape != expected:  # one that is broadcast would be taken in silence
-            raise ValueError(
-                f"expected actions of shape {expected}, one per environment, got {tuple(actions.shape)}"
-            )
+        refuse_other_shapes(actions, self.num_envs, space)
         array = actions.detach().cpu().numpy()
         if isinstance(space, gym.spaces.Discrete) and not ((array >= 0) & (array < space.n)).all():
             raise ValueError(f"expected actions in {space}, got {array.min()} to {array.max()}")

@@ -15,8 +15,8 @@ from multiprocessing.connection import Connection
 from typing import BinaryIO
 
 from rl2meta.workers.block import Array
-from rl2meta.workers.child import DONE, Probe, Setup, fault_from
-from rl2meta.workers.faults import CALLS, EnvironmentFault, Fault, is_own
+from rl2meta.workers.child import DONE, Probe, Setup
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, is_own
 
 START_LIMIT = 120.0  # seconds that starting and importing may take
 _GLANCE = 0.2  # seconds between two looks at whether a worker gets on
@@ -25,14 +25,6 @@ _START = (
 )
 _WRITING = 0.1  # seconds that writing a stack may take
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
-
-
-class WorkerFailed(Exception):
-    """A worker raised, died or hung; carries the ``Fault``."""
-
-    def __init__(self, fault: Fault) -> None:
-        super().__init__(fault.said())
-        self.fault = fault
 
 
 class WorkerProcess:
@@ -72,7 +64,7 @@ class WorkerProcess:
         """Wait until the worker is ready for commands.
 
         Raises:
-            WorkerFailed: if it cannot be.
+            Failed: if it cannot be.
         """
         self._answer(START_LIMIT)
 
@@ -80,7 +72,7 @@ class WorkerProcess:
         """Wait until the worker has done what it was told.
 
         Raises:
-            WorkerFailed: if an environment raised, or the process died, or hung.
+            Failed: if an environment raised, or the process died, or hung.
         """
         self._answer(self._timeout)
 
@@ -88,12 +80,12 @@ class WorkerProcess:
         """Return what the worker found, once it is done.
 
         Raises:
-            WorkerFailed: if it died before it said so.
+            Failed: if it died before it said so.
         """
         try:
             return self._connection.recv_bytes()
         except (EOFError, OSError):
-            raise WorkerFailed(self._fault(self._death())) from None
+            raise Failed(self._fault(self._death())) from None
 
     def kill(self) -> None:
         """End the process and all that it started; a second call does nothing."""
@@ -116,9 +108,9 @@ class WorkerProcess:
             elif time.monotonic() - since > limit:
                 setting = " (workers.timeout)" if limit == self._timeout else ""
                 words = f"did not return within {limit:g} s{setting}"
-                raise WorkerFailed(self._fault(words, self._where()))
+                raise Failed(self._fault(words, self._where()))
             if self._process.poll() is not None and not self._poll.poll(0):
-                raise WorkerFailed(self._fault(self._death()))  # what it forked keeps the connection open
+                raise Failed(self._fault(self._death()))  # what it forked keeps the connection open
         self._receive()
 
     def _where(self) -> str:
@@ -134,9 +126,7 @@ class WorkerProcess:
     def _receive(self) -> None:
         message = self.result()
         if message != DONE:
-            fault = fault_from(message)
-            assert fault is not None  # for it is not done
-            raise WorkerFailed(fault)
+            raise Failed(pickle.loads(message))
 
     def _death(self) -> str:
         try:

@@ -8,9 +8,9 @@ import numpy as np
 from rl2meta.workers.block import mapped, nameless_memory
 from rl2meta.workers.child import Probe
 from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import CALLS, EnvironmentFault, Fault, fault_of
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, fault_of
 from rl2meta.workers.looking import look
-from rl2meta.workers.process import WorkerFailed, WorkerProcess
+from rl2meta.workers.process import WorkerProcess
 from rl2meta.workers.settings import WorkerSettings
 
 _MARK_BYTES = 32
@@ -24,7 +24,7 @@ def first_look(family: SingleFamily, task: Task, settings: WorkerSettings) -> De
     """
     try:
         return _here(family, task) if settings.processes == 0 else _elsewhere(family, task, settings)
-    except WorkerFailed as failure:
+    except Failed as failure:
         raise EnvironmentFault(failure.fault.said([task], [0])) from None
 
 
@@ -57,7 +57,7 @@ def _here(family: SingleFamily, task: Task) -> Described:
     try:
         return look(family, task, mark)
     except (Exception, SystemExit) as error:
-        raise WorkerFailed(fault_of(error, CALLS[mark[2]], 0, 0)) from None
+        raise Failed(fault_of(error, CALLS[mark[2]], 0, 0)) from None
 
 
 def _elsewhere(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
@@ -67,8 +67,9 @@ def _elsewhere(family: SingleFamily, task: Task, settings: WorkerSettings) -> De
     try:
         worker.started()
         worker.done()
-        return Described(*pickle.loads(worker.result()))
-    except WorkerFailed as failure:
+        found: Described = pickle.loads(worker.result())
+        return found
+    except Failed as failure:
         refuse_start(failure.fault)
         raise
     finally:

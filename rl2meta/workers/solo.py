@@ -6,8 +6,8 @@ from typing import Any
 
 from rl2meta.workers.block import layout_of, views
 from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import EnvironmentFault
-from rl2meta.workers.lanes import Failed, Lanes
+from rl2meta.workers.faults import EnvironmentFault, Failed
+from rl2meta.workers.lanes import Lanes
 
 _log = logging.getLogger("rl2meta.workers")
 
