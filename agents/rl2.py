@@ -17,7 +17,7 @@ from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive, line
 from rl2meta.images import ImageEncoder, is_image
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
-from rl2meta.returns import discounted_returns, gae
+from rl2meta.returns import gae
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
@@ -121,7 +121,9 @@ class RL2Agent:
         features, state = self.network.core.step(inputs, carry.state)
         policy: ActionDistribution = self.network.policy(features)
         action = policy.sample(carry.generator)
-        return Choice(action, policy.log_prob(action), policy.mode()), carry._replace(state=state)
+        value = self.network.value(features).squeeze(-1)
+        choice = Choice(action, policy.log_prob(action), policy.mode(), value)
+        return choice, carry._replace(state=state)
 
     def adapt(self, carry: RL2Carry, trajectory: Trajectory) -> RL2Carry:
         """Return the carry as it is."""
@@ -185,22 +187,20 @@ class RL2Learner:
 
     def _batch(self, trajectory: Trajectory, progress: float = 0.0) -> _Batch:
         mask = trajectory.mask.float()
+        assert trajectory.value is not None  # an RL2Agent acted
         reward = reward_signal(trajectory, self.config.reward_signal) * mask
         # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
         gamma = linear(self.config.discount, self.config.final_discount, progress)
         discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
         remaining = _discounted_lengths(trajectory.steps_left(), gamma)
-        inputs = self.network.inputs(trajectory.inputs)
-        with torch.no_grad():
-            policy, scaled = self.network(inputs)
-        value = scaled * mask * remaining * self.network.reward_scale
+        value = trajectory.value * mask * remaining * self.network.reward_scale
         advantage = gae(reward, discount, value, self.config.gae_trace)
         per_step = (advantage + value) / remaining
         self._measure_scale(per_step, mask)
         return _Batch(
-            inputs=inputs,
+            inputs=self.network.inputs(trajectory.inputs),
             action=trajectory.action,
-            log_prob=policy.log_prob(trajectory.action),  # of the fused pass, so that ρ starts at exactly 1
+            log_prob=trajectory.log_prob,
             advantage=standardised(advantage, mask),
             value_target=per_step / self.network.reward_scale.clamp(min=1e-8),
             mask=mask,
@@ -247,10 +247,10 @@ class RL2Learner:
 
 def _discounted_lengths(steps: Tensor, gamma: float) -> Tensor:
     """Return Σ_{k<n} γᵏ for each number n of steps, at least 1."""
-    most = int(steps.max())
-    discount = torch.full((most,), gamma, device=steps.device)
-    lengths = discounted_returns(torch.ones_like(discount), discount).flip(0)  # of 1, 2, ..., most steps
-    return lengths[(steps - 1).clamp(min=0)]
+    n = steps.clamp(min=1)
+    if gamma == 1.0:
+        return n.float()
+    return ((1.0 - gamma ** n.double()) / (1.0 - gamma)).float()
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

@@ -139,8 +139,9 @@ class Pulls:
         self._noise = noise
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
-        """Return the tasks."""
-        return tasks
+        """Add what the best arm pays, [B]."""
+        means = tasks.parameters["means"]
+        return TensorTasks({"means": means, "best": means.amax(dim=1)})
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
         """Return the one state that there is."""
@@ -161,7 +162,7 @@ class Pulls:
             reward=_pay(self._noise, expected, generator),
             terminated=torch.ones_like(action, dtype=torch.bool),
             expected_reward=expected,
-            regret=means.amax(dim=1) - expected,
+            regret=tasks.parameters["best"] - expected,
         )
 
 

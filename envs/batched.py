@@ -90,6 +90,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         self.tasks: TensorTasks | None = None
         self._expected = _layout(distribution.sample(1, torch.Generator(), "train"))
         self._distribution = distribution
+        self._horizon = distribution.horizon
         self._dynamics = dynamics
         self._generator: torch.Generator | None = None
         self._prepared: TensorTasks
@@ -118,13 +119,16 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         source = self._running()
         actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
-        self._elapsed = self._elapsed + 1
-        truncated = (self._elapsed >= self._distribution.horizon) & ~end.terminated
+        elapsed = self._elapsed + 1
+        truncated = (elapsed >= self._horizon) & ~end.terminated
         last = end.terminated | truncated
         self._episode = self._episode + last
         begin = self._dynamics.begin(self._prepared, self._episode, source)
-        self._state = torch.where(_like(last, begin), begin, end.state)
-        self._elapsed = torch.where(last, 0, self._elapsed)
+        if self._horizon == 1:  # every step is an episode: nothing is left to choose between
+            self._state = begin
+        else:
+            self._state = torch.where(_like(last, begin), begin, end.state)
+            self._elapsed = elapsed.masked_fill(last, 0)
         info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 _LOG_ROOT_TAU = math.log(2 * math.pi) / 2
+_FUSED_ROWS = 64  # on a CPU: with fewer, the fused layer takes longer than one cell after another
 LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
 
 
@@ -47,9 +48,11 @@ class Categorical:
         self.log_probs = torch.log_softmax(logits, dim=-1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw actions [...]: argmaxₐ log π(a) − log Eₐ with Eₐ ~ Exp(1), the Gumbel trick."""
-        noise = torch.empty_like(self.log_probs).exponential_(generator=generator)
-        return (self.log_probs - noise.log()).argmax(dim=-1)
+        """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1)."""
+        up_to = self.log_probs.exp().cumsum(dim=-1)
+        place = torch.rand(*up_to.shape[:-1], 1, generator=generator, device=up_to.device, dtype=up_to.dtype)
+        last = up_to.shape[-1] - 1  # where rounding leaves the sum of all below u
+        return (up_to <= place).sum(dim=-1).clamp(max=last)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log π(action), [...]."""
@@ -198,6 +201,9 @@ class RecurrentCore(nn.Module):
 
     def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
         """Advance by one step: x [B, in_features] -> features [B, hidden_size] and the next state."""
+        if x.device.type == "cpu" and len(x) >= _FUSED_ROWS:
+            features, state = self.lstm(x.unsqueeze(0), state)
+            return features.squeeze(0), state
         hidden, cells = [], []
         for layer in range(self.lstm.num_layers):
             h, c = torch.lstm_cell(x, (state[0][layer], state[1][layer]), *self._weights(layer))

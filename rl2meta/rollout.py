@@ -162,6 +162,7 @@ def _stack(rows: list[_Row]) -> Trajectory:
         expected_reward=_stack_known([row.expected_reward for row in rows]),
         regret=_stack_known([row.regret for row in rows]),
         target=_stack_known([row.target for row in rows]),
+        value=_stack_known([row.choice.value for row in rows]),
     )
 
 

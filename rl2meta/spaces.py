@@ -1,5 +1,6 @@
 """Gymnasium spaces as flat float vectors, on any device."""
 
+import functools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -54,7 +55,12 @@ def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callab
 
 def _one_hot(index: Tensor, size: int) -> Tensor:
     # An identity's rows, not F.one_hot: that reads the largest index back to the host to check it.
-    return F.embedding(index, torch.eye(size, device=index.device))
+    return F.embedding(index, _identity(size, index.device))
+
+
+@functools.lru_cache(maxsize=64)
+def _identity(size: int, device: torch.device) -> Tensor:
+    return torch.eye(size, device=device)
 
 
 def _flatten(x: Tensor, dims: int) -> Tensor:

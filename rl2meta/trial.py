@@ -42,11 +42,14 @@ class Choice(NamedTuple):
         action: sampled from the agent's policy, [B, ...]; the environment gets it clipped to its bounds.
         log_prob: log π(action), float [B]; 0 for agents without a density.
         mode: the action that the agent deems best, like ``action``; for use without exploration noise.
+        value: what the agent expects to come of it, float [B], in units of the agent's own; None for agents
+            that expect nothing.
     """
 
     action: Tensor
     log_prob: Tensor
     mode: Tensor
+    value: Tensor | None = None
 
 
 class Phase(NamedTuple):
@@ -109,6 +112,7 @@ class Trajectory:
         regret: the expected loss against the optimum, >= 0, or None where no optimum is known.
         target: the action that would have been right, which a family of regression tasks reveals after the
             act, as ``action``; or None.
+        value: what the agent expected when it acted, see ``Choice``; or None.
         horizon: the steps that an episode may take, an int; or None where it is not known.
     """
 
@@ -121,6 +125,7 @@ class Trajectory:
     expected_reward: Tensor | None
     regret: Tensor | None
     target: Tensor | None = None
+    value: Tensor | None = None
     horizon: int | None = None
 
     def steps_left(self) -> Tensor:

@@ -1,5 +1,6 @@
 """Stable-Baselines3's ``predict`` for any agent, on the flat observations of ``TrialEnv``."""
 
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
 from typing import Any, Generic, NamedTuple
@@ -111,7 +112,7 @@ class Predictor(Generic[Carry]):
         row, step = (self._begin(step), step) if row is None else self._live(row, step)
         shown = TimeStep(*(torch.cat([field] * self.agent.phase.lanes_per_task) for field in step))
         choices, carry = self.agent.act(row.carry, shown)
-        choice = Choice(*(field[row.lane : row.lane + 1] for field in choices))
+        choice = _joined([choices], lambda fields: fields[0][row.lane : row.lane + 1])
         if deterministic:  # its log_prob stays the sample's: an agent tells no other
             choice = choice._replace(action=choice.mode)
         return replace(row, carry=carry, pending=(step, choice))
@@ -209,7 +210,7 @@ def _trajectory(past: tuple[_Lived, ...]) -> Trajectory:
     padded = [lane + lane[-1:] * (max(lengths) - len(lane)) for lane in lanes]
     rows = [_side_by_side(row) for row in zip(*padded, strict=True)]
     inputs, choices, rewards, lasts, _ = zip(*rows, strict=True)
-    choice = Choice(*(torch.stack(field) for field in zip(*choices, strict=True)))
+    choice = _joined(choices, torch.stack)
     last = torch.stack(lasts)
     mask = (torch.arange(len(rows)).unsqueeze(1) < torch.tensor(lengths)).to(last.device)
     return Trajectory(
@@ -229,11 +230,17 @@ def _side_by_side(row: tuple[_Lived, ...]) -> _Lived:
     inputs, choices, rewards, lasts, _ = zip(*row, strict=True)
     return _Lived(
         inputs=TimeStep(*(torch.cat(field) for field in zip(*inputs, strict=True))),
-        choice=Choice(*(torch.cat(field) for field in zip(*choices, strict=True))),
+        choice=_joined(choices, torch.cat),
         reward=torch.cat(rewards),
         last=torch.cat(lasts),
         lane=0,
     )
+
+
+def _joined(choices: Sequence[Choice], join: Callable[[Any], Tensor]) -> Choice:
+    """Join choices field by field; values are left out, for adapting reads none."""
+    action, log_prob, mode, _ = zip(*choices, strict=True)
+    return Choice(join(action), join(log_prob), join(mode))
 
 
 def _check_phase(agent: Agent[Carry], num_episodes: int | None) -> None:

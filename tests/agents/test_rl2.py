@@ -103,7 +103,7 @@ def test_padding_changes_nothing() -> None:
     def cut(x: Tensor) -> Tensor:
         return x[:4]
 
-    fields = ("action", "log_prob", "reward", "last", "mask", "expected_reward", "regret")
+    fields = ("action", "log_prob", "reward", "last", "mask", "expected_reward", "regret", "value")
     short = replace(
         trajectory,
         inputs=type(trajectory.inputs)(*(cut(x) for x in trajectory.inputs)),
