@@ -16,7 +16,7 @@ from typing import Annotated, NamedTuple, Protocol
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.func import functional_call, grad, vmap
+from torch.func import grad, vmap
 
 from rl2meta.agents.settings import Count, Positive
 from rl2meta.learner_state import under
@@ -93,6 +93,14 @@ class Objective(Protocol):
         ...
 
 
+class TaskNetwork(Protocol):
+    """A module that runs by its own weights, and by weights of each task's own."""
+
+    def stacked(self, weights: Weights, observation: Tensor) -> Tensor:
+        """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
+        ...
+
+
 class MetaWeights(nn.Module):
     """All that is learnt between trials: θ and, for Meta-SGD, a factor of α for each weight, 1 at first.
 
@@ -134,15 +142,15 @@ class Adapted(NamedTuple):
 class InnerLoop:
     """The inner loop, written once: with gradients blocked it adapts, with gradients it is learnt through.
 
-    All tasks advance at once, by ``vmap`` over their stacked weights.
+    All tasks advance at once, over their stacked weights.
 
     Attributes:
-        network: observation [..., size] -> outputs [..., P]; its own weights are never used.
+        network: what runs by the weights that it is given; its own are never used.
         objective: what a task is.
         config: how to adapt.
     """
 
-    network: nn.Module
+    network: TaskNetwork
     objective: Objective
     config: InnerConfig
 
@@ -155,11 +163,11 @@ class InnerLoop:
 
     def outputs(self, adapted: Adapted, observation: Tensor) -> Tensor:
         """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
-        return vmap(self._forward)(adapted.weights, observation)
+        return self.network.stacked(adapted.weights, observation)
 
     def losses(self, adapted: Adapted, rows: Rows) -> Tensor:
         """Return the loss of each task, [num_tasks]."""
-        return vmap(self._loss)(adapted.weights, rows)
+        return self._losses(adapted.weights, rows)
 
     def advance(self, adapted: Adapted, rows: Rows) -> Adapted:
         """Take one gradient step on every task: θ' = θ − α ∇L(θ)."""
@@ -168,7 +176,8 @@ class InnerLoop:
             return adapted
         if adapted.kept is not None and adapted.steps >= (cfg.support_phases or 0):
             rows = adapted.kept
-        gradients = vmap(grad(self._loss))(adapted.weights, rows)
+        # No task's loss knows of another's weights, so the sum's gradient is all of theirs.
+        gradients = grad(lambda weights: self._losses(weights, rows).sum())(dict(adapted.weights))
         rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
         weights = {
             name: weight - rate * adapted.factors.get(name, 1.0) * self._treated(gradients[name])
@@ -184,12 +193,9 @@ class InnerLoop:
             states.append(self.advance(states[-1], rows))
         return states
 
-    def _forward(self, weights: Weights, observation: Tensor) -> Tensor:
-        outputs: Tensor = functional_call(self.network, dict(weights), (observation,))
-        return outputs
-
-    def _loss(self, weights: Weights, rows: Rows) -> Tensor:
-        return self.objective.loss(self._forward(weights, rows.observation), rows)
+    def _losses(self, weights: Weights, rows: Rows) -> Tensor:
+        losses: Tensor = vmap(self.objective.loss)(self.network.stacked(weights, rows.observation), rows)
+        return losses
 
     def _treated(self, gradient: Tensor) -> Tensor:
         return gradient.detach() if self.config.first_order else gradient

@@ -27,8 +27,8 @@ from rl2meta.agents.maml import (
 from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.agents.settings import Count, Positive, linear
 from rl2meta.errors import UserError
-from rl2meta.learner_state import load_state, seeded, state_of
-from rl2meta.networks import mlp
+from rl2meta.learner_state import load_state, seeded, state_of, under
+from rl2meta.networks import mlp, stacked
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory, Trial
 
@@ -99,6 +99,11 @@ class RegressionNetwork(nn.Module):
         """Return [..., out_features] for observations [..., in_features]."""
         prediction: Tensor = self.head(self.trunk(observation))
         return prediction
+
+    def stacked(self, weights: Mapping[str, Tensor], observation: Tensor) -> Tensor:
+        """Return [N, rows, out_features] for N tasks, each by its own weights."""
+        features = stacked(self.trunk, under("trunk.", weights), observation)
+        return stacked(self.head, under("head.", weights), features)
 
 
 class MAMLRegressionLearner:

@@ -7,7 +7,7 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -96,15 +96,20 @@ class MAMLTRPOLearner:
         """Take one outer step."""
         cfg, problem = self.config, self.outer_problem(trial)
         start = parameters_to_vector(self.meta.parameters()).detach()
-        gradient = problem.gradient(start)
+        gradient, old, before = problem.linearised(start)
         index = _some(problem.support[0].weight.shape[1], cfg.curvature_fraction, generator)
         metric = problem.take(index.to(start.device)).metric(start)
         radius = linear(cfg.max_kl, cfg.final_max_kl, progress)
         step = longest_step(lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients)
         with torch.no_grad():
-            old = problem.policies(start)
             found = line_search(
-                lambda x: problem.measure(x, old), start, step, radius, cfg.line_shrink, cfg.line_searches
+                lambda x: problem.measure(x, old),
+                start,
+                step,
+                radius,
+                cfg.line_shrink,
+                cfg.line_searches,
+                before,
             )
             if found.scale > 0:  # else every bit stays
                 vector_to_parameters(found.x, self.meta.parameters())
@@ -147,6 +152,20 @@ class MAMLTRPOLearner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take on the weights; names and shapes must match exactly."""
         load_state(state, self.meta)
+
+
+class Linearised(NamedTuple):
+    """A point at which an outer step begins.
+
+    Attributes:
+        gradient: of the surrogate.
+        policies: π there, without a graph.
+        measured: the surrogate there, and a KL of 0.
+    """
+
+    gradient: Tensor
+    policies: ActionDistribution
+    measured: Measured
 
 
 @dataclass(frozen=True)
@@ -197,13 +216,15 @@ class OuterProblem:
         surrogate = self.surrogate(policies, old.log_prob(self.query.label))
         return Measured(surrogate, (self.query.weight * old.kl(policies)).sum())
 
-    def gradient(self, vector: Tensor) -> Tensor:
-        """Return ∇E[ρ A], through the inner steps, where π is π_old."""
+    def linearised(self, vector: Tensor) -> Linearised:
+        """Return ∇E[ρ A], through the inner steps, where π is π_old, and that π with what it measures."""
         vector = vector.detach().requires_grad_()
         with torch.enable_grad():
-            policies = self.policies(vector)
-            surrogate = self.surrogate(policies, policies.log_prob(self.query.label).detach())
-        return torch.autograd.grad(surrogate, vector)[0]
+            outputs = self.outputs(vector)
+            old = self.objective.distribution(outputs.detach())
+            surrogate = self.surrogate(self.objective.distribution(outputs), old.log_prob(self.query.label))
+        gradient = torch.autograd.grad(surrogate, vector)[0]
+        return Linearised(gradient, old, Measured(surrogate.detach(), torch.zeros_like(surrogate)))
 
     def metric(self, vector: Tensor) -> Product:
         """Return v -> ∇²E KL(π_old ‖ π) v, where π is π_old."""

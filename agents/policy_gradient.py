@@ -1,5 +1,6 @@
 """Policy gradients on the steps of a phase: the task as MAML's inner steps see it."""
 
+from collections.abc import Mapping
 from typing import Any
 
 import gymnasium as gym
@@ -13,7 +14,8 @@ from rl2meta.agents.rewards import standardised
 from rl2meta.agents.settings import Fraction, Positive
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
-from rl2meta.networks import ActionDistribution, action_head, mlp
+from rl2meta.learner_state import under
+from rl2meta.networks import ActionDistribution, Tanh, action_head, mlp, stacked
 from rl2meta.returns import discounted_returns, gae
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory
@@ -61,12 +63,17 @@ class PolicyNetwork(nn.Module):
         self, in_features: int, action_space: gym.Space[Any], hidden_sizes: list[int], deviation: float = 1.0
     ) -> None:
         super().__init__()
-        self.trunk = mlp(in_features, hidden_sizes, nn.Tanh)
+        self.trunk = mlp(in_features, hidden_sizes, Tanh)
         self.head = action_head(action_space, hidden_sizes[-1] if hidden_sizes else in_features, deviation)
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return [..., P] for observations [..., in_features]."""
         return self.head.parameters_of(self.trunk(observation))
+
+    def stacked(self, weights: Mapping[str, Tensor], observation: Tensor) -> Tensor:
+        """Return [N, rows, P] for observations [N, rows, in_features] of N tasks, each by its own weights."""
+        features = stacked(self.trunk, under("trunk.", weights), observation)
+        return self.head.stacked(under("head.", weights), features)
 
 
 class PolicyGradient:

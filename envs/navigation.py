@@ -83,7 +83,11 @@ def best_return(law: PointNavigation, offset: Tensor, elapsed: Tensor) -> Tensor
         offset: d, from the position to the goal or back, [B, 2].
         elapsed: steps taken in the episode, float [B]; h = horizon − elapsed.
     """
-    step = torch.arange(1, law.horizon + 1, dtype=offset.dtype, device=offset.device)
+    most = law.horizon
+    if offset.device.type == "cpu":  # where it costs nothing to look: no distance is left after the farthest
+        steps = float(offset.abs().max()) / law.step_size
+        most = min(most, int(steps) + 2) if math.isfinite(steps) else most
+    step = torch.arange(1, most + 1, dtype=offset.dtype, device=offset.device)
     along_x, along_y = (offset.abs().unsqueeze(2) - law.step_size * step).clamp(min=0).unbind(dim=1)
     distance = (along_x.square() + along_y.square()).sqrt()  # [B, horizon], falling
     before = F.pad(distance[:, :-1], (1, 0), value=math.inf)  # even on the goal there is one step

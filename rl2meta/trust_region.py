@@ -61,8 +61,8 @@ def gauss_newton_product(
     return product
 
 
-def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
-    """Return x with Hx ≈ b, exact after n iterations for a positive definite H of size n.
+def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
+    """Return x with Hx ≈ b, exact after n iterations for a positive definite H of size n; and b − Hx.
 
     It stops, without asking the device, where it has converged, and where it meets a direction that is not of
     positive curvature, with what it has until then.
@@ -82,7 +82,7 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> Tensor:
         following = residual.dot(residual)
         direction = torch.where(going, residual + (following / square) * direction, direction)
         square = torch.where(going, following, 0.0)
-    return x
+    return x, residual
 
 
 def longest_step(product: Product, gradient: Tensor, max_kl: float, iterations: int) -> Tensor:
@@ -90,8 +90,8 @@ def longest_step(product: Product, gradient: Tensor, max_kl: float, iterations: 
 
     Zero where there is no gradient, or no positive curvature along it.
     """
-    direction = conjugate_gradient(product, gradient, iterations)
-    square = direction.dot(product(direction))
+    direction, residual = conjugate_gradient(product, gradient, iterations)
+    square = direction.dot(gradient - residual)
     possible = square > 0
     return torch.where(possible, (2 * max_kl / torch.where(possible, square, 1.0)).sqrt(), 0.0) * direction
 
@@ -129,13 +129,15 @@ def line_search(
     max_kl: float,
     shrink: float = 0.5,
     tries: int = 10,
+    before: Measured | None = None,
 ) -> Found:
     """Return the first of start + step, start + ρ step, start + ρ² step, … that is better and near enough.
 
     Better: the surrogate is above that of ``start``. Near: the KL is at most ``max_kl``. Numbers that are not
     finite are neither. If none is, the answer is ``start`` itself, so that no half a step stays behind.
+    ``before`` is what ``measure`` gives at ``start``, where that is known already.
     """
-    before = measure(start)
+    before = before or measure(start)
     for k in range(tries):
         x, scale = start + shrink**k * step, shrink**k
         measured = measure(x)

@@ -1,28 +1,33 @@
-"""``rl2meta benchmark``: training speed, contestants in turns within one run."""
+"""``rl2meta benchmark``: speed, contestants in turns within one run."""
 
 import json
 import math
+import os
 import platform
-import statistics
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rl2meta.commands.maml_suite import maml_suite
-from rl2meta.commands.suites import Contestant, Suite
-from rl2meta.commands.train_suite import train_suite
-from rl2meta.commands.worker_suite import worker_suite
+from rl2meta.commands.benchmarks.envs import env_suite
+from rl2meta.commands.benchmarks.maml import maml_suite
+from rl2meta.commands.benchmarks.measuring import measure, table
+from rl2meta.commands.benchmarks.recurrent import rollout_suite, train_suite
+from rl2meta.commands.benchmarks.references import references_suite
+from rl2meta.commands.benchmarks.suites import Suite
+from rl2meta.commands.benchmarks.workers import worker_suite
 from rl2meta.config import suggestion
 from rl2meta.devices import resolve_device, set_threads
 from rl2meta.errors import UserError
 from rl2meta.files import write_atomically
 
-TURNS = 5
 SUITES: Mapping[str, Callable[[torch.device, str | None], Suite]] = {
+    "env": env_suite,
+    "rollout": rollout_suite,
     "train": train_suite,
     "maml": maml_suite,
+    "references": references_suite,
     "workers": worker_suite,
 }
 
@@ -30,7 +35,7 @@ SUITES: Mapping[str, Callable[[torch.device, str | None], Suite]] = {
 def run_benchmark(
     *, suite: str, seconds: float, against: str | None, device: str, threads: int | None, out: Path | None
 ) -> None:
-    """Measure, print the medians and their ratios, and write them to ``out``."""
+    """Measure, print a table for each suite, and write all figures to ``out``."""
     names = _named(suite)
     if not 0 < seconds < math.inf:
         raise UserError(f"--seconds: expected a number more than 0, got {seconds}")
@@ -45,15 +50,25 @@ def run_benchmark(
     if out is not None and (out.exists() or not out.parent.is_dir()):
         raise UserError(f"--out: expected a new file in a folder that exists, got {out}; choose another")
     where, used_threads = resolve_device(device), set_threads(threads)
+    suites: dict[str, Any] = {}
     report = {
-        "device": str(where),
+        "device": _named_device(where),
         "threads": used_threads,
-        "processor": platform.machine(),
+        "busy": os.getloadavg()[0],
         "torch": torch.__version__,
-        "suites": {name: _measured(SUITES[name](where, against), seconds) for name in names},
+        "suites": suites,
     }
+    for name in names:
+        chosen = SUITES[name](where, against)
+        print(chosen.title, flush=True)
+        suites[name] = measure(chosen, where, seconds)
+        print("\n".join(f"  {line}" for line in table(suites[name])), flush=True)
     if out is not None:
-        write_atomically(out, json.dumps(report, indent=2) + "\n")
+        write_atomically(out, json.dumps(report, indent=1) + "\n")
+
+
+def _named_device(device: torch.device) -> str:
+    return torch.cuda.get_device_name(device) if device.type == "cuda" else f"cpu, {platform.machine()}"
 
 
 def _named(suite: str) -> list[str]:
@@ -62,43 +77,3 @@ def _named(suite: str) -> list[str]:
         if name not in SUITES:
             raise UserError(f"--suite: unknown suite {name!r}{suggestion(name, SUITES)}")
     return names
-
-
-def _measured(suite: Suite, seconds: float) -> dict[str, Any]:
-    print(suite.title, flush=True)
-    figures = _in_turns(suite.contestants, seconds / TURNS)
-    result = {
-        "setting": dict(suite.setting),
-        "env_steps_per_second": figures,
-        "ratios": _ratios(figures),
-    }
-    _print(result)
-    return result
-
-
-def _in_turns(contestants: Mapping[str, Contestant], seconds: float) -> dict[str, list[float]]:
-    """A B A B ...: a machine that slows down for a while slows both."""
-    for contestant in contestants.values():
-        contestant(min(1.0, seconds))  # warm-up, not counted
-    figures: dict[str, list[float]] = {name: [] for name in contestants}
-    for _ in range(TURNS):
-        for name, contestant in contestants.items():
-            figures[name].append(contestant(seconds))
-    return figures
-
-
-def _ratios(figures: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    ours, *others = figures
-    return {name: [a / b for a, b in zip(figures[ours], figures[name], strict=True)] for name in others}
-
-
-def _print(report: Mapping[str, Any]) -> None:
-    for name, values in report["env_steps_per_second"].items():
-        print(f"  {name}: {_spread(values)} environment steps/s")
-    for name, values in report["ratios"].items():
-        print(f"  rl2meta / {name}, turn by turn: {_spread(values, '.1f')}")
-
-
-def _spread(values: list[float], form: str = ",.0f") -> str:
-    low, middle, high = min(values), statistics.median(values), max(values)
-    return f"median {middle:{form}} (min {low:{form}}, max {high:{form}})"

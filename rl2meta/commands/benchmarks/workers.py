@@ -1,6 +1,5 @@
 """Process workers alone: single environments, stepped by a policy that costs nothing."""
 
-import time
 from collections.abc import Callable, Iterator
 from itertools import cycle
 from typing import Any
@@ -10,21 +9,21 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from rl2meta.commands.suites import Contestant, Suite
+from rl2meta.commands.benchmarks.suites import Contestant, Suite
 from rl2meta.envs.gym_tasks import GymnasiumTasks
 from rl2meta.workers.plugged_in import PluggedIn
 from rl2meta.workers.settings import WorkerSettings
 
 ENVIRONMENTS = 64
 _ID, _HORIZON = "CartPole-v1", 500
-_ROWS = 1000  # of actions, drawn beforehand
+_ROWS, _STEPS = 1000, 20  # of actions, drawn beforehand; in a unit
 
 
 def worker_suite(device: torch.device, against: str | None) -> Suite:
     """Return our process workers, one per core, and Gymnasium's vectorisers, one process for each or none."""
     contestants = {
         "rl2meta": _ours(None),
-        "rl2meta in one process": _ours(0),
+        "rl2meta in one process": _ours(0)._replace(rival=True),
         "Gymnasium's AsyncVectorEnv": _gymnasium(_async),
         "Gymnasium's SyncVectorEnv": _gymnasium(_sync),
     }
@@ -38,13 +37,13 @@ def _ours(processes: int | None) -> Contestant:
     envs = law.make_envs(ENVIRONMENTS, torch.device("cpu"))
     envs.reset(seed=0)
     actions = cycle([torch.from_numpy(row) for row in _actions()])
-    return _timed(envs.step, actions)
+    return Contestant(_unit(envs.step, actions), countable=False)
 
 
 def _gymnasium(make: Callable[[Any], Any]) -> Contestant:
     envs = make([lambda: gym.make(_ID, max_episode_steps=_HORIZON, disable_env_checker=True)] * ENVIRONMENTS)
     envs.reset(seed=0)
-    return _timed(envs.step, cycle(_actions()))
+    return Contestant(_unit(envs.step, cycle(_actions())), rival=True, countable=False)
 
 
 def _async(makers: Any) -> Any:
@@ -60,12 +59,10 @@ def _actions() -> list[Any]:
     return list(np.random.default_rng(0).integers(0, 2, (_ROWS, ENVIRONMENTS)))
 
 
-def _timed(step: Callable[[Any], Any], actions: Iterator[Any]) -> Contestant:
-    def run(seconds: float) -> float:
-        began, steps = time.perf_counter(), 0
-        while (spent := time.perf_counter() - began) < seconds:
+def _unit(step: Callable[[Any], Any], actions: Iterator[Any]) -> Callable[[], int]:
+    def unit() -> int:
+        for _ in range(_STEPS):
             step(next(actions))
-            steps += ENVIRONMENTS
-        return steps / spent
+        return _STEPS * ENVIRONMENTS
 
-    return run
+    return unit

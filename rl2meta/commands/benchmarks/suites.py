@@ -1,6 +1,5 @@
-"""What a benchmark measures: contestants that train for a while and say how fast."""
+"""What a benchmark measures: contestants that do a piece of work again and again."""
 
-import time
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -10,8 +9,22 @@ from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Budget, Learner, meta_train
 
-Contestant = Callable[[float], float]
-"""Trains for about so many seconds and returns environment steps per second, updates included."""
+
+class Contestant(NamedTuple):
+    """One thing to measure.
+
+    Attributes:
+        unit: does one whole piece of work, such as an update with its rollout, and returns the environment
+            steps in it.
+        setting: in what it differs from the suite's setting.
+        rival: whether the first contestant of the suite is to be compared with it.
+        countable: whether its work can be counted: it is made of torch's operations.
+    """
+
+    unit: Callable[[], int]
+    setting: Mapping[str, Any] = {}
+    rival: bool = False
+    countable: bool = True
 
 
 class Suite(NamedTuple):
@@ -30,22 +43,22 @@ class Suite(NamedTuple):
 
 def training(
     learner: Learner, distribution: TaskDistribution, device: torch.device, trials: int, episodes: int
-) -> Contestant:
-    """Return a learner of ours as a contestant: whole updates, rollouts included."""
+) -> Callable[[], int]:
+    """Return a unit that trains a learner of ours by one whole update, its rollout included."""
     worker = RolloutWorker(distribution, device)
     budget = Budget(updates=10**9, trials_per_update=trials, episodes_per_trial=episodes)
     done = 0
 
-    def train(seconds: float) -> float:
+    def unit() -> int:
         nonlocal done
-        began, steps = time.perf_counter(), 0
+        rows: list[dict[str, Any]] = []
 
         def record(row: dict[str, Any]) -> bool:
-            nonlocal done, steps
-            done, steps = row["update"], row["env_steps"]
-            return time.perf_counter() - began >= seconds
+            rows.append(row)
+            return True
 
         meta_train(learner, distribution, worker, budget, 0, record, start=done)
-        return steps / (time.perf_counter() - began)
+        done += 1
+        return int(rows[0]["env_steps"])
 
-    return train
+    return unit

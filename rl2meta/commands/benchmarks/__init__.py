@@ -1,0 +1,1 @@
+"""What ``rl2meta benchmark`` measures, and how."""
