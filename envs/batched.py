@@ -10,7 +10,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rl2meta.randomness import generator
+from rl2meta.randomness import derive, generator
 from rl2meta.tasks import TaskDistribution, TensorTasks, refuse_other_shapes
 
 
@@ -106,7 +106,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             seed = int(np.random.SeedSequence().generate_state(1)[0])  # fresh entropy, as Gymnasium does
         tasks = (options or {}).get("tasks")
         if seed is not None:
-            self._generator = generator(seed, "dynamics", device=self.device)
+            self.seed(seed)
             if tasks is None:
                 tasks = self._distribution.sample(self.num_envs, generator(seed, "tasks"), "train")
         source = self._ready(tasks, (options or {}).get("episode"))
@@ -119,18 +119,30 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         source = self._running()
         actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
+        truncated = self._restart(end, source)
+        info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
+        return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
+
+    def _restart(self, end: Transition, source: torch.Generator) -> Tensor:
+        """Begin anew where an episode ended; return where it was truncated."""
+        if self._horizon == 1:  # every step is an episode: there is nothing to count or to choose between
+            self._episode = self._episode + 1
+            self._state = self._dynamics.begin(self._prepared, self._episode, source)
+            return ~end.terminated
         elapsed = self._elapsed + 1
         truncated = (elapsed >= self._horizon) & ~end.terminated
         last = end.terminated | truncated
         self._episode = self._episode + last
         begin = self._dynamics.begin(self._prepared, self._episode, source)
-        if self._horizon == 1:  # every step is an episode: nothing is left to choose between
-            self._state = begin
-        else:
-            self._state = torch.where(_like(last, begin), begin, end.state)
-            self._elapsed = elapsed.masked_fill(last, 0)
-        info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
-        return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
+        self._state = torch.where(_like(last, begin), begin, end.state)
+        self._elapsed = elapsed.masked_fill(last, 0)
+        return truncated
+
+    def seed(self, seed: int) -> torch.Generator:
+        """Put the stream of the dynamics to its start; it is the same object for good, for CUDA graphs."""
+        if self._generator is None:
+            self._generator = torch.Generator(self.device)
+        return self._generator.manual_seed(derive(seed, "dynamics"))
 
     def _possible(self, actions: Tensor) -> Tensor:
         """Refuse actions that there are not; values on a CPU only: a GPU would have to be waited for."""

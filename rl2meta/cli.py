@@ -9,20 +9,7 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.errors import UserError
-
-Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
-Scratch = Annotated[
-    int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
-]
-Settings = Annotated[
-    list[str] | None,
-    typer.Option(
-        "--set",
-        metavar="NAME:KEY=VALUE",
-        help="A setting that the run in folder NAME adapts with, such as "
-        "maml:agent.inner_learning_rates=[0.2,0.1]; may stand several times.",
-    ),
-]
+from rl2meta.options import Device, LearningConfigs, Scratch, Settings, Suites
 
 app = typer.Typer(
     name="rl2meta",
@@ -281,19 +268,27 @@ def list_components() -> None:
 
 @app.command()
 def benchmark(
-    suite: Annotated[
-        str,
-        typer.Option(
-            help="What to measure, comma-separated: train (RL²), maml (MAML-TRPO), workers (processes)."
-        ),
-    ] = "train",
+    suite: Suites = "train",
     seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in all.")] = 30.0,
     against: Annotated[str | None, typer.Option(help="'sb3' for sb3-contrib's RecurrentPPO.")] = None,
+    configs: LearningConfigs = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each in learning; 3 if not given.")] = None,
     device: Device = "auto",
+    precision: Annotated[str, typer.Option(help="Of products on a GPU: float32 or tf32.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file for the figures.")] = None,
 ) -> None:
-    """Measure speed, in turns within one run."""
+    """Measure speed, in turns within one run; or how soon training reaches a score (learning)."""
     from rl2meta.commands.benchmark import run_benchmark
 
-    run_benchmark(suite=suite, seconds=seconds, against=against, device=device, threads=threads, out=out)
+    run_benchmark(
+        suite=suite,
+        seconds=seconds,
+        against=against,
+        configs=configs or [],
+        seeds=seeds,
+        device=device,
+        precision=precision,
+        threads=threads,
+        out=out,
+    )

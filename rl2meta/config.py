@@ -6,85 +6,31 @@ names of no agent and no task family: they come as ``Components``.
 
 import difflib
 import json
-import re
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import reduce
-from typing import Annotated, Any
+from typing import Any
 
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, TypeAdapter, ValidationError, field_validator
+from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError
 
 from rl2meta.errors import UserError
 from rl2meta.revealed import Revealed
-from rl2meta.training import Budget
+from rl2meta.settings import RunSettings
 from rl2meta.workers.family import unfit
 from rl2meta.workers.plugged_in import PluggedIn
-from rl2meta.workers.settings import WorkerSettings
 from rl2meta.yaml_text import apply_override, parse
 
-Count = Annotated[int, Field(ge=1, le=2**31 - 1)]
-Seed = Annotated[int, Field(ge=0, le=2**63 - 1)]
-
-
 WORKERS = "workers."
-WHERE = ("device", "threads", WORKERS)
+WHERE = ("device", "threads", "cuda_graphs", WORKERS)
 """Settings of where a run happens, which may be others when it goes on."""
 
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
-
-
-class _Section(BaseModel):
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
-
-
-class TrainingConfig(_Section):
-    """How long and how wide to train, and how often to save."""
-
-    updates: Count = Field(description="updates of the learner in the whole run")
-    trials_per_update: Count = Field(description="tasks drawn for each update, one trial each")
-    episodes_per_trial: Count = Field(description="episodes in a trial; for bandits, pulls")
-    checkpoint_every: Count = Field(100, description="updates between checkpoints; the last is always saved")
-    keep_checkpoints: Count = Field(3, description="older ones are removed")
-
-    def budget(self) -> Budget:
-        """Return what ``meta_train`` needs of it."""
-        return Budget(self.updates, self.trials_per_update, self.episodes_per_trial)
-
-
-class EvaluationConfig(_Section):
-    """What ``rl2meta evaluate`` does unless its options say otherwise."""
-
-    tasks: Annotated[int, Field(ge=2, le=10**7)] = 10_000
-    seed: Seed = 0
-    against: Annotated[list[str], Field(strict=False)] = Field(default_factory=lambda: ["all"])
-    episodes_per_trial: Count | None = Field(None, description="episodes in a trial; null for as in training")
-
-
-class _RunSettings(_Section):
-    seed: Seed = 0
-    device: str = "auto"
-    threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="CPU threads of torch; null for one per core"
-    )
-    reveal_task: bool = Field(False, description="put the task's parameters into the observation: an oracle")
-    training: TrainingConfig
-    evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
-    workers: WorkerSettings = Field(
-        default_factory=WorkerSettings, description="of plugged-in environments; of no use to batched ones"
-    )
-
-    @field_validator("device")
-    @classmethod
-    def _named_device(cls, device: str) -> str:
-        if not re.fullmatch(r"auto|cpu|cuda(:\d+)?", device):
-            raise ValueError("auto, cpu, cuda or cuda:N")
-        return device
 
 
 @dataclass(frozen=True)
@@ -106,13 +52,13 @@ class RunConfig:
     """A validated experiment.
 
     Attributes:
-        settings: seed, device, threads, reveal_task, training, evaluation and workers.
+        settings: seed, device, training, evaluation and the rest of what no agent or family owns.
         distribution_name, law: the law of the tasks, whatever the agent is told of them.
         arguments: what the law was made of.
         agent_name, agent: the agent and its hyper-parameters.
     """
 
-    settings: _RunSettings
+    settings: RunSettings
     distribution_name: str
     law: Any
     arguments: Mapping[str, Any]
@@ -164,7 +110,7 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     raw.pop("versions", None)  # what a run folder's config.yaml records; so that it can be run again
     distribution, distribution_faults = _component(raw, "distribution", components.distributions)
     agent, agent_faults = _component(raw, "agent", components.agents)
-    settings, settings_faults = _validated(_RunSettings, raw, ())
+    settings, settings_faults = _validated(RunSettings, raw, ())
     law, law_faults = _law(distribution, settings)
     distribution_faults += law_faults
     faults += settings_faults + distribution_faults + agent_faults
@@ -276,7 +222,7 @@ def _fields(kind: type[Any], path: Iterable[str]) -> list[str]:
     for part in path:
         kind = kind.model_fields[part].annotation
     fields = getattr(kind, "model_fields", None) or kind.__pydantic_fields__
-    top = ["distribution", "agent"] if kind is _RunSettings else []
+    top = ["distribution", "agent"] if kind is RunSettings else []
     return [*fields, *top]
 
 

@@ -2,10 +2,13 @@
 
 import ctypes
 import os
+from typing import Any, Literal
 
 import torch
 
 from rl2meta.errors import UserError
+
+Precision = Literal["float32", "tf32"]
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
 
@@ -23,9 +26,19 @@ def resolve_device(name: str) -> torch.device:
             f"device: expected one that is there (auto, {', '.join(there)}), got {name!r}; it is not there"
         )
     keep_memory()
-    # cuDNN's recurrent kernels would use TF32 by default and the single step would not: they must agree.
-    torch.backends.cudnn.allow_tf32 = False
     return torch.device(wanted)
+
+
+def set_precision(precision: Precision) -> None:
+    """Let products on a GPU round their factors to TF32's 10 bits of mantissa, or keep all of float32's 23.
+
+    By default cuDNN's recurrent kernels would round and a single step's products would not: what an agent
+    does would differ from what its learner replays.
+    """
+    value = {"float32": "ieee", "tf32": "tf32"}[precision]
+    backends: Any = torch.backends
+    for kind in (backends.cuda.matmul, backends.cudnn.conv, backends.cudnn.rnn):
+        kind.fp32_precision = value
 
 
 def set_threads(threads: int | None) -> int:

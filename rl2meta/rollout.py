@@ -9,7 +9,7 @@ from torch import Tensor
 from rl2meta.randomness import derive, generator
 from rl2meta.spaces import bounded, encoding
 from rl2meta.tasks import TaskDistribution, Tasks, TaskVectorEnv
-from rl2meta.trial import Agent, Carry, Choice, TimeStep, Trajectory, Trial
+from rl2meta.trial import Agent, Carry, Choice, Plan, TimeStep, Trajectory, Trial
 
 
 class _Row(NamedTuple):
@@ -65,19 +65,19 @@ class RolloutWorker:
         Raises:
             ValueError: if ``num_episodes`` is not a positive multiple of the agent's phase.
         """
-        plan, lanes = agent.phase.plan(num_episodes), agent.phase.lanes_per_task
+        source = generator(seed, "agent", device=self.device)
+        return self._live(agent, tasks, agent.phase.plan(num_episodes), source, derive(seed, "envs"))
+
+    def _live(
+        self, agent: Agent[Carry], tasks: Tasks, plan: Plan, source: torch.Generator, seed: int | None
+    ) -> Trial:
+        """Run a trial; the environments draw from the stream of ``seed``, or go on with what they have."""
+        lanes = agent.phase.lanes_per_task
         envs = self._make_envs(len(tasks) * lanes)
-        carry = agent.begin(len(tasks), generator(seed, "agent", device=self.device))
-        rows_of = torch.arange(len(tasks)).repeat_interleave(lanes)
+        carry = agent.begin(len(tasks), source)
         episode = self._first_episodes(len(tasks), lanes, plan.episodes)
-        observation, _ = envs.reset(
-            seed=derive(seed, "envs"),
-            options={
-                "tasks": tasks[rows_of].to(self.device),
-                "episode": episode,
-                "episodes": plan.episodes,
-            },
-        )
+        options = {"tasks": self._on_lanes(tasks, lanes), "episode": episode, "episodes": plan.episodes}
+        observation, _ = envs.reset(seed=seed, options=options)
         step = self._first_step(observation)
         phases: list[Trajectory] = []
         for _ in range(plan.phases):
@@ -112,6 +112,11 @@ class RolloutWorker:
                 break
             step = TimeStep(observation, self._action.encode(action), reward, last)
         return replace(_stack(rows), horizon=self.distribution.horizon), carry
+
+    def _on_lanes(self, tasks: Tasks, lanes: int) -> Tasks:
+        """Repeat each task for each of its lanes, where the environments are."""
+        rows = torch.arange(len(tasks)).repeat_interleave(lanes)
+        return (tasks if lanes == 1 else tasks[rows]).to(self.device)
 
     def _first_episodes(self, num_tasks: int, lanes: int, episodes: int) -> Tensor:
         """Return the number in its trial of each environment's first episode; lanes one after another."""

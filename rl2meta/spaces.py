@@ -10,6 +10,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+_LARGEST_IDENTITY = 1024
+
 
 @dataclass(frozen=True)
 class Encoding:
@@ -55,10 +57,12 @@ def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callab
 
 def _one_hot(index: Tensor, size: int) -> Tensor:
     # An identity's rows, not F.one_hot: that reads the largest index back to the host to check it.
+    if size > _LARGEST_IDENTITY:
+        return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).float()
     return F.embedding(index, _identity(size, index.device))
 
 
-@functools.lru_cache(maxsize=64)
+@functools.cache
 def _identity(size: int, device: torch.device) -> Tensor:
     return torch.eye(size, device=device)
 

@@ -412,38 +412,3 @@ def test_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path) -> Non
     code, out, _ = run("train", "smoke", *SMALL, "--run-dir", tmp_path / "run")
     assert code == 0 and "\x1b" not in out
     assert re.search(r"update 12/12  1,920 steps  [\d,]+ steps/s  mean return [\d.]+  0:00 left", out)
-
-
-def test_benchmark_reports_every_contestant(run: Run, tmp_path: Path) -> None:
-    pytest.importorskip("sb3_contrib")
-    out = tmp_path / "benchmark.json"
-    options = (
-        "--suite",
-        "train,maml",
-        "--seconds",
-        0.5,
-        "--against",
-        "sb3",
-        "--out",
-        out,
-        "--threads",
-        1,
-    )
-    code, said, _ = run("benchmark", *options)
-    assert code == 0 and "environment steps/s" in said
-    suites = json.loads(out.read_text())["suites"]
-    assert list(suites) == ["train", "maml"]
-    assert all(min(values) for each in suites.values() for values in each["env_steps_per_second"].values())
-    report = suites["train"]
-    ours, *others = report["env_steps_per_second"].values()
-    assert len(others) == 2 and all(len(each) == 5 and min(each) > 0 for each in (ours, *others))
-    for theirs, ratios in zip(others, report["ratios"].values(), strict=True):
-        assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
-
-
-def test_the_benchmark_of_workers_steps_everyones_environments(monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl2meta.commands import worker_suite
-
-    monkeypatch.setattr(worker_suite, "ENVIRONMENTS", 2)
-    suite = worker_suite.worker_suite(torch.device("cpu"), None)
-    assert len(suite.contestants) == 4 and all(run(0.05) > 0 for run in suite.contestants.values())

@@ -15,6 +15,11 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.commands.benchmarks import envs, recurrent
+from rl2meta.commands.benchmarks.envs import env_suite
+from rl2meta.commands.benchmarks.measuring import measure
+from rl2meta.commands.benchmarks.recurrent import rollout_suite, train_suite
+from rl2meta.devices import set_precision
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
@@ -22,6 +27,7 @@ from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.randomness import generator
+from rl2meta.recording import RecordingWorker
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
@@ -29,6 +35,11 @@ from rl2meta.trial import TimeStep, Trajectory, Trial
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BANDITS = BernoulliBandits(num_arms=5)
+
+
+@pytest.fixture(autouse=True)
+def _exact_products() -> None:
+    set_precision("float32")  # as every command does
 
 
 def _learner(device: str) -> RL2Learner:
@@ -67,6 +78,50 @@ def _started(learner: RL2Learner, worker: RolloutWorker, tasks: object) -> tuple
     observation, _ = worker._make_envs(64).reset(seed=0, options={"tasks": tasks})
     carry = learner.agent.begin(64, torch.Generator("cuda").manual_seed(0))
     return carry, worker._first_step(observation)
+
+
+def test_a_cuda_graph_replays_the_rollout_of_its_tasks_and_its_seed() -> None:
+    learner = _learner("cuda")
+    plain, recording = RolloutWorker(BANDITS, "cuda"), RecordingWorker(BANDITS, "cuda")
+    for seed in (3, 4, 5):
+        tasks = sample_tasks(BANDITS, 64, seed, "train")
+        want, got = (worker.run(learner.agent, tasks, 10, seed) for worker in (plain, recording))
+        for name in ("action", "reward", "log_prob", "value"):
+            assert torch.equal(getattr(got.phases[0], name), getattr(want.phases[0], name)), (seed, name)
+        learner.update(got, 0.0, torch.Generator())
+
+
+def test_learns_by_replays_in_tf32_what_it_learns_without() -> None:
+    exact = _learnt(RolloutWorker(BANDITS, "cuda"))
+    set_precision("tf32")
+    rounded = _learnt(RecordingWorker(BANDITS, "cuda"))
+    assert min(exact, rounded) > 6.2 and abs(exact - rounded) < 0.2
+
+
+def _learnt(worker: RolloutWorker) -> float:
+    curve: list[float] = []
+    meta_train(
+        _learner("cuda"),
+        BANDITS,
+        worker,
+        Budget(60, 1024, 10),
+        0,
+        lambda row: bool(curve.append(row["mean_return"])),  # type: ignore[func-returns-value]
+    )
+    return sum(curve[-10:]) / 10
+
+
+def test_the_benchmark_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    small = recurrent.Shape(64, 3, 16)
+    monkeypatch.setattr(recurrent, "BASE", small)
+    monkeypatch.setitem(recurrent._GROWTH, "cuda", {"more": small._replace(trials=128)})
+    monkeypatch.setattr(envs, "_SIZES", (64,))
+    monkeypatch.setitem(envs._TASKS, "cuda", 128)
+    device = torch.device("cuda:0")
+    for make in (env_suite, rollout_suite, train_suite):
+        report = measure(make(device, None), device, 0.1)
+        assert all(min(each["env_steps_per_second"]) > 0 for each in report["contestants"].values())
+        assert all(each["peak_memory_bytes"] >= 0 for each in report["contestants"].values())
 
 
 def test_learns_on_the_gpu() -> None:

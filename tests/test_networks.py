@@ -1,9 +1,15 @@
+from collections.abc import Callable
+
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from torch import Tensor, nn
+from torch.func import functional_call, vmap
 
-from rl2meta.networks import Categorical, Gaussian, RecurrentCore, action_head, mlp
+from rl2meta.agents.maml_regression import RegressionNetwork
+from rl2meta.agents.policy_gradient import PolicyNetwork
+from rl2meta.networks import Categorical, Gaussian, RecurrentCore, Tanh, action_head, mlp, stacked
 from rl2meta.randomness import generator
 
 
@@ -36,6 +42,34 @@ def test_one_step_at_a_time_equals_all_at_once_equals_numpy(layers: int) -> None
     np.testing.assert_allclose(core(x).detach().numpy(), _numpy_lstm(core, x.double().numpy()), atol=1e-6)
 
 
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("learning", [True, False])
+def test_many_rows_step_through_the_fused_layer_and_few_cell_by_cell_to_the_same(
+    layers: int, learning: bool
+) -> None:
+    core, calls = RecurrentCore(3, 8, layers), []
+    x = torch.randn(9, 64, 3, generator=generator(0, "x"))
+    core.lstm.register_forward_hook(lambda *call: calls.append(call))
+    with torch.set_grad_enabled(learning):
+        together, parts, steps = core.begin(64), [core.begin(1), core.begin(63)], []
+        for row in x:
+            features, together = core.step(row, together)
+            assert len(calls) == 1
+            apart = [core.step(*part) for part in zip(row.split([1, 63]), parts, strict=True)]
+            assert len(calls) == 1
+            calls.clear()
+            parts = [state for _, state in apart]
+            steps.append(features)
+            _close(features, torch.cat([each for each, _ in apart]))
+            for one, others in zip(together, zip(*parts, strict=True), strict=True):
+                _close(one, torch.cat(others, dim=1))
+        _close(torch.stack(steps), core(x))
+
+
+def _close(one: Tensor, other: Tensor) -> None:
+    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
+
+
 def test_the_forget_gate_starts_open() -> None:
     core = RecurrentCore(2, 4, 1)
     assert core.lstm.bias_ih_l0[4:8].tolist() == [1.0] * 4
@@ -57,6 +91,56 @@ def test_samples_follow_the_probabilities() -> None:
     frequency = draws.bincount(minlength=4) / len(draws)
     error = (probs * (1 - probs) / len(draws)).sqrt()
     assert ((frequency - probs).abs() < 4 * error).all()
+
+
+UNEVEN = {
+    "a die": [0.0] * 6,
+    "nearly certain": [8.0, 0.0, 0.0],
+    "nearly certain of the last": [0.0, 0.0, 8.0],
+    "all but impossible": [-30.0, 1.0, -80.0, 0.0, -200.0],
+    "impossible": [-torch.inf, 1.0, -torch.inf, -torch.inf, 0.0, -1.0],
+    "of all sizes": [float(-k) for k in range(12)],
+    "many": [float(k % 7) for k in range(200)],
+}
+
+
+@pytest.mark.parametrize("logits", UNEVEN.values(), ids=UNEVEN)
+def test_samples_follow_probabilities_however_uneven(logits: list[float]) -> None:
+    n, probs = 100_000, torch.tensor(logits, dtype=torch.float64).softmax(dim=0)
+    draws = Categorical(torch.tensor(logits).expand(n, -1)).sample(generator(4, "draws"))
+    counts = draws.bincount(minlength=len(probs)).double()
+    assert len(counts) == len(probs)
+    assert ((counts / n - probs).abs() <= 5 * (probs * (1 - probs) / n).sqrt()).all()
+    often = probs * n > 5
+    square = ((counts - n * probs).square() / (n * probs))[often].sum()
+    freedom = int(often.sum()) - 1
+    assert square <= freedom + 5 * (2 * freedom) ** 0.5
+    assert not counts[probs == 0].any()
+
+
+def test_the_action_is_the_first_whose_cumulative_probability_is_above_the_draw(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """So at the edges of the intervals no impossible action is drawn, unless it were the last."""
+    policy = Categorical(torch.tensor([-torch.inf, 0.0, -torch.inf, -torch.inf, 1.0]))
+    edge = float(policy.log_probs[1].exp())
+    wanted = {0.0: 1, edge / 2: 1, edge: 4, 1 - 2.0**-24: 4}
+    places = iter(wanted)
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kind: torch.full(shape, next(places)))
+    assert [int(policy.sample(torch.Generator())) for _ in wanted] == list(wanted.values())
+
+
+def test_every_row_of_a_batch_draws_from_its_own_law() -> None:
+    certain = torch.randint(4, (3, 5, 7), generator=generator(0, "which"))
+    logits = 100.0 * torch.nn.functional.one_hot(certain, 4)
+    drawn = Categorical(logits).sample(generator(1, "draws"))
+    assert drawn.dtype == torch.int64 and torch.equal(drawn, certain)
+    even = Categorical(torch.zeros(1000, 2, 3)).sample(generator(1, "draws"))
+    assert even.shape == (1000, 2)
+    agreement = (even[:, 0] == even[:, 1]).float().mean()  # neighbours do not share their luck
+    assert abs(float(agreement) - 1 / 3) < 5 * (2 / 9 / 1000) ** 0.5
+    one = Categorical(torch.zeros(3)).sample(generator(2, "draws"))
+    assert one.shape == () and 0 <= one < 3
 
 
 def test_samples_come_from_the_given_generator_alone() -> None:
@@ -143,3 +227,88 @@ def test_continuous_policies_start_with_the_deviation_that_is_asked_for() -> Non
         policy = head(torch.randn(20_000, 4))
         noise = policy.sample(torch.Generator().manual_seed(0)) - policy.mode()
         torch.testing.assert_close(noise.std(dim=0), torch.full((2,), 0.25), atol=0.01, rtol=0)
+
+
+class _Outputs(nn.Module):
+    """What a network puts out, as a module's forward, also where that would be a distribution."""
+
+    def __init__(self, module: nn.Module) -> None:
+        super().__init__()
+        self.module = module
+
+    def forward(self, x: Tensor) -> Tensor:
+        outputs: Tensor = getattr(self.module, "parameters_of", self.module)(x)
+        return outputs
+
+
+DISCRETE, BOX = gym.spaces.Discrete(4), gym.spaces.Box(-1, 1, (2,))
+STACKED: dict[str, Callable[[], nn.Module]] = {
+    "one layer": lambda: nn.Linear(5, 3),
+    "tanh layers": lambda: mlp(5, [7, 6], nn.Tanh),
+    "our tanh": lambda: mlp(5, [7, 6], Tanh),
+    "relu layers": lambda: mlp(5, [7, 6], nn.ReLU),
+    "nested": lambda: nn.Sequential(mlp(5, [7], nn.ReLU), nn.Sequential(nn.Linear(7, 2), nn.Tanh())),
+    "categorical": lambda: action_head(DISCRETE, 5),
+    "gaussian": lambda: action_head(BOX, 5),
+    "discrete policy": lambda: PolicyNetwork(5, DISCRETE, [7, 6]),
+    "continuous policy": lambda: PolicyNetwork(5, BOX, [7]),
+    "linear policy": lambda: PolicyNetwork(5, BOX, []),
+    "regression": lambda: RegressionNetwork(5, 2, [7, 6]),
+    "linear regression": lambda: RegressionNetwork(5, 2, []),
+}
+
+
+@pytest.mark.parametrize("make", STACKED.values(), ids=STACKED)
+def test_stacked_weights_give_what_each_tasks_own_network_gives(make: Callable[[], nn.Module]) -> None:
+    """Outputs, gradients and second derivatives are those of vmap over functional calls."""
+    module, source = make().double(), torch.Generator().manual_seed(0)
+
+    def drawn(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_()
+
+    weights = {name: drawn(4, *weight.shape) for name, weight in module.named_parameters()}
+    x, along = drawn(4, 6, 5), [drawn(*weight.shape).detach() for weight in weights.values()]
+
+    def ours() -> Tensor:
+        own: Callable[..., Tensor] | None = getattr(module, "stacked", None)
+        return own(weights, x) if own else stacked(module, weights, x)
+
+    def theirs() -> Tensor:
+        alone = _Outputs(module)
+        named = {f"module.{name}": weight for name, weight in weights.items()}
+        return vmap(lambda weights, x: functional_call(alone, weights, (x,)))(named, x)
+
+    leaves = [*weights.values(), x]
+    for one, other in zip(
+        *(_derivatives(outputs(), leaves, along) for outputs in (ours, theirs)), strict=True
+    ):
+        torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
+        assert other.abs().max() > 1e-3  # there is something to compare
+
+
+def _derivatives(outputs: Tensor, leaves: list[Tensor], along: list[Tensor]) -> list[Tensor]:
+    """Return outputs, the gradient of a function of them, and its second derivatives along a direction."""
+    first = torch.autograd.grad(outputs.sin().sum(), leaves, create_graph=True)
+    slope = sum((gradient * v).sum() for gradient, v in zip(first, along, strict=False))
+    return [outputs, *first, *torch.autograd.grad(slope, leaves)]
+
+
+def test_our_tanh_is_torchs() -> None:
+    small = torch.logspace(-12, 2, 5000, dtype=torch.float64)
+    x = torch.cat([-small, torch.zeros(1), small, torch.tensor([1e4, -1e4, 3e38, -3e38])]).float()
+    x = torch.cat([x, torch.linspace(-12, 12, 50_001)]).requires_grad_()
+    exactly = x.detach().double().requires_grad_()
+    ours, theirs = (_and_derivatives(tanh(at), at) for tanh, at in ((Tanh(), x), (torch.tanh, exactly)))
+    for one, other, apart in zip(ours, theirs, (3e-7, 1e-6, 1e-6), strict=True):
+        assert one.dtype == torch.float32
+        torch.testing.assert_close(one.double(), other, atol=apart, rtol=0)
+    values = ours[0].detach()
+    torch.testing.assert_close(values, torch.tanh(x.detach()), atol=3e-7, rtol=0)
+    assert values.abs().max() == 1  # and never beyond
+    precise = _and_derivatives(Tanh()(exactly), exactly)
+    assert all(torch.equal(one, other) for one, other in zip(precise, theirs, strict=True))
+
+
+def _and_derivatives(values: Tensor, x: Tensor) -> list[Tensor]:
+    (first,) = torch.autograd.grad(values.sum(), x, create_graph=True)
+    return [values, first, torch.autograd.grad(first.sum(), x)[0]]

@@ -35,6 +35,7 @@ from rl2meta.envs.task_conventions import BenchmarkTasks, SetTaskEnvs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive
+from rl2meta.recording import RecordingWorker
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
@@ -121,6 +122,19 @@ def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     """Return the worker that plays an experiment's tasks; ``close`` it when there is nothing left to play."""
     most = AT_ONCE if isinstance(config.law, PluggedIn) else None
     return RolloutWorker(config.distribution, device, most)
+
+
+def make_training_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
+    """Return the worker of an experiment's training: one that replays a CUDA graph where it is to.
+
+    Raises:
+        UserError: if it is to and cannot.
+    """
+    if not config.settings.cuda_graphs:
+        return make_worker(config, device)
+    if device.type != "cuda":
+        raise UserError(f"cuda_graphs: expected a GPU, got device {device}; set cuda_graphs=false")
+    return RecordingWorker(config.distribution, device)
 
 
 def judged_episodes(config: RunConfig) -> int:

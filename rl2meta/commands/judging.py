@@ -15,7 +15,7 @@ from rl2meta.commands.rehearsal import fill
 from rl2meta.commands.restore import restore
 from rl2meta.commands.tables import print_tables
 from rl2meta.config import RunConfig, differing
-from rl2meta.devices import resolve_device, set_threads
+from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import Evaluation, write_evaluation
 from rl2meta.plotting import plot_adaptation, plot_evaluation
@@ -71,6 +71,7 @@ def make_bench(
         within("--scratch", scratch, 2, num_tasks)
     worker = make_worker(config, resolve_device(device))
     bench = Bench(config, worker, seed, num_tasks, scratch)
+    set_precision(config.settings.precision)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
     return bench
 

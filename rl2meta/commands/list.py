@@ -10,8 +10,8 @@ from rich.table import Table
 from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, REFERENCES, shipped_configs
 from rl2meta.commands.papers import papers
 from rl2meta.commands.plugins import GROUP, load, offered
-from rl2meta.config import TrainingConfig
 from rl2meta.errors import UserError
+from rl2meta.settings import TrainingConfig
 from rl2meta.workers.settings import WorkerSettings
 
 

@@ -5,7 +5,7 @@ from typing import get_args
 
 import torch
 
-from rl2meta.commands.components import judged_episodes, make_learner, make_worker
+from rl2meta.commands.components import judged_episodes, make_learner, make_training_worker
 from rl2meta.config import RunConfig
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
@@ -50,7 +50,7 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
         for split in get_args(Split):  # those that it will be judged on too
             config.law.optimal_return(draw(config.law, _TASKS, seed, split))
     tasks = sample_tasks(config.distribution, _TASKS, seed, "train")
-    worker = make_worker(config, device)
+    worker = make_training_worker(config, device)
     try:
         trial = worker.run(learner.agent, tasks, length, seed)
     finally:

@@ -8,14 +8,20 @@ from pathlib import Path
 
 from rl2meta import __version__, checkpoints
 from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import COMPONENTS, chosen_references, make_learner, make_worker, read_config
+from rl2meta.commands.components import (
+    COMPONENTS,
+    chosen_references,
+    make_learner,
+    make_training_worker,
+    read_config,
+)
 from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.recorder import Recorder, checkpoint_of
 from rl2meta.commands.rehearsal import rehearse
 from rl2meta.commands.restore import restore
 from rl2meta.commands.signals import Interrupted, handled
 from rl2meta.config import WHERE, WORKERS, RunConfig, differing, load_config
-from rl2meta.devices import resolve_device, set_threads
+from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.run_folder import RunFolder
 from rl2meta.training import Learner, TrainingDiverged, meta_train
@@ -29,6 +35,7 @@ def start_run(source: str, overrides: Sequence[str], run_dir: Path) -> int:
     config = read_config(source, list(overrides))
     device = str(resolve_device(config.settings.device))
     threads = set_threads(config.settings.threads)
+    set_precision(config.settings.precision)
     text = config.to_yaml(device=device, threads=threads, versions=_versions())
     config = load_config(text, "config.yaml", (), COMPONENTS)
     rehearse(config, resolve_device(device))  # before the folder: a fault leaves none behind
@@ -58,6 +65,7 @@ def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> i
             f"--resume continues a run as it was started: expected no override but {WORKERS}KEY, got {others}"
         )
     set_threads(config.settings.threads)
+    set_precision(config.settings.precision)
     device = resolve_device(config.settings.device)
     with folder.locked():
         learner, saved = restore(folder, config, device, fresh_if_never_saved=True)
@@ -73,7 +81,7 @@ def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> i
 
 def _train(config: RunConfig, folder: RunFolder, learner: Learner, saved: Checkpoint) -> int:
     budget = config.settings.training.budget()
-    worker = make_worker(config, resolve_device(config.settings.device))
+    worker = make_training_worker(config, resolve_device(config.settings.device))
     with TrainingProgress(budget.updates, saved.update) as progress:
         recorder = Recorder(config, folder, learner, progress, saved.update)
         try:

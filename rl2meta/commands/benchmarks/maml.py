@@ -5,6 +5,7 @@ import torch
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.commands.benchmarks.suites import Contestant, Suite, training
 from rl2meta.envs.navigation import PointNavigation
+from rl2meta.rollout import RolloutWorker
 
 TASKS, EPISODES, HIDDEN_SIZES = 20, 20, [64, 64]
 
@@ -46,4 +47,4 @@ def _ours(
         "hidden_sizes": hidden_sizes,
         "curvature_fraction": curvature_fraction,
     }
-    return Contestant(training(learner, law, device, tasks, 2 * EPISODES), setting)
+    return Contestant(training(learner, law, RolloutWorker(law, device), tasks, 2 * EPISODES), setting)

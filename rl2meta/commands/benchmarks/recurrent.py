@@ -12,10 +12,12 @@ from rl2meta.commands.benchmarks.suites import Contestant, Suite, training
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
 from rl2meta.interop import TrialEnv
+from rl2meta.recording import RecordingWorker
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 
 NUM_ARMS, EPOCHS, MINIBATCHES = 5, 3, 4
+_LAW = BernoulliBandits(num_arms=NUM_ARMS)
 
 
 class Shape(NamedTuple):
@@ -50,25 +52,31 @@ _GROWTH = {
 
 def train_suite(device: torch.device, against: str | None) -> Suite:
     """Return RL² on five-armed bandits, alone or beside RecurrentPPO in two ways, and what it grows with."""
-    contestants = {"rl2meta": Contestant(_trained(BASE, device), BASE._asdict())}
-    if against == "sb3":
-        contestants |= _sb3_contestants(device)
-    contestants |= {
-        name: Contestant(_trained(shape, device), shape._asdict())
-        for name, shape in _GROWTH[device.type].items()
-    }
+    ours = _contestants(_trained, device)
+    rivals = _sb3_contestants(device) if against == "sb3" else {}
     setting = {"num_arms": NUM_ARMS, "epochs": EPOCHS, "minibatches": MINIBATCHES, **BASE._asdict()}
-    return Suite(f"RL² end to end, {_named(BASE)}, {EPOCHS} epochs of {MINIBATCHES}", setting, contestants)
+    title = f"RL² end to end, {_named(BASE)}, {EPOCHS} epochs of {MINIBATCHES}"
+    return Suite(title, setting, {**ours, **rivals})
 
 
 def rollout_suite(device: torch.device, against: str | None) -> Suite:
     """Return rollouts of RL² on five-armed bandits, and what they grow with."""
-    shapes = {"rl2meta": BASE, **_GROWTH[device.type]}
-    contestants = {
-        name: Contestant(_rolled_out(shape, device), shape._asdict()) for name, shape in shapes.items()
-    }
     setting = {"num_arms": NUM_ARMS, **BASE._asdict()}
-    return Suite(f"rollouts of RL², {_named(BASE)}", setting, contestants)
+    return Suite(f"rollouts of RL², {_named(BASE)}", setting, _contestants(_rolled_out, device))
+
+
+def _contestants(
+    make: Callable[[Shape, RolloutWorker], Callable[[], int]], device: torch.device
+) -> dict[str, Contestant]:
+    """Return every shape, on a GPU also by rollouts that are replayed."""
+    workers = {"": RolloutWorker, ", CUDA graph": RecordingWorker}
+    if device.type == "cpu":
+        del workers[", CUDA graph"]
+    return {
+        name + how: Contestant(make(shape, worker(_LAW, device)), shape._asdict())
+        for name, shape in {"rl2meta": BASE, **_GROWTH[device.type]}.items()
+        for how, worker in workers.items()
+    }
 
 
 def _named(shape: Shape) -> str:
@@ -76,20 +84,17 @@ def _named(shape: Shape) -> str:
 
 
 def _learner(shape: Shape, device: torch.device) -> RL2Learner:
-    law = BernoulliBandits(num_arms=NUM_ARMS)
     config = RL2Config(hidden_size=shape.hidden_size, epochs=EPOCHS, minibatches=MINIBATCHES)
-    return RL2Learner(law.observation_space, law.action_space, config, device)
+    return RL2Learner(_LAW.observation_space, _LAW.action_space, config, device)
 
 
-def _trained(shape: Shape, device: torch.device) -> Callable[[], int]:
-    law = BernoulliBandits(num_arms=NUM_ARMS)
-    return training(_learner(shape, device), law, device, shape.trials, shape.pulls)
+def _trained(shape: Shape, worker: RolloutWorker) -> Callable[[], int]:
+    return training(_learner(shape, worker.device), _LAW, worker, shape.trials, shape.pulls)
 
 
-def _rolled_out(shape: Shape, device: torch.device) -> Callable[[], int]:
-    law = BernoulliBandits(num_arms=NUM_ARMS)
-    agent, worker, seeds = _learner(shape, device).agent, RolloutWorker(law, device), count()
-    tasks = sample_tasks(law, shape.trials, 0, "train").to(device)
+def _rolled_out(shape: Shape, worker: RolloutWorker) -> Callable[[], int]:
+    agent, seeds = _learner(shape, worker.device).agent, count()
+    tasks = sample_tasks(_LAW, shape.trials, 0, "train").to(worker.device)
 
     def unit() -> int:
         worker.run(agent, tasks, shape.pulls, next(seeds))
@@ -118,7 +123,7 @@ def _sb3_contestants(device: torch.device) -> dict[str, Contestant]:
     def trial() -> gym.Env[Any, Any]:
         return TrialEnv(gym.make("rl2meta/BernoulliBandit-v0", num_arms=NUM_ARMS), num_episodes=BASE.pulls)
 
-    batched = TrialVecEnv(BernoulliBandits(num_arms=NUM_ARMS), BASE.trials, BASE.pulls)
+    batched = TrialVecEnv(_LAW, BASE.trials, BASE.pulls)
     envs = {
         "RecurrentPPO, TrialEnv": DummyVecEnv([trial] * BASE.trials),
         "RecurrentPPO, our batched environment": batched,

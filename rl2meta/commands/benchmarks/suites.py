@@ -3,8 +3,6 @@
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-import torch
-
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Budget, Learner, meta_train
@@ -42,10 +40,9 @@ class Suite(NamedTuple):
 
 
 def training(
-    learner: Learner, distribution: TaskDistribution, device: torch.device, trials: int, episodes: int
+    learner: Learner, distribution: TaskDistribution, worker: RolloutWorker, trials: int, episodes: int
 ) -> Callable[[], int]:
     """Return a unit that trains a learner of ours by one whole update, its rollout included."""
-    worker = RolloutWorker(distribution, device)
     budget = Budget(updates=10**9, trials_per_update=trials, episodes_per_trial=episodes)
     done = 0
 

@@ -1,0 +1,34 @@
+"""Options of the command line that several commands share, or that take many lines to say."""
+
+from typing import Annotated
+
+import typer
+
+Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
+Scratch = Annotated[
+    int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
+]
+Settings = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--set",
+        metavar="NAME:KEY=VALUE",
+        help="A setting that the run in folder NAME adapts with, such as "
+        "maml:agent.inner_learning_rates=[0.2,0.1]; may stand several times.",
+    ),
+]
+Suites = Annotated[
+    str,
+    typer.Option(
+        help="What to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), references, "
+        "workers, learning (seconds to a score)."
+    ),
+]
+LearningConfigs = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--config",
+        metavar="NAME",
+        help="What learning trains, such as rl2_bandit; may stand several times. All if not given.",
+    ),
+]

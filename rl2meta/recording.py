@@ -1,0 +1,125 @@
+"""Rollouts that are recorded once, as a CUDA graph, and replayed: a GPU then waits for no launch."""
+
+from collections.abc import Callable
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+
+from rl2meta.errors import UserError
+from rl2meta.randomness import derive
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import TaskDistribution, Tasks, TensorTasks
+from rl2meta.trial import Agent, Carry, Plan, Trial
+
+_WARM_UPS = 3
+
+
+class CUDAGraph:
+    """Something that was done once on the device, and is done again on the same memory.
+
+    Args:
+        play: what to do; launches kernels and never asks the device for anything.
+        generators: all that it draws from; what they are seeded with counts anew at every replay.
+    """
+
+    def __init__(self, play: Callable[[], Trial], generators: list[torch.Generator]) -> None:
+        self._graph = torch.cuda.CUDAGraph()
+        for each in generators:
+            self._graph.register_generator_state(each)
+        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        aside.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(aside):
+            for _ in range(_WARM_UPS):
+                play()
+        torch.cuda.current_stream().wait_stream(aside)
+        with torch.cuda.graph(self._graph):
+            self._trial = play()
+
+    def replay(self) -> Trial:
+        """Do it again; what an earlier replay returned is overwritten."""
+        self._graph.replay()
+        return self._trial
+
+
+@runtime_checkable
+class Seeded(Protocol):
+    """Environments whose randomness can be put to its start without a reset."""
+
+    def seed(self, seed: int) -> torch.Generator:
+        """Return the generator of all that the environments draw, at the start of the stream of ``seed``."""
+        ...
+
+
+class RecordingWorker(RolloutWorker):
+    """A ``RolloutWorker`` that records a whole trial the first time and replays it after.
+
+    Tasks and seeds are other ones each time; agent, number of tasks and episodes must be the same, or else
+    it records anew. A trial lasts until the next one is run: it is the same memory.
+
+    Args:
+        distribution: of the built-in families, which live on the device.
+        device: a GPU.
+        graph: what records and replays.
+    """
+
+    def __init__(
+        self,
+        distribution: TaskDistribution,
+        device: torch.device | str,
+        graph: Callable[[Callable[[], Trial], list[torch.Generator]], Any] = CUDAGraph,
+    ) -> None:
+        super().__init__(distribution, device)
+        self._record = graph
+        self._recorded: tuple[Any, ...] = ()
+        self._source = torch.Generator(self.device)
+        self._tasks: TensorTasks
+        self._graph: Any
+
+    @torch.no_grad()
+    def run(self, agent: Agent[Carry], tasks: Tasks, num_episodes: int, seed: int) -> Trial:
+        """Run one trial of ``num_episodes`` episodes on every task, as ``RolloutWorker`` does.
+
+        Raises:
+            UserError: if the tasks' environments cannot be recorded.
+        """
+        if not isinstance(tasks, TensorTasks):
+            raise UserError(
+                f"cuda_graphs: expected a built-in family, whose tasks are tensors, got {self.distribution}; "
+                "set cuda_graphs=false"
+            )
+        plan = agent.phase.plan(num_episodes)
+        wanted = (agent, len(tasks), plan)
+        if not self._recorded or self._recorded[0] is not agent or self._recorded[1:] != wanted[1:]:
+            self._tasks = TensorTasks(
+                {name: value.to(self.device, copy=True) for name, value in tasks.parameters.items()}
+            )
+            self._graph = self._new_graph(agent, plan)
+            self._recorded = wanted
+        for name, value in self._tasks.parameters.items():
+            value.copy_(tasks.parameters[name])
+        self._seed(agent, seed)
+        trial: Trial = self._graph.replay()
+        return Trial(tasks, trial.phases)
+
+    def _new_graph(self, agent: Agent[Carry], plan: Plan) -> Any:
+        generators = self._seed(agent, 0)
+        try:
+            return self._record(lambda: self._live(agent, self._tasks, plan, self._source, None), generators)
+        except RuntimeError as error:  # such as an operation that asks the device for a value
+            raise UserError(
+                f"cuda_graphs: expected rollouts that can be recorded, got {error}; set cuda_graphs=false"
+            ) from error
+
+    def _seed(self, agent: Agent[Carry], seed: int) -> list[torch.Generator]:
+        """Put all streams to their starts under ``seed``, and return them."""
+        envs = self._make_envs(len(self._tasks) * agent.phase.lanes_per_task)
+        if not isinstance(envs, Seeded):
+            raise UserError(
+                f"cuda_graphs: expected environments that live on the device, got {type(envs).__name__}; "
+                "set cuda_graphs=false"
+            )
+        self._source.manual_seed(derive(seed, "agent"))
+        return [self._source, envs.seed(derive(seed, "envs"))]
+
+    def _on_lanes(self, tasks: Tasks, lanes: int) -> Tasks:
+        return tasks[torch.arange(len(tasks), device=self.device).repeat_interleave(lanes)]

@@ -1,0 +1,478 @@
+"""``rl2meta benchmark``: every suite in miniature, and its instruments against what is known by hand."""
+
+import ctypes
+import itertools
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from rl2meta import cli
+from rl2meta.commands import bench
+from rl2meta.commands.benchmarks import envs, machine, maml, measuring, recurrent, references, workers
+from rl2meta.commands.benchmarks.machine import Peaks, fastest, peak_memory, peaks
+from rl2meta.commands.benchmarks.measuring import measure, table
+from rl2meta.commands.benchmarks.suites import Contestant, Suite
+from rl2meta.commands.benchmarks.work import work_of
+from rl2meta.devices import keep_memory
+
+CPU = torch.device("cpu")
+TURNS = 2
+MEGABYTES = 2**20
+Report = dict[str, Any]
+Benchmark = Callable[..., tuple[str, Report]]
+COUNTED = {
+    "flops_per_step",
+    "fraction_of_matrix_product",
+    "fraction_of_best_matrix_product",
+    "bytes_per_step",
+    "fraction_of_copy",
+}
+ALWAYS = {"setting", "env_steps_per_second", "peak_memory_bytes"}
+MACHINE = (
+    "matrix_product_flops_per_second",
+    "onednn_matrix_product_flops_per_second",
+    "copy_bytes_per_second",
+)
+
+
+# Every suite, through the command line
+
+
+@pytest.fixture
+def in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Shrink what is measured, and how long."""
+    base = recurrent.Shape(trials=8, pulls=3, hidden_size=4)
+    monkeypatch.setattr(recurrent, "BASE", base)
+    monkeypatch.setattr(recurrent, "_GROWTH", {"cpu": {"12 trials": base._replace(trials=12)}})
+    monkeypatch.setattr(maml, "EPISODES", 2)
+    monkeypatch.setattr(maml, "_ours", partial(_few_tasks, maml._ours))
+    brief = partial(maml.MAMLTRPOConfig, conjugate_gradients=2, line_searches=2)
+    monkeypatch.setattr(maml, "MAMLTRPOConfig", brief)
+    monkeypatch.setattr(envs, "_TASKS", {"cpu": 8})
+    monkeypatch.setattr(envs, "_SIZES", (4, 16))
+    monkeypatch.setattr(envs, "_STEPS", 3)
+    monkeypatch.setattr(references, "CONFIG", "smoke")
+    monkeypatch.setattr(references, "TASKS", 20)
+    monkeypatch.setattr(bench, "FEWEST_TUNING_TASKS", 20)
+    monkeypatch.setattr(workers, "ENVIRONMENTS", 2)
+    monkeypatch.setattr(workers, "_STEPS", 2)
+    monkeypatch.setattr(machine, "_SIZE", {"cpu": 32})
+    monkeypatch.setattr(machine, "_COPIED", {"cpu": 2**12})
+    monkeypatch.setattr(machine, "fastest", partial(fastest, seconds=0.0))
+    monkeypatch.setattr(measuring, "TURNS", TURNS)
+
+
+def _few_tasks(ours: Callable[..., Contestant], device: torch.device, **setting: Any) -> Contestant:
+    return ours(device, **{**setting, "tasks": 2, "horizon": 3})
+
+
+@pytest.fixture
+def benchmark(
+    in_miniature: None,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    tmp_path: Path,
+) -> Benchmark:
+    """Run ``rl2meta benchmark ARGS`` in this process -> what it said, and what it wrote."""
+
+    def call(*args: str) -> tuple[str, Report]:
+        out = tmp_path / "benchmark.json"
+        options = ["--seconds", "0.001", "--device", "cpu", "--threads", "1", "--out", str(out)]
+        monkeypatch.setattr(sys, "argv", ["rl2meta", "benchmark", *args, *options])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert not stop.value.code
+        return capsys.readouterr().out, json.loads(out.read_text())
+
+    return call
+
+
+def _check(said: str, suite: Report, counted: bool = True) -> None:
+    """Every figure is there, once a turn where it is of a turn, and follows from the others."""
+    assert suite.keys() == {"setting", "machine", "contestants", "ratios"}
+    product, onednn, copy = (suite["machine"][name] for name in MACHINE)
+    assert len(product) == len(onednn) == len(copy) == TURNS
+    assert min(*product, *onednn, *copy) > 0
+    for name, figures in suite["contestants"].items():
+        assert f"  {name} " in said
+        assert figures.keys() == (ALWAYS | COUNTED if counted else ALWAYS), name
+        speeds = figures["env_steps_per_second"]
+        assert len(speeds) == TURNS and min(speeds) > 0 and math.isfinite(max(speeds))
+        if counted:
+            best = [max(peak) for peak in zip(product, onednn, strict=True)]
+            _check_fractions(figures, {"matrix_product": product, "best_matrix_product": best, "copy": copy})
+    ours = next(iter(suite["contestants"].values()))["env_steps_per_second"]
+    for name, ratios in suite["ratios"].items():
+        theirs = suite["contestants"][name]["env_steps_per_second"]
+        assert ratios == pytest.approx([a / b for a, b in zip(ours, theirs, strict=True)])
+        assert f"rl2meta / {name}, turn by turn: " in said
+
+
+def _check_fractions(figures: Report, peaks: dict[str, list[float]]) -> None:
+    for name, most in peaks.items():
+        each = figures["bytes_per_step" if name == "copy" else "flops_per_step"]
+        want = [each * v / peak for v, peak in zip(figures["env_steps_per_second"], most, strict=True)]
+        assert figures[f"fraction_of_{name}"] == pytest.approx(want)
+
+
+def _forward(rows: int, hidden: int, inputs: int = 8, arms: int = 5) -> int:
+    """Operations of one step of RL² on ``rows`` bandits: an LSTM, a head over the arms, and one of the value.
+
+    Its input is an observation of 1, the last of 5 arms one-hot, a reward, and a flag.
+    """
+    return 2 * rows * (4 * hidden * (inputs + hidden) + hidden * arms + hidden)
+
+
+def test_every_family_is_benchmarked_alone(benchmark: Benchmark) -> None:
+    said, report = benchmark("--suite", "env")
+    suite = report["suites"]["env"]
+    _check(said, suite)
+    sizes = {name: figures["setting"]["tasks"] for name, figures in suite["contestants"].items()}
+    assert sizes.pop("BernoulliBandits, 4 tasks") == 4 and sizes.pop("BernoulliBandits, 16 tasks") == 16
+    assert set(sizes.values()) == {8} and {"BernoulliBandits", "TwoStep", "PointNavigation"} <= sizes.keys()
+    assert suite["contestants"]["BernoulliBandits"]["flops_per_step"] == 0
+    assert suite["contestants"]["BernoulliBandits"]["bytes_per_step"] > 0
+
+
+def test_rollouts_are_benchmarked(benchmark: Benchmark) -> None:
+    said, report = benchmark("--suite", "rollout")
+    suite = report["suites"]["rollout"]
+    _check(said, suite)
+    assert [each["setting"]["trials"] for each in suite["contestants"].values()] == [8, 12]
+    for figures in suite["contestants"].values():
+        assert figures["flops_per_step"] == _forward(rows=1, hidden=4)
+
+
+def test_training_is_benchmarked_against_stable_baselines(benchmark: Benchmark) -> None:
+    pytest.importorskip("sb3_contrib")
+    said, report = benchmark("--suite", "train", "--against", "sb3")
+    suite = report["suites"]["train"]
+    _check(said, suite)
+    rivals = ["RecurrentPPO, TrialEnv", "RecurrentPPO, our batched environment"]
+    assert list(suite["contestants"]) == ["rl2meta", *rivals, "12 trials"]
+    assert list(suite["ratios"]) == rivals
+    assert suite["setting"] == {"num_arms": 5, "epochs": 3, "minibatches": 4} | recurrent.BASE._asdict()
+    acting = _forward(rows=1, hidden=4)
+    for name in ("rl2meta", "12 trials"):  # three epochs, each pass back less than twice the pass there
+        assert 6 * acting < suite["contestants"][name]["flops_per_step"] < 10 * acting
+
+
+def test_maml_and_references_are_benchmarked_in_one_run(benchmark: Benchmark) -> None:
+    said, report = benchmark("--suite", "maml, references,maml")
+    assert list(report["suites"]) == ["maml", "references"]
+    assert report["threads"] == 1 and report["torch"] == torch.__version__
+    for suite in report["suites"].values():
+        _check(said, suite)
+        assert not suite["ratios"]
+    settings = {name: each["setting"] for name, each in report["suites"]["maml"]["contestants"].items()}
+    assert settings["two layers of 256"]["hidden_sizes"] == [256, 256]
+    assert settings["the metric on all steps"]["curvature_fraction"] == 1
+    assert settings["rl2meta"] == {
+        "tasks": 2,
+        "horizon": 3,
+        "hidden_sizes": [64, 64],
+        "curvature_fraction": 0.1,
+    }
+    assert {"random", "gittins", "thompson"} <= report["suites"]["references"]["contestants"].keys()
+
+
+def test_the_benchmark_of_workers_steps_everyones_environments(benchmark: Benchmark) -> None:
+    said, report = benchmark("--suite", "workers")
+    suite = report["suites"]["workers"]
+    _check(said, suite, counted=False)
+    assert len(suite["contestants"]) == 4 and list(suite["ratios"]) == list(suite["contestants"])[1:]
+
+
+# What the work is
+
+
+def test_a_product_counts_two_operations_for_each_pair_of_numbers() -> None:
+    a, b = torch.ones(8, 16), torch.ones(16, 4)
+
+    def unit() -> int:
+        torch.mm(a, b)
+        return 10
+
+    work = work_of(unit)
+    assert work.flops == 2 * 8 * 16 * 4 / 10
+    assert work.moved == 4 * (8 * 16 + 16 * 4 + 8 * 4) / 10
+
+
+@pytest.mark.parametrize("layers", [1, 2])
+@pytest.mark.parametrize("rows", [3, 70])
+def test_a_fused_layer_counts_the_products_that_it_is_made_of(layers: int, rows: int) -> None:
+    steps, inputs, hidden = 5, 3, 8
+    lstm = torch.nn.LSTM(inputs, hidden, layers)
+    x = torch.ones(steps, rows, inputs)
+
+    def there() -> int:
+        with torch.no_grad():
+            lstm(x)
+        return 1
+
+    def back_too() -> int:
+        lstm(x)[0].sum().backward()
+        return 1
+
+    each = 2 * rows * 4 * hidden  # operations a step, for each number that a gate takes
+    forward = each * steps * ((inputs + hidden) + (layers - 1) * 2 * hidden)
+    assert work_of(there).flops == forward
+    # Nobody asks for the gradients of the input and of each layer's state at the start.
+    assert work_of(back_too).flops == 3 * forward - each * (steps * inputs + layers * hidden)
+    assert work_of(back_too).flops == _cell_by_cell(lstm, x)
+
+
+def _cell_by_cell(lstm: torch.nn.LSTM, x: Tensor) -> int:
+    """Count the same layers there and back, written as a loop."""
+    with FlopCounterMode(display=False) as counted:
+        for layer in range(lstm.num_layers):
+            names = (f"{name}_l{layer}" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
+            weights = [getattr(lstm, name) for name in names]
+            h = c = torch.zeros(x.shape[1], lstm.hidden_size)
+            outputs = []
+            for row in x:
+                h, c = torch.lstm_cell(row, (h, c), *weights)
+                outputs.append(h)
+            x = torch.stack(outputs)
+        x.sum().backward()
+    return counted.get_total_flops()
+
+
+def test_fused_layers_are_back_after_counting_whatever_happens() -> None:
+    backends = (torch.backends.mkldnn, torch.backends.cudnn)
+    before, during = [backend.enabled for backend in backends], []
+
+    def unit() -> int:
+        during.extend(backend.enabled for backend in backends)
+        return 1
+
+    def fault() -> int:
+        raise LookupError
+
+    assert any(before)  # else there would be nothing to see
+    work_of(unit)
+    assert during == [False, False]
+    assert [backend.enabled for backend in backends] == before
+    with pytest.raises(LookupError):
+        work_of(fault)
+    assert [backend.enabled for backend in backends] == before
+
+
+def _moved(work: Callable[[], object]) -> float:
+    def unit() -> int:
+        work()
+        return 1
+
+    return work_of(unit).moved
+
+
+def test_an_elementwise_operation_moves_what_it_reads_and_what_it_writes() -> None:
+    a, b = torch.ones(100, 7), torch.ones(100, 7)
+    assert _moved(lambda: a + b) == 3 * a.nbytes
+    assert _moved(lambda: a.add_(b)) == 3 * a.nbytes
+    assert _moved(lambda: a.half()) == 1.5 * a.nbytes
+    assert _moved(lambda: torch.stack([a, b])) == 4 * a.nbytes
+
+
+@pytest.mark.parametrize(
+    "view",
+    [
+        lambda x: x[0],
+        lambda x: x[2:5, 1],
+        lambda x: x.T,
+        lambda x: x.mT,
+        lambda x: x.reshape(-1),
+        lambda x: x.flatten(),
+        lambda x: x.unsqueeze(1).expand(8, 3, 4),
+        lambda x: x.chunk(2),
+        lambda x: x.split(3),
+        lambda x: x.unbind(),
+        lambda x: x.movedim(0, 1),
+        lambda x: x.detach(),
+        lambda x: x.contiguous(),  # it is already
+    ],
+)
+def test_views_move_nothing(view: Callable[[Tensor], object]) -> None:
+    x = torch.ones(8, 4)
+    assert _moved(lambda: view(x)) == 0
+    assert _moved(lambda: (view(x), x + x)) == 3 * x.nbytes
+
+
+# What the machine can do
+
+
+def _touch() -> int:
+    """Allocate and free 64 MiB, every page written to."""
+    torch.ones(64 * MEGABYTES // 4)
+    return 1
+
+
+def test_peak_memory_is_what_was_in_use_at_once() -> None:
+    if peak_memory(lambda: None, CPU) is None:
+        pytest.skip("this system does not tell")
+    keep_memory()
+    _touch()  # what was freed before, and may have been kept, must be counted when it is taken again
+    assert 60 * MEGABYTES < _told(_touch) < 200 * MEGABYTES
+    held = torch.ones(64 * MEGABYTES // 4)
+    assert _told(held.sum) < 10 * MEGABYTES  # what was in use at the start does not count
+
+
+def _told(work: Callable[[], object]) -> int:
+    memory = peak_memory(work, CPU)
+    assert memory is not None
+    return memory
+
+
+@pytest.mark.parametrize("obstacle", ["no malloc_trim", "no file", "not allowed"])
+def test_where_memory_cannot_be_told_the_work_is_done_nevertheless(
+    obstacle: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if obstacle == "no malloc_trim":
+        monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
+    elif obstacle == "no file":
+        monkeypatch.setattr(machine, "_STATUS", tmp_path / "none")
+    else:
+        monkeypatch.setattr(machine, "_RESET", tmp_path)  # a folder
+    calls: list[int] = []
+    assert peak_memory(lambda: calls.append(1), CPU) is None
+    assert calls == [1]
+
+
+def test_the_time_of_a_sleep_is_the_sleep() -> None:
+    durations = itertools.cycle([0.002, 0.01, 0.03])
+    assert 0.009 < fastest(lambda: time.sleep(next(durations)), CPU, seconds=0.12) < 0.025
+    calls: list[int] = []
+    fastest(lambda: calls.append(1), CPU, seconds=0.0)
+    assert len(calls) == 4  # a median of fewer would not be one
+
+
+def test_peaks_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(machine, "_SIZE", {"cpu": 64})
+    monkeypatch.setattr(machine, "_COPIED", {"cpu": 2**16})
+    monkeypatch.setattr(machine, "fastest", lambda work, device: (work(), 0.5)[1])
+    told = peaks(CPU)
+    assert told == Peaks(product=4 * 64**3, onednn=4 * 64**3, copy=4 * 2**16)  # twice in a second
+    assert Peaks(2.0, 3.0, 9.0).best == 3 and Peaks(3.0, 2.0, 9.0).best == 3
+    monkeypatch.setattr(machine, "fastest", partial(fastest, seconds=0.0))
+    measured = peaks(CPU)
+    assert min(measured) > 0 and measured.best >= measured.product
+
+
+# How contestants are measured
+
+
+@pytest.fixture
+def at_rest(monkeypatch: pytest.MonkeyPatch) -> list[str]:
+    """A machine of two speeds in turn that costs nothing to measure -> what happened, in order."""
+    happened: list[str] = []
+    speeds = itertools.cycle([Peaks(100.0, 200.0, 50.0), Peaks(400.0, 300.0, 150.0)])
+
+    def measured(device: torch.device) -> Peaks:
+        happened.append("machine")
+        return next(speeds)
+
+    monkeypatch.setattr(measuring, "peaks", measured)
+    monkeypatch.setattr(measuring, "peak_memory", lambda unit, device: None)
+    return happened
+
+
+def _suite(happened: list[str], **contestants: Contestant) -> Suite:
+    def noted(name: str, each: Contestant) -> Contestant:
+        def unit() -> int:
+            happened.append(name)
+            return each.unit()
+
+        return each._replace(unit=unit)
+
+    return Suite("a title", {}, {name: noted(name, each) for name, each in contestants.items()})
+
+
+def test_contestants_take_turns_and_so_does_the_machine(at_rest: list[str]) -> None:
+    asleep = Contestant(lambda: (time.sleep(0.002), 10)[1], countable=False)
+    measure(_suite(at_rest, A=asleep, B=asleep), CPU, seconds=0.0)
+    assert at_rest == ["machine", "A", "B"] * measuring.TURNS
+    assert measuring.TURNS == 5
+
+
+def test_a_contestant_works_whole_units_for_its_share_of_the_time(
+    at_rest: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "TURNS", 2)
+    asleep = Contestant(lambda: (time.sleep(0.004), 10)[1], countable=False)
+    report = measure(_suite(at_rest, A=asleep), CPU, seconds=0.06)
+    turns = " ".join(at_rest).split("machine")[1:]
+    assert len(turns) == 2 and all(2 <= turn.count("A") <= 8 for turn in turns)  # 30 ms by 4 ms and a little
+    for turn, speed in zip(turns, report["contestants"]["A"]["env_steps_per_second"], strict=True):
+        assert (
+            10 * turn.count("A") / 0.2 < speed <= 10 / 0.004
+        )  # steps of all units over the time of the turn
+
+
+LEFT, RIGHT = torch.ones(1, 2), torch.ones(2, 2)
+
+
+def _product() -> int:
+    """8 operations in 4 steps, which read 24 bytes and write 8."""
+    torch.mm(LEFT, RIGHT)
+    return 4
+
+
+def test_ratios_and_fractions_are_those_of_each_turn(
+    at_rest: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(measuring, "TURNS", 2)
+    speeds = iter([10.0, 5.0, 1.0, 60.0, 20.0, 1.0])  # of the contestants in the first turn, in the second
+    monkeypatch.setattr(measuring, "_speed", lambda each, device, seconds: next(speeds))
+    contestants = {
+        "ours": Contestant(_product, {"size": 1}),
+        "theirs": Contestant(_product, rival=True, countable=False),
+        "more": Contestant(_product),
+    }
+    report = measure(Suite("a title", {"tasks": 3}, contestants), CPU, 1.0)
+    assert report["ratios"] == {"theirs": [2.0, 3.0]}
+    assert report["setting"] == {"tasks": 3}
+    assert report["machine"] == {
+        "matrix_product_flops_per_second": [100.0, 400.0],
+        "onednn_matrix_product_flops_per_second": [200.0, 300.0],
+        "copy_bytes_per_second": [50.0, 150.0],
+    }
+    ours = report["contestants"]["ours"]
+    assert ours["setting"] == {"size": 1}
+    assert (ours["flops_per_step"], ours["bytes_per_step"]) == (2.0, 8.0)
+    assert ours["fraction_of_matrix_product"] == pytest.approx([20 / 100, 120 / 400])
+    assert ours["fraction_of_best_matrix_product"] == pytest.approx([20 / 200, 120 / 400])
+    assert ours["fraction_of_copy"] == pytest.approx([80 / 50, 480 / 150])
+    assert report["contestants"]["theirs"].keys() == ALWAYS
+
+
+def test_the_table_shows_every_contestant() -> None:
+    def figures(*speeds: float, **more: Any) -> Report:
+        return {"setting": {}, "env_steps_per_second": list(speeds), "peak_memory_bytes": None, **more}
+
+    counted = {"flops_per_step": 2500.0, "fraction_of_best_matrix_product": [0.1, 0.3, 0.2]}
+    report = {
+        "machine": dict(zip(MACHINE, ([1e9, 9e9, 2e9], [4e9, 3e9, 5e9], [7.5e9, 1e9, 9e9]), strict=True)),
+        "contestants": {
+            "ours": figures(1500.0, 3000.0, 1000.0, **{**counted, "peak_memory_bytes": 3 * MEGABYTES}),
+            "the others": figures(10.0, 30.0, 20.0),
+            "an environment": figures(7.0, 7.0, 7.0, flops_per_step=0.0, fraction_of_best_matrix_product=[0]),
+        },
+        "ratios": {"the others": [150.0, 100.0, 50.0]},
+    }
+    machines, head, ours, others, environment, ratio = table(report)
+    assert machines == "matrix products: 2 GFLOP/s (torch.mm), 4 (oneDNN); copies: 7.5 GB/s"
+    assert ours.split() == ["ours", "1,500", "(1,000", "–", "3,000)", "2.5", "20%", "3"]
+    assert others.split() == ["the", "others", "20", "(10", "–", "30)"]  # uncounted, and no memory told
+    assert environment.split() == ["an", "environment", "7", "(7", "–", "7)"]  # without any product
+    assert len({len(line) for line in (head, ours, others, environment)}) == 1
+    assert ratio == "rl2meta / the others, turn by turn: 100.0 (min 50.0, max 150.0)"

@@ -1,0 +1,121 @@
+"""Rollouts that are recorded and replayed; a stand-in replays where there is no GPU."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.commands.components import make_training_worker, read_config
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.tabular import TabularMDPs
+from rl2meta.errors import UserError
+from rl2meta.recording import RecordingWorker
+from rl2meta.revealed import Revealed
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import MappingTasks, TensorTasks, sample_tasks
+from rl2meta.trial import Trial
+
+CPU = torch.device("cpu")
+
+
+class Echo:
+    """What a CUDA graph does, by hand: the same reads and writes on the same memory, at every replay."""
+
+    recorded = 0
+
+    def __init__(self, play: Callable[[], Trial], generators: list[torch.Generator]) -> None:
+        Echo.recorded += 1
+        play()  # as a warm-up does
+        self._play, self._trial = play, play()
+
+    def replay(self) -> Trial:
+        again = self._play()
+        for mine, new in zip(_tensors(self._trial), _tensors(again), strict=True):
+            mine.copy_(new)
+        return self._trial
+
+
+def _tensors(trial: Trial) -> list[Tensor]:
+    found = []
+    for phase in trial.phases:
+        fields = [*phase.inputs, *vars(phase).values()]
+        found += [field for field in fields if isinstance(field, Tensor)]
+    return found
+
+
+def _rl2(law: Any) -> RL2Learner:
+    return RL2Learner(law.observation_space, law.action_space, RL2Config(hidden_size=8))
+
+
+def _maml(law: Any) -> MAMLTRPOLearner:
+    config = MAMLTRPOConfig(hidden_sizes=[8], episodes_per_phase=3)
+    return MAMLTRPOLearner(law.observation_space, law.action_space, config)
+
+
+@pytest.mark.parametrize(
+    ("law", "make", "episodes"),
+    [
+        (BernoulliBandits(num_arms=3), _rl2, 5),
+        (TabularMDPs(num_states=3, num_actions=2, horizon=4), _rl2, 3),
+        (PointNavigation(horizon=6), _maml, 6),
+    ],
+    ids=["bandits", "MDPs", "navigation"],
+)
+def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
+    law: Any, make: Callable[[Any], Any], episodes: int
+) -> None:
+    learner = make(law)
+    plain, recording = RolloutWorker(law), RecordingWorker(law, CPU, Echo)
+    Echo.recorded = 0
+    for seed in (3, 4, 4, 5):
+        tasks = sample_tasks(law, 7, seed, "train")
+        assert isinstance(tasks, TensorTasks)
+        kept = {name: value.clone() for name, value in tasks.parameters.items()}
+        want = plain.run(learner.agent, tasks, episodes, seed)
+        got = recording.run(learner.agent, tasks, episodes, seed)
+        assert got.tasks is tasks and len(got.phases) == len(want.phases)
+        for a, b in zip(_tensors(got), _tensors(want), strict=True):
+            assert torch.equal(a, b)
+        learner.update(got, 0.0, torch.Generator())  # the same weights in the same memory, with other values
+        assert all(torch.equal(kept[name], value) for name, value in tasks.parameters.items())
+    assert Echo.recorded == 1
+
+
+def test_another_size_or_another_agent_is_recorded_anew() -> None:
+    law = BernoulliBandits(num_arms=3)
+    worker, (one, other) = RecordingWorker(law, CPU, Echo), (_rl2(law), _rl2(law))
+    Echo.recorded = 0
+    for learner, size, episodes in ((one, 4, 2), (one, 4, 2), (one, 5, 2), (one, 5, 3), (other, 5, 3)):
+        trial = worker.run(learner.agent, sample_tasks(law, size, 0, "train"), episodes, 0)
+        assert trial.phases[0].reward.shape == (episodes, size)
+    assert Echo.recorded == 4
+
+
+def test_what_cannot_be_recorded_is_refused() -> None:
+    law = BernoulliBandits(num_arms=3)
+    agent = _rl2(law).agent
+    with pytest.raises(UserError, match="whose tasks are tensors"):
+        RecordingWorker(law, CPU, Echo).run(agent, MappingTasks(({},)), 2, 0)
+
+    def asks(play: Callable[[], Trial], generators: list[torch.Generator]) -> Any:
+        raise RuntimeError("operation not permitted when stream is capturing")
+
+    with pytest.raises(UserError, match=r"not permitted when .*; set cuda_graphs=false"):
+        RecordingWorker(law, CPU, asks).run(agent, sample_tasks(law, 2, 0, "train"), 2, 0)
+
+
+def test_environments_that_cannot_be_seeded_apart_are_refused() -> None:
+    law = Revealed(BernoulliBandits(num_arms=3))
+    with pytest.raises(UserError, match=r"live on the device, got _RevealedEnvs; set cuda_graphs=false"):
+        RecordingWorker(law, CPU, Echo).run(_rl2(law).agent, sample_tasks(law, 4, 0, "train"), 2, 1)
+
+
+def test_a_training_on_a_cpu_is_told_to_do_without() -> None:
+    with pytest.raises(UserError, match=r"cuda_graphs: expected a GPU, got device cpu"):
+        make_training_worker(read_config("smoke", ["cuda_graphs=true"]), CPU)
+    assert type(make_training_worker(read_config("smoke", []), CPU)) is RolloutWorker
