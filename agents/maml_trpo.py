@@ -4,26 +4,27 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of
 (arXiv 1502.05477).
 """
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
 from functools import partial
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Any
 
 import gymnasium as gym
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector, vector_to_parameters
 
-from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights, Rows, normalised
+from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights
+from rl2meta.agents.outer_problem import OuterProblem, joined
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
 from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
 from rl2meta.agents.settings import Fraction, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
-from rl2meta.networks import ActionDistribution
 from rl2meta.trial import Trajectory, Trial
-from rl2meta.trust_region import Measured, Product, gauss_newton_product, line_search, longest_step
+from rl2meta.trust_region import line_search, longest_step
+
+_NUMBERS_AT_ONCE = 2**27  # in the graph of the tasks that are differentiated together
 
 
 class MAMLTRPOConfig(PolicyGradientConfig):
@@ -94,11 +95,12 @@ class MAMLTRPOLearner:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step."""
-        cfg, problem = self.config, self.outer_problem(trial)
+        cfg, whole = self.config, self.outer_problem(trial)
+        problem = whole.parts(self._tasks_at_once(trial))
         start = parameters_to_vector(self.meta.parameters()).detach()
         gradient, old, before = problem.linearised(start)
-        index = _some(problem.support[0].weight.shape[1], cfg.curvature_fraction, generator)
-        metric = problem.take(index.to(start.device)).metric(start)
+        index = _some(whole.support[0].weight.shape[1], cfg.curvature_fraction, generator)
+        metric = problem.metric(start, index.to(start.device))
         radius = linear(cfg.max_kl, cfg.final_max_kl, progress)
         step = longest_step(lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients)
         with torch.no_grad():
@@ -118,12 +120,12 @@ class MAMLTRPOLearner:
             "kl": float(found.measured.kl),
             "step_scale": found.scale,
             "gradient_norm": float(gradient.norm()),
-            "entropy": float((problem.query.weight * old.entropy()).sum()),
+            "entropy": float(problem.entropy(old)),
             "return_before": _episode_return(trial.phases[0]),
             "return_after": _episode_return(trial.phases[-1]),
         }
 
-    def outer_problem(self, trial: Trial) -> "OuterProblem":
+    def outer_problem(self, trial: Trial) -> OuterProblem:
         """Return a batch of trials as functions of the flat vector of all that is learnt."""
         cfg, lanes = self.config, self.config.episodes_per_phase
         num_phases = len(trial.phases)
@@ -140,10 +142,14 @@ class MAMLTRPOLearner:
             for phase in judged
         ]
         support = [self.objective.rows(phase, lanes) for phase in trial.phases]
-        query = _joined(queries, weights)
+        query = joined(queries, weights)
         if not cfg.standardise:  # what is not compared within a task is compared between them
             query = query._replace(advantage=standardised(query.advantage, query.weight))
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
+
+    def _tasks_at_once(self, trial: Trial) -> int:
+        numbers = len(trial.phases) * self.agent.numbers_per_task(trial.phases[0])
+        return max(1, _NUMBERS_AT_ONCE // numbers)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights as named tensors."""
@@ -152,107 +158,6 @@ class MAMLTRPOLearner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take on the weights; names and shapes must match exactly."""
         load_state(state, self.meta)
-
-
-class Linearised(NamedTuple):
-    """A point at which an outer step begins.
-
-    Attributes:
-        gradient: of the surrogate.
-        policies: π there, without a graph.
-        measured: the surrogate there, and a KL of 0.
-    """
-
-    gradient: Tensor
-    policies: ActionDistribution
-    measured: Measured
-
-
-@dataclass(frozen=True)
-class OuterProblem:
-    """One batch of trials as functions of the flat vector of all that is learnt.
-
-    Attributes:
-        meta: names and shapes of what the vector holds.
-        inner, objective: how a task is adapted to.
-        support: every phase of the trial, as the inner steps see it.
-        query: the last phases, as the outer step sees them: [num_tasks, phases × rows, ...].
-    """
-
-    meta: MetaWeights
-    inner: InnerLoop
-    objective: PolicyGradient
-    support: tuple[Rows, ...]
-    query: Rows
-
-    def take(self, index: Tensor) -> "OuterProblem":
-        """Return the same problem on the steps at ``index`` of every phase."""
-        rows = self.support[0].weight.shape[1]
-        everywhere = torch.cat([index + start for start in range(0, self.query.weight.shape[1], rows)])
-        support = tuple(phase.take(index) for phase in self.support)
-        return replace(self, support=support, query=_shared(self.query.take(everywhere)))
-
-    def outputs(self, vector: Tensor) -> Tensor:
-        """Return what the adapted networks put out on the query, [num_tasks, phases × rows, P]."""
-        states = self.inner.replay(unflatten(vector, self.meta), self.support)
-        size = self.support[0].weight.shape[1]
-        parts = torch.split(self.query.observation, size, dim=1)
-        judged = zip(states[-len(parts) :], parts, strict=True)
-        return torch.cat([self.inner.outputs(state, part) for state, part in judged], dim=1)
-
-    def policies(self, vector: Tensor) -> ActionDistribution:
-        """Return π of the adapted weights."""
-        policies: ActionDistribution = self.objective.distribution(self.outputs(vector))
-        return policies
-
-    def surrogate(self, policies: ActionDistribution, old_log_prob: Tensor) -> Tensor:
-        """Return E[ρ A]."""
-        ratio = (policies.log_prob(self.query.label) - old_log_prob).exp()
-        return (self.query.weight * self.query.advantage * ratio).sum()
-
-    def measure(self, vector: Tensor, old: ActionDistribution) -> Measured:
-        """Return E[ρ A] and E KL(old ‖ π)."""
-        policies = self.policies(vector)
-        surrogate = self.surrogate(policies, old.log_prob(self.query.label))
-        return Measured(surrogate, (self.query.weight * old.kl(policies)).sum())
-
-    def linearised(self, vector: Tensor) -> Linearised:
-        """Return ∇E[ρ A], through the inner steps, where π is π_old, and that π with what it measures."""
-        vector = vector.detach().requires_grad_()
-        with torch.enable_grad():
-            outputs = self.outputs(vector)
-            old = self.objective.distribution(outputs.detach())
-            surrogate = self.surrogate(self.objective.distribution(outputs), old.log_prob(self.query.label))
-        gradient = torch.autograd.grad(surrogate, vector)[0]
-        return Linearised(gradient, old, Measured(surrogate.detach(), torch.zeros_like(surrogate)))
-
-    def metric(self, vector: Tensor) -> Product:
-        """Return v -> ∇²E KL(π_old ‖ π) v, where π is π_old."""
-        with torch.no_grad():
-            old = self.policies(vector)
-
-        def kl(outputs: Tensor) -> Tensor:
-            return (self.query.weight * old.kl(self.objective.distribution(outputs))).sum()
-
-        return gauss_newton_product(self.outputs, kl, vector)
-
-
-def unflatten(vector: Tensor, module: nn.Module) -> dict[str, Tensor]:
-    """Return the named parameters that a flat vector holds, in the shapes of the module's."""
-    shapes = {name: value.shape for name, value in module.named_parameters()}
-    parts = torch.split(vector, [shape.numel() for shape in shapes.values()])
-    return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
-
-
-def _joined(phases: Sequence[Rows], weights: Sequence[float]) -> Rows:
-    """Lay phases one after another, each of its weight."""
-    weighed = [rows._replace(weight=share * rows.weight) for rows, share in zip(phases, weights, strict=True)]
-    return _shared(Rows(*(torch.cat(fields, dim=1) for fields in zip(*weighed, strict=True))))
-
-
-def _shared(rows: Rows) -> Rows:
-    """Weigh rows to sum to 1 over all tasks together, each task alike."""
-    return rows._replace(weight=normalised(rows.weight) / len(rows.weight))
 
 
 def _some(rows: int, fraction: float, generator: torch.Generator) -> Tensor:

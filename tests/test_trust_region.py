@@ -53,6 +53,15 @@ def test_conjugate_gradient_stops_where_curvature_is_not_positive() -> None:
     assert conjugate_gradient(lambda v: h @ v, b, 5)[0].isfinite().all()
 
 
+@pytest.mark.parametrize("iterations", [0, 1, 3, 8, 30])
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+def test_conjugate_gradient_tells_what_is_left_over(iterations: int, sign: float) -> None:
+    h, b = sign * positive(8), vector(8)
+    x, residual = conjugate_gradient(lambda v: h @ v, b, iterations)
+    torch.testing.assert_close(residual, b - h @ x, rtol=1e-9, atol=1e-9)
+    assert (float(residual.norm()) < 1e-9) == (iterations >= 8 and sign > 0)
+
+
 def quartic(x: Tensor) -> Tensor:
     return (x**4).sum() + (x[0] * x[1]).sin() * x[2]
 
@@ -94,6 +103,24 @@ def test_longest_step_reaches_the_radius_of_the_quadratic_model() -> None:
     torch.testing.assert_close(
         step / step.norm(), torch.linalg.solve(h, gradient) / torch.linalg.solve(h, gradient).norm()
     )
+
+
+@pytest.mark.parametrize("iterations", [1, 2, 4, 20])
+def test_longest_step_is_as_long_as_the_product_says_wherever_conjugate_gradient_stopped(
+    iterations: int,
+) -> None:
+    h, gradient, calls = positive(12), vector(12), []
+
+    def product(v: Tensor) -> Tensor:
+        calls.append(v)
+        return h @ v
+
+    direction, _ = conjugate_gradient(product, gradient, iterations)
+    length = (2 * 0.01 / (direction @ h @ direction)).sqrt()
+    calls.clear()
+    step = longest_step(product, gradient, 0.01, iterations)
+    torch.testing.assert_close(step, length * direction, rtol=1e-9, atol=1e-12)
+    assert len(calls) == iterations  # no further product is taken for the length
 
 
 def test_longest_step_without_a_gradient_or_curvature_is_none() -> None:
@@ -139,3 +166,32 @@ def test_line_search_that_fails_returns_the_very_start(
     found = line_search(measured(surrogate, kl), START, STEP, max_kl=0.1)
     assert found.x is START
     assert found.scale == 0
+
+
+@pytest.mark.parametrize("max_kl", [0.1, 1e-9])
+def test_line_search_does_not_measure_a_start_that_is_known(max_kl: float) -> None:
+    places: list[float] = []
+
+    def measure(x: Tensor) -> Measured:
+        places.append(x.item())
+        return measured(lambda x: x, lambda x: x**2)(x)
+
+    before = measure(START)
+    places.clear()
+    found = line_search(measure, START, STEP, max_kl, tries=4, before=before)
+    tried, places[:] = list(places), []
+    assert line_search(measure, START, STEP, max_kl, tries=4) == found
+    assert places == [0.0, *tried]
+    assert tried == [1.0, 0.5, 0.25, 0.125][: 3 if max_kl == 0.1 else 4]
+    if max_kl == 0.1:
+        assert found.scale == 0.25
+    else:
+        assert found.x is START and found.measured is before
+
+
+def test_line_search_compares_with_the_start_that_is_told() -> None:
+    high = Measured(torch.tensor(0.3), torch.tensor(0.0))
+    assert line_search(measured(lambda x: x, lambda x: 0 * x), START, STEP, 0.1, before=high).scale == 1
+    higher = Measured(torch.tensor(1.5), torch.tensor(0.0))
+    found = line_search(measured(lambda x: x, lambda x: 0 * x), START, STEP, 0.1, before=higher)
+    assert found.scale == 0 and found.measured is higher

@@ -12,7 +12,8 @@ from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import MetaWeights, Rows, by_row, named
-from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner, OuterProblem, unflatten
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.outer_problem import OuterProblem, unflatten
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
@@ -80,6 +81,18 @@ def test_meta_gradient_is_that_of_central_differences(
     old = problem.policies(x)
     numeric = central_differences(lambda y: problem.measure(y, old).surrogate, x)
     assert relative_error(problem.linearised(x).gradient, numeric) <= 1e-6
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_where_an_outer_step_begins_is_measured_with_its_gradient(family: str) -> None:
+    problem, x = problem_of(FAMILIES[family], 2)
+    _, old, measured = problem.linearised(x)
+    action = problem.query.label
+    assert not old.log_prob(action).requires_grad and not measured.surrogate.requires_grad
+    torch.testing.assert_close(old.log_prob(action), problem.policies(x).log_prob(action))
+    again = problem.measure(x, old)
+    torch.testing.assert_close(measured.surrogate, again.surrogate)
+    assert measured.kl == 0 and again.kl.abs() < 1e-15
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -417,3 +430,19 @@ def test_advantages_are_standardised_over_what_counts_in_each_task() -> None:
     torch.testing.assert_close(
         (rows.weight * rows.advantage**2).sum(dim=1), torch.ones(4, dtype=torch.float64), rtol=1e-5, atol=0
     )
+
+
+def test_parts_of_some_tasks_add_up_to_the_whole() -> None:
+    problem, x = problem_of(PointNavigation(horizon=5), 2)
+    (whole, apart), index = (problem.parts(len(problem.query.weight)), problem.parts(1)), torch.arange(4)
+    assert len(whole.problems) == 1 and len(apart.problems) == len(problem.query.weight) > 1
+    (gradient, old, measured), (want, theirs, same) = apart.linearised(x), whole.linearised(x)
+    torch.testing.assert_close(gradient, want)
+    torch.testing.assert_close(torch.stack(list(measured)), torch.stack(list(same)))
+    torch.testing.assert_close(apart.metric(x, index)(x), whole.metric(x, index)(x))
+    torch.testing.assert_close(whole.metric(x, index)(x), problem.take(index).metric(x)(x))
+    torch.testing.assert_close(apart.entropy(old), whole.entropy(theirs))
+    moved = x + 0.1 * gradient
+    there, here = apart.measure(moved, old), whole.measure(moved, theirs)
+    torch.testing.assert_close(torch.stack(list(there)), torch.stack(list(here)))
+    assert here.kl > 0

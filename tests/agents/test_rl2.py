@@ -13,7 +13,14 @@ from torch import Tensor
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.rewards import reward_signal
-from rl2meta.agents.rl2 import RL2Agent, RL2Carry, RL2Config, RL2Learner, clipped_surrogate
+from rl2meta.agents.rl2 import (
+    RL2Agent,
+    RL2Carry,
+    RL2Config,
+    RL2Learner,
+    _discounted_lengths,
+    clipped_surrogate,
+)
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TaskEnv, TensorVectorEnv, Transition
 from rl2meta.errors import UserError
@@ -42,6 +49,47 @@ def test_acting_step_by_step_agrees_with_the_fused_pass(num_layers: int) -> None
     (trajectory,) = _trial(learner).phases
     policy, _ = learner.network(learner.network.inputs(trajectory.inputs))
     torch.testing.assert_close(policy.log_prob(trajectory.action), trajectory.log_prob, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("tasks", [16, 80])  # cell by cell, and through the fused layer
+@pytest.mark.parametrize("num_layers", [1, 2])
+def test_the_value_while_acting_is_that_of_the_fused_pass(num_layers: int, tasks: int) -> None:
+    learner = _with_opinions(_learner(num_layers=num_layers))
+    (trajectory,) = _trial(learner, tasks=tasks).phases
+    _, value = learner.network(learner.network.inputs(trajectory.inputs))
+    assert trajectory.value is not None and trajectory.value.shape == trajectory.reward.shape
+    assert trajectory.value.std() > 0.01 and not trajectory.value.requires_grad
+    torch.testing.assert_close(trajectory.value, value.detach(), atol=1e-5, rtol=0)
+
+
+def _with_opinions(learner: RL2Learner) -> RL2Learner:
+    """Give the value head weights: at first they are 0, and so is every value."""
+    torch.nn.init.normal_(learner.network.value.weight, generator=generator(5, "value"))
+    return learner
+
+
+def test_an_update_learns_from_what_was_expected_while_acting() -> None:
+    """With λ = 0 and γ = 0 the advantage is the reward less the recorded value; so is the log-probability."""
+    learner = _with_opinions(_learner(discount=0.0, gae_trace=0.0, reward_signal="sampled"))
+    (trajectory,) = _trial(learner).phases
+    assert trajectory.value is not None
+    learner._batch(trajectory)  # measures the reward's scale
+    value = torch.randn(trajectory.value.shape, generator=generator(6, "value"))
+    log_prob = -torch.rand(trajectory.log_prob.shape, generator=generator(7, "log_prob"))
+    batch = learner._batch(replace(trajectory, value=value, log_prob=log_prob))
+    surprise = trajectory.reward - learner.network.reward_scale * value
+    wanted = (surprise - surprise.mean()) / surprise.std(unbiased=False)
+    torch.testing.assert_close(batch.advantage, wanted, atol=1e-5, rtol=1e-5)
+    assert torch.equal(batch.log_prob, log_prob)
+
+
+@pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9, 0.999, 1.0])
+def test_discounted_lengths_are_the_sums_of_powers(gamma: float) -> None:
+    steps = torch.tensor([[1, 2, 3, 10], [100, 1000, 5000, 0]])
+    lengths = _discounted_lengths(steps, gamma)
+    wanted = [[math.fsum(gamma**k for k in range(max(n, 1))) for n in row] for row in steps.tolist()]
+    assert lengths.dtype == torch.float32
+    torch.testing.assert_close(lengths, torch.tensor(wanted), rtol=1e-6, atol=0)
 
 
 def test_the_input_is_observation_action_reward_and_first() -> None:

@@ -15,7 +15,8 @@ from pydantic import ValidationError
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 
 import rl2meta.envs  # noqa: F401 - registers the ids
-from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
+from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits, Pulls
+from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.tasks import TensorTasks, sample_tasks
 
 CPU = torch.device("cpu")
@@ -245,3 +246,86 @@ def test_a_mean_moves_all_gaussian_arms() -> None:
 def test_bad_bounds_are_refused(family: Any, bounds: dict[str, float], message: str) -> None:
     with pytest.raises(ValidationError, match=message):
         family(**bounds)
+
+
+@BOTH
+def test_every_pull_is_an_episode_and_a_reset_counts_none(family: Any) -> None:
+    envs = family(num_arms=2).make_envs(3, CPU)
+    envs.reset(seed=0)
+    for pulls in range(1, 5):
+        *_, terminated, truncated, _ = envs.step(torch.tensor([0, 1, 0]))
+        assert terminated.tolist() == [True] * 3 and truncated.tolist() == [False] * 3
+        assert envs._episode.tolist() == [pulls] * 3
+    for _ in range(2):
+        envs.reset()
+        assert envs._episode.tolist() == [4] * 3  # the fifth has begun, and no pull of it was made
+    envs.reset(options={"episode": torch.tensor([7, 8, 9])})
+    envs.step(torch.tensor([0, 1, 0]))
+    assert envs._episode.tolist() == [8, 9, 10]
+    envs.reset(options={"tasks": envs.tasks})
+    assert envs._episode.tolist() == [0] * 3
+
+
+class Counted(BernoulliBandits):
+    """Bandits that show the number of the episode."""
+
+    longest = 1
+
+    @property
+    def horizon(self) -> int:
+        return self.longest
+
+    def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+        return TensorVectorEnv(self, _Numbers(), num_envs, device)
+
+
+class CountedToTwo(Counted):
+    """The same, but for what the law says of how long an episode may be."""
+
+    longest = 2
+
+
+class _Numbers(Pulls):
+    """Every pull ends its episode by termination, or every other one."""
+
+    terminates = True
+
+    def __init__(self) -> None:
+        super().__init__("bernoulli")
+
+    def begin(self, tasks: TensorTasks, episode: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        return episode.clone()
+
+    def step(
+        self, tasks: TensorTasks, state: torch.Tensor, action: torch.Tensor, generator: torch.Generator
+    ) -> Transition:
+        end = super().step(tasks, state, action, generator)
+        return end if self.terminates else end._replace(terminated=(action + state) % 2 == 0)
+
+
+def _lived(envs: TensorVectorEnv) -> list[Any]:
+    """What is seen in a few episodes, with resets between them."""
+    seen: list[Any] = [envs.reset(seed=3)[0]]
+    for step in range(6):
+        observation, *rest, info = envs.step(torch.tensor([0, 1, step % 2]))
+        seen += [observation, *rest, *info.values()]
+        if step % 3 == 1:
+            seen.append(envs.reset()[0])
+    return seen
+
+
+def test_episodes_of_one_step_are_what_longer_ones_are_that_end_at_once() -> None:
+    short, longer = (law(num_arms=2).make_envs(3, CPU) for law in (Counted, CountedToTwo))
+    for one, other in zip(_lived(short), _lived(longer), strict=True):
+        assert torch.equal(one, other)
+
+
+def test_an_only_step_that_does_not_terminate_is_truncated(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(_Numbers, "terminates", False)
+    envs = Counted(num_arms=2).make_envs(2, CPU)
+    envs.reset(seed=0)
+    for number in range(4):
+        observation, _, terminated, truncated, info = envs.step(torch.tensor([0, 1]))
+        assert terminated.tolist() == [number % 2 == 0, number % 2 == 1]
+        assert torch.equal(truncated, ~terminated)
+        assert info["final_obs"].tolist() == [number] * 2 and observation.tolist() == [number + 1] * 2

@@ -12,9 +12,10 @@ from gymnasium.utils.env_checker import check_env
 from pydantic import ValidationError
 from stable_baselines3.common.env_checker import check_env as check_sb3
 from torch import Tensor
+from torch.nn import functional as F
 
 from rl2meta.envs.checking import check_distribution
-from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.navigation import PointNavigation, best_return
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
@@ -265,3 +266,51 @@ def test_optimum_does_not_depend_on_how_many_are_valued_at_once(monkeypatch: pyt
     whole = COARSE.optimal_return(tasks)
     monkeypatch.setattr("rl2meta.envs.navigation._VALUED_AT_ONCE", 28)
     torch.testing.assert_close(COARSE.optimal_return(tasks), whole)
+
+
+def explicit(law: PointNavigation, offset: list[float], elapsed: float) -> float:
+    """V*_h(d) as it is defined, step by step through the whole horizon."""
+    value = 0.0
+    for t in range(1, law.horizon - int(elapsed) + 1):
+        distance = hypot(*(max(0.0, abs(along) - t * law.step_size) for along in offset))
+        value -= distance
+        if distance < law.goal_radius:
+            break
+    return value
+
+
+@pytest.mark.parametrize(
+    "family",
+    [
+        PointNavigation(),
+        PointNavigation(goal_radius=0.0, horizon=30),
+        PointNavigation(step_size=1e-3),
+        COARSE,
+    ],
+    ids=str,
+)
+@pytest.mark.parametrize("reach", [0.0, 0.05, 0.7, 5.0, 1e3])
+def test_optimum_is_the_sum_over_the_whole_horizon(family: PointNavigation, reach: float) -> None:
+    source = generator(1)
+    offset = reach * (2 * torch.rand(60, 2, generator=source, dtype=torch.float64) - 1)
+    offset[0], offset[1, 0], offset[2] = 0.0, 0.0, reach
+    offset[3] = offset[3].div(family.step_size).round() * family.step_size  # whole steps away
+    elapsed = torch.randint(0, family.horizon + 1, (60,), generator=source)
+    value = best_return(family, offset, elapsed.double())
+    wanted = [explicit(family, *each) for each in zip(offset.tolist(), elapsed.tolist(), strict=True)]
+    torch.testing.assert_close(value, torch.tensor(wanted, dtype=torch.float64), rtol=1e-9, atol=1e-9)
+    rounded = torch.cat([offset, torch.full((1, 2), 1e6)]).float(), F.pad(elapsed, (0, 1)).float()
+    among = best_return(family, *rounded)[:-1]  # a far point beside them takes all of the horizon
+    torch.testing.assert_close(best_return(family, *(each[:-1] for each in rounded)), among)
+
+
+@pytest.mark.parametrize("lost", [torch.nan, torch.inf, -torch.inf, 3e38])
+def test_points_that_are_nowhere_do_not_disturb_the_others(lost: float) -> None:
+    family, offset = PointNavigation(), torch.tensor([[0.3, -0.4], [0.0, 0.0], [2.0, 0.1]])
+    elapsed = torch.tensor([0.0, 3.0, 99.0])
+    together = best_return(
+        family, torch.cat([offset, torch.tensor([[lost, 0.1]])]), torch.cat([elapsed, elapsed[:1]])
+    )
+    torch.testing.assert_close(together[:3], best_return(family, offset, elapsed))
+    assert not together[3] > -1e30
+    assert best_return(family, torch.full((1, 2), lost), elapsed[:1]).shape == (1,)
