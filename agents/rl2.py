@@ -14,9 +14,10 @@ from torch import Tensor, nn
 
 from rl2meta.agents.rewards import RewardSignal, masked_mean, reward_signal, standardised
 from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive, linear
+from rl2meta.errors import UserError
 from rl2meta.images import ImageEncoder, is_image
 from rl2meta.learner_state import load_state, seeded, state_of
-from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head
+from rl2meta.networks import ActionDistribution, LSTMState, RecurrentCore, action_head, mlp
 from rl2meta.returns import gae
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
@@ -27,6 +28,12 @@ class RL2Config(BaseModel):
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
+    embedding_sizes: list[Count] = Field(
+        [], description="units in each ReLU layer between input and LSTM; none by default"
+    )
+    previous_observation: bool = Field(
+        False, description="show o_{t-1} beside a_{t-1} and r_{t-1}: what they were seen and earned in"
+    )
     hidden_size: Count = Field(48, description="units in each LSTM layer")
     num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="LSTM layers")
     learning_rate: Positive = Field(1e-2, description="Adam's step size at the start")
@@ -52,14 +59,15 @@ class RL2Config(BaseModel):
 
 
 class RL2Carry(NamedTuple):
-    """What an RL² agent has learnt in the trial: the LSTM's state; and its random stream."""
+    """What an RL² agent has learnt in the trial: the LSTM's state; its random stream; what it saw last."""
 
     state: LSTMState
     generator: torch.Generator
+    seen: Tensor
 
 
 class RecurrentActorCritic(nn.Module):
-    """(o_t, a_{t-1}, r_{t-1}, d_{t-1}) -> LSTM -> policy and value.
+    """(o_t, a_{t-1}, r_{t-1}, d_{t-1}) -> embedding, if there is one -> LSTM -> policy and value.
 
     The value is given per step that remains of the trial, in units of ``reward_scale`` (which the learner
     measures on its first batch, so that one learning rate serves rewards of any unit). A return falls with
@@ -76,26 +84,42 @@ class RecurrentActorCritic(nn.Module):
         super().__init__()
         self._observation = encoding(observation_space)
         self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None
-        seen = self.encoder.out_features if self.encoder else self._observation.size
+        self._recalls = config.previous_observation
+        if self.encoder is not None and self._recalls:
+            raise UserError("agent.previous_observation: expected false where observations are pictures")
+        self.observed = self._observation.size
+        seen = self.encoder.out_features if self.encoder else (1 + self._recalls) * self.observed
         in_features = seen + encoding(action_space).size + 2
-        self.core = RecurrentCore(in_features, config.hidden_size, config.num_layers)
+        self.embedding = mlp(in_features, config.embedding_sizes, nn.ReLU)
+        embedded = [in_features, *config.embedding_sizes][-1]
+        self.core = RecurrentCore(embedded, config.hidden_size, config.num_layers)
         self.policy = action_head(action_space, config.hidden_size, config.initial_deviation)
         self.value = nn.Linear(config.hidden_size, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
         self.register_buffer("reward_scale", torch.zeros(()))
 
-    def inputs(self, step: TimeStep) -> Tensor:
-        """Return the network's input for time steps [...], flat: pictures are still their pixels."""
+    def inputs(self, step: TimeStep, seen: Tensor | None = None) -> Tensor:
+        """Return the network's input, flat: pictures are still their pixels. The observation comes first.
+
+        Args:
+            step: time steps of whole trials [T, B, ...]; or of one step [B, ...], and then
+            seen: the encoded observations of the step before, [B, size]; zeros at a trial's start.
+        """
+        parts = [self._observation.encode(step.observation)]
+        if self._recalls:
+            before = torch.cat([torch.zeros_like(parts[0][:1]), parts[0][:-1]]) if seen is None else seen
+            parts.append(before)
         flags = torch.stack([step.reward, step.first.float()], dim=-1)
-        return torch.cat([self._observation.encode(step.observation), step.action, flags], dim=-1)
+        return torch.cat([*parts, step.action, flags], dim=-1)
 
     def perceive(self, inputs: Tensor) -> Tensor:
-        """Return what the LSTM takes of ``inputs``: features of the pixels, and the rest as it is."""
-        if self.encoder is None:
-            return inputs
-        size = self._observation.size
-        return torch.cat([self.encoder(inputs[..., :size]), inputs[..., size:]], dim=-1)
+        """Return what the LSTM takes of ``inputs``: features of the pixels and the rest, embedded."""
+        if self.encoder is not None:
+            pixels, rest = inputs[..., : self.observed], inputs[..., self.observed :]
+            inputs = torch.cat([self.encoder(pixels), rest], dim=-1)
+        embedded: Tensor = self.embedding(inputs)
+        return embedded
 
     def forward(self, inputs: Tensor) -> tuple[ActionDistribution, Tensor]:
         """Run whole trials, ``inputs`` [T, B, ...] -> π and scaled value, [T, B]."""
@@ -113,17 +137,18 @@ class RL2Agent:
 
     def begin(self, num_tasks: int, generator: torch.Generator) -> RL2Carry:
         """Return zero states."""
-        return RL2Carry(self.network.core.begin(num_tasks), generator)
+        state = self.network.core.begin(num_tasks)
+        return RL2Carry(state, generator, state[0].new_zeros(num_tasks, self.network.observed))
 
     def act(self, carry: RL2Carry, step: TimeStep) -> tuple[Choice, RL2Carry]:
         """Advance the LSTM and sample from its policy."""
-        inputs = self.network.perceive(self.network.inputs(step))
-        features, state = self.network.core.step(inputs, carry.state)
+        inputs = self.network.inputs(step, carry.seen)
+        features, state = self.network.core.step(self.network.perceive(inputs), carry.state)
         policy: ActionDistribution = self.network.policy(features)
         action = policy.sample(carry.generator)
         value = self.network.value(features).squeeze(-1)
         choice = Choice(action, policy.log_prob(action), policy.mode(), value)
-        return choice, carry._replace(state=state)
+        return choice, carry._replace(state=state, seen=inputs[:, : self.network.observed])
 
     def adapt(self, carry: RL2Carry, trajectory: Trajectory) -> RL2Carry:
         """Return the carry as it is."""

@@ -26,6 +26,7 @@ def main() -> None:
     # speed on an idle machine, long spinning on a busy one (docs/results.md has figures).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
+    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in pages of 2 MiB; see keep_memory
     sys.path.append(os.getcwd())  # so that modules of the folder one works in are found, behind all others
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under a test's capture

@@ -55,8 +55,10 @@ def keep_memory() -> bool:
     """Keep freed memory for the next allocation; return whether the C library could be told (glibc can).
 
     An update frees and takes again tensors of tens of megabytes. By default glibc hands each back to the
-    kernel, which has to fill the next with zeros, page by page, as it is touched: half of the time of an
-    LSTM of 256 units goes there. What is kept is the most that was ever in use at once.
+    kernel, which has to fill the next with zeros, page by page, as it is touched: up to half of an update's
+    time goes there. What is kept is what was in use at once and, for glibc parts what it keeps, up to a few
+    times the largest tensor; little more than was in use where THP_MEM_ALLOC_ENABLE=1 aligns large tensors
+    to pages of 2 MiB, as the command line sets.
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt

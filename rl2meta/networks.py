@@ -53,8 +53,8 @@ class Categorical:
         """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1)."""
         up_to = self.log_probs.exp().cumsum(dim=-1)
         place = torch.rand(*up_to.shape[:-1], 1, generator=generator, device=up_to.device, dtype=up_to.dtype)
-        last = up_to.shape[-1] - 1  # where rounding leaves the sum of all below u
-        return (up_to <= place).sum(dim=-1).clamp(max=last)
+        # Of the sum as it was rounded, so that it stays below that and no impossible last action is left.
+        return (up_to <= place * up_to[..., -1:]).sum(dim=-1)
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log π(action), [...]."""

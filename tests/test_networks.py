@@ -312,3 +312,11 @@ def test_our_tanh_is_torchs() -> None:
 def _and_derivatives(values: Tensor, x: Tensor) -> list[Tensor]:
     (first,) = torch.autograd.grad(values.sum(), x, create_graph=True)
     return [values, first, torch.autograd.grad(first.sum(), x)[0]]
+
+
+def test_an_impossible_last_action_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    scales = torch.linspace(0.1, 3, 400).unsqueeze(1)  # so that sums are rounded this way and that
+    logits = torch.tensor([0.3, -1.2, 2.1, 0.7, -0.4]).unsqueeze(0) * scales
+    policy = Categorical(torch.cat([logits, torch.full((400, 1), -torch.inf)], dim=1))
+    monkeypatch.setattr(torch, "rand", lambda *shape, **kind: torch.full(shape, 1 - 2.0**-24))
+    assert int(policy.sample(torch.Generator()).max()) == 4

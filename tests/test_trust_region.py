@@ -123,6 +123,14 @@ def test_longest_step_is_as_long_as_the_product_says_wherever_conjugate_gradient
     assert len(calls) == iterations  # no further product is taken for the length
 
 
+def test_longest_step_is_right_in_single_precision_however_stretched_the_metric() -> None:
+    """The residual is not quite orthogonal to the step any more: sᵀg alone would be off by thousandths."""
+    stretch = torch.logspace(0, -5, 50)
+    for seed in range(8):
+        step = longest_step(lambda v: stretch * v, vector(50, seed).float(), 0.01, 50).double()
+        assert float((stretch.double() * step.square()).sum()) / 2 == pytest.approx(0.01, rel=1e-5)
+
+
 def test_longest_step_without_a_gradient_or_curvature_is_none() -> None:
     h = positive(3)
     assert not longest_step(lambda v: h @ v, torch.zeros(3, dtype=torch.float64), 0.01, 5).any()

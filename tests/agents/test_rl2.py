@@ -23,6 +23,7 @@ from rl2meta.agents.rl2 import (
 )
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TaskEnv, TensorVectorEnv, Transition
+from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.errors import UserError
 from rl2meta.interop import Predictor, TrialEnv
 from rl2meta.randomness import generator
@@ -515,3 +516,35 @@ def test_the_baseline_does_not_know_how_long_an_episode_will_last() -> None:
     worker = RolloutWorker(family)
     meta_train(learner, family, worker, budget, 0, lambda row: bool(returns.append(row["mean_return"])))
     assert returns[0] < 6 and returns[-1] > 14  # of 16; chance earns about 4
+
+
+RECALLING = {"embedding_sizes": [6, 5], "previous_observation": True}
+
+
+@pytest.mark.parametrize("tasks", [16, 80])
+def test_embedding_and_recalling_act_as_they_are_replayed(tasks: int) -> None:
+    law = TabularMDPs(num_states=4, num_actions=3, horizon=5)
+    config = RL2Config.model_validate({"hidden_size": 8, **RECALLING})
+    learner = RL2Learner(law.observation_space, law.action_space, config)
+    (trajectory,) = RolloutWorker(law).run(learner.agent, sample_tasks(law, tasks, 0, "train"), 3, 1).phases
+    policy, _ = learner.network(learner.network.inputs(trajectory.inputs))
+    torch.testing.assert_close(policy.log_prob(trajectory.action), trajectory.log_prob, atol=1e-5, rtol=1e-5)
+    learner.update(Trial(sample_tasks(law, tasks, 0, "train"), (trajectory,)), 0.0, torch.Generator())
+    assert all(value.grad is not None for value in learner.network.embedding.parameters())
+
+
+def test_what_is_recalled_is_the_observation_before_across_episodes_and_nothing_at_first() -> None:
+    law = TabularMDPs(num_states=4, num_actions=3, horizon=5)
+    config = RL2Config.model_validate({"hidden_size": 8, **RECALLING})
+    learner = RL2Learner(law.observation_space, law.action_space, config)
+    (trajectory,) = RolloutWorker(law).run(learner.agent, sample_tasks(law, 7, 0, "train"), 3, 1).phases
+    inputs = learner.network.inputs(trajectory.inputs)  # [T, B, 4 + 4 + 3 + 2]
+    assert inputs.shape == (15, 7, 13)
+    assert torch.equal(inputs[1:, :, 4:8], inputs[:-1, :, :4]) and not inputs[0, :, 4:8].any()
+
+
+def test_pictures_are_not_recalled() -> None:
+    picture = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
+    config = RL2Config.model_validate({"previous_observation": True})
+    with pytest.raises(UserError, match=r"previous_observation: expected false where observations are pict"):
+        RL2Learner(picture, BANDITS.action_space, config)

@@ -314,3 +314,8 @@ def test_points_that_are_nowhere_do_not_disturb_the_others(lost: float) -> None:
     torch.testing.assert_close(together[:3], best_return(family, offset, elapsed))
     assert not together[3] > -1e30
     assert best_return(family, torch.full((1, 2), lost), elapsed[:1]).shape == (1,)
+
+
+def test_no_tasks_have_no_optimum() -> None:
+    family = PointNavigation()
+    assert family.optimal_return(sample_tasks(family, 0, 0, "test")).shape == (0,)

@@ -1,4 +1,4 @@
-"""What the machine could do: its fastest matrix product, its fastest copy; and how much memory is in use."""
+"""What the machine could do: its matrix product, its copy; and how much memory is in use."""
 
 import ctypes
 import time
@@ -39,17 +39,17 @@ def peaks(device: torch.device) -> Peaks:
     size = _SIZE[device.type]
     a, b = (torch.randn(size, size, device=device) for _ in range(2))
     out = torch.empty_like(a)
-    product = 2 * size**3 / fastest(lambda: torch.mm(a, b, out=out), device)
+    product = 2 * size**3 / median_seconds(lambda: torch.mm(a, b, out=out), device)
     onednn = product
     if device.type == "cpu" and torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
         x, w = a.to_mkldnn(), b.to_mkldnn()
-        onednn = 2 * size**3 / fastest(lambda: F.linear(x, w), device)
+        onednn = 2 * size**3 / median_seconds(lambda: F.linear(x, w), device)
     source = torch.ones(_COPIED[device.type] // 4, device=device)
     target = torch.empty_like(source)
-    return Peaks(product, onednn, 2 * 4 * len(source) / fastest(lambda: target.copy_(source), device))
+    return Peaks(product, onednn, 2 * 4 * len(source) / median_seconds(lambda: target.copy_(source), device))
 
 
-def fastest(work: Callable[[], object], device: torch.device, seconds: float = 0.15) -> float:
+def median_seconds(work: Callable[[], object], device: torch.device, seconds: float = 0.15) -> float:
     """Return the median of the seconds that ``work`` takes, repeated for ``seconds``."""
     taken: list[float] = []
     until = time.perf_counter() + seconds
@@ -81,7 +81,7 @@ def peak_memory(work: Callable[[], object], device: torch.device) -> int | None:
         ctypes.CDLL(None).malloc_trim(0)  # what was freed must not count, nor be taken without counting
         before = _in_main_memory("VmRSS")
         _RESET.write_text("5")
-    except (AttributeError, OSError):
+    except (AttributeError, OSError, TypeError):
         work()
         return None
     work()

@@ -16,7 +16,8 @@ class Work(NamedTuple):
 
     Attributes:
         flops: floating-point operations of matrix products; elementwise ones are left out.
-        moved: bytes that torch's operations read and wrote, one by one.
+        moved: about how many bytes torch's operations read and wrote, one by one, as if nothing were cached:
+            those of all tensors that they took and gave.
     """
 
     flops: float
@@ -34,6 +35,9 @@ def work_of(unit: Callable[[], int]) -> Work:
     return Work(flops.get_total_flops() / steps, moved.total / steps)
 
 
+_MOVE_NOTHING = ("empty", "new_empty", "_unsafe_view")
+
+
 class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Adds up the bytes of the tensors that operations take and give; views move nothing."""
 
@@ -43,7 +47,7 @@ class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         out = func(*args, **(kwargs or {}))
-        if not func.is_view:
+        if not func.is_view and not func.__name__.startswith(_MOVE_NOTHING):
             self.total += sum(
                 each.nbytes for each in tree_leaves((args, kwargs, out)) if isinstance(each, Tensor)
             )
