@@ -479,7 +479,7 @@ def test_the_table_shows_every_contestant() -> None:
     assert ratio == "rl2meta / the others, turn by turn: 100.0 (min 50.0, max 150.0)"
 
 
-def test_where_the_c_library_has_no_name_the_work_is_done_all_the_same(
+def test_where_the_c_library_has_no_name_the_work_is_done(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     def windows(name: None) -> None:
