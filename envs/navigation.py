@@ -84,9 +84,7 @@ def best_return(law: PointNavigation, offset: Tensor, elapsed: Tensor) -> Tensor
         elapsed: steps taken in the episode, float [B]; h = horizon − elapsed.
     """
     most = law.horizon
-    if offset.device.type == "cpu" and len(
-        offset
-    ):  # where it costs nothing to look: no distance is left after the farthest
+    if offset.device.type == "cpu" and len(offset):  # where it costs nothing to look how far the farthest is
         steps = float(offset.abs().max()) / law.step_size
         most = min(most, int(steps) + 2) if math.isfinite(steps) else most
     step = torch.arange(1, most + 1, dtype=offset.dtype, device=offset.device)
