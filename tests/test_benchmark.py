@@ -101,16 +101,18 @@ def _check(said: str, suite: Report, counted: bool = True) -> None:
     """Every figure is there, once a turn where it is of a turn, and follows from the others."""
     assert suite.keys() == {"setting", "machine", "contestants", "ratios"}
     product, onednn, copy = (suite["machine"][name] for name in MACHINE)
-    assert len(product) == len(onednn) == len(copy) == TURNS
+    assert len(product) == len(onednn) == len(copy) == TURNS * len(suite["contestants"])
     assert min(*product, *onednn, *copy) > 0
-    for name, figures in suite["contestants"].items():
+    for index, (name, figures) in enumerate(suite["contestants"].items()):
         assert f"  {name} " in said
         assert figures.keys() == (ALWAYS | COUNTED if counted else ALWAYS), name
         speeds = figures["env_steps_per_second"]
         assert len(speeds) == TURNS and min(speeds) > 0 and math.isfinite(max(speeds))
         if counted:
-            best = [max(peak) for peak in zip(product, onednn, strict=True)]
-            _check_fractions(figures, {"matrix_product": product, "best_matrix_product": best, "copy": copy})
+            own = slice(index * TURNS, (index + 1) * TURNS)
+            best = [max(peak) for peak in zip(product[own], onednn[own], strict=True)]
+            peaks = {"matrix_product": product[own], "best_matrix_product": best, "copy": copy[own]}
+            _check_fractions(figures, peaks)
     ours = next(iter(suite["contestants"].values()))["env_steps_per_second"]
     for name, ratios in suite["ratios"].items():
         theirs = suite["contestants"][name]["env_steps_per_second"]
@@ -401,7 +403,7 @@ def _suite(happened: list[str], **contestants: Contestant) -> Suite:
 def test_contestants_take_turns_and_so_does_the_machine(at_rest: list[str]) -> None:
     asleep = Contestant(lambda: (time.sleep(0.002), 10)[1], countable=False)
     measure(_suite(at_rest, A=asleep, B=asleep), CPU, seconds=0.0)
-    assert at_rest == ["machine", "A", "B"] * measuring.TURNS
+    assert at_rest == ["machine", "A", "machine", "B"] * measuring.TURNS
     assert measuring.TURNS == 5
 
 
@@ -443,9 +445,9 @@ def test_ratios_and_fractions_are_those_of_each_turn(
     assert report["ratios"] == {"theirs": [2.0, 3.0]}
     assert report["setting"] == {"tasks": 3}
     assert report["machine"] == {
-        "matrix_product_flops_per_second": [100.0, 400.0],
-        "onednn_matrix_product_flops_per_second": [200.0, 300.0],
-        "copy_bytes_per_second": [50.0, 150.0],
+        "matrix_product_flops_per_second": [100.0, 400.0, 400.0, 100.0, 100.0, 400.0],
+        "onednn_matrix_product_flops_per_second": [200.0, 300.0, 300.0, 200.0, 200.0, 300.0],
+        "copy_bytes_per_second": [50.0, 150.0, 150.0, 50.0, 50.0, 150.0],
     }
     ours = report["contestants"]["ours"]
     assert ours["setting"] == {"size": 1}

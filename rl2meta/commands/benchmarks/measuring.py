@@ -17,31 +17,32 @@ TURNS = 5
 def measure(suite: Suite, device: torch.device, seconds: float) -> dict[str, Any]:
     """Return the suite's figures; each contestant is measured for ``seconds``, in ``TURNS`` turns.
 
-    A turn begins with what the machine can do in it, and lasts whole units, at least one.
+    What the machine can do is measured before each; a turn lasts whole units, at least one.
     """
     work = {name: work_of(each.unit) for name, each in suite.contestants.items() if each.countable}
     memory = {name: peak_memory(each.unit, device) for name, each in suite.contestants.items()}
-    machine: list[Peaks] = []
+    machine: dict[str, list[Peaks]] = {name: [] for name in suite.contestants}
     speeds: dict[str, list[float]] = {name: [] for name in suite.contestants}
     for _ in range(TURNS):
-        machine.append(peaks(device))
         for name, each in suite.contestants.items():
+            machine[name].append(peaks(device))
             speeds[name].append(_speed(each, device, seconds / TURNS))
     figures = {
         name: {
             "setting": dict(each.setting),
             "env_steps_per_second": speeds[name],
-            **_used(work.get(name), speeds[name], machine),
+            **_used(work.get(name), speeds[name], machine[name]),
             "peak_memory_bytes": memory[name],
         }
         for name, each in suite.contestants.items()
     }
+    seen = [peak for each in machine.values() for peak in each]
     return {
         "setting": dict(suite.setting),
         "machine": {
-            "matrix_product_flops_per_second": [peak.product for peak in machine],
-            "onednn_matrix_product_flops_per_second": [peak.onednn for peak in machine],
-            "copy_bytes_per_second": [peak.copy for peak in machine],
+            "matrix_product_flops_per_second": [peak.product for peak in seen],
+            "onednn_matrix_product_flops_per_second": [peak.onednn for peak in seen],
+            "copy_bytes_per_second": [peak.copy for peak in seen],
         },
         "contestants": figures,
         "ratios": _ratios(suite.contestants, speeds),
