@@ -12,10 +12,10 @@ import gymnasium as gym
 import torch
 from pydantic import Field
 from torch import Tensor
-from torch.nn.utils import parameters_to_vector, vector_to_parameters
+from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights
-from rl2meta.agents.outer_problem import OuterProblem, joined
+from rl2meta.agents.outer_problem import OuterProblem, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
 from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
 from rl2meta.agents.settings import Fraction, Positive, linear
@@ -114,7 +114,9 @@ class MAMLTRPOLearner:
                 before,
             )
             if found.scale > 0:  # else every bit stays
-                vector_to_parameters(found.x, self.meta.parameters())
+                new = unflatten(found.x, self.meta)
+                for name, value in self.meta.named_parameters():
+                    value.copy_(new[name])  # in place: a recorded rollout reads this memory
         return {
             "surrogate": float(found.measured.surrogate),
             "kl": float(found.measured.kl),

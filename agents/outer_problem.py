@@ -119,7 +119,9 @@ def unflatten(vector: Tensor, module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Parts:
-    """An outer problem in parts of some tasks each, so that memory is bounded however many tasks there are.
+    """An outer problem in parts of some tasks each: gradient and line search hold the graph of one at a time.
+
+    The metric keeps a graph of every part, of the few steps that it is measured on.
 
     What the parts measure adds up: every weight counts its row among those of all tasks.
 

@@ -84,11 +84,14 @@ class RecurrentActorCritic(nn.Module):
         super().__init__()
         self._observation = encoding(observation_space)
         self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None
-        self._recalls = config.previous_observation
-        if self.encoder is not None and self._recalls:
-            raise UserError("agent.previous_observation: expected false where observations are pictures")
-        self.observed = self._observation.size
-        seen = self.encoder.out_features if self.encoder else (1 + self._recalls) * self.observed
+        if self.encoder is not None and config.previous_observation:
+            raise UserError(
+                "agent.previous_observation: expected false where observations are pictures, got true; leave "
+                "it out"
+            )
+        self._observed = self._observation.size
+        self.recalled = self._observed if config.previous_observation else 0
+        seen = self.encoder.out_features if self.encoder else self._observed + self.recalled
         in_features = seen + encoding(action_space).size + 2
         self.embedding = mlp(in_features, config.embedding_sizes, nn.ReLU)
         embedded = [in_features, *config.embedding_sizes][-1]
@@ -104,19 +107,19 @@ class RecurrentActorCritic(nn.Module):
 
         Args:
             step: time steps of whole trials [T, B, ...]; or of one step [B, ...], and then
-            seen: the encoded observations of the step before, [B, size]; zeros at a trial's start.
+            seen: what is recalled of the step before, [B, recalled]; zeros at a trial's start.
         """
-        parts = [self._observation.encode(step.observation)]
-        if self._recalls:
-            before = torch.cat([torch.zeros_like(parts[0][:1]), parts[0][:-1]]) if seen is None else seen
-            parts.append(before)
+        observation = self._observation.encode(step.observation)
+        if seen is None:
+            recalled = observation[..., : self.recalled]
+            seen = torch.cat([torch.zeros_like(recalled[:1]), recalled[:-1]])
         flags = torch.stack([step.reward, step.first.float()], dim=-1)
-        return torch.cat([*parts, step.action, flags], dim=-1)
+        return torch.cat([observation, seen, step.action, flags], dim=-1)
 
     def perceive(self, inputs: Tensor) -> Tensor:
         """Return what the LSTM takes of ``inputs``: features of the pixels and the rest, embedded."""
         if self.encoder is not None:
-            pixels, rest = inputs[..., : self.observed], inputs[..., self.observed :]
+            pixels, rest = inputs[..., : self._observed], inputs[..., self._observed :]
             inputs = torch.cat([self.encoder(pixels), rest], dim=-1)
         embedded: Tensor = self.embedding(inputs)
         return embedded
@@ -138,7 +141,7 @@ class RL2Agent:
     def begin(self, num_tasks: int, generator: torch.Generator) -> RL2Carry:
         """Return zero states."""
         state = self.network.core.begin(num_tasks)
-        return RL2Carry(state, generator, state[0].new_zeros(num_tasks, self.network.observed))
+        return RL2Carry(state, generator, state[0].new_zeros(num_tasks, self.network.recalled))
 
     def act(self, carry: RL2Carry, step: TimeStep) -> tuple[Choice, RL2Carry]:
         """Advance the LSTM and sample from its policy."""
@@ -148,7 +151,7 @@ class RL2Agent:
         action = policy.sample(carry.generator)
         value = self.network.value(features).squeeze(-1)
         choice = Choice(action, policy.log_prob(action), policy.mode(), value)
-        return choice, carry._replace(state=state, seen=inputs[:, : self.network.observed])
+        return choice, carry._replace(state=state, seen=inputs[:, : self.network.recalled])
 
     def adapt(self, carry: RL2Carry, trajectory: Trajectory) -> RL2Carry:
         """Return the carry as it is."""
@@ -212,7 +215,10 @@ class RL2Learner:
 
     def _batch(self, trajectory: Trajectory, progress: float = 0.0) -> _Batch:
         mask = trajectory.mask.float()
-        assert trajectory.value is not None  # an RL2Agent acted
+        if trajectory.value is None:
+            raise ValueError(
+                "expected a trial that an RL2Agent lived, which records its values, got one without"
+            )
         reward = reward_signal(trajectory, self.config.reward_signal) * mask
         # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
         gamma = linear(self.config.discount, self.config.final_discount, progress)

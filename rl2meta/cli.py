@@ -9,6 +9,7 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.errors import UserError
+from rl2meta.memory import keep_memory
 from rl2meta.options import Device, LearningConfigs, Scratch, Settings, Suites
 
 app = typer.Typer(
@@ -26,7 +27,7 @@ def main() -> None:
     # speed on an idle machine, long spinning on a busy one (docs/results.md has figures).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
-    os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")  # large tensors in pages of 2 MiB; see keep_memory
+    keep_memory()
     sys.path.append(os.getcwd())  # so that modules of the folder one works in are found, behind all others
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under a test's capture

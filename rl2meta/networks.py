@@ -50,7 +50,7 @@ class Categorical:
         self.log_probs = torch.log_softmax(logits, dim=-1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1)."""
+        """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1), to float32's rounding."""
         up_to = self.log_probs.exp().cumsum(dim=-1)
         place = torch.rand(*up_to.shape[:-1], 1, generator=generator, device=up_to.device, dtype=up_to.dtype)
         # Of the sum as it was rounded, so that it stays below that and no impossible last action is left.

@@ -24,16 +24,17 @@ class CUDAGraph:
 
     def __init__(self, play: Callable[[], Trial], generators: list[torch.Generator]) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        for each in generators:
-            self._graph.register_generator_state(each)
-        aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):
-            for _ in range(_WARM_UPS):
-                play()
-        torch.cuda.current_stream().wait_stream(aside)
-        with torch.cuda.graph(self._graph):
-            self._trial = play()
+        with torch.cuda.device(generators[0].device):  # whose streams are meant
+            for each in generators:
+                self._graph.register_generator_state(each)
+            aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+            aside.wait_stream(torch.cuda.current_stream())
+            with torch.cuda.stream(aside):
+                for _ in range(_WARM_UPS):
+                    play()
+            torch.cuda.current_stream().wait_stream(aside)
+            with torch.cuda.graph(self._graph):
+                self._trial = play()
 
     def replay(self) -> Trial:
         """Do it again; what an earlier replay returned is overwritten."""
@@ -54,7 +55,9 @@ class RecordingWorker(RolloutWorker):
     """A ``RolloutWorker`` that records a whole trial the first time and replays it after.
 
     Tasks and seeds are other ones each time; agent, number of tasks and episodes must be the same, or else
-    it records anew. A trial lasts until the next one is run: it is the same memory.
+    it records anew. A trial lasts until the next one is run: it is the same memory. The agent's weights must
+    be changed in place, as optimisers do, and it must not adapt between phases, which takes a library that
+    may ask the device.
 
     Args:
         distribution: of the built-in families, which live on the device.
@@ -80,7 +83,7 @@ class RecordingWorker(RolloutWorker):
         """Run one trial of ``num_episodes`` episodes on every task, as ``RolloutWorker`` does.
 
         Raises:
-            UserError: if the tasks' environments cannot be recorded.
+            UserError: if the agent or the tasks' environments cannot be recorded.
         """
         if not isinstance(tasks, TensorTasks):
             raise UserError(
@@ -88,11 +91,17 @@ class RecordingWorker(RolloutWorker):
                 "set cuda_graphs=false"
             )
         plan = agent.phase.plan(num_episodes)
+        if plan.phases > 1:
+            raise UserError(
+                f"cuda_graphs: expected an agent that lives through a trial in one phase, got {plan.phases} "
+                "phases, between which it adapts; set cuda_graphs=false"
+            )
         wanted = (agent, len(tasks), plan)
         if not self._recorded or self._recorded[0] is not agent or self._recorded[1:] != wanted[1:]:
             self._tasks = TensorTasks(
                 {name: value.to(self.device, copy=True) for name, value in tasks.parameters.items()}
             )
+            self._recorded = ()  # should recording fail
             self._graph = self._new_graph(agent, plan)
             self._recorded = wanted
         for name, value in self._tasks.parameters.items():
@@ -101,13 +110,21 @@ class RecordingWorker(RolloutWorker):
         trial: Trial = self._graph.replay()
         return Trial(tasks, trial.phases)
 
+    def close(self) -> None:
+        """Close the environments and forget what was recorded on them."""
+        super().close()
+        self._recorded, self._graph = (), None
+
     def _new_graph(self, agent: Agent[Carry], plan: Plan) -> Any:
         generators = self._seed(agent, 0)
         try:
             return self._record(lambda: self._live(agent, self._tasks, plan, self._source, None), generators)
+        except torch.OutOfMemoryError:
+            raise
         except RuntimeError as error:  # such as an operation that asks the device for a value
+            cause = error.__context__ or error  # ending a capture that failed raises once more
             raise UserError(
-                f"cuda_graphs: expected rollouts that can be recorded, got {error}; set cuda_graphs=false"
+                f"cuda_graphs: expected rollouts that can be recorded, got {cause}; set cuda_graphs=false"
             ) from error
 
     def _seed(self, agent: Agent[Carry], seed: int) -> list[torch.Generator]:
@@ -115,8 +132,8 @@ class RecordingWorker(RolloutWorker):
         envs = self._make_envs(len(self._tasks) * agent.phase.lanes_per_task)
         if not isinstance(envs, Seeded):
             raise UserError(
-                f"cuda_graphs: expected environments that live on the device, got {type(envs).__name__}; "
-                "set cuda_graphs=false"
+                "cuda_graphs: expected environments whose randomness can be seeded without a reset, got "
+                f"{type(envs).__name__}; set cuda_graphs=false"
             )
         self._source.manual_seed(derive(seed, "agent"))
         return [self._source, envs.seed(derive(seed, "envs"))]

@@ -57,7 +57,7 @@ def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callab
 
 def _one_hot(index: Tensor, size: int) -> Tensor:
     # An identity's rows, not F.one_hot: that reads the largest index back to the host to check it.
-    if size > _LARGEST_IDENTITY:
+    if size > _LARGEST_IDENTITY:  # of whose identity not even one would fit
         return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).float()
     return F.embedding(index, _identity(size, index.device))
 

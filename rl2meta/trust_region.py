@@ -137,7 +137,8 @@ def line_search(
     finite are neither. If none is, the answer is ``start`` itself, so that no half a step stays behind.
     ``before`` is what ``measure`` gives at ``start``, where that is known already.
     """
-    before = before or measure(start)
+    if before is None:
+        before = measure(start)
     for k in range(tries):
         x, scale = start + shrink**k * step, shrink**k
         measured = measure(x)

@@ -23,7 +23,7 @@ from rl2meta.commands.benchmarks.machine import Peaks, median_seconds, peak_memo
 from rl2meta.commands.benchmarks.measuring import measure, table
 from rl2meta.commands.benchmarks.suites import Contestant, Suite
 from rl2meta.commands.benchmarks.work import work_of
-from rl2meta.devices import keep_memory
+from rl2meta.memory import keep_memory
 
 CPU = torch.device("cpu")
 TURNS = 2

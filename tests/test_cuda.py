@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
@@ -164,7 +165,7 @@ def test_maml_adapts_and_learns_as_on_the_cpu(kind: str) -> None:
 
 def _on_cpu(phase: Trajectory) -> Trajectory:
     inputs = TimeStep(*(field.cpu() for field in phase.inputs))
-    others = {name: value for name, value in vars(phase).items() if name != "inputs" and value is not None}
+    others = {name: value for name, value in vars(phase).items() if isinstance(value, Tensor)}
     return replace(phase, inputs=inputs, **{name: value.cpu() for name, value in others.items()})
 
 

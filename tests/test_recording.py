@@ -48,6 +48,10 @@ def _tensors(trial: Trial) -> list[Tensor]:
     return found
 
 
+def _weights(learner: Any) -> list[Tensor]:
+    return list((learner.meta if hasattr(learner, "meta") else learner.network).parameters())
+
+
 def _rl2(law: Any) -> RL2Learner:
     return RL2Learner(law.observation_space, law.action_space, RL2Config(hidden_size=8))
 
@@ -62,7 +66,7 @@ def _maml(law: Any) -> MAMLTRPOLearner:
     [
         (BernoulliBandits(num_arms=3), _rl2, 5),
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _rl2, 3),
-        (PointNavigation(horizon=6), _maml, 6),
+        (PointNavigation(horizon=6), _maml, 3),
     ],
     ids=["bandits", "MDPs", "navigation"],
 )
@@ -81,7 +85,9 @@ def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
         assert got.tasks is tasks and len(got.phases) == len(want.phases)
         for a, b in zip(_tensors(got), _tensors(want), strict=True):
             assert torch.equal(a, b)
-        learner.update(got, 0.0, torch.Generator())  # the same weights in the same memory, with other values
+        places = [value.data_ptr() for value in _weights(learner)]
+        learner.update(got, 0.0, torch.Generator())
+        assert places == [value.data_ptr() for value in _weights(learner)]  # a graph reads that memory
         assert all(torch.equal(kept[name], value) for name, value in tasks.parameters.items())
     assert Echo.recorded == 1
 
@@ -109,9 +115,27 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         RecordingWorker(law, CPU, asks).run(agent, sample_tasks(law, 2, 0, "train"), 2, 0)
 
 
+def test_an_agent_that_adapts_between_phases_is_refused() -> None:
+    law = PointNavigation(horizon=6)
+    tasks = sample_tasks(law, 2, 0, "train")
+    with pytest.raises(UserError, match=r"in one phase, got 2 phases, .*cuda_graphs=false"):
+        RecordingWorker(law, CPU, Echo).run(_maml(law).agent, tasks, 6, 0)
+
+
+def test_a_worker_that_was_closed_records_anew() -> None:
+    law = BernoulliBandits(num_arms=3)
+    agent, worker, tasks = _rl2(law).agent, RecordingWorker(law, CPU, Echo), sample_tasks(law, 4, 0, "train")
+    Echo.recorded = 0
+    rewards = []
+    for _ in range(2):
+        rewards.append(worker.run(agent, tasks, 5, 1).phases[0].reward.clone())
+        worker.close()
+    assert Echo.recorded == 2 and torch.equal(*rewards)
+
+
 def test_environments_that_cannot_be_seeded_apart_are_refused() -> None:
     law = Revealed(BernoulliBandits(num_arms=3))
-    with pytest.raises(UserError, match=r"live on the device, got _RevealedEnvs; set cuda_graphs=false"):
+    with pytest.raises(UserError, match=r"seeded without a reset, got _RevealedEnvs; set cuda_graphs=false"):
         RecordingWorker(law, CPU, Echo).run(_rl2(law).agent, sample_tasks(law, 4, 0, "train"), 2, 1)
 
 

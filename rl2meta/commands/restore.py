@@ -11,7 +11,7 @@ from rl2meta import checkpoints
 from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.components import COMPONENTS, make_learner
 from rl2meta.config import RunConfig, completed, differing, load_config
-from rl2meta.devices import resolve_device
+from rl2meta.devices import resolve_device, set_precision
 from rl2meta.errors import UserError
 from rl2meta.run_folder import RunFolder
 from rl2meta.tasks import TaskDistribution
@@ -99,6 +99,7 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     """
     folder = RunFolder.open(Path(path))
     config = load_run_config(folder)
+    set_precision(config.settings.precision)
     learner, _ = restore(folder, config, resolve_device(device))
     return Run(config.distribution, learner.agent, config.settings.training.episodes_per_trial)
 

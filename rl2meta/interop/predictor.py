@@ -112,7 +112,8 @@ class Predictor(Generic[Carry]):
         row, step = (self._begin(step), step) if row is None else self._live(row, step)
         shown = TimeStep(*(torch.cat([field] * self.agent.phase.lanes_per_task) for field in step))
         choices, carry = self.agent.act(row.carry, shown)
-        choice = _joined([choices], lambda fields: fields[0][row.lane : row.lane + 1])
+        mine = slice(row.lane, row.lane + 1)
+        choice = Choice(choices.action[mine], choices.log_prob[mine], choices.mode[mine])
         if deterministic:  # its log_prob stays the sample's: an agent tells no other
             choice = choice._replace(action=choice.mode)
         return replace(row, carry=carry, pending=(step, choice))

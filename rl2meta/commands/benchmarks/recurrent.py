@@ -68,12 +68,12 @@ def rollout_suite(device: torch.device, against: str | None) -> Suite:
 def _contestants(
     make: Callable[[Shape, RolloutWorker], Callable[[], int]], device: torch.device
 ) -> dict[str, Contestant]:
-    """Return every shape, on a GPU also by rollouts that are replayed."""
+    """Return every shape, on a GPU also by rollouts that are replayed, whose work is the same."""
     workers = {"": RolloutWorker, ", CUDA graph": RecordingWorker}
     if device.type == "cpu":
         del workers[", CUDA graph"]
     return {
-        name + how: Contestant(make(shape, worker(_LAW, device)), shape._asdict())
+        name + how: Contestant(make(shape, worker(_LAW, device)), shape._asdict(), countable=not how)
         for name, shape in {"rl2meta": BASE, **_GROWTH[device.type]}.items()
         for how, worker in workers.items()
     }
