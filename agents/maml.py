@@ -67,6 +67,10 @@ class Rows(NamedTuple):
     advantage: Tensor
     weight: Tensor
 
+    def of(self, tasks: slice) -> "Rows":
+        """Return the same rows of some tasks."""
+        return Rows(*(field[tasks] for field in self))
+
     def take(self, index: Tensor) -> "Rows":
         """Return the rows at ``index``, the same for every task, weighted to sum to 1 again."""
         part = Rows(*(field[:, index] for field in self))
@@ -134,7 +138,7 @@ class Adapted(NamedTuple):
     def of(self, tasks: slice) -> "Adapted":
         """Return the same of some tasks."""
         weights = {name: value[tasks] for name, value in self.weights.items()}
-        kept = None if self.kept is None else Rows(*(field[tasks] for field in self.kept))
+        kept = None if self.kept is None else self.kept.of(tasks)
         return self._replace(weights=weights, kept=kept)
 
 

@@ -62,8 +62,8 @@ class OuterProblem:
         return Parts(tuple(self._of(slice(start, start + size)) for start in starts))
 
     def _of(self, tasks: slice) -> "OuterProblem":
-        support = tuple(Rows(*(field[tasks] for field in phase)) for phase in self.support)
-        return replace(self, support=support, query=Rows(*(field[tasks] for field in self.query)))
+        support = tuple(phase.of(tasks) for phase in self.support)
+        return replace(self, support=support, query=self.query.of(tasks))
 
     def outputs(self, vector: Tensor) -> Tensor:
         """Return what the adapted networks put out on the query, [num_tasks, phases × rows, P]."""

@@ -1,6 +1,5 @@
 """The batched families alone: random actions, drawn beforehand."""
 
-from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -21,7 +20,7 @@ from rl2meta.trial import TimeStep
 _TASKS = {"cpu": 2**12, "cuda": 2**17}
 _SIZES = (2**8, 2**16, 2**20)
 _ROWS, _STEPS = 8, 64  # of actions; in a unit
-_FAMILIES: tuple[Callable[[], Any], ...] = (
+_FAMILIES: tuple[type[Any], ...] = (
     GaussianBandits,
     DependentBandits,
     TabularMDPs,
@@ -37,7 +36,7 @@ def env_suite(device: torch.device, against: str | None) -> Suite:
     """Return every batched family alone, and bandits of more tasks and fewer."""
     tasks = _TASKS[device.type]
     contestants = {"BernoulliBandits": _alone(BernoulliBandits(), tasks, device)}
-    contestants |= {make().__class__.__name__: _alone(make(), tasks, device) for make in _FAMILIES}
+    contestants |= {family.__name__: _alone(family(), tasks, device) for family in _FAMILIES}
     contestants |= {
         f"BernoulliBandits, {size:,} tasks": _alone(BernoulliBandits(), size, device) for size in _SIZES
     }
