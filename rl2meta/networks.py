@@ -192,7 +192,7 @@ def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], 
 def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     """Run a layer, or several in a row, by weights of their own for each task: one batched product a layer.
 
-    ``vmap`` of ``functional_call`` gives the same, and takes four times as long for the few rows of a step.
+    ``vmap`` of ``functional_call`` gives the same, and takes longer for the few rows of a step.
 
     Args:
         module: a Linear layer, something without weights, or a Sequential of such.
