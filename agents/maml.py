@@ -18,7 +18,7 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
-from rl2meta.agents.settings import Count, Positive
+from rl2meta.agents.numbers import Count, Positive
 from rl2meta.learner_state import under
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 

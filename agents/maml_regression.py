@@ -24,8 +24,8 @@ from rl2meta.agents.maml import (
     named,
     normalised,
 )
+from rl2meta.agents.numbers import Count, Positive, linear
 from rl2meta.agents.policy_gradient import vector_size
-from rl2meta.agents.settings import Count, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of, under
 from rl2meta.networks import mlp, stacked

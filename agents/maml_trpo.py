@@ -15,10 +15,10 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights
+from rl2meta.agents.numbers import Fraction, Positive, linear
 from rl2meta.agents.outer_problem import OuterProblem, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
 from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
-from rl2meta.agents.settings import Fraction, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.trial import Trajectory, Trial

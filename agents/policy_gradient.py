@@ -10,8 +10,8 @@ from torch import Tensor, nn
 
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.agents.numbers import Fraction, Positive
 from rl2meta.agents.rewards import standardised
-from rl2meta.agents.settings import Fraction, Positive
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under

@@ -12,8 +12,8 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive, linear
 from rl2meta.agents.rewards import RewardSignal, masked_mean, reward_signal, standardised
-from rl2meta.agents.settings import Count, Fraction, NonNegative, Positive, linear
 from rl2meta.errors import UserError
 from rl2meta.images import ImageEncoder, is_image
 from rl2meta.learner_state import load_state, seeded, state_of

@@ -109,7 +109,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             self.seed(seed)
             if tasks is None:
                 tasks = self._distribution.sample(self.num_envs, generator(seed, "tasks"), "train")
-        source = self._ready(tasks, (options or {}).get("episode"))
+        source = self._ready(tasks, (options or {}).get("episodes_before"))
         self._state = self._dynamics.begin(self._prepared, self._episode, source)
         self._elapsed = torch.zeros_like(self._episode)
         return self._dynamics.observe(self._state), {}

@@ -8,9 +8,9 @@ from typing import Annotated
 import typer
 
 from rl2meta import __version__
+from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites
 from rl2meta.errors import UserError
 from rl2meta.memory import keep_memory
-from rl2meta.options import Device, LearningConfigs, Scratch, Settings, Suites
 
 app = typer.Typer(
     name="rl2meta",

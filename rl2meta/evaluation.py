@@ -63,7 +63,7 @@ class Evaluation:
 
 
 @dataclass(frozen=True)
-class Benchmarks:
+class Ceilings:
     """What no agent can beat, for a trial.
 
     Attributes:
@@ -96,13 +96,13 @@ def evaluate(
     return Evaluation(whole["rewards"], whole.get("regrets"), whole["steps"], seconds, block)
 
 
-def benchmarks(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Benchmarks:
+def ceilings(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Ceilings:
     """Return the exact values that an evaluation on ``tasks`` is measured against, where they are known."""
     optimum = distribution.optimal_return(tasks)
     oracle = None if optimum is None else num_episodes * float(optimum.double().mean())
     bayes = distribution.bayes_optimal_return(num_episodes)
     if bayes is None:
-        return Benchmarks(oracle, None, None)
+        return Ceilings(oracle, None, None)
     # The Bayes-optimal return is a mean over the law, so its regret needs the optimum's mean over the law,
     # not over the few tasks at hand: their luck can exceed the regret.
     optima = [
@@ -110,11 +110,11 @@ def benchmarks(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, 
         for chunk in range(_OPTIMUM_CHUNKS)
     ]
     means = [float(each.double().mean()) for each in optima if each is not None]
-    return Benchmarks(oracle, bayes, num_episodes * sum(means) / len(means) - bayes if means else None)
+    return Ceilings(oracle, bayes, num_episodes * sum(means) / len(means) - bayes if means else None)
 
 
 def write_evaluation(
-    folder: Path, evaluations: Mapping[str, Evaluation], ceilings: Benchmarks, facts: Mapping[str, Any]
+    folder: Path, evaluations: Mapping[str, Evaluation], ceilings: Ceilings, facts: Mapping[str, Any]
 ) -> None:
     """Write evaluation.json, regret.csv (or returns.csv), adaptation.csv and arrays.npz into ``folder``.
 

@@ -75,16 +75,20 @@ class RolloutWorker:
         lanes = agent.phase.lanes_per_task
         envs = self._make_envs(len(tasks) * lanes)
         carry = agent.begin(len(tasks), source)
-        episode = self._first_episodes(len(tasks), lanes, plan.episodes)
-        options = {"tasks": self._on_lanes(tasks, lanes), "episode": episode, "episodes": plan.episodes}
+        before = self._first_episodes(len(tasks), lanes, plan.episodes)
+        options = {
+            "tasks": self._on_lanes(tasks, lanes),
+            "episodes_before": before,
+            "episodes_wanted": plan.episodes,
+        }
         observation, _ = envs.reset(seed=seed, options=options)
         step = self._first_step(observation)
         phases: list[Trajectory] = []
         for _ in range(plan.phases):
             if phases:  # environments that idled may be inside an episode; a phase starts at its start
                 carry = agent.adapt(carry, phases[-1])
-                episode = episode + lanes * plan.episodes
-                options = {"episode": episode, "episodes": plan.episodes}
+                before = before + lanes * plan.episodes
+                options = {"episodes_before": before, "episodes_wanted": plan.episodes}
                 step = self._step_after(phases[-1], envs.reset(options=options)[0])
             trajectory, carry = self._run_phase(envs, agent, carry, step, plan.episodes)
             phases.append(trajectory)

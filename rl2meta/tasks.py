@@ -129,9 +129,9 @@ class TaskVectorEnv(Protocol):
 
     Tasks travel through Gymnasium's own channel: ``reset(seed=..., options={"tasks": tasks})``. A bare
     ``reset()`` keeps the tasks, ``reset(seed=...)`` without tasks draws them, ``options["tasks"]`` wins.
-    ``options["episode"]``, int64 [num_envs], says how many episodes of its trial came before the one that
-    starts; families whose tasks never change may ignore it. ``options["episodes"]``, an int, says how many
-    are wanted until the next reset; environments may idle after them.
+    ``options["episodes_before"]``, int64 [num_envs], says how many episodes of its trial came before the one
+    that starts; families whose tasks never change may ignore it. ``options["episodes_wanted"]``, an int, says
+    how many are wanted until the next reset; environments may idle after them.
     An ended episode restarts in the same step on the *same* task (Gymnasium's same-step autoreset).
     ``info`` has the same keys at every step: ``final_obs`` (the observation before a restart) and, where
     the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs], and ``target``, the

@@ -17,13 +17,13 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl2meta import cli
-from rl2meta.commands import bench
-from rl2meta.commands.benchmarks import envs, machine, maml, measuring, recurrent, references, workers
-from rl2meta.commands.benchmarks.machine import Peaks, median_seconds, peak_memory, peaks
-from rl2meta.commands.benchmarks.measuring import measure, table
-from rl2meta.commands.benchmarks.suites import Contestant, Suite
-from rl2meta.commands.benchmarks.work import work_of
+from rl2meta.experiments import contest
 from rl2meta.memory import keep_memory
+from rl2meta.speed import envs, machine, maml, measuring, recurrent, references, workers
+from rl2meta.speed.machine import Peaks, median_seconds, peak_memory, peaks
+from rl2meta.speed.measuring import measure, table
+from rl2meta.speed.suites import Contestant, Suite
+from rl2meta.speed.work import work_of
 
 CPU = torch.device("cpu")
 TURNS = 2
@@ -63,7 +63,7 @@ def in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(envs, "_STEPS", 3)
     monkeypatch.setattr(references, "CONFIG", "smoke")
     monkeypatch.setattr(references, "TASKS", 20)
-    monkeypatch.setattr(bench, "FEWEST_TUNING_TASKS", 20)
+    monkeypatch.setattr(contest, "FEWEST_TUNING_TASKS", 20)
     monkeypatch.setattr(workers, "ENVIRONMENTS", 2)
     monkeypatch.setattr(workers, "_STEPS", 2)
     monkeypatch.setattr(machine, "_SIZE", {"cpu": 32})

@@ -14,7 +14,7 @@ import yaml
 
 from rl2meta import cli
 from rl2meta.commands.check import run_checks
-from rl2meta.commands.rehearsal import draw
+from rl2meta.experiments.rehearsal import draw
 from rl2meta.randomness import derive
 from rl2meta.workers.plugged_in import PluggedIn
 

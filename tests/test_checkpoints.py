@@ -9,9 +9,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl2meta import checkpoints, files
-from rl2meta.checkpoints import STATE, TENSORS, Checkpoint, CorruptCheckpoint, load, newest, prune, save
+from rl2meta import files
 from rl2meta.errors import UserError
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.checkpoints import (
+    STATE,
+    TENSORS,
+    Checkpoint,
+    CorruptCheckpoint,
+    load,
+    newest,
+    prune,
+    save,
+)
 
 
 def make(update, value=0.0):
@@ -283,7 +293,7 @@ PRELUDE = """
 import os, random, shutil, signal, sys, time
 from pathlib import Path
 import torch
-from rl2meta.checkpoints import Checkpoint, load, newest, prune, save
+from rl2meta.experiments.checkpoints import Checkpoint, load, newest, prune, save
 torch.set_num_threads(1)
 folder = Path(sys.argv[1])
 

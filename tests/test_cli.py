@@ -17,9 +17,10 @@ import pytest
 import torch
 import yaml
 
-from rl2meta import checkpoints, cli
-from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, shipped_configs
-from rl2meta.commands.papers import papers
+from rl2meta import cli
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.components import AGENTS, DISTRIBUTIONS, shipped_configs
+from rl2meta.experiments.papers import papers
 
 Result = tuple[int, str, str]
 Run = Callable[..., Result]

@@ -13,9 +13,9 @@ import pytest
 from rl2meta import cli
 from rl2meta.commands import judging
 from rl2meta.commands.compare import compare_runs
-from rl2meta.commands.components import read_config
 from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
+from rl2meta.experiments.components import read_config
 
 BRIEF = ["training.updates=2", "training.trials_per_update=16", "threads=1"]
 

@@ -3,10 +3,10 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from rl2meta.commands.components import COMPONENTS, references_of
-from rl2meta.config import RunConfig, completed, load_config
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.errors import UserError
+from rl2meta.experiments.components import COMPONENTS, references_of
+from rl2meta.experiments.config import RunConfig, completed, load_config
 from rl2meta.revealed import Revealed
 
 GOOD = """

@@ -16,10 +16,7 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
-from rl2meta.commands.benchmarks import envs, recurrent
-from rl2meta.commands.benchmarks.envs import env_suite
-from rl2meta.commands.benchmarks.measuring import measure
-from rl2meta.commands.benchmarks.recurrent import rollout_suite, train_suite
+from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.devices import set_precision
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
@@ -28,8 +25,11 @@ from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.randomness import generator
-from rl2meta.recording import RecordingWorker
 from rl2meta.rollout import RolloutWorker
+from rl2meta.speed import envs, recurrent
+from rl2meta.speed.envs import env_suite
+from rl2meta.speed.measuring import measure
+from rl2meta.speed.recurrent import rollout_suite, train_suite
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
 from rl2meta.trial import TimeStep, Trajectory, Trial
@@ -83,7 +83,7 @@ def _started(learner: RL2Learner, worker: RolloutWorker, tasks: object) -> tuple
 
 def test_a_cuda_graph_replays_the_rollout_of_its_tasks_and_its_seed() -> None:
     learner = _learner("cuda")
-    plain, recording = RolloutWorker(BANDITS, "cuda"), RecordingWorker(BANDITS, "cuda")
+    plain, recording = RolloutWorker(BANDITS, "cuda"), GraphWorker(BANDITS, "cuda")
     for seed in (3, 4, 5):
         tasks = sample_tasks(BANDITS, 64, seed, "train")
         want, got = (worker.run(learner.agent, tasks, 10, seed) for worker in (plain, recording))
@@ -95,7 +95,7 @@ def test_a_cuda_graph_replays_the_rollout_of_its_tasks_and_its_seed() -> None:
 def test_learns_by_replays_in_tf32_what_it_learns_without() -> None:
     exact = _learnt(RolloutWorker(BANDITS, "cuda"))
     set_precision("tf32")
-    rounded = _learnt(RecordingWorker(BANDITS, "cuda"))
+    rounded = _learnt(GraphWorker(BANDITS, "cuda"))
     assert min(exact, rounded) > 6.2 and abs(exact - rounded) < 0.2
 
 

@@ -14,15 +14,16 @@ import torch
 from rl2meta.agents.references.bandits import IndexAgent
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
-from rl2meta.commands import bench as command
-from rl2meta.commands import components, judging, tables
-from rl2meta.commands import overrides as overrides_module
-from rl2meta.commands import restore as restore_module
-from rl2meta.commands.components import AgentKind, chosen_references, make_learner, read_config
+from rl2meta.commands import judging, tables
 from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
-from rl2meta.evaluation import Benchmarks, Evaluation
+from rl2meta.evaluation import Ceilings, Evaluation
+from rl2meta.experiments import components
+from rl2meta.experiments import contest as command
+from rl2meta.experiments import overrides as overrides_module
+from rl2meta.experiments import restore as restore_module
+from rl2meta.experiments.components import AgentKind, chosen_references, make_learner, read_config
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import Tasks, sample_tasks
 
@@ -30,21 +31,21 @@ CONFIG = read_config("smoke", ["seed=0", "evaluation.seed=0"])
 
 
 @pytest.fixture
-def bench() -> command.Bench:
-    return command.Bench(CONFIG, RolloutWorker(CONFIG.distribution), 0, 100)
+def contest() -> command.Contest:
+    return command.Contest(CONFIG, RolloutWorker(CONFIG.distribution), 0, 100)
 
 
 def _always(arm: float) -> IndexAgent:
     return IndexAgent(2, lambda seen: torch.eye(2)[int(arm)].expand_as(seen.pulls))
 
 
-def test_the_held_out_tasks_are_test_tasks(bench: command.Bench) -> None:
+def test_the_held_out_tasks_are_test_tasks(contest: command.Contest) -> None:
     want = sample_tasks(CONFIG.distribution, 100, 0, "test")
-    assert torch.equal(bench.held_out.parameters["means"], want.parameters["means"])  # type: ignore[attr-defined]
+    assert torch.equal(contest.held_out.parameters["means"], want.parameters["means"])  # type: ignore[attr-defined]
 
 
 def test_constants_are_tuned_on_training_tasks_with_luck_of_their_own(
-    bench: command.Bench, monkeypatch: pytest.MonkeyPatch
+    contest: command.Contest, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     calls: list[tuple[torch.Tensor, int]] = []
     original: Callable[..., Any] = command.evaluate
@@ -54,14 +55,14 @@ def test_constants_are_tuned_on_training_tasks_with_luck_of_their_own(
         return original(agent, worker, tasks, episodes, seed)
 
     monkeypatch.setattr(command, "evaluate", watched)
-    bench.evaluate_reference(Reference("pulls one arm", lambda arm: _always(arm), {"arm": (0, 1)}))
+    contest.evaluate_reference(Reference("pulls one arm", lambda arm: _always(arm), {"arm": (0, 1)}))
     *tuning, judged = calls
     train = sample_tasks(CONFIG.distribution, command.FEWEST_TUNING_TASKS, 0, "train").parameters["means"]  # type: ignore[attr-defined]
     assert len(tuning) == 2 and all(torch.equal(means, train) for means, _ in tuning)
     assert all(seed != judged[1] for _, seed in tuning)
 
 
-def test_the_better_constant_is_chosen(bench: command.Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_better_constant_is_chosen(contest: command.Contest, monkeypatch: pytest.MonkeyPatch) -> None:
     original = command.sample_tasks
 
     def first_arm_is_better(*args: Any) -> Tasks:
@@ -71,11 +72,11 @@ def test_the_better_constant_is_chosen(bench: command.Bench, monkeypatch: pytest
 
     monkeypatch.setattr(command, "sample_tasks", first_arm_is_better)
     reference = Reference("pulls one arm", lambda arm: _always(arm), {"arm": (1, 0)})
-    assert bench.evaluate_reference(reference).constants == {"arm": 0}
+    assert contest.evaluate_reference(reference).constants == {"arm": 0}
 
 
 def test_a_run_can_be_loaded_from_python(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl2meta.commands.restore import load_run
+    from rl2meta.experiments.restore import load_run
 
     start_run("smoke", ["training.updates=3", "training.trials_per_update=16"], tmp_path / "run")
     run = load_run(tmp_path / "run")
@@ -101,8 +102,8 @@ def _judge(run: Path, out: Path, *overrides: str, against: str = "none") -> dict
 
 def test_an_evaluation_may_be_longer_than_training() -> None:
     longer = read_config("smoke", ["evaluation.episodes_per_trial=9"])
-    assert command.Bench(longer, RolloutWorker(longer.distribution), 0, 10).episodes == 9
-    assert command.Bench(CONFIG, RolloutWorker(CONFIG.distribution), 0, 10).episodes == 5
+    assert command.Contest(longer, RolloutWorker(longer.distribution), 0, 10).episodes == 9
+    assert command.Contest(CONFIG, RolloutWorker(CONFIG.distribution), 0, 10).episodes == 5
 
 
 def test_references_are_built_for_the_trial_that_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -200,7 +201,7 @@ def test_a_table_of_many_adaptations_shows_the_first_and_the_last(
     results = {"a run with quite a long name": many, "b": replace(many, episodes_per_block=4)}
     facts = {"num_tasks": 3, "distribution": "D", "episodes": 80, "shared_with_training": True}
     facts["subjects"] = list(results)
-    tables.print_tables(results, Benchmarks(None, None, None), facts)
+    tables.print_tables(results, Ceilings(None, None, None), facts)
     out = capsys.readouterr().out
     assert "D: 3 tasks, of which training had some, 80 episodes each" in out
     table = out.split("blocks of episodes:")[1].splitlines()

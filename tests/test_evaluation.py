@@ -12,7 +12,7 @@ from rl2meta import evaluation
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.errors import UserError
-from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate, write_evaluation
+from rl2meta.evaluation import Ceilings, Evaluation, ceilings, evaluate, write_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
@@ -32,7 +32,7 @@ def test_return_and_regret_add_up_to_the_oracle() -> None:
     assert result.regrets is not None and (result.regrets >= 0).all()
     total = result.rewards.sum(axis=1, dtype=np.float64) + result.regrets.sum(axis=1, dtype=np.float64)
     np.testing.assert_allclose(total, 10 * held_out.parameters["means"].amax(dim=1).double(), atol=1e-5)
-    ceiling = benchmarks(BANDITS, held_out, 10)
+    ceiling = ceilings(BANDITS, held_out, 10)
     assert ceiling.oracle_return == pytest.approx(total.mean(), abs=1e-6)
 
 
@@ -53,20 +53,20 @@ def test_chunks_change_what_runs_side_by_side_and_nothing_else(monkeypatch: pyte
 
 
 def test_ceilings_of_the_demo() -> None:
-    ceiling = benchmarks(BANDITS, sample_tasks(BANDITS, 100, 0, "test"), 10)
+    ceiling = ceilings(BANDITS, sample_tasks(BANDITS, 100, 0, "test"), 10)
     assert ceiling.bayes_optimal_return == pytest.approx(6.660, abs=5e-4)
     assert ceiling.bayes_optimal_regret == pytest.approx(10 * 5 / 6 - 6.660, abs=5e-3)
 
 
 def test_ceilings_are_none_where_they_are_not_known() -> None:
     gaussian = GaussianBandits(num_arms=3)
-    ceiling = benchmarks(gaussian, sample_tasks(gaussian, 100, 0, "test"), 10)
+    ceiling = ceilings(gaussian, sample_tasks(gaussian, 100, 0, "test"), 10)
     assert ceiling.oracle_return is not None
     assert ceiling.bayes_optimal_return is None and ceiling.bayes_optimal_regret is None
 
 
 def _write(folder: Path, results: dict[str, Evaluation]) -> dict[str, Any]:
-    write_evaluation(folder, results, Benchmarks(8.3, 6.66, 1.67), {"num_tasks": 300, "seed": 0})
+    write_evaluation(folder, results, Ceilings(8.3, 6.66, 1.67), {"num_tasks": 300, "seed": 0})
     report: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return report
 

@@ -13,12 +13,12 @@ import torch
 from matplotlib.image import imread
 
 from rl2meta import cli, drawing, training
-from rl2meta.commands.benchmarks import learning
-from rl2meta.commands.benchmarks.learning import TARGETS, learning_table, measure_learning
-from rl2meta.commands.benchmarks.learning_figure import plot_learning
-from rl2meta.commands.components import make_learner, make_worker, read_config, shipped_configs
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
+from rl2meta.experiments.components import make_learner, make_worker, read_config, shipped_configs
+from rl2meta.speed import learning
+from rl2meta.speed.learning import TARGETS, learning_table, measure_learning
+from rl2meta.speed.learning_figure import plot_learning
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import TrainingDiverged, meta_train
 

@@ -17,13 +17,13 @@ from stable_baselines3.common.evaluation import evaluate_policy
 
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
-from rl2meta.commands.components import COMPONENTS, make_worker, references_of
-from rl2meta.commands.rehearsal import rehearse
-from rl2meta.commands.scratch import learn_from_scratch
-from rl2meta.config import Components, RunConfig, load_config
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
+from rl2meta.experiments.components import COMPONENTS, make_worker, references_of
+from rl2meta.experiments.config import Components, RunConfig, load_config
+from rl2meta.experiments.rehearsal import rehearse
+from rl2meta.experiments.scratch import learn_from_scratch
 from rl2meta.interop import Predictor, TrialEnv
 from rl2meta.revealed import Revealed
 from rl2meta.rollout import RolloutWorker
@@ -243,8 +243,8 @@ def test_an_agent_learns_from_scratch_on_a_plug_in() -> None:
 
 
 def test_a_run_of_a_plug_in_is_loaded_from_python(tmp_path: Path) -> None:
-    from rl2meta.commands.restore import load_run
     from rl2meta.commands.train import start_run
+    from rl2meta.experiments.restore import load_run
 
     (tmp_path / "poles.yaml").write_text(POLES)
     assert start_run(str(tmp_path / "poles.yaml"), [], tmp_path / "run") == 0

@@ -15,9 +15,9 @@ from typing import NamedTuple
 import pytest
 import yaml
 
-from rl2meta.commands.components import DISTRIBUTIONS
-from rl2meta.commands.plugins import GROUP, Families, load, offered
 from rl2meta.errors import UserError
+from rl2meta.experiments.components import DISTRIBUTIONS
+from rl2meta.experiments.plugins import GROUP, Families, load, offered
 
 OUTSIDE = Path(__file__).parent / "outside"
 ONE = "{choice: [0, 1, 2, 3]}"
@@ -184,7 +184,7 @@ def test_an_entry_point_is_imported_when_it_is_asked_for_and_not_before(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     point = importlib.metadata.EntryPoint("late", "a_module_that_is_not_there:Family", GROUP)
-    monkeypatch.setattr("rl2meta.commands.plugins.entry_points", lambda group: [point] * (group == GROUP))
+    monkeypatch.setattr("rl2meta.experiments.plugins.entry_points", lambda group: [point] * (group == GROUP))
     families = Families({})
     assert list(families) == ["late"] and "late" in families
     with pytest.raises(UserError, match="got none of the name a_module_that_is_not_there"):

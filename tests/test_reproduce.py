@@ -7,19 +7,19 @@ from typing import Any
 
 import pytest
 
-from rl2meta.commands import bench
 from rl2meta.commands import reproduce as module
-from rl2meta.commands.components import read_config, references_of
-from rl2meta.commands.papers import load_paper, papers
 from rl2meta.commands.reproduce import reproduce
 from rl2meta.errors import UserError
+from rl2meta.experiments import contest
+from rl2meta.experiments.components import read_config, references_of
+from rl2meta.experiments.papers import load_paper, papers
 
 UPDATE = 1024 * 10  # environment steps in an update of the cells with n=10
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(bench, "TUNING_TASKS", 20)
+    monkeypatch.setattr(contest, "TUNING_TASKS", 20)
 
 
 def fill(out: Path, *cells: str, updates: int = 1, tasks: int | None = 30) -> dict[str, Any]:

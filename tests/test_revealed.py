@@ -13,7 +13,7 @@ from rl2meta.envs.batched import TaskEnv
 from rl2meta.envs.checking import check_distribution
 from rl2meta.envs.mazes import DarkRooms
 from rl2meta.envs.tabular import TabularMDPs
-from rl2meta.evaluation import benchmarks
+from rl2meta.evaluation import ceilings
 from rl2meta.revealed import Revealed
 from rl2meta.rollout import RolloutWorker
 from rl2meta.spaces import encoding
@@ -83,7 +83,7 @@ def test_it_says_what_it_is() -> None:
     assert BANDITS.bayes_optimal_return(3) is not None and told.bayes_optimal_return(3) is None
     tasks = sample_tasks(told, 6, 0, "test")
     assert torch.equal(tasks.parameters["means"], sample_tasks(BANDITS, 6, 0, "test").parameters["means"])  # type: ignore[attr-defined]
-    assert benchmarks(told, tasks, 3).oracle_return == benchmarks(BANDITS, tasks, 3).oracle_return
+    assert ceilings(told, tasks, 3).oracle_return == ceilings(BANDITS, tasks, 3).oracle_return
     observation, _ = TaskEnv(told).reset(seed=0)
     assert observation in told.observation_space and observation.dtype == np.float32
 

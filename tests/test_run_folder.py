@@ -8,10 +8,11 @@ import sys
 
 import pytest
 
-from rl2meta import files, run_folder
+from rl2meta import files
 from rl2meta.errors import UserError
+from rl2meta.experiments import run_folder
+from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.files import write_atomically
-from rl2meta.run_folder import RunFolder
 
 CONFIG = "seed: 1\nname: ε\n"
 
@@ -87,7 +88,7 @@ def test_an_unreadable_config_is_named(folder):
 HOLD_LOCK = """
 import sys
 from pathlib import Path
-from rl2meta.run_folder import RunFolder
+from rl2meta.experiments.run_folder import RunFolder
 with RunFolder.open(Path(sys.argv[1])).locked():
     print("held", flush=True)
     sys.stdin.readline()

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
-from rl2meta.commands.scratch import _sizes, learn_from_scratch
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.tabular import TabularMDPs
+from rl2meta.experiments.scratch import _sizes, learn_from_scratch
 from rl2meta.tasks import TensorTasks, sample_tasks
 
 BANDITS = BernoulliBandits(num_arms=2)

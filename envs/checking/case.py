@@ -1,4 +1,4 @@
-"""The family on the bench: its tasks, its environments, and games played on them."""
+"""The family under check: its tasks, its environments, and games played on them."""
 
 import json
 from collections.abc import Callable, Iterator

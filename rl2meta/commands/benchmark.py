@@ -11,19 +11,19 @@ from typing import Any, cast, get_args
 
 import torch
 
-from rl2meta.commands.benchmarks.envs import env_suite
-from rl2meta.commands.benchmarks.learning import TARGETS, TASKS, learning_table, measure_learning
-from rl2meta.commands.benchmarks.learning_figure import plot_learning
-from rl2meta.commands.benchmarks.maml import maml_suite
-from rl2meta.commands.benchmarks.measuring import measure, table
-from rl2meta.commands.benchmarks.recurrent import rollout_suite, train_suite
-from rl2meta.commands.benchmarks.references import references_suite
-from rl2meta.commands.benchmarks.suites import Suite
-from rl2meta.commands.benchmarks.workers import worker_suite
-from rl2meta.config import suggestion
 from rl2meta.devices import Precision, resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
+from rl2meta.experiments.config import suggestion
 from rl2meta.files import write_atomically, writing
+from rl2meta.speed.envs import env_suite
+from rl2meta.speed.learning import TARGETS, TASKS, learning_table, measure_learning
+from rl2meta.speed.learning_figure import plot_learning
+from rl2meta.speed.maml import maml_suite
+from rl2meta.speed.measuring import measure, table
+from rl2meta.speed.recurrent import rollout_suite, train_suite
+from rl2meta.speed.references import references_suite
+from rl2meta.speed.suites import Suite
+from rl2meta.speed.workers import worker_suite
 
 SUITES: Mapping[str, Callable[[torch.device, str | None], Suite]] = {
     "env": env_suite,

@@ -15,13 +15,13 @@ import yaml
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
-from rl2meta.commands.components import AGENTS, COMPONENTS, FAMILIES, read_config, shipped_configs
-from rl2meta.commands.plugin_checks import TASKS, Check, Finding, here, plugin_checks
-from rl2meta.commands.rehearsal import draw, rehearse
-from rl2meta.config import RunConfig, load_config, suggestion
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.envs.checking import ConformanceError, check_distribution
 from rl2meta.errors import UserError
+from rl2meta.experiments.components import AGENTS, COMPONENTS, FAMILIES, read_config, shipped_configs
+from rl2meta.experiments.config import RunConfig, load_config, suggestion
+from rl2meta.experiments.plugin_checks import TASKS, Check, Finding, here, plugin_checks
+from rl2meta.experiments.rehearsal import draw, rehearse
 from rl2meta.workers.faults import told
 from rl2meta.workers.plugged_in import PluggedIn
 

@@ -5,13 +5,13 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from rl2meta.commands.components import chosen_references, judged_episodes
-from rl2meta.commands.judging import SCRATCH, Subject, judge, load_subject, make_bench, names_of, within
-from rl2meta.commands.overrides import judged as as_judged
-from rl2meta.commands.restore import load_run_config
-from rl2meta.config import RunConfig, differing
+from rl2meta.commands.judging import SCRATCH, Subject, judge, load_subject, make_contest, names_of, within
 from rl2meta.errors import UserError
-from rl2meta.run_folder import RunFolder, new_folder
+from rl2meta.experiments.components import chosen_references, judged_episodes
+from rl2meta.experiments.config import RunConfig, differing
+from rl2meta.experiments.overrides import judged as as_judged
+from rl2meta.experiments.restore import load_run_config
+from rl2meta.experiments.run_folder import RunFolder, new_folder
 
 _LONGEST_NAME = 120  # of a folder; file systems take 255 bytes
 
@@ -47,15 +47,15 @@ def compare_runs(
     ]
     common = replace(judged[0], settings=judged[0].settings.model_copy(update={"reveal_task": False}))
     references = chosen_references(common, names_of(against))
-    bench = make_bench(common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
+    contest = make_contest(common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
     subjects = {
-        name: load_subject(name, folder, config, then, bench)
+        name: load_subject(name, folder, config, then, contest)
         for name, folder, config, then in zip(
             _names(run_dirs, {*references, SCRATCH}), folders, configs, judged, strict=True
         )
     }
     with new_folder(_default_folder(run_dirs), out) as target:
-        judge(target, bench, subjects, references, {"runs": _runs(subjects, run_dirs)})
+        judge(target, contest, subjects, references, {"runs": _runs(subjects, run_dirs)})
 
 
 def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:

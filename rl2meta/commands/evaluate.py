@@ -3,11 +3,11 @@
 from collections.abc import Sequence
 from pathlib import Path
 
-from rl2meta.commands.components import chosen_references
-from rl2meta.commands.judging import judge, load_subject, make_bench, names_of
-from rl2meta.commands.overrides import judged
-from rl2meta.commands.restore import load_run_config
-from rl2meta.run_folder import RunFolder
+from rl2meta.commands.judging import judge, load_subject, make_contest, names_of
+from rl2meta.experiments.components import chosen_references
+from rl2meta.experiments.overrides import judged
+from rl2meta.experiments.restore import load_run_config
+from rl2meta.experiments.run_folder import RunFolder
 
 
 def evaluate_run(
@@ -27,7 +27,7 @@ def evaluate_run(
     trained = load_run_config(folder)
     config = judged(folder, trained, overrides)
     references = chosen_references(config, names_of(against))
-    bench = make_bench(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
-    subject = load_subject(config.agent_name, folder, trained, config, bench)
+    contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
+    subject = load_subject(config.agent_name, folder, trained, config, contest)
     with folder.new_evaluation_folder(out) as target:
-        judge(target, bench, {config.agent_name: subject}, references, subject.facts())
+        judge(target, contest, {config.agent_name: subject}, references, subject.facts())

@@ -8,18 +8,18 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from rl2meta.agents.references.reference import Reference
-from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.bench import Bench
-from rl2meta.commands.components import judged_episodes, make_worker
-from rl2meta.commands.rehearsal import fill
-from rl2meta.commands.restore import restore
 from rl2meta.commands.tables import print_tables
-from rl2meta.config import RunConfig, differing
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import Evaluation, write_evaluation
+from rl2meta.experiments.checkpoints import Checkpoint
+from rl2meta.experiments.components import judged_episodes, make_worker
+from rl2meta.experiments.config import RunConfig, differing
+from rl2meta.experiments.contest import Contest
+from rl2meta.experiments.rehearsal import fill
+from rl2meta.experiments.restore import restore
+from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.plotting import plot_adaptation, plot_evaluation
-from rl2meta.run_folder import RunFolder
 from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
 
@@ -50,7 +50,7 @@ class Subject(NamedTuple):
         }
 
 
-def make_bench(
+def make_contest(
     config: RunConfig,
     *,
     tasks: int | None,
@@ -58,8 +58,8 @@ def make_bench(
     device: str,
     threads: int | None,
     scratch: int,
-) -> Bench:
-    """Return the bench that the options ask for, what they leave out as in the config.
+) -> Contest:
+    """Return the contest that the options ask for, what they leave out as in the config.
 
     Raises:
         UserError: naming the option that is out of range.
@@ -70,29 +70,29 @@ def make_bench(
     if scratch:  # of one task alone there is no interval
         within("--scratch", scratch, 2, num_tasks)
     worker = make_worker(config, resolve_device(device))
-    bench = Bench(config, worker, seed, num_tasks, scratch)
+    contest = Contest(config, worker, seed, num_tasks, scratch)
     set_precision(config.settings.precision)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
-    return bench
+    return contest
 
 
 def load_subject(
-    name: str, folder: RunFolder, trained: RunConfig, judged: RunConfig, bench: Bench
+    name: str, folder: RunFolder, trained: RunConfig, judged: RunConfig, contest: Contest
 ) -> Subject:
     """Return the trained agent of a run, with the settings that it is judged with.
 
     Raises:
         UserError: if there is no whole checkpoint, or the trial does not split into the agent's phases.
     """
-    learner, saved = restore(folder, trained, bench.worker.device, agent=judged.agent)
+    learner, saved = restore(folder, trained, contest.worker.device, agent=judged.agent)
     key = f"{name} ({folder.path}): evaluation.episodes_per_trial, or --episodes of `rl2meta compare`"
-    fill(learner.agent.phase, bench.episodes, key)
+    fill(learner.agent.phase, contest.episodes, key)
     return Subject(trained, judged, learner.agent, saved)
 
 
 def judge(
     target: Path,
-    bench: Bench,
+    contest: Contest,
     subjects: Mapping[str, Subject],
     references: Mapping[str, Reference],
     facts: Mapping[str, Any],
@@ -101,17 +101,17 @@ def judge(
 
     Args:
         target: an empty folder.
-        bench: what they are put on.
+        contest: what they are put on.
         subjects: by the name they shall have; differences are to the first.
         references: by name, other than the subjects'.
         facts: what evaluation.json says of the subjects beside what it says of every evaluation.
     """
-    ceilings = bench.ceilings()  # first: what fails here shall not do so after all was played
+    ceilings = contest.ceilings()  # first: what fails here shall not do so after all was played
     try:
-        results = _results(bench, subjects, references)
+        results = _results(contest, subjects, references)
     finally:
-        bench.worker.close()
-    facts = {**_facts(bench, subjects), **facts}
+        contest.worker.close()
+    facts = {**_facts(contest, subjects), **facts}
     write_evaluation(target, results, ceilings, facts)
     figures = (plot_evaluation(target), plot_adaptation(target))
     print_tables(results, ceilings, facts)
@@ -119,16 +119,16 @@ def judge(
 
 
 def _results(
-    bench: Bench, subjects: Mapping[str, Subject], references: Mapping[str, Reference]
+    contest: Contest, subjects: Mapping[str, Subject], references: Mapping[str, Reference]
 ) -> dict[str, Evaluation]:
-    results = {name: _play(name, subject, bench) for name, subject in subjects.items()}
+    results = {name: _play(name, subject, contest) for name, subject in subjects.items()}
     for name, reference in references.items():
         choices = math.prod(map(len, reference.grid.values()))
         first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
         print(f"evaluating {name}{first} ...", flush=True)
-        results[name] = bench.evaluate_reference(reference)
-    if bench.scratch:
-        results[SCRATCH] = _learn(bench)
+        results[name] = contest.evaluate_reference(reference)
+    if contest.scratch:
+        results[SCRATCH] = _learn(contest)
     return results
 
 
@@ -148,11 +148,11 @@ def names_of(against: str | None) -> Sequence[str] | None:
     return None if against is None else against.split(",")
 
 
-def _play(name: str, subject: Subject, bench: Bench) -> Evaluation:
-    print(f"evaluating {name} on {bench.worker.device} ...", flush=True)
-    worker = make_worker(subject.judged, bench.worker.device)
+def _play(name: str, subject: Subject, contest: Contest) -> Evaluation:
+    print(f"evaluating {name} on {contest.worker.device} ...", flush=True)
+    worker = make_worker(subject.judged, contest.worker.device)
     try:
-        result = bench.evaluate(subject.agent, worker)
+        result = contest.evaluate(subject.agent, worker)
     finally:
         worker.close()
     if not np.isfinite(result.rewards).all():
@@ -164,30 +164,30 @@ def _play(name: str, subject: Subject, bench: Bench) -> Evaluation:
     return result
 
 
-def _learn(bench: Bench) -> Evaluation:
-    from rl2meta.commands.scratch import learn_from_scratch  # loads Stable-Baselines3, which takes a while
+def _learn(contest: Contest) -> Evaluation:
+    from rl2meta.experiments.scratch import learn_from_scratch  # loads Stable-Baselines3, which takes a while
 
-    tasks, law = bench.held_out[: bench.scratch], bench.config.distribution
+    tasks, law = contest.held_out[: contest.scratch], contest.config.distribution
 
     def say(done: int) -> None:
         print(f"\r  {done}/{len(tasks)} tasks", end="" if done < len(tasks) else "\n", flush=True)
 
     print(f"training {SCRATCH}, SB3's, on each of {len(tasks)} tasks ...", flush=True)
-    return learn_from_scratch(law, tasks, bench.episodes, bench.seed, say)
+    return learn_from_scratch(law, tasks, contest.episodes, contest.seed, say)
 
 
-def _facts(bench: Bench, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-    played, num_tasks = bench.config.distribution, len(bench.held_out)
+def _facts(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+    played, num_tasks = contest.config.distribution, len(contest.held_out)
     return {
         "num_tasks": num_tasks,
-        "seed": bench.seed,
-        "episodes": bench.episodes,
+        "seed": contest.seed,
+        "episodes": contest.episodes,
         "distribution": str(played),
         "shared_with_training": any(
-            shares_tasks(subject.trained.distribution, played, bench.seed, min(512, num_tasks))
+            shares_tasks(subject.trained.distribution, played, contest.seed, min(512, num_tasks))
             for subject in subjects.values()
         ),
-        "device": str(bench.worker.device),
+        "device": str(contest.worker.device),
         "subjects": list(subjects),
     }
 

@@ -7,11 +7,11 @@ from pydantic.fields import FieldInfo
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta.commands.components import AGENTS, DISTRIBUTIONS, REFERENCES, shipped_configs
-from rl2meta.commands.papers import papers
-from rl2meta.commands.plugins import GROUP, load, offered
 from rl2meta.errors import UserError
-from rl2meta.settings import TrainingConfig
+from rl2meta.experiments.components import AGENTS, DISTRIBUTIONS, REFERENCES, shipped_configs
+from rl2meta.experiments.papers import papers
+from rl2meta.experiments.plugins import GROUP, load, offered
+from rl2meta.experiments.sections import TrainingConfig
 from rl2meta.workers.settings import WorkerSettings
 
 

@@ -6,18 +6,18 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl2meta import checkpoints
-from rl2meta.commands.components import read_config
 from rl2meta.commands.evaluate import evaluate_run
-from rl2meta.commands.papers import Cell, Paper, chosen_cells, load_paper
 from rl2meta.commands.progress import say
-from rl2meta.commands.restore import load_run_config
 from rl2meta.commands.train import resume_run, start_run
-from rl2meta.config import RunConfig, differing
 from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.components import read_config
+from rl2meta.experiments.config import RunConfig, differing
+from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper
+from rl2meta.experiments.restore import load_run_config
+from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.files import write_atomically, writing
-from rl2meta.run_folder import RunFolder
 
 
 class _Experiment(NamedTuple):

@@ -10,7 +10,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from rl2meta.drawing import short
-from rl2meta.evaluation import Benchmarks, Evaluation, difference
+from rl2meta.evaluation import Ceilings, Evaluation, difference
 from rl2meta.reports import kind_of_tasks, trained_elsewhere
 from rl2meta.statistics import Interval, mean_interval
 
@@ -25,7 +25,7 @@ class _Line(NamedTuple):
     constants: str = ""
 
 
-def print_tables(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts: Mapping[str, Any]) -> None:
+def print_tables(results: Mapping[str, Evaluation], ceilings: Ceilings, facts: Mapping[str, Any]) -> None:
     """Print what was played, what each agent earned, and how that changed as it adapted.
 
     Args:
@@ -52,7 +52,7 @@ def print_tables(results: Mapping[str, Evaluation], ceilings: Benchmarks, facts:
         _print(_adaptation_table(adapting))
 
 
-def _main_table(results: Mapping[str, Evaluation], ceilings: Benchmarks) -> Table:
+def _main_table(results: Mapping[str, Evaluation], ceilings: Ceilings) -> Table:
     first = next(iter(results))
     gap = f"minus {short(first)} ± 95 %"
     table = _table(["agent"], ["return ± 95 %", "regret ± 95 %", gap], ["constants"])

@@ -6,24 +6,25 @@ from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
 
-from rl2meta import __version__, checkpoints
-from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import (
+from rl2meta import __version__
+from rl2meta.commands.progress import TrainingProgress, say
+from rl2meta.commands.signals import Interrupted, handled
+from rl2meta.devices import resolve_device, set_precision, set_threads
+from rl2meta.errors import UserError
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.checkpoints import Checkpoint
+from rl2meta.experiments.components import (
     COMPONENTS,
     chosen_references,
     make_learner,
     make_training_worker,
     read_config,
 )
-from rl2meta.commands.progress import TrainingProgress, say
-from rl2meta.commands.recorder import Recorder, checkpoint_of
-from rl2meta.commands.rehearsal import rehearse
-from rl2meta.commands.restore import restore
-from rl2meta.commands.signals import Interrupted, handled
-from rl2meta.config import WHERE, WORKERS, RunConfig, differing, load_config
-from rl2meta.devices import resolve_device, set_precision, set_threads
-from rl2meta.errors import UserError
-from rl2meta.run_folder import RunFolder
+from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
+from rl2meta.experiments.recorder import Recorder, checkpoint_of
+from rl2meta.experiments.rehearsal import rehearse
+from rl2meta.experiments.restore import restore
+from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.training import Learner, TrainingDiverged, meta_train
 from rl2meta.workers.faults import EnvironmentFault
 

@@ -41,10 +41,10 @@ class Arrays:
     left: Array
     mark: Array
 
-    def lanes(self, lanes: slice, worker: int) -> "Arrays":
+    def slots(self, slots: slice, worker: int) -> "Arrays":
         """Return the part of one worker."""
-        part = {name: array[lanes] for name, array in vars(self).items() if name not in ("known", "mark")}
-        return Arrays(**part, known=self.known[:, lanes], mark=self.mark[worker])
+        part = {name: array[slots] for name, array in vars(self).items() if name not in ("known", "mark")}
+        return Arrays(**part, known=self.known[:, slots], mark=self.mark[worker])
 
 
 Layout = dict[str, tuple[int, tuple[int, ...], str]]  # name -> offset, shape, dtype

@@ -20,8 +20,8 @@ import numpy as np
 from rl2meta.workers.block import Layout, mapped, views
 from rl2meta.workers.family import SingleFamily, Task
 from rl2meta.workers.faults import CALLS, Failed, Fault, fault_of
-from rl2meta.workers.lanes import Lanes
 from rl2meta.workers.looking import look
+from rl2meta.workers.slots import Slots
 
 DONE = b"done"
 
@@ -32,7 +32,7 @@ class Setup(NamedTuple):
     Attributes:
         family, described: pickled, so that what cannot be imported is a fault like any other.
         layout: of all environments.
-        first, last: the lanes of this worker, ``last`` left out.
+        first, last: the slots of this worker, ``last`` left out.
         worker: its number.
     """
 
@@ -71,7 +71,7 @@ def main() -> None:
         if isinstance(told, Probe):
             work = partial(_look, connection, family, told.task, memory)
         else:
-            work = partial(_serve, connection, _lanes(family, told, memory))
+            work = partial(_serve, connection, _slots(family, told, memory))
     except BaseException as error:
         _tell(connection, fault_of(error, "import", None, 0))
         return
@@ -94,12 +94,12 @@ def _tell(connection: Connection, fault: Fault) -> None:
     connection.send_bytes(pickle.dumps(fault))
 
 
-def _lanes(family: SingleFamily, setup: Setup, memory: int) -> Lanes:
-    arrays = views(mapped(memory), setup.layout).lanes(slice(setup.first, setup.last), setup.worker)
-    return Lanes(family, pickle.loads(setup.described), arrays, setup.first)
+def _slots(family: SingleFamily, setup: Setup, memory: int) -> Slots:
+    arrays = views(mapped(memory), setup.layout).slots(slice(setup.first, setup.last), setup.worker)
+    return Slots(family, pickle.loads(setup.described), arrays, setup.first)
 
 
-def _serve(connection: Connection, lanes: Lanes) -> None:
+def _serve(connection: Connection, slots: Slots) -> None:
     while True:
         try:
             message = connection.recv_bytes()
@@ -107,22 +107,22 @@ def _serve(connection: Connection, lanes: Lanes) -> None:
             return
         try:
             if message == b"step":  # the one that has to be fast
-                lanes.step()
+                slots.step()
             else:
-                _obey(lanes, *pickle.loads(message))
+                _obey(slots, *pickle.loads(message))
         except Failed as failure:
             _tell(connection, failure.fault)
         except BaseException as error:  # which must not look like a death
-            _tell(connection, lanes.fault(error))
+            _tell(connection, slots.fault(error))
         else:
             connection.send_bytes(DONE)
 
 
-def _obey(lanes: Lanes, command: str, arguments: tuple[Any, ...]) -> None:
+def _obey(slots: Slots, command: str, arguments: tuple[Any, ...]) -> None:
     commands: dict[str, Callable[..., None]] = {
-        "begin": lanes.begin,
-        "reset": lanes.reset,
-        "close": lanes.close,
+        "begin": slots.begin,
+        "reset": slots.reset,
+        "close": slots.close,
     }
     commands[command](*arguments)
 

@@ -86,7 +86,7 @@ class Crew:
             Setup(*parts, layout, first, last, worker) for worker, (first, last) in enumerate(bounds)
         ]
         self._parts = [
-            self.arrays.lanes(slice(first, last), worker) for worker, (first, last) in enumerate(bounds)
+            self.arrays.slots(slice(first, last), worker) for worker, (first, last) in enumerate(bounds)
         ]
         self._workers: list[WorkerProcess] = []
         self._finalizer = weakref.finalize(self, _end, self._workers, self._memory)
@@ -230,7 +230,7 @@ class Crew:
     def _report(self, worker: int, fault: Fault) -> None:
         """Say what failed; stop the run if that was once too often."""
         said, limit, last = self._said(fault), self._settings.max_restarts, self._last_fault
-        if fault.lane is not None and last is not None and fault.point == last.point:
+        if fault.slot is not None and last is not None and fault.point == last.point:
             raise EnvironmentFault(f"{said}\nIt failed twice at this point, so that a restart does not help")
         refuse_start(fault)
         if self._restarts >= limit:
@@ -238,7 +238,7 @@ class Crew:
             raise EnvironmentFault(f"{said}{times}")
         self._restarts += 1
         self._last_fault = fault
-        if fault.lane is None:
+        if fault.slot is None:
             setup = self._setups[worker]
             said = f"environments {setup.first} to {setup.last - 1}: {said}"
         number, past = f"restart {self._restarts} of at most {limit}", max(0, len(self._orders) - 1)
@@ -252,7 +252,7 @@ class Crew:
 
 
 def _bounds(num_envs: int, processes: int | None) -> list[tuple[int, int]]:
-    """Return the first lane of each worker, and that after its last: as even as can be."""
+    """Return the first slot of each worker, and that after its last: as even as can be."""
     count = min(num_envs, processes or cores())
     edges = np.linspace(0, num_envs, count + 1).round().astype(int).tolist()
     return list(pairwise(edges))

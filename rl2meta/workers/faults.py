@@ -17,21 +17,21 @@ class Fault(NamedTuple):
     Attributes:
         what: the failure in words, such as ``raised ValueError: ...``.
         call: which of ``CALLS`` it happened in.
-        lane: which environment, or None where it was none.
+        slot: which environment, or None where it was none.
         step: steps taken in the trial before.
         details: a traceback, or nothing.
     """
 
     what: str
     call: str
-    lane: int | None
+    slot: int | None
     step: int
     details: str = ""
 
     @property
     def point(self) -> tuple[str, int | None, int]:
         """Where in the trial it happened."""
-        return self.call, self.lane, self.step
+        return self.call, self.slot, self.step
 
     @property
     def killed(self) -> bool:
@@ -40,11 +40,11 @@ class Fault(NamedTuple):
 
     def said(self, tasks: Any = None, seeds: Any = None) -> str:
         """Return the failure with environment, task, seed and step."""
-        if self.lane is None:
+        if self.slot is None:
             when = {"import": " while it started", "nothing": " between two calls"}.get(self.call, "")
             return f"{self.what}{when}{self.details}"
-        known = "" if tasks is None else f" (task {_short(tasks[self.lane])}, seed {seeds[self.lane]})"
-        return f"environment {self.lane}{known}, step {self.step}, {self.call}: {self.what}{self.details}"
+        known = "" if tasks is None else f" (task {_short(tasks[self.slot])}, seed {seeds[self.slot]})"
+        return f"environment {self.slot}{known}, step {self.step}, {self.call}: {self.what}{self.details}"
 
 
 class EnvironmentFault(UserError):
@@ -63,15 +63,15 @@ class Broken(Exception):
     """An environment broke a rule of Gymnasium's or of ours; the message says which."""
 
 
-def fault_of(error: BaseException, call: str, lane: int | None, step: int) -> Fault:
+def fault_of(error: BaseException, call: str, slot: int | None, step: int) -> Fault:
     """Return what an exception that came out of an environment means."""
     if isinstance(error, Broken):
-        return Fault(str(error), call, lane, step)
+        return Fault(str(error), call, slot, step)
     if isinstance(error, SystemExit):
-        return Fault(f"called sys.exit({error.code!r})", call, lane, step)
+        return Fault(f"called sys.exit({error.code!r})", call, slot, step)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_own(frame.filename)]
     details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
-    return Fault(f"raised {type(error).__name__}: {error}", call, lane, step, details)
+    return Fault(f"raised {type(error).__name__}: {error}", call, slot, step, details)
 
 
 def told(error: BaseException) -> str:

@@ -110,8 +110,8 @@ class PluggedVectorEnv:
     """Single environments side by side; see ``rl2meta.tasks.TaskVectorEnv`` for tasks, seeds and restarts.
 
     The first episode of a trial is seeded, in each environment by a seed of its own; later ones go on from
-    there. ``options["episodes"]`` says how many episodes are wanted until the next reset: an environment
-    that has played them idles, with rewards of 0.
+    there. ``options["episodes_wanted"]`` says how many episodes are wanted until the next reset: an
+    environment that has played them idles, with rewards of 0.
     """
 
     def __init__(self, law: PluggedIn, num_envs: int, device: torch.device | str) -> None:
@@ -139,7 +139,7 @@ class PluggedVectorEnv:
         if self._closed:
             raise gym.error.ClosedEnvironmentError("expected no reset after close(); make new environments")
         options = options or {}
-        tasks, episodes = options.get("tasks"), int(options.get("episodes", _ENDLESS))
+        tasks, episodes = options.get("tasks"), int(options.get("episodes_wanted", _ENDLESS))
         if seed is None and self._seed is None:
             seed = int(np.random.SeedSequence().generate_state(1)[0])  # fresh entropy, as Gymnasium does
         if seed is not None:

@@ -138,9 +138,9 @@ class WorkerProcess:
         return f"the worker process ended with exit code {code}"
 
     def _fault(self, what: str, details: str = "") -> Fault:
-        _, lane, call, step = (int(value) for value in self._mark)
+        _, slot, call, step = (int(value) for value in self._mark)
         idle = CALLS[call] in ("nothing", "import")
-        return Fault(what, CALLS[call], None if idle else lane, step, details)
+        return Fault(what, CALLS[call], None if idle else slot, step, details)
 
 
 def _start(memory: int) -> tuple[subprocess.Popen[bytes], Connection, BinaryIO]:

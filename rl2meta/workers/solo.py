@@ -7,7 +7,7 @@ from typing import Any
 from rl2meta.workers.block import layout_of, views
 from rl2meta.workers.family import Described, SingleFamily, Task
 from rl2meta.workers.faults import EnvironmentFault, Failed
-from rl2meta.workers.lanes import Lanes
+from rl2meta.workers.slots import Slots
 
 _log = logging.getLogger("rl2meta.workers")
 
@@ -18,27 +18,27 @@ class Solo:
     def __init__(self, family: SingleFamily, described: Described, num_envs: int) -> None:
         layout, size = layout_of(described, num_envs, 1)
         self.arrays = views(bytearray(size), layout)
-        self._lanes = Lanes(family, described, self.arrays.lanes(slice(num_envs), 0))
+        self._slots = Slots(family, described, self.arrays.slots(slice(num_envs), 0))
         self._tasks: Sequence[Task] | None = None
         self._seeds: Sequence[int] | None = None
 
     def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
         """Begin a trial on each task."""
         self._tasks, self._seeds = tasks, seeds
-        self._do(self._lanes.begin, tasks, seeds, episodes)
+        self._do(self._slots.begin, tasks, seeds, episodes)
 
     def reset(self, episodes: int) -> None:
         """Begin another episode everywhere."""
-        self._do(self._lanes.reset, episodes)
+        self._do(self._slots.reset, episodes)
 
     def step(self) -> None:
         """Do ``arrays.action``."""
-        self._do(self._lanes.step)
+        self._do(self._slots.step)
 
     def close(self) -> None:
         """Close the environments; one that does not close is reported."""
         try:
-            self._lanes.close()
+            self._slots.close()
         except Failed as failure:
             _log.warning("%s", failure.fault.said(self._tasks, self._seeds))
 

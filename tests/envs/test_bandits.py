@@ -259,7 +259,7 @@ def test_every_pull_is_an_episode_and_a_reset_counts_none(family: Any) -> None:
     for _ in range(2):
         envs.reset()
         assert envs._episode.tolist() == [4] * 3  # the fifth has begun, and no pull of it was made
-    envs.reset(options={"episode": torch.tensor([7, 8, 9])})
+    envs.reset(options={"episodes_before": torch.tensor([7, 8, 9])})
     envs.step(torch.tensor([0, 1, 0]))
     assert envs._episode.tolist() == [8, 9, 10]
     envs.reset(options={"tasks": envs.tasks})

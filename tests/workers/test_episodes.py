@@ -33,7 +33,7 @@ def make(processes: int, num_envs: int, horizon: int = HORIZON) -> PluggedVector
 def test_environments_idle_after_their_episodes_and_are_not_stepped(processes: int) -> None:
     envs, number = make(processes, 5), 2
     action, steps = torch.zeros(5, dtype=torch.int64), torch.zeros(5)
-    envs.reset(seed=0, options={"tasks": tasks_of(MIXED), "episodes": number})
+    envs.reset(seed=0, options={"tasks": tasks_of(MIXED), "episodes_wanted": number})
     for phase in (1, 2):
         played = torch.zeros(5)
         for _ in range(number * HORIZON):
@@ -51,11 +51,11 @@ def test_environments_idle_after_their_episodes_and_are_not_stepped(processes: i
                 break
         assert envs.finished
         assert len(set(steps.tolist())) > 2  # else little was tried out
-        envs.reset(options={"episodes": number})
+        envs.reset(options={"episodes_wanted": number})
     envs.close()
 
 
-@pytest.mark.parametrize("options", [{}, {"episodes": -1}])
+@pytest.mark.parametrize("options", [{}, {"episodes_wanted": -1}])
 def test_without_a_number_of_episodes_they_never_end(options: dict[str, int]) -> None:
     envs = make(0, 5)
     envs.reset(seed=0, options={"tasks": tasks_of(MIXED), **options})

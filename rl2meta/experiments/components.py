@@ -21,8 +21,7 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
-from rl2meta.commands.plugins import Families
-from rl2meta.config import Components, RunConfig, load_config, suggestion
+from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.envs.gym_tasks import GymnasiumTasks
@@ -34,8 +33,9 @@ from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.task_conventions import BenchmarkTasks, SetTaskEnvs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
+from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
+from rl2meta.experiments.plugins import Families
 from rl2meta.randomness import derive
-from rl2meta.recording import RecordingWorker
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
@@ -134,7 +134,7 @@ def make_training_worker(config: RunConfig, device: torch.device) -> RolloutWork
         return make_worker(config, device)
     if device.type != "cuda":
         raise UserError(f"cuda_graphs: expected a GPU, got device {device}; set cuda_graphs=false")
-    return RecordingWorker(config.distribution, device)
+    return GraphWorker(config.distribution, device)
 
 
 def judged_episodes(config: RunConfig) -> int:

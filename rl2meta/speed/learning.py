@@ -5,10 +5,10 @@ from typing import Any
 
 import torch
 
-from rl2meta.commands.components import make_learner, make_training_worker, read_config
-from rl2meta.config import RunConfig
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
+from rl2meta.experiments.components import make_learner, make_training_worker, read_config
+from rl2meta.experiments.config import RunConfig
 from rl2meta.rollout import RolloutWorker
 from rl2meta.statistics import Interval, mean_interval
 from rl2meta.tasks import sample_tasks

@@ -2,10 +2,10 @@
 
 from collections.abc import Sequence
 
-from rl2meta.commands.components import AGENTS, COMPONENTS
-from rl2meta.config import WORKERS, RunConfig, load_config
 from rl2meta.errors import UserError
-from rl2meta.run_folder import RunFolder
+from rl2meta.experiments.components import AGENTS, COMPONENTS
+from rl2meta.experiments.config import WORKERS, RunConfig, load_config
+from rl2meta.experiments.run_folder import RunFolder
 
 _EPISODES = "evaluation.episodes_per_trial="
 _TRAINING_EPISODES = "training.episodes_per_trial="

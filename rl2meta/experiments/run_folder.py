@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def checkpoints_path(self) -> Path:
-        """The folder that ``rl2meta.checkpoints`` fills."""
+        """The folder that ``rl2meta.experiments.checkpoints`` fills."""
         return self.path / "checkpoints"
 
     @property

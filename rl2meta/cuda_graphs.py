@@ -51,7 +51,7 @@ class Seeded(Protocol):
         ...
 
 
-class RecordingWorker(RolloutWorker):
+class GraphWorker(RolloutWorker):
     """A ``RolloutWorker`` that records a whole trial the first time and replays it after.
 
     Tasks and seeds are other ones each time; agent, number of tasks and episodes must be the same, or else

@@ -5,13 +5,13 @@ from typing import Any
 
 from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
 
-from rl2meta import checkpoints
-from rl2meta.checkpoints import Checkpoint
 from rl2meta.commands.progress import TrainingProgress
 from rl2meta.commands.signals import Interrupted
-from rl2meta.config import RunConfig
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.checkpoints import Checkpoint
+from rl2meta.experiments.config import RunConfig
+from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.files import writing
-from rl2meta.run_folder import RunFolder
 from rl2meta.training import Learner
 
 

@@ -6,9 +6,9 @@ from typing import Any, Literal, NamedTuple
 import gymnasium as gym
 import torch
 
-from rl2meta.commands.rehearsal import draw
-from rl2meta.config import RunConfig
 from rl2meta.envs.checking.case import CPU, Case, Step, as_json, play_on, same_stream
+from rl2meta.experiments.config import RunConfig
+from rl2meta.experiments.rehearsal import draw
 from rl2meta.tasks import MappingTasks, Split
 from rl2meta.workers.family import EMITTED, SingleFamily, Task
 from rl2meta.workers.plugged_in import PluggedIn

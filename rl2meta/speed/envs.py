@@ -5,7 +5,6 @@ from typing import Any
 import torch
 
 from rl2meta.agents.references.anything import UniformAgent
-from rl2meta.commands.benchmarks.suites import Contestant, Suite
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
@@ -14,6 +13,7 @@ from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.randomness import generator
+from rl2meta.speed.suites import Contestant, Suite
 from rl2meta.tasks import TaskDistribution, sample_tasks
 from rl2meta.trial import TimeStep
 

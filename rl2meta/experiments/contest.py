@@ -6,9 +6,9 @@ from dataclasses import replace
 from typing import Any
 
 from rl2meta.agents.references.reference import Reference
-from rl2meta.commands.components import judged_episodes
-from rl2meta.config import RunConfig
-from rl2meta.evaluation import Benchmarks, Evaluation, benchmarks, evaluate
+from rl2meta.evaluation import Ceilings, Evaluation, ceilings, evaluate
+from rl2meta.experiments.components import judged_episodes
+from rl2meta.experiments.config import RunConfig
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
@@ -19,7 +19,7 @@ FEWEST_TUNING_TASKS = 1_000  # where fewer than TUNING_TASKS are judged, no more
 _TUNING_STEPS = 1_000_000  # of each constant: where trials are long, fewer tasks tell as much
 
 
-class Bench:
+class Contest:
     """Where agents are put side by side: the same held-out tasks and the same luck for each.
 
     Args:
@@ -47,9 +47,9 @@ class Bench:
         best = grid[0] if len(grid) == 1 else self._tuned(reference, grid)
         return replace(self.evaluate(reference.build(**best)), constants=best)
 
-    def ceilings(self) -> Benchmarks:
+    def ceilings(self) -> Ceilings:
         """Return the exact values that no agent can beat here."""
-        return benchmarks(self.config.distribution, self.held_out, self.episodes)
+        return ceilings(self.config.distribution, self.held_out, self.episodes)
 
     def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
         seed = self.config.settings.seed

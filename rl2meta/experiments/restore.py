@@ -7,13 +7,13 @@ from typing import Any, NamedTuple
 import torch
 from pydantic import BaseModel
 
-from rl2meta import checkpoints
-from rl2meta.checkpoints import Checkpoint
-from rl2meta.commands.components import COMPONENTS, make_learner
-from rl2meta.config import RunConfig, completed, differing, load_config
 from rl2meta.devices import resolve_device, set_precision
 from rl2meta.errors import UserError
-from rl2meta.run_folder import RunFolder
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.checkpoints import Checkpoint
+from rl2meta.experiments.components import COMPONENTS, make_learner
+from rl2meta.experiments.config import RunConfig, completed, differing, load_config
+from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
 from rl2meta.trial import Agent

@@ -18,11 +18,11 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError
 
 from rl2meta.errors import UserError
+from rl2meta.experiments.sections import RunSettings
+from rl2meta.experiments.yaml_text import apply_override, parse
 from rl2meta.revealed import Revealed
-from rl2meta.settings import RunSettings
 from rl2meta.workers.family import unfit
 from rl2meta.workers.plugged_in import PluggedIn
-from rl2meta.yaml_text import apply_override, parse
 
 WORKERS = "workers."
 WHERE = ("device", "threads", "cuda_graphs", WORKERS)

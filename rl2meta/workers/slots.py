@@ -19,7 +19,7 @@ _NUMBER = {name: number for number, name in enumerate(CALLS)}
 _MAKE, _SET, _RESET, _STEP, _CLOSE, _NOTHING = (_NUMBER[name] for name in CALLS[1:])
 
 
-class Lanes:
+class Slots:
     """Some environments of a family, and the arrays that they write into.
 
     A trial begins with ``begin``. An episode that ends restarts in the same step, unless no further one is
@@ -45,16 +45,16 @@ class Lanes:
     def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
         """Begin a trial on each task; the first episode of each is seeded."""
         self._steps = 0
-        for lane, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
-            own = deepcopy(task)  # what an environment does to its task is no other lane's business
-            self._guarded(lane, _MAKE, partial(self._place, lane, own))
-            self._restart(lane, seed)
+        for slot, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
+            own = deepcopy(task)  # what an environment does to its task is no other slot's business
+            self._guarded(slot, _MAKE, partial(self._place, slot, own))
+            self._restart(slot, seed)
         self._expect(episodes)
 
     def reset(self, episodes: int) -> None:
         """Begin another episode everywhere, on the same tasks."""
-        for lane in range(len(self._envs)):
-            self._restart(lane)
+        for slot in range(len(self._envs)):
+            self._restart(slot)
         self._expect(episodes)
 
     def step(self) -> None:
@@ -68,11 +68,11 @@ class Lanes:
         )
         mark[2:] = _STEP, self._steps
         try:
-            for lane, env in enumerate(self._envs):
-                if left[lane]:
-                    mark[1] = self._first + lane
-                    if self._take(lane, env.step(act(actions[lane]))):
-                        self._end(lane, left[lane])
+            for slot, env in enumerate(self._envs):
+                if left[slot]:
+                    mark[1] = self._first + slot
+                    if self._take(slot, env.step(act(actions[slot]))):
+                        self._end(slot, left[slot])
                         mark[2] = _STEP
             self._refuse_odd_numbers()
         except Failed:
@@ -85,18 +85,18 @@ class Lanes:
     def close(self) -> None:
         """Close every environment, also where one fails to."""
         envs, self._envs = self._envs, []
-        failures = [failure for lane, env in enumerate(envs) if (failure := self._closing(lane, env))]
+        failures = [failure for slot, env in enumerate(envs) if (failure := self._closing(slot, env))]
         if failures:
             raise failures[0]
 
     def fault(self, error: BaseException) -> Fault:
         """Return what an exception means that came out of the call that was begun last."""
-        _, lane, call, step = (int(value) for value in self._arrays.mark)
-        return fault_of(error, CALLS[call], None if call == _NOTHING else lane, step)
+        _, slot, call, step = (int(value) for value in self._arrays.mark)
+        return fault_of(error, CALLS[call], None if call == _NOTHING else slot, step)
 
-    def _closing(self, lane: int, env: gym.Env[Any, Any]) -> Failed | None:
+    def _closing(self, slot: int, env: gym.Env[Any, Any]) -> Failed | None:
         try:
-            self._guarded(lane, _CLOSE, env.close)
+            self._guarded(slot, _CLOSE, env.close)
         except Failed as failure:
             return failure
         return None
@@ -110,7 +110,7 @@ class Lanes:
         self._arrays.reward[:] = self._arrays.known[:] = 0.0
         self._arrays.terminated[:] = self._arrays.truncated[:] = False
 
-    def _take(self, lane: int, outcome: Any) -> bool:
+    def _take(self, slot: int, outcome: Any) -> bool:
         """Write what a step led to; return whether the episode is over."""
         if not isinstance(outcome, tuple) or len(outcome) != 5:
             raise Broken(
@@ -123,53 +123,53 @@ class Lanes:
         if type(terminated) is not bool or type(truncated) is not bool:
             _refuse_flags(terminated, truncated)
         arrays = self._arrays
-        arrays.observation[lane] = self._read(observation)
-        arrays.reward[lane] = reward
+        arrays.observation[slot] = self._read(observation)
+        arrays.reward[slot] = reward
         if not isinstance(info, dict):
             raise Broken(f"expected a dict for the info of a step, got {kind(info)} {info!r:.80}")
         for row, name in enumerate(self._described.emits):
-            arrays.known[row, lane] = _number(info, name)
-        self._elapsed[lane] += 1
-        over = bool(terminated or truncated or self._elapsed[lane] >= self._horizon)
+            arrays.known[row, slot] = _number(info, name)
+        self._elapsed[slot] += 1
+        over = bool(terminated or truncated or self._elapsed[slot] >= self._horizon)
         if over:
-            arrays.terminated[lane], arrays.truncated[lane] = terminated, not terminated
+            arrays.terminated[slot], arrays.truncated[slot] = terminated, not terminated
         return over
 
-    def _end(self, lane: int, left: int) -> None:
+    def _end(self, slot: int, left: int) -> None:
         arrays = self._arrays
-        arrays.final[lane] = last = arrays.observation[lane]
+        arrays.final[slot] = last = arrays.observation[slot]
         if last.dtype.kind == "f" and not np.isfinite(last).all():
             raise Broken(f"expected finite numbers for an observation, got {last!s:.200}")
-        arrays.left[lane] = left - 1 if left > 0 else left
-        self._elapsed[lane] = 0
+        arrays.left[slot] = left - 1 if left > 0 else left
+        self._elapsed[slot] = 0
         if left != 1:
-            self._restart(lane)
+            self._restart(slot)
 
-    def _restart(self, lane: int, seed: int | None = None) -> None:
+    def _restart(self, slot: int, seed: int | None = None) -> None:
         def reset() -> None:
-            env = self._envs[lane]
+            env = self._envs[slot]
             came = env.reset() if seed is None else env.reset(seed=seed)
             if not isinstance(came, tuple) or len(came) != 2:
                 raise Broken(f"expected (observation, info) from reset(), got {kind(came)}")
-            self._arrays.observation[lane] = value = self._read(came[0])
+            self._arrays.observation[slot] = value = self._read(came[0])
             if not np.isfinite(value).all():
                 raise Broken(f"expected finite numbers for an observation, got {came[0]!r:.200}")
 
-        self._guarded(lane, _RESET, reset)
+        self._guarded(slot, _RESET, reset)
 
-    def _place(self, lane: int, task: Task) -> None:
-        """Put a lane on a task: the environment that is there, where the family knows how, or a new one."""
-        if lane < len(self._envs):
+    def _place(self, slot: int, task: Task) -> None:
+        """Put a slot on a task: the environment that is there, where the family knows how, or a new one."""
+        if slot < len(self._envs):
             if self._set_task is not None:
-                self._mark(lane, _SET)
-                self._set_task(self._envs[lane], task)
+                self._mark(slot, _SET)
+                self._set_task(self._envs[slot], task)
                 return
-            self._mark(lane, _CLOSE)
-            self._envs[lane].close()
-            self._mark(lane, _MAKE)
+            self._mark(slot, _CLOSE)
+            self._envs[slot].close()
+            self._mark(slot, _MAKE)
         env = make(self._family, task)
         refuse_difference(self._described, env)
-        self._envs[lane : lane + 1] = [env]
+        self._envs[slot : slot + 1] = [env]
 
     def _refuse_odd_numbers(self) -> None:
         arrays = self._arrays
@@ -183,18 +183,18 @@ class Lanes:
             if "regret" in self._described.emits:
                 regret = arrays.known[self._described.emits.index("regret")]
                 if (regret < 0).any():
-                    lane = int((regret < 0).argmax())
-                    self._broken(lane, f"expected a regret >= 0 in the info, got {regret[lane]}")
+                    slot = int((regret < 0).argmax())
+                    self._broken(slot, f"expected a regret >= 0 in the info, got {regret[slot]}")
 
     def _refuse(self, values: Array, expected: str) -> None:
-        lane = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).argmax())
-        self._broken(lane, f"expected {expected}, got {values[lane]!s:.200}")
+        slot = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).argmax())
+        self._broken(slot, f"expected {expected}, got {values[slot]!s:.200}")
 
-    def _broken(self, lane: int, words: str) -> None:
-        raise Failed(Fault(words, "step", self._first + lane, self._steps))
+    def _broken(self, slot: int, words: str) -> None:
+        raise Failed(Fault(words, "step", self._first + slot, self._steps))
 
-    def _guarded(self, lane: int, call: int, do: Callable[[], object]) -> None:
-        self._mark(lane, call)
+    def _guarded(self, slot: int, call: int, do: Callable[[], object]) -> None:
+        self._mark(slot, call)
         try:
             do()
         except BaseException as error:
@@ -206,9 +206,9 @@ class Lanes:
             raise error  # such as Ctrl-C's, where environments live in the main process
         return Failed(self.fault(error))
 
-    def _mark(self, lane: int, call: int) -> None:
+    def _mark(self, slot: int, call: int) -> None:
         mark = self._arrays.mark
-        mark[1] = self._first + lane
+        mark[1] = self._first + slot
         mark[2] = call
         mark[3] = self._steps
         mark[0] += 1

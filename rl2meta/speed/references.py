@@ -5,9 +5,9 @@ from collections.abc import Callable
 import torch
 
 from rl2meta.agents.references.reference import Reference
-from rl2meta.commands.bench import Bench
-from rl2meta.commands.benchmarks.suites import Contestant, Suite
-from rl2meta.commands.components import chosen_references, make_worker, read_config
+from rl2meta.experiments.components import chosen_references, make_worker, read_config
+from rl2meta.experiments.contest import Contest
+from rl2meta.speed.suites import Contestant, Suite
 
 CONFIG, TASKS = "rl2_bandit_n100_k5", 10_000
 
@@ -15,17 +15,17 @@ CONFIG, TASKS = "rl2_bandit_n100_k5", 10_000
 def references_suite(device: torch.device, against: str | None) -> Suite:
     """Return every reference of five-armed bandits with a hundred pulls."""
     config = read_config(CONFIG, [])
-    bench = Bench(config, make_worker(config, device), 0, TASKS)
+    contest = Contest(config, make_worker(config, device), 0, TASKS)
     contestants = {
-        name: Contestant(_judged(bench, reference), {"reference": name})
+        name: Contestant(_judged(contest, reference), {"reference": name})
         for name, reference in chosen_references(config).items()
     }
-    title = f"evaluation of references, {TASKS:,} tasks of {bench.episodes} pulls, tuning included"
+    title = f"evaluation of references, {TASKS:,} tasks of {contest.episodes} pulls, tuning included"
     return Suite(title, {"tasks": TASKS, "config": CONFIG}, contestants)
 
 
-def _judged(bench: Bench, reference: Reference) -> Callable[[], int]:
+def _judged(contest: Contest, reference: Reference) -> Callable[[], int]:
     def unit() -> int:
-        return int(bench.evaluate_reference(reference).steps.sum())
+        return int(contest.evaluate_reference(reference).steps.sum())
 
     return unit

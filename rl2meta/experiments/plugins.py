@@ -6,8 +6,8 @@ from collections.abc import Iterator, Mapping
 from importlib.metadata import EntryPoint, entry_points
 from typing import Any
 
-from rl2meta.config import suggestion
 from rl2meta.errors import UserError
+from rl2meta.experiments.config import suggestion
 from rl2meta.workers.faults import told
 
 GROUP = "rl2meta.task_distributions"

@@ -9,8 +9,8 @@ import numpy as np
 import torch
 from gymnasium.vector import AsyncVectorEnv, AutoresetMode, SyncVectorEnv
 
-from rl2meta.commands.benchmarks.suites import Contestant, Suite
 from rl2meta.envs.gym_tasks import GymnasiumTasks
+from rl2meta.speed.suites import Contestant, Suite
 from rl2meta.workers.plugged_in import PluggedIn
 from rl2meta.workers.settings import WorkerSettings
 

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
-from rl2meta.commands.components import make_training_worker, read_config
+from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.errors import UserError
-from rl2meta.recording import RecordingWorker
+from rl2meta.experiments.components import make_training_worker, read_config
 from rl2meta.revealed import Revealed
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import MappingTasks, TensorTasks, sample_tasks
@@ -74,7 +74,7 @@ def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
     law: Any, make: Callable[[Any], Any], episodes: int
 ) -> None:
     learner = make(law)
-    plain, recording = RolloutWorker(law), RecordingWorker(law, CPU, Echo)
+    plain, recording = RolloutWorker(law), GraphWorker(law, CPU, Echo)
     Echo.recorded = 0
     for seed in (3, 4, 4, 5):
         tasks = sample_tasks(law, 7, seed, "train")
@@ -94,7 +94,7 @@ def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
 
 def test_another_size_or_another_agent_is_recorded_anew() -> None:
     law = BernoulliBandits(num_arms=3)
-    worker, (one, other) = RecordingWorker(law, CPU, Echo), (_rl2(law), _rl2(law))
+    worker, (one, other) = GraphWorker(law, CPU, Echo), (_rl2(law), _rl2(law))
     Echo.recorded = 0
     for learner, size, episodes in ((one, 4, 2), (one, 4, 2), (one, 5, 2), (one, 5, 3), (other, 5, 3)):
         trial = worker.run(learner.agent, sample_tasks(law, size, 0, "train"), episodes, 0)
@@ -106,25 +106,25 @@ def test_what_cannot_be_recorded_is_refused() -> None:
     law = BernoulliBandits(num_arms=3)
     agent = _rl2(law).agent
     with pytest.raises(UserError, match="whose tasks are tensors"):
-        RecordingWorker(law, CPU, Echo).run(agent, MappingTasks(({},)), 2, 0)
+        GraphWorker(law, CPU, Echo).run(agent, MappingTasks(({},)), 2, 0)
 
     def asks(play: Callable[[], Trial], generators: list[torch.Generator]) -> Any:
         raise RuntimeError("operation not permitted when stream is capturing")
 
     with pytest.raises(UserError, match=r"not permitted when .*; set cuda_graphs=false"):
-        RecordingWorker(law, CPU, asks).run(agent, sample_tasks(law, 2, 0, "train"), 2, 0)
+        GraphWorker(law, CPU, asks).run(agent, sample_tasks(law, 2, 0, "train"), 2, 0)
 
 
 def test_an_agent_that_adapts_between_phases_is_refused() -> None:
     law = PointNavigation(horizon=6)
     tasks = sample_tasks(law, 2, 0, "train")
     with pytest.raises(UserError, match=r"in one phase, got 2 phases, .*cuda_graphs=false"):
-        RecordingWorker(law, CPU, Echo).run(_maml(law).agent, tasks, 6, 0)
+        GraphWorker(law, CPU, Echo).run(_maml(law).agent, tasks, 6, 0)
 
 
 def test_a_worker_that_was_closed_records_anew() -> None:
     law = BernoulliBandits(num_arms=3)
-    agent, worker, tasks = _rl2(law).agent, RecordingWorker(law, CPU, Echo), sample_tasks(law, 4, 0, "train")
+    agent, worker, tasks = _rl2(law).agent, GraphWorker(law, CPU, Echo), sample_tasks(law, 4, 0, "train")
     Echo.recorded = 0
     rewards = []
     for _ in range(2):
@@ -136,7 +136,7 @@ def test_a_worker_that_was_closed_records_anew() -> None:
 def test_environments_that_cannot_be_seeded_apart_are_refused() -> None:
     law = Revealed(BernoulliBandits(num_arms=3))
     with pytest.raises(UserError, match=r"seeded without a reset, got _RevealedEnvs; set cuda_graphs=false"):
-        RecordingWorker(law, CPU, Echo).run(_rl2(law).agent, sample_tasks(law, 4, 0, "train"), 2, 1)
+        GraphWorker(law, CPU, Echo).run(_rl2(law).agent, sample_tasks(law, 4, 0, "train"), 2, 1)
 
 
 def test_a_training_on_a_cpu_is_told_to_do_without() -> None:

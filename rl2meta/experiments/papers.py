@@ -5,8 +5,8 @@ from importlib.resources import files
 import yaml
 from pydantic import BaseModel, ConfigDict
 
-from rl2meta.config import suggestion
 from rl2meta.errors import UserError
+from rl2meta.experiments.config import suggestion
 
 
 class Cell(BaseModel):

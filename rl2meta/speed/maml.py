@@ -3,9 +3,9 @@
 import torch
 
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-from rl2meta.commands.benchmarks.suites import Contestant, Suite, training
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.rollout import RolloutWorker
+from rl2meta.speed.suites import Contestant, Suite, training
 
 TASKS, EPISODES, HIDDEN_SIZES = 20, 20, [64, 64]
 

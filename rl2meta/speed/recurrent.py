@@ -8,12 +8,12 @@ import gymnasium as gym
 import torch
 
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
-from rl2meta.commands.benchmarks.suites import Contestant, Suite, training
+from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
 from rl2meta.interop import TrialEnv
-from rl2meta.recording import RecordingWorker
 from rl2meta.rollout import RolloutWorker
+from rl2meta.speed.suites import Contestant, Suite, training
 from rl2meta.tasks import sample_tasks
 
 NUM_ARMS, EPOCHS, MINIBATCHES = 5, 3, 4
@@ -69,7 +69,7 @@ def _contestants(
     make: Callable[[Shape, RolloutWorker], Callable[[], int]], device: torch.device
 ) -> dict[str, Contestant]:
     """Return every shape, on a GPU also by rollouts that are replayed, whose work is the same."""
-    workers = {"": RolloutWorker, ", CUDA graph": RecordingWorker}
+    workers = {"": RolloutWorker, ", CUDA graph": GraphWorker}
     if device.type == "cpu":
         del workers[", CUDA graph"]
     return {
@@ -118,7 +118,7 @@ def _sb3_contestants(device: torch.device) -> dict[str, Contestant]:
         ) from None
     from stable_baselines3.common.vec_env import DummyVecEnv
 
-    from rl2meta.commands.benchmarks.sb3_trials import TrialVecEnv
+    from rl2meta.speed.sb3_trials import TrialVecEnv
 
     def trial() -> gym.Env[Any, Any]:
         return TrialEnv(gym.make("rl2meta/BernoulliBandit-v0", num_arms=NUM_ARMS), num_episodes=BASE.pulls)

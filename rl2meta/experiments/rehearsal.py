@@ -5,9 +5,9 @@ from typing import get_args
 
 import torch
 
-from rl2meta.commands.components import judged_episodes, make_learner, make_training_worker
-from rl2meta.config import RunConfig
 from rl2meta.errors import UserError
+from rl2meta.experiments.components import judged_episodes, make_learner, make_training_worker
+from rl2meta.experiments.config import RunConfig
 from rl2meta.randomness import derive, generator
 from rl2meta.tasks import MappingTasks, Split, sample_tasks
 from rl2meta.trial import Phase

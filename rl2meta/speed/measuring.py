@@ -7,9 +7,9 @@ from typing import Any
 
 import torch
 
-from rl2meta.commands.benchmarks.machine import Peaks, finish, peak_memory, peaks
-from rl2meta.commands.benchmarks.suites import Contestant, Suite
-from rl2meta.commands.benchmarks.work import Work, work_of
+from rl2meta.speed.machine import Peaks, finish, peak_memory, peaks
+from rl2meta.speed.suites import Contestant, Suite
+from rl2meta.speed.work import Work, work_of
 
 TURNS = 5
 
