@@ -28,6 +28,10 @@ Weights = Mapping[str, Tensor]
 _NUMBERS_AT_ONCE = 2**28
 
 
+AT_TEST = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
+"""The keys of an ``InnerConfig`` that may change after training: how the agent adapts."""
+
+
 class InnerConfig(BaseModel):
     """What every agent of MAML's kind has for settings: the network, and how it adapts."""
 
@@ -44,7 +48,7 @@ class InnerConfig(BaseModel):
         False, description="learn a factor of α for every weight, as Meta-SGD does"
     )
     inner_steps: Annotated[int, Field(ge=0, le=2**20)] | None = Field(
-        None, description="the agent plays on as it is after so many; null for a step after every phase"
+        None, description="maximum number of gradient steps; null: one after every phase"
     )
     support_phases: Count | None = Field(
         None, description="later steps use the last of so many phases again; null for every phase its own"
@@ -219,7 +223,7 @@ class MAMLAgent:
         self.meta, self.inner = meta, inner
         self.phase = Phase(episodes=1, lanes_per_task=inner.config.episodes_per_phase)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> MAMLCarry:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> MAMLCarry:
         """Return θ for every task."""
         return MAMLCarry(self.inner.begin(named(self.meta), num_tasks), generator)
 

@@ -15,6 +15,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rl2meta.agents.maml import (
+    AT_TEST,
     InnerConfig,
     InnerLoop,
     MAMLAgent,
@@ -24,12 +25,13 @@ from rl2meta.agents.maml import (
     named,
     normalised,
 )
-from rl2meta.agents.numbers import Count, Positive, linear
+from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of, under
 from rl2meta.networks import mlp, stacked
 from rl2meta.spaces import encoding
+from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Choice, Trajectory, Trial
 
 
@@ -45,7 +47,9 @@ class MAMLRegressionConfig(InnerConfig):
         1, description="later steps use the last of so many phases again; null for every phase its own"
     )
     learning_rate: Positive = Field(1e-3, description="Adam's step size at the start")
-    final_learning_rate: Positive | None = Field(None, description="and at the end; null for no change")
+    final_learning_rate: Positive | None = Field(
+        None, description="Adam's step size at the end; null for no change"
+    )
 
 
 class SquaredError:
@@ -60,7 +64,7 @@ class SquaredError:
 
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
         """Predict what the network puts out; there is nothing to explore."""
-        return Choice(outputs, torch.zeros_like(outputs[:, 0]), outputs)
+        return Choice(outputs, outputs)
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
         """Return the examples of a phase.
@@ -68,7 +72,7 @@ class SquaredError:
         Raises:
             UserError: for a family that reveals no targets.
         """
-        if trajectory.target is None:
+        if "target" not in trajectory.truth:
             raise UserError(
                 "agent.name: expected targets to learn from, got a trajectory without; take a family that "
                 "reveals them, such as sinusoids, or maml_trpo (SB3's predict carries none: use a rollout)"
@@ -77,7 +81,7 @@ class SquaredError:
         observation = self.encode(trajectory.inputs.observation)
         return Rows(
             by_row(observation, lanes),
-            by_row(trajectory.target, lanes),
+            by_row(trajectory.truth["target"], lanes),
             torch.ones_like(mask),
             normalised(mask),
         )
@@ -160,3 +164,11 @@ class MAMLRegressionLearner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take on weights and optimiser; names and shapes must match exactly."""
         load_state(state, self.meta, self.optimizer)
+
+
+MAML_REGRESSION = AgentKind(
+    "initial weights from which gradient steps on squared errors go far, learnt by Adam",
+    MAMLRegressionConfig,
+    MAMLRegressionLearner,
+    AT_TEST,
+)

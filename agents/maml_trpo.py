@@ -14,13 +14,14 @@ from pydantic import Field
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
-from rl2meta.agents.maml import InnerLoop, MAMLAgent, MetaWeights
-from rl2meta.agents.numbers import Fraction, Positive, linear
+from rl2meta.agents.maml import AT_TEST, InnerLoop, MAMLAgent, MetaWeights
+from rl2meta.agents.numbers import Fraction, Positive
 from rl2meta.agents.outer_problem import OuterProblem, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
-from rl2meta.agents.rewards import RewardSignal, reward_signal, standardised
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
+from rl2meta.returns import RewardSignal, reward_signal, standardised
+from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
 
@@ -160,6 +161,14 @@ class MAMLTRPOLearner:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Take on the weights; names and shapes must match exactly."""
         load_state(state, self.meta)
+
+
+MAML_TRPO = AgentKind(
+    "initial weights from which policy-gradient steps go far, learnt by a trust-region step",
+    MAMLTRPOConfig,
+    MAMLTRPOLearner,
+    AT_TEST,
+)
 
 
 def _some(rows: int, fraction: float, generator: torch.Generator) -> Tensor:

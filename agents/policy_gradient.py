@@ -11,12 +11,11 @@ from torch import Tensor, nn
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
 from rl2meta.agents.numbers import Fraction, Positive
-from rl2meta.agents.rewards import standardised
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under
 from rl2meta.networks import ActionDistribution, Tanh, action_head, mlp, stacked
-from rl2meta.returns import discounted_returns, gae
+from rl2meta.returns import discounted_returns, gae, standardised
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory
 
@@ -107,7 +106,7 @@ class PolicyGradient:
         """Sample from the policy."""
         policy: ActionDistribution = self.distribution(outputs)
         action = policy.sample(generator)
-        return Choice(action, policy.log_prob(action), policy.mode())
+        return Choice(action, policy.mode(), {"log_prob": policy.log_prob(action)})
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
         """Return the phase with the advantages of its sampled rewards."""

@@ -161,8 +161,10 @@ class Pulls:
             state=state,
             reward=_pay(self._noise, expected, generator),
             terminated=torch.ones_like(action, dtype=torch.bool),
-            expected_reward=expected,
-            regret=tasks.parameters["best"] - expected,
+            truth={
+                "expected_reward": expected,
+                "regret": tasks.parameters["best"] - expected,
+            },
         )
 
 

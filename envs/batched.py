@@ -1,5 +1,6 @@
 """Environments written once, as dynamics over tensors, and the two Gymnasium views of them."""
 
+from collections.abc import Mapping
 from importlib import import_module
 from typing import Any, NamedTuple, Protocol, cast
 
@@ -21,17 +22,15 @@ class Transition(NamedTuple):
         state: the next state.
         reward: as sampled, float.
         terminated: bool, the task itself ended the episode.
-        expected_reward: E[reward | task, state, action], or None if unknown.
-        regret: the expected loss against the optimum, >= 0, or None if unknown.
-        target: the action that would have been right, [B, ...], in families that reveal it; else None.
+        truth: what the family knows and no agent sees, by name, the same names at every step; see
+            ``rl2meta.trial.Trajectory`` for ``expected_reward``, ``regret`` and ``target``. Every other name
+            travels with them.
     """
 
     state: Tensor
     reward: Tensor
     terminated: Tensor
-    expected_reward: Tensor | None
-    regret: Tensor | None
-    target: Tensor | None = None
+    truth: Mapping[str, Tensor] = {}
 
 
 class Dynamics(Protocol):
@@ -120,7 +119,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
         truncated = self._restart(end, source)
-        info = {"final_obs": self._dynamics.observe(end.state), **_known(end)}
+        info = {"final_obs": self._dynamics.observe(end.state), **end.truth}
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
 
     def _restart(self, end: Transition, source: torch.Generator) -> Tensor:
@@ -265,8 +264,3 @@ def _layout(tasks: Any) -> dict[str, tuple[list[int], torch.dtype]]:
 def _like(flag: Tensor, other: Tensor) -> Tensor:
     """Give a flag [B] as many axes as ``other`` [B, ...]."""
     return flag.reshape(-1, *[1] * (other.dim() - 1))
-
-
-def _known(end: Transition) -> dict[str, Tensor]:
-    truth = {"expected_reward": end.expected_reward, "regret": end.regret, "target": end.target}
-    return {name: value for name, value in truth.items() if value is not None}

@@ -209,7 +209,8 @@ class _Walk:
         could = self._rules.value(tasks, distances, cell, held, left)
         can = self._rules.value(tasks, distances, there, holds, left - 1).masked_fill(over, 0)
         after = (2 * (elapsed + 1) + holds) * num_cells + there
-        return Transition(after, reward, over | (left <= 1), reward, could - reward - can)
+        truth = {"expected_reward": reward, "regret": could - reward - can}
+        return Transition(after, reward, over | (left <= 1), truth)
 
 
 def _arrive_searching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:

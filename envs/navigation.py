@@ -125,8 +125,10 @@ class _Walk:
             state=torch.cat([position, torch.stack([elapsed, rest], dim=1)], dim=1),
             reward=-distance,
             terminated=terminated,
-            expected_reward=-distance,
-            regret=(state[:, 3] - rest + distance).clamp(min=0),  # below 0 by rounding alone
+            truth={
+                "expected_reward": -distance,
+                "regret": (state[:, 3] - rest + distance).clamp(min=0),  # below 0 by rounding alone
+            },
         )
 
 

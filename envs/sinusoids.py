@@ -119,9 +119,11 @@ class _Points:
             state=state,
             reward=-loss,
             terminated=torch.ones_like(loss, dtype=torch.bool),
-            expected_reward=-loss,
-            regret=loss,
-            target=y.unsqueeze(1),
+            truth={
+                "expected_reward": -loss,
+                "regret": loss,
+                "target": y.unsqueeze(1),
+            },
         )
 
 

@@ -125,8 +125,10 @@ class _Walk:
             state=after,
             reward=mean + self._law.noise * noise,
             terminated=after >= self._law.horizon * num_states,
-            expected_reward=mean,
-            regret=_look_up(tasks, "regret", state * num_actions + action),
+            truth={
+                "expected_reward": mean,
+                "regret": _look_up(tasks, "regret", state * num_actions + action),
+            },
         )
 
 

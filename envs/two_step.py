@@ -144,8 +144,10 @@ class _Dynamics:
             state=torch.stack([torch.where(choosing, reached, place), side], dim=1),
             reward=torch.bernoulli(expected, generator=generator),
             terminated=~choosing,
-            expected_reward=expected,
-            regret=torch.where(choosing & (action != side), gap, 0.0),
+            truth={
+                "expected_reward": expected,
+                "regret": torch.where(choosing & (action != side), gap, 0.0),
+            },
         )
 
 

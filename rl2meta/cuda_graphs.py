@@ -1,4 +1,4 @@
-"""Rollouts that are recorded once, as a CUDA graph, and replayed: a GPU then waits for no launch."""
+"""Rollouts that are captured once, as a CUDA graph, and replayed: a GPU then waits for no launch."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -7,7 +7,7 @@ import torch
 
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive
-from rl2meta.rollout import RolloutWorker
+from rl2meta.rollout import Stage
 from rl2meta.tasks import TaskDistribution, Tasks, TensorTasks
 from rl2meta.trial import Agent, Carry, Plan, Trial
 
@@ -51,18 +51,18 @@ class Seeded(Protocol):
         ...
 
 
-class GraphWorker(RolloutWorker):
-    """A ``RolloutWorker`` that records a whole trial the first time and replays it after.
+class GraphWorker:
+    """A worker that captures a whole trial as a graph the first time and replays it after; see ``Worker``.
 
-    Tasks and seeds are other ones each time; agent, number of tasks and episodes must be the same, or else
-    it records anew. A trial lasts until the next one is run: it is the same memory. The agent's weights must
+    Tasks and seeds may differ between calls; agent, number of tasks and episodes must be the same, or else
+    it captures anew. A trial lasts until the next one is run: it is the same memory. The agent's weights must
     be changed in place, as optimisers do, and it must not adapt between phases, which takes a library that
     may ask the device.
 
     Args:
         distribution: of the built-in families, which live on the device.
         device: a GPU.
-        graph: what records and replays.
+        graph: what captures and replays.
     """
 
     def __init__(
@@ -71,19 +71,20 @@ class GraphWorker(RolloutWorker):
         device: torch.device | str,
         graph: Callable[[Callable[[], Trial], list[torch.Generator]], Any] = CUDAGraph,
     ) -> None:
-        super().__init__(distribution, device)
-        self._record = graph
-        self._recorded: tuple[Any, ...] = ()
+        self.distribution, self.device = distribution, torch.device(device)
+        self._stage = Stage(distribution, self.device)
+        self._capture = graph
+        self._captured: tuple[Any, ...] = ()
         self._source = torch.Generator(self.device)
         self._tasks: TensorTasks
         self._graph: Any
 
     @torch.no_grad()
     def run(self, agent: Agent[Carry], tasks: Tasks, num_episodes: int, seed: int) -> Trial:
-        """Run one trial of ``num_episodes`` episodes on every task, as ``RolloutWorker`` does.
+        """Run one trial of ``num_episodes`` episodes on every task; see ``Worker``.
 
         Raises:
-            UserError: if the agent or the tasks' environments cannot be recorded.
+            UserError: if the agent or the tasks' environments cannot be captured.
         """
         if not isinstance(tasks, TensorTasks):
             raise UserError(
@@ -97,13 +98,13 @@ class GraphWorker(RolloutWorker):
                 "phases, between which it adapts; set cuda_graphs=false"
             )
         wanted = (agent, len(tasks), plan)
-        if not self._recorded or self._recorded[0] is not agent or self._recorded[1:] != wanted[1:]:
+        if not self._captured or self._captured[0] is not agent or self._captured[1:] != wanted[1:]:
             self._tasks = TensorTasks(
                 {name: value.to(self.device, copy=True) for name, value in tasks.parameters.items()}
             )
-            self._recorded = ()  # should recording fail
+            self._captured = ()  # should capturing fail
             self._graph = self._new_graph(agent, plan)
-            self._recorded = wanted
+            self._captured = wanted
         for name, value in self._tasks.parameters.items():
             value.copy_(tasks.parameters[name])
         self._seed(agent, seed)
@@ -111,25 +112,31 @@ class GraphWorker(RolloutWorker):
         return Trial(tasks, trial.phases)
 
     def close(self) -> None:
-        """Close the environments and forget what was recorded on them."""
-        super().close()
-        self._recorded, self._graph = (), None
+        """Close the environments and forget what was captured in them."""
+        self._stage.close()
+        self._captured, self._graph = (), None
 
     def _new_graph(self, agent: Agent[Carry], plan: Plan) -> Any:
         generators = self._seed(agent, 0)
         try:
-            return self._record(lambda: self._live(agent, self._tasks, plan, self._source, None), generators)
+            return self._capture(lambda: self._live(agent, plan), generators)
         except torch.OutOfMemoryError:
             raise
         except RuntimeError as error:  # such as an operation that asks the device for a value
             cause = error.__context__ or error  # ending a capture that failed raises once more
             raise UserError(
-                f"cuda_graphs: expected rollouts that can be recorded, got {cause}; set cuda_graphs=false"
+                f"cuda_graphs: expected rollouts that can be captured, got {cause}; set cuda_graphs=false"
             ) from error
+
+    def _live(self, agent: Agent[Carry], plan: Plan) -> Trial:
+        """Do what is captured: everything is on the device, and the streams go on from where they are."""
+        lanes = agent.phase.lanes_per_task
+        played = self._tasks[torch.arange(len(self._tasks), device=self.device).repeat_interleave(lanes)]
+        return Trial(self._tasks, self._stage.live(agent, played, plan, self._source, None))
 
     def _seed(self, agent: Agent[Carry], seed: int) -> list[torch.Generator]:
         """Put all streams to their starts under ``seed``, and return them."""
-        envs = self._make_envs(len(self._tasks) * agent.phase.lanes_per_task)
+        envs = self._stage.envs(len(self._tasks) * agent.phase.lanes_per_task)
         if not isinstance(envs, Seeded):
             raise UserError(
                 "cuda_graphs: expected environments whose randomness can be seeded without a reset, got "
@@ -137,6 +144,3 @@ class GraphWorker(RolloutWorker):
             )
         self._source.manual_seed(derive(seed, "agent"))
         return [self._source, envs.seed(derive(seed, "envs"))]
-
-    def _on_lanes(self, tasks: Tasks, lanes: int) -> Tasks:
-        return tasks[torch.arange(len(tasks), device=self.device).repeat_interleave(lanes)]

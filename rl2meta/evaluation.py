@@ -188,7 +188,7 @@ def _chunks(
 
 
 def _per_episode(trial: Trial) -> dict[str, Array]:
-    emits_expectation = trial.phases[0].expected_reward is not None
+    emits_expectation = trial.phases[0].named("expected_reward") is not None
     fields = {
         "rewards": "expected_reward" if emits_expectation else "reward",
         "regrets": "regret",

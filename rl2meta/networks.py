@@ -1,4 +1,4 @@
-"""Networks: the recurrent core, the MLP, and the action heads, by action space."""
+"""Networks: the action heads by action space, the MLP, and layers by weights of each task's own."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -9,10 +9,9 @@ import torch
 from torch import Tensor, nn
 
 from rl2meta.learner_state import under
+from rl2meta.spaces import encoding
 
 _LOG_ROOT_TAU = math.log(2 * math.pi) / 2
-_FUSED_ROWS = 64  # on a CPU: with fewer, the fused layer takes longer than one cell after another
-LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
 
 
 class ActionDistribution(Protocol):
@@ -160,6 +159,19 @@ class GaussianHead(nn.Module):
         return torch.cat([mean, deviation], dim=-1)
 
 
+def action_distribution(space: gym.Space[Any]) -> Callable[[Tensor], ActionDistribution]:
+    """Return what makes the distribution over an action space from its parameters.
+
+    Raises:
+        TypeError: for a space without a head.
+    """
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return Categorical
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return Gaussian
+    raise TypeError(f"expected a Discrete action space that starts at 0 or a Box of one axis, got {space}")
+
+
 def action_head(
     space: gym.Space[Any], in_features: int, deviation: float = 1.0
 ) -> CategoricalHead | GaussianHead:
@@ -168,11 +180,9 @@ def action_head(
     Raises:
         TypeError: for a space without a head.
     """
-    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
-        return CategoricalHead(in_features, int(space.n))
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
-        return GaussianHead(in_features, space.shape[0], deviation)
-    raise TypeError(f"expected a Discrete action space that starts at 0 or a Box of one axis, got {space}")
+    if action_distribution(space) is Categorical:
+        return CategoricalHead(in_features, encoding(space).size)
+    return GaussianHead(in_features, encoding(space).size, deviation)
 
 
 def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
@@ -223,49 +233,3 @@ class Tanh(nn.Module):
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return 2 * torch.sigmoid(x + x) - 1
         return torch.tanh(x)
-
-
-class RecurrentCore(nn.Module):
-    """An LSTM with two ways through the same weights: one step, or a whole trial in one fused call.
-
-    The forget gate's bias starts at 1, so that what is learnt early in a trial is kept by default
-    (Jozefowicz et al. 2015).
-    """
-
-    def __init__(self, in_features: int, hidden_size: int, num_layers: int) -> None:
-        super().__init__()
-        self.lstm = nn.LSTM(in_features, hidden_size, num_layers)
-        for layer in range(num_layers):
-            for name in (f"bias_ih_l{layer}", f"bias_hh_l{layer}"):
-                nn.init.zeros_(getattr(self.lstm, name))
-            with torch.no_grad():
-                getattr(self.lstm, f"bias_ih_l{layer}")[hidden_size : 2 * hidden_size] = 1.0
-
-    def begin(self, num_rows: int) -> LSTMState:
-        """Return the state at a trial's start: zeros, [layers, num_rows, hidden_size] each."""
-        weight = self._weights(0)[1]
-        zeros = weight.new_zeros(self.lstm.num_layers, num_rows, self.lstm.hidden_size)
-        return zeros, zeros
-
-    def step(self, x: Tensor, state: LSTMState) -> tuple[Tensor, LSTMState]:
-        """Advance by one step: x [B, in_features] -> features [B, hidden_size] and the next state."""
-        if x.device.type == "cpu" and len(x) >= _FUSED_ROWS:
-            features, state = self.lstm(x.unsqueeze(0), state)
-            return features.squeeze(0), state
-        hidden, cells = [], []
-        for layer in range(self.lstm.num_layers):
-            h, c = torch.lstm_cell(x, (state[0][layer], state[1][layer]), *self._weights(layer))
-            hidden.append(h)
-            cells.append(c)
-            x = h
-        return x, (torch.stack(hidden), torch.stack(cells))
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Run whole trials from their start: x [T, B, in_features] -> features [T, B, hidden_size]."""
-        features: Tensor = self.lstm(x)[0]
-        return features
-
-    def _weights(self, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        w, u, b, d = (getattr(self.lstm, f"{name}_l{layer}") for name in names)
-        return w, u, b, d

@@ -1,4 +1,4 @@
-"""The one outer loop: sample tasks, run trials, learn, record."""
+"""The one outer loop: sample tasks, run trials, learn, tell a callback."""
 
 import math
 import time
@@ -6,13 +6,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import gymnasium as gym
 import torch
+from pydantic import BaseModel
 from torch import Tensor
 
 from rl2meta.randomness import derive, generator
-from rl2meta.rollout import RolloutWorker
+from rl2meta.rollout import Worker
 from rl2meta.tasks import TaskDistribution, sample_tasks
 from rl2meta.trial import Agent, Trial
+
+
+def linear(start: float, end: float | None, progress: float) -> float:
+    """Return the value after a fraction ``progress`` of training; ``start`` all along if ``end`` is None."""
+    return start if end is None else start + (end - start) * progress
 
 
 class Learner(Protocol):
@@ -43,6 +50,24 @@ class Learner(Protocol):
 
 
 @dataclass(frozen=True)
+class AgentKind:
+    """An agent that can be trained: what stands for it under ``agent.name`` in a config.
+
+    Attributes:
+        line: what it is, in a line.
+        config: the class of its config, a pydantic model.
+        learner: (observation space, action space, config, device, seed) -> its learner; the initial weights
+            depend on the seed alone.
+        at_test: the keys of its config that may change after training.
+    """
+
+    line: str
+    config: type[BaseModel]
+    learner: Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
+    at_test: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
 class Budget:
     """How much a run trains.
 
@@ -68,10 +93,10 @@ class TrainingDiverged(Exception):
 def meta_train(
     learner: Learner,
     distribution: TaskDistribution,
-    worker: RolloutWorker,
+    worker: Worker,
     budget: Budget,
     seed: int,
-    record: Callable[[dict[str, Any]], bool],
+    callback: Callable[[dict[str, Any]], bool],
     start: int = 0,
     env_steps: int = 0,
 ) -> None:
@@ -86,7 +111,7 @@ def meta_train(
         worker: runs the trials.
         budget: how long, and how wide.
         seed: of the whole run.
-        record: called after each update with its metrics: ``update`` (counted from 1), ``env_steps``,
+        callback: called after each update with its metrics: ``update`` (counted from 1), ``env_steps``,
             ``seconds``, ``env_steps_per_second``, ``mean_return`` and the learner's own; returns true to
             stop.
         start: updates already done.
@@ -107,7 +132,7 @@ def meta_train(
         env_steps += steps
         row = {"update": update + 1, "env_steps": env_steps, "mean_return": mean_return, **metrics}
         _refuse_non_finite(row)
-        if record({**row, "seconds": seconds, "env_steps_per_second": steps / seconds}):
+        if callback({**row, "seconds": seconds, "env_steps_per_second": steps / seconds}):
             return
 
 

@@ -5,7 +5,7 @@ what it has learnt. What it has learnt so far is its *carry*. Acting reads the c
 adapting replaces it, and only ``begin`` creates it.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple, Protocol, TypeVar
 
@@ -40,16 +40,15 @@ class Choice(NamedTuple):
 
     Attributes:
         action: sampled from the agent's policy, [B, ...]; the environment gets it clipped to its bounds.
-        log_prob: log π(action), float [B]; 0 for agents without a density.
         mode: the action that the agent deems best, like ``action``; for use without exploration noise.
-        value: what the agent expects to come of it, float [B], in units of the agent's own; None for agents
-            that expect nothing.
+        notes: what the agent's learner will want to know of this step, by name, [B, ...] each: such as
+            ``log_prob``, log π(action), and ``value``, what the agent expects to come of it. The same names
+            at every step; they come back in ``Trajectory.notes``.
     """
 
     action: Tensor
-    log_prob: Tensor
     mode: Tensor
-    value: Tensor | None = None
+    notes: Mapping[str, Tensor] = {}
 
 
 class Phase(NamedTuple):
@@ -97,6 +96,21 @@ class Plan(NamedTuple):
     phases: int
 
 
+class Lived(NamedTuple):
+    """One step of B environments: what was seen, done and paid; every tensor [B, ...].
+
+    The attributes are those of ``Trajectory``.
+    """
+
+    inputs: TimeStep
+    action: Tensor
+    reward: Tensor
+    last: Tensor
+    mask: Tensor
+    notes: Mapping[str, Tensor]
+    truth: Mapping[str, Tensor]
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One phase in B = num_tasks × lanes environments, time-major: every tensor [T, B, ...].
@@ -104,35 +118,49 @@ class Trajectory:
     Attributes:
         inputs: the TimeStep seen before each action.
         action: the actions taken.
-        log_prob: their log-probabilities when they were taken.
         reward: r_t as sampled.
         last: bool, the step ended its episode, by termination or truncation.
         mask: bool, false on the padding that follows an environment's last episode of the phase.
-        expected_reward: E[r_t | task, state, action], or None where the family does not know it.
-        regret: the expected loss against the optimum, >= 0, or None where no optimum is known.
-        target: the action that would have been right, which a family of regression tasks reveals after the
-            act, as ``action``; or None.
-        value: what the agent expected when it acted, see ``Choice``; or None.
-        horizon: the steps that an episode may take, an int; or None where it is not known.
+        notes: what the agent noted while it acted, by name; see ``Choice``.
+        truth: what the family knows and no agent sees, by name; no name where the family does not know it.
+            ``expected_reward``: E[r_t | task, state, action]. ``regret``: the expected loss against the
+            optimum, >= 0. ``target``: the action that would have been right, as ``action``.
+        horizon: the steps that an episode may take; None where it is not known.
+        episodes: the episodes of each environment in the phase; None where it is not known.
     """
 
     inputs: TimeStep
     action: Tensor
-    log_prob: Tensor
     reward: Tensor
     last: Tensor
     mask: Tensor
-    expected_reward: Tensor | None
-    regret: Tensor | None
-    target: Tensor | None = None
-    value: Tensor | None = None
+    notes: Mapping[str, Tensor]
+    truth: Mapping[str, Tensor]
     horizon: int | None = None
+    episodes: int | None = None
+
+    @classmethod
+    def of(
+        cls, steps: Sequence[Lived], horizon: int | None = None, episodes: int | None = None
+    ) -> "Trajectory":
+        """Return the trajectory of steps in the order they were lived.
+
+        Raises:
+            ValueError: if not every step has the same notes and the same truth.
+        """
+        stacked: Lived = over_fields(lambda *parts: torch.stack(parts), *steps)  # [B, ...] -> [T, B, ...]
+        return cls(**stacked._asdict(), horizon=horizon, episodes=episodes)
+
+    @property
+    def most_steps(self) -> int | None:
+        """The steps that the phase may take; None where it is not known."""
+        return None if self.horizon is None or self.episodes is None else self.horizon * self.episodes
 
     def steps_left(self) -> Tensor:
         """Return the steps that the phase may still take, the present one included; 0 on padding, [T, B].
 
-        An agent that counts knows them, unlike those that it will take: how long an episode lasts may be
-        its own doing, and then a baseline that knows it explains away what the agent did.
+        Unlike the actual length, this does not depend on actions, so a baseline may use it: one that knew
+        when an episode ends would explain away what the agent did to end it.
 
         Raises:
             ValueError: if the horizon is not known.
@@ -157,12 +185,37 @@ class Trajectory:
             return self
         return self._each(lambda field: torch.cat([field, field.new_zeros(missing, *field.shape[1:])]))
 
+    def named(self, name: str) -> Tensor | None:
+        """Return a part of the truth, or ``reward`` or ``mask``, by name; None if it is not known."""
+        return {"reward": self.reward, "mask": self.mask, **self.truth}.get(name)
+
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Trajectory":
-        inputs = TimeStep(*(change(field) for field in self.inputs))
-        others: dict[str, Any] = {
-            name: change(value) for name, value in vars(self).items() if isinstance(value, Tensor)
-        }
-        return replace(self, inputs=inputs, **others)
+        steps = Lived(*(getattr(self, name) for name in Lived._fields))
+        return replace(self, **over_fields(change, steps)._asdict())
+
+
+def over_fields(change: Callable[..., Tensor], *records: Any) -> Any:
+    """Apply ``change`` to the tensors that stand at the same place in records of one shape.
+
+    Args:
+        change: as many tensors as there are records -> a tensor.
+        records: tensors, mappings of records, or named tuples of records.
+
+    Returns:
+        A record of the same shape.
+
+    Raises:
+        ValueError: for mappings with different names.
+    """
+    first = records[0]
+    if isinstance(first, Tensor):
+        return change(*records)
+    if isinstance(first, Mapping):
+        if any(record.keys() != first.keys() for record in records):
+            names = sorted({tuple(record) for record in records})
+            raise ValueError(f"expected the same names at every step, got {', then '.join(map(str, names))}")
+        return {name: over_fields(change, *(record[name] for record in records)) for name in first}
+    return type(first)(*(over_fields(change, *parts) for parts in zip(*records, strict=True)))
 
 
 @dataclass(frozen=True)
@@ -186,29 +239,26 @@ class Trial:
         return sum(int(phase.mask.sum()) for phase in self.phases)
 
     def per_task(self, name: str) -> Tensor | None:
-        """Return a field of every phase as [num_tasks, steps of the trial], 0 on padding, or None.
+        """Return what ``Trajectory.named`` gives as [num_tasks, steps of the trial], 0 on padding, or None.
 
         Lanes that ran side by side are laid one after another: every interaction with a task counts.
         """
-        fields = [getattr(phase, name) for phase in self.phases]
-        if fields[0] is None:
-            return None
-        rows = [self._rows(field, phase.mask) for field, phase in zip(fields, self.phases, strict=True)]
-        return torch.cat(rows, dim=1)
+        known = [(phase.named(name), phase.mask) for phase in self.phases]
+        rows = [self._rows(field, mask) for field, mask in known if field is not None]
+        return torch.cat(rows, dim=1) if rows else None  # [num_tasks, steps]
 
     def per_episode(self, name: str) -> Tensor | None:
-        """Return a field of every phase summed over each episode, float [num_tasks, episodes], or None.
+        """Return what ``Trajectory.named`` gives, summed over each episode, [num_tasks, episodes], or None.
 
-        The field ``mask`` gives the steps in each episode. Lanes are laid one after another.
+        ``mask`` gives the steps in each episode. Lanes are laid one after another.
         """
-        fields = [getattr(phase, name) for phase in self.phases]
-        if fields[0] is None:
-            return None
+        known = [(phase.named(name), phase) for phase in self.phases]
         sums = [
-            _sum_episodes((field * phase.mask).float(), phase.last & phase.mask)
-            for field, phase in zip(fields, self.phases, strict=True)
+            _sum_episodes((field * phase.mask).float(), phase.last & phase.mask)  # [B, episodes of the phase]
+            for field, phase in known
+            if field is not None
         ]
-        return torch.cat([each.reshape(len(self.tasks), -1) for each in sums], dim=1)
+        return torch.cat([each.reshape(len(self.tasks), -1) for each in sums], dim=1) if sums else None
 
     def _rows(self, field: Tensor, mask: Tensor) -> Tensor:
         """[T, num_tasks × lanes] -> [num_tasks, lanes × T]."""
@@ -232,8 +282,14 @@ class Agent(Protocol[Carry]):
         """How much the agent lives through before each ``adapt``."""
         ...
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Carry:
-        """Return the carry of ``num_tasks`` new trials; all the agent's draws come from ``generator``."""
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Carry:
+        """Return the carry of ``num_tasks`` new trials.
+
+        Args:
+            num_tasks: tasks, each with the lanes of the agent's phase.
+            generator: of all that the agent draws.
+            num_steps: the steps that a trial may take in each lane; None where nobody knows.
+        """
         ...
 
     def act(self, carry: Carry, step: TimeStep) -> tuple[Choice, Carry]:

@@ -67,8 +67,10 @@ class _Walk:
             state=moved,
             reward=expected + self.noise * torch.randn(len(action), generator=generator),
             terminated=arrived,
-            expected_reward=expected,
-            regret=could - can,
+            truth={
+                "expected_reward": expected,
+                "regret": could - can,
+            },
         )
 
 
@@ -88,11 +90,11 @@ class NextArm:
     def phase(self) -> Phase:
         return Phase(episodes=1, lanes_per_task=self.lanes)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> torch.Tensor:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> torch.Tensor:
         return torch.zeros(num_tasks * self.lanes, dtype=torch.int64)
 
     def act(self, carry: torch.Tensor, step: TimeStep) -> tuple[Choice, torch.Tensor]:
-        return Choice(carry, torch.zeros(len(carry)), carry), carry
+        return Choice(carry, carry), carry
 
     def adapt(self, carry: torch.Tensor, trajectory: Trajectory) -> torch.Tensor:
         return carry + 1

@@ -58,7 +58,9 @@ def test_acting_agrees_with_the_fused_pass() -> None:
     tasks = sample_tasks(BANDITS, 64, 0, "train")
     (trajectory,) = RolloutWorker(BANDITS, "cuda").run(learner.agent, tasks, 10, 1).phases
     policy, _ = learner.network(learner.network.inputs(trajectory.inputs))
-    torch.testing.assert_close(policy.log_prob(trajectory.action), trajectory.log_prob, atol=1e-4, rtol=1e-4)
+    torch.testing.assert_close(
+        policy.log_prob(trajectory.action), trajectory.notes["log_prob"], atol=1e-4, rtol=1e-4
+    )
 
 
 def test_a_rollout_does_not_wait_for_the_device() -> None:

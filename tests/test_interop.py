@@ -212,7 +212,7 @@ class Witness:
         self.shown: dict[int, list[TimeStep]] = {}
         self.trajectories: dict[int, list[Trajectory]] = {}
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Memory:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Memory:
         assert num_tasks == 1
         self.begins += 1
         self.shown[self.begins], self.trajectories[self.begins] = [], []
@@ -232,7 +232,7 @@ class Witness:
             assert torch.equal(step.action.argmax(1), carry.action)
         shown.append(step)
         action = torch.randint(0, self.num_arms, (1,), generator=carry.generator)
-        choice = Choice(action, torch.full((1,), float(carry.lived)), mode=action)
+        choice = Choice(action, action, {"log_prob": torch.full((1,), float(carry.lived))})
         return choice, replace(carry, lived=carry.lived + 1, action=action)
 
     def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
@@ -270,12 +270,12 @@ def test_spaces_survive_the_round_trip() -> None:
     class Shown:
         phase = Phase()
 
-        def begin(self, num_tasks: int, generator: torch.Generator) -> None:
+        def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> None:
             return None
 
         def act(self, carry: None, step: TimeStep) -> tuple[Choice, None]:
             self.step = step
-            return Choice(torch.full((1, 2), 0.5), torch.zeros(1), torch.full((1, 2), 0.75)), None
+            return Choice(torch.full((1, 2), 0.5), torch.full((1, 2), 0.75)), None
 
     agent, inner = Shown(), Bounded()
     predictor = predictor_of(agent, inner)
@@ -312,14 +312,14 @@ def test_adapt_gets_the_phases_that_were_lived(corridor: Any, episodes: int) -> 
         assert torch.equal(
             torch.cat([p.reward for p in phases]), torch.stack([s.reward for s in shown[1 : lived + 1]])
         )
-        assert torch.cat([p.log_prob for p in phases]).flatten().tolist() == list(range(lived))
+        assert torch.cat([p.notes["log_prob"] for p in phases]).flatten().tolist() == list(range(lived))
         for phase in phases:
             assert phase.action.shape == phase.reward.shape == phase.mask.shape == (len(phase.last), 1)
             assert phase.mask.all()
             assert phase.last.sum() == episodes
             assert phase.last[-1]
             assert torch.equal(phase.action[:-1], phase.inputs.action[1:].argmax(2))
-            assert phase.regret is phase.expected_reward is None
+            assert not phase.truth
 
 
 class Counting:
@@ -327,12 +327,12 @@ class Counting:
 
     phase = Phase(episodes=1)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Tensor:
         return torch.tensor([[1.0, 1.0, 1.0]])  # optimistic: each arm is tried until it disappoints
 
     def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
         arm = carry.argmax(1)
-        return Choice((arm + 1) % 3, torch.zeros(1), mode=arm), carry
+        return Choice((arm + 1) % 3, mode=arm), carry
 
     def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
         return carry.scatter(1, trajectory.action[0].unsqueeze(1), trajectory.reward[0].unsqueeze(1))
@@ -367,12 +367,12 @@ def test_predictor_and_rollout_earn_alike() -> None:
     tasks = certain_means([0.0, 0.0, 1.0], [0.0, 1.0, 0.0])
 
     class Sampled(Counting):
-        def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+        def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Tensor:
             return torch.ones(num_tasks, 3)
 
         def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
             arm = carry.argmax(1)
-            return Choice(arm, torch.zeros(len(arm)), arm), carry
+            return Choice(arm, arm), carry
 
         def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
             return carry.scatter(1, trajectory.action[0].unsqueeze(1), trajectory.reward[0].unsqueeze(1))
@@ -389,7 +389,9 @@ class Lanes:
     def __init__(self, episodes: int, lanes: int) -> None:
         self.phase = Phase(episodes, lanes)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> tuple[Trajectory, ...]:
+    def begin(
+        self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None
+    ) -> tuple[Trajectory, ...]:
         return ()
 
     def act(self, carry: tuple[Trajectory, ...], step: TimeStep) -> tuple[Choice, tuple[Trajectory, ...]]:
@@ -397,7 +399,7 @@ class Lanes:
         assert len(step.reward) == len(lane)
         turn = step.observation[:, 0].long() + lane + step.reward.long() + len(carry)
         action = (turn % 3 > 0).long()
-        return Choice(action, -0.1 * turn, mode=action), carry
+        return Choice(action, action, {"log_prob": -0.1 * turn}), carry
 
     def adapt(self, carry: tuple[Trajectory, ...], trajectory: Trajectory) -> tuple[Trajectory, ...]:
         return (*carry, trajectory)
@@ -429,8 +431,8 @@ def check_equal_where_lived(ours: Trajectory, theirs: Trajectory) -> None:
     assert torch.equal(ours.mask, theirs.mask[:steps])
     assert not (ours.last & ~ours.mask).any()
     pairs = zip(
-        (*ours.inputs, ours.action, ours.log_prob, ours.reward, ours.last),
-        (*theirs.inputs, theirs.action, theirs.log_prob, theirs.reward, theirs.last),
+        (*ours.inputs, ours.action, ours.notes["log_prob"], ours.reward, ours.last),
+        (*theirs.inputs, theirs.action, theirs.notes["log_prob"], theirs.reward, theirs.last),
         strict=True,
     )
     for our, their in pairs:
@@ -444,13 +446,13 @@ class Averages:
 
     phase = Phase(episodes=1, lanes_per_task=4)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Tensor:
         return torch.zeros(num_tasks, 2, 3)  # sums of rewards, pulls
 
     def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
         best = (carry[:, 0] / carry[:, 1].clamp(min=1)).argmax(1)
         arm = (best.unsqueeze(1) + torch.tensor([0, 1, 2, 0])).flatten() % 3
-        return Choice(arm, torch.zeros(len(arm)), mode=arm), carry
+        return Choice(arm, arm), carry
 
     def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
         arm, reward = (each[0].reshape(-1, 4) for each in (trajectory.action, trajectory.reward))
@@ -475,12 +477,14 @@ class Beyond:
 
     phase = Phase(episodes=1)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Trajectory | None:
+    def begin(
+        self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None
+    ) -> Trajectory | None:
         return None
 
     def act(self, carry: Trajectory | None, step: TimeStep) -> tuple[Choice, Trajectory | None]:
         self.step = step
-        return Choice(torch.tensor([[-3.0, 5.0]]), torch.zeros(1), torch.tensor([[0.5, 7.0]])), carry
+        return Choice(torch.tensor([[-3.0, 5.0]]), torch.tensor([[0.5, 7.0]])), carry
 
     def adapt(self, carry: Trajectory | None, trajectory: Trajectory) -> Trajectory:
         return trajectory

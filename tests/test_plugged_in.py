@@ -276,7 +276,7 @@ def test_maml_replays_what_it_did_where_phases_end_early() -> None:
     states = learner.inner.replay(dict(learner.meta.named_parameters()), rows)
     for state, seen, phase in zip(states, rows, trial.phases, strict=True):
         policy = learner.objective.distribution(learner.inner.outputs(state, seen.observation))
-        recorded = phase.log_prob.reshape(len(phase.mask), 4, 3).permute(1, 2, 0).flatten(1)
+        recorded = phase.notes["log_prob"].reshape(len(phase.mask), 4, 3).permute(1, 2, 0).flatten(1)
         counted = seen.weight > 0
         torch.testing.assert_close(
             policy.log_prob(seen.label)[counted], recorded[counted], rtol=1e-5, atol=1e-5

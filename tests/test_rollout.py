@@ -39,7 +39,7 @@ class Witness:
         self.seen: list[TimeStep] = []
         self.trajectories: list[Trajectory] = []
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Memory:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Memory:
         self.begins += 1
         self.seen, self.trajectories = [], []
         return Memory(generator, num_tasks * self.phase.lanes_per_task, begun=self.begins)
@@ -51,7 +51,7 @@ class Witness:
         self._check(carry, step)
         self.seen.append(step)
         action = torch.randint(0, 2, (carry.rows,), generator=carry.generator)
-        choice = Choice(action, torch.full((carry.rows,), float(carry.total)), mode=1 - action)
+        choice = Choice(action, 1 - action, {"log_prob": torch.full((carry.rows,), float(carry.total))})
         counts = {"steps": carry.steps + 1, "total": carry.total + 1}
         return choice, replace(carry, action=action, observation=step.observation, **counts)
 
@@ -132,7 +132,7 @@ def test_trajectory_holds_what_the_agent_saw_and_said(
     for name in TimeStep._fields:
         seen = torch.stack([getattr(step, name) for step in agent.seen])
         assert torch.equal(torch.cat([getattr(phase.inputs, name) for phase in trial.phases]), seen)
-    log_prob = torch.cat([phase.log_prob[:, 0] for phase in trial.phases])
+    log_prob = torch.cat([phase.notes["log_prob"][:, 0] for phase in trial.phases])
     assert log_prob.tolist() == list(range(len(log_prob)))
     for phase in trial.phases:  # what was said at t is seen at t + 1
         assert torch.equal(phase.action[:-1], phase.inputs.action[1:].argmax(2))
@@ -155,7 +155,7 @@ def test_lanes_are_task_major(corridor: Any) -> None:
     position = phase.inputs.observation[..., 0] + phase.action
     length = tasks.parameters["length"].repeat_interleave(2)
     assert torch.equal(phase.reward == 1, position == length)
-    assert torch.equal(phase.expected_reward, phase.reward)
+    assert torch.equal(phase.truth["expected_reward"], phase.reward)
     assert (phase.reward == 1).any(0).float().mean() > 0.5  # most lanes arrive at least once
 
 
@@ -190,11 +190,11 @@ class Sweep:
 
     phase = Phase()
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Tensor:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Tensor:
         return torch.zeros(num_tasks, dtype=torch.int64)
 
     def act(self, carry: Tensor, step: TimeStep) -> tuple[Choice, Tensor]:
-        return Choice(carry % 3, torch.zeros(len(carry)), carry % 3), carry + 1
+        return Choice(carry % 3, carry % 3), carry + 1
 
     def adapt(self, carry: Tensor, trajectory: Trajectory) -> Tensor:
         return carry
@@ -255,12 +255,12 @@ class First:
 
     phase: Phase
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> int:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> int:
         return num_tasks * self.phase.lanes_per_task
 
     def act(self, carry: int, step: TimeStep) -> tuple[Choice, int]:
         zeros = torch.zeros(carry, dtype=torch.int64)
-        return Choice(zeros, zeros.float(), zeros), carry
+        return Choice(zeros, zeros), carry
 
     def adapt(self, carry: int, trajectory: Trajectory) -> int:
         return carry
@@ -326,7 +326,9 @@ def test_agent_and_environments_draw_from_streams_of_their_own() -> None:
     bandits, seeds = BernoulliBandits(num_arms=2), list[int]()
 
     class Nosy(IndexAgent):
-        def begin(self, num_tasks: int, generator: torch.Generator) -> Statistics:
+        def begin(
+            self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None
+        ) -> Statistics:
             seeds.append(generator.initial_seed())
             return super().begin(num_tasks, generator)
 
@@ -341,12 +343,12 @@ class Reckless:
 
     phase = Phase(episodes=1)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> int:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> int:
         return 0
 
     def act(self, carry: int, step: TimeStep) -> tuple[Choice, int]:
         action = torch.tensor([5.0, -0.5]).expand(len(step.reward), 2)
-        return Choice(action, torch.zeros(len(action)), action), carry
+        return Choice(action, action), carry
 
     def adapt(self, carry: int, trajectory: Trajectory) -> int:
         return carry

@@ -49,19 +49,19 @@ class UniformAgent:
             )
         self._space = action_space
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Draws:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Draws:
         """Return the generator, and the bounds where it lives."""
         return Draws(generator, *(torch.as_tensor(x, device=generator.device) for x in _bounds(self._space)))
 
     def act(self, carry: Draws, step: TimeStep) -> tuple[Choice, Draws]:
-        """Draw an action in each row; the log-probability is 0, as for the other references."""
+        """Draw an action in each row."""
         rows, source = len(step.reward), carry.generator
         if isinstance(self._space, gym.spaces.Discrete):
             start, n = int(self._space.start), int(self._space.n)
             action = torch.randint(start, start + n, (rows,), generator=source, device=source.device)
         else:
             action = _draw(carry, rows, np.issubdtype(self._space.dtype, np.integer))
-        return Choice(action, torch.zeros_like(step.reward), action), carry
+        return Choice(action, action), carry
 
     def adapt(self, carry: Draws, trajectory: Trajectory) -> Draws:
         """Learn nothing."""

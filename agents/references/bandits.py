@@ -52,16 +52,16 @@ class IndexAgent:
     best: Rule | None = None
     phase: Phase = field(default=Phase(episodes=1), init=False)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Statistics:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Statistics:
         """Return the statistics of bandits that nobody has pulled yet."""
         nothing = torch.zeros(num_tasks, self.num_arms, device=generator.device)
         return Statistics(nothing, nothing, 0, generator)
 
     def act(self, carry: Statistics, step: TimeStep) -> tuple[Choice, Statistics]:
-        """Pull the best arm by the rule; the log-probability is 0, as the rules have no density."""
+        """Pull the best arm by the rule."""
         action = self.rule(carry).argmax(dim=1)
         mode = action if self.best is None else self.best(carry).argmax(dim=1)
-        return Choice(action, torch.zeros_like(carry.pulls[:, 0]), mode), carry
+        return Choice(action, mode), carry
 
     def adapt(self, carry: Statistics, trajectory: Trajectory) -> Statistics:
         """Count the pulls and add up the rewards of [T, B] steps, those on padding left out."""

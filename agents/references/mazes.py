@@ -61,7 +61,7 @@ class PosteriorSampling:
     resample: bool
     phase: Phase = field(default=Phase(episodes=None), init=False)  # the carry moves while it acts
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Belief:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Belief:
         """Return the prior; the first step draws from it."""
         device, num_cells = generator.device, len(self.next_cell)
         possible = torch.zeros(num_cells, dtype=torch.bool, device=device)
@@ -78,7 +78,7 @@ class PosteriorSampling:
         )
 
     def act(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief]:
-        """Learn from the last reward, draw where a new draw is due, and walk; the log-probability is 0."""
+        """Learn from the last reward, draw where a new draw is due, and walk."""
         known = _learn(carry, step)
         again = step.first
         if self.resample:
@@ -86,7 +86,7 @@ class PosteriorSampling:
         guess = torch.where(again.unsqueeze(1), _draw(known), known.guess)
         target = guess.gather(1, known.due.unsqueeze(1)).squeeze(1)
         action = carry.towards[step.observation, target]
-        return Choice(action, torch.zeros_like(step.reward), action), known._replace(guess=guess)
+        return Choice(action, action), known._replace(guess=guess)
 
     def adapt(self, carry: Belief, trajectory: Trajectory) -> Belief:
         """Learn nothing more: all was learnt while acting."""
@@ -104,15 +104,17 @@ class RandomWalk:
     num_actions: int
     phase: Phase = field(default=Phase(episodes=1), init=False)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> torch.Generator:
+    def begin(
+        self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None
+    ) -> torch.Generator:
         """Return the generator."""
         return generator
 
     def act(self, carry: torch.Generator, step: TimeStep) -> tuple[Choice, torch.Generator]:
-        """Draw an action in each row; the log-probability is 0, as for the other references."""
+        """Draw an action in each row."""
         shape, device = step.reward.shape, step.reward.device
         action = torch.randint(self.num_actions, shape, generator=carry, device=device)
-        return Choice(action, torch.zeros_like(step.reward), action), carry
+        return Choice(action, action), carry
 
     def adapt(self, carry: torch.Generator, trajectory: Trajectory) -> torch.Generator:
         """Learn nothing."""

@@ -125,7 +125,7 @@ class TabularAgent:
     epsilon: float = 0.0
     phase: Phase = field(default=Phase(episodes=1), init=False)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Experience:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Experience:
         """Return the plan for MDPs of which nothing was seen yet."""
         shape = (num_tasks, self.prior.num_states, self.prior.num_actions)
         nothing = torch.zeros(shape, device=generator.device)
@@ -133,14 +133,14 @@ class TabularAgent:
         return self._planned(Counts(nothing, nothing, nowhere), 0, generator)
 
     def act(self, carry: Experience, step: TimeStep) -> tuple[Choice, Experience]:
-        """Take the plan's best action; the log-probability is 0, as plans have no density.
+        """Take the plan's best action.
 
         The mode leaves ε out, but not the draws that a plan was made from: they hold for the episode.
         """
         value = _rows(carry.plan[:, carry.step], step.observation.long())
         mode = _any_best(value, carry.generator)
         action = self._explored(mode, carry.generator) if self.epsilon > 0 else mode
-        return Choice(action, torch.zeros_like(step.reward), mode), carry._replace(step=carry.step + 1)
+        return Choice(action, mode), carry._replace(step=carry.step + 1)
 
     def adapt(self, carry: Experience, trajectory: Trajectory) -> Experience:
         """Learn from an episode and plan the next."""

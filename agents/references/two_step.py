@@ -52,7 +52,7 @@ class TwoStepAgent:
     best: Rule
     phase: Phase = field(default=Phase(), init=False)
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Memory:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Memory:
         """Return the memory of trials that have not begun."""
         known = torch.tensor(self.start, device=generator.device)
         nowhere = torch.zeros(num_tasks, dtype=torch.int64, device=generator.device)
@@ -66,7 +66,7 @@ class TwoStepAgent:
         choosing = step.observation == 0
         action, mode = ((choosing * rule(memory)).long() for rule in (self.rule, self.best))
         memory = memory._replace(choice=torch.where(choosing, action, carry.choice))
-        return Choice(action, torch.zeros_like(step.reward), mode), memory
+        return Choice(action, mode), memory
 
     def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
         """Return the carry: it moves while the agent acts."""

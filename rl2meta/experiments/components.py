@@ -2,17 +2,14 @@
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-import gymnasium as gym
 import torch
-from pydantic import BaseModel
 
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
-from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.maml_regression import MAML_REGRESSION
+from rl2meta.agents.maml_trpo import MAML_TRPO
 from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
@@ -20,7 +17,7 @@ from rl2meta.agents.references.mazes import dark_room_references, key_to_door_re
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.rl2 import RL2
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
@@ -36,28 +33,12 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
 from rl2meta.experiments.plugins import Families
 from rl2meta.randomness import derive
-from rl2meta.rollout import RolloutWorker
+from rl2meta.rollout import RolloutWorker, Worker
 from rl2meta.tasks import TaskDistribution
-from rl2meta.training import Learner
+from rl2meta.training import AgentKind, Learner
 from rl2meta.workers.plugged_in import AT_ONCE, PluggedIn
 
-LearnerFactory = Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
 ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
-
-
-@dataclass(frozen=True)
-class AgentKind:
-    """An agent that can be trained.
-
-    Attributes:
-        config: the class of its config.
-        learner: builds its learner.
-        at_test: the keys of its config that may be others when it is judged than when it was trained.
-    """
-
-    config: type[BaseModel]
-    learner: LearnerFactory
-    at_test: tuple[str, ...] = ()
 
 
 DISTRIBUTIONS: Mapping[str, Any] = {
@@ -79,11 +60,10 @@ DISTRIBUTIONS: Mapping[str, Any] = {
     "ant_velocities": AntVelocities,
 }
 
-_INNER = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
 AGENTS: Mapping[str, AgentKind] = {
-    "rl2": AgentKind(RL2Config, RL2Learner),
-    "maml_trpo": AgentKind(MAMLTRPOConfig, MAMLTRPOLearner, _INNER),
-    "maml_regression": AgentKind(MAMLRegressionConfig, MAMLRegressionLearner, _INNER),
+    "rl2": RL2,
+    "maml_trpo": MAML_TRPO,
+    "maml_regression": MAML_REGRESSION,
 }
 
 REFERENCES: Mapping[str, ReferenceFactory] = {
@@ -124,7 +104,7 @@ def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     return RolloutWorker(config.distribution, device, most)
 
 
-def make_training_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
+def make_training_worker(config: RunConfig, device: torch.device) -> Worker:
     """Return the worker of an experiment's training: one that replays a CUDA graph where it is to.
 
     Raises:

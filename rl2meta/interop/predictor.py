@@ -1,9 +1,8 @@
 """Stable-Baselines3's ``predict`` for any agent, on the flat observations of ``TrialEnv``."""
 
-from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import groupby
-from typing import Any, Generic, NamedTuple
+from typing import Any, Generic
 
 import gymnasium as gym
 import numpy as np
@@ -13,7 +12,7 @@ from torch import Tensor
 
 from rl2meta.randomness import generator
 from rl2meta.spaces import bounded, encoding
-from rl2meta.trial import Agent, Carry, Choice, TimeStep, Trajectory
+from rl2meta.trial import Agent, Carry, Choice, Lived, TimeStep, Trajectory, over_fields
 
 Array = NDArray[Any]
 
@@ -113,8 +112,8 @@ class Predictor(Generic[Carry]):
         shown = TimeStep(*(torch.cat([field] * self.agent.phase.lanes_per_task) for field in step))
         choices, carry = self.agent.act(row.carry, shown)
         mine = slice(row.lane, row.lane + 1)
-        choice = Choice(choices.action[mine], choices.log_prob[mine], choices.mode[mine])
-        if deterministic:  # its log_prob stays the sample's: an agent tells no other
+        choice: Choice = over_fields(lambda field: field[mine], choices)
+        if deterministic:  # its notes stay those of the sample: an agent tells no other
             choice = choice._replace(action=choice.mode)
         return replace(row, carry=carry, pending=(step, choice))
 
@@ -161,16 +160,6 @@ class Predictor(Generic[Carry]):
         return np.asarray(action.astype(self._spaces[1].dtype))
 
 
-class _Lived(NamedTuple):
-    """One finished step."""
-
-    inputs: TimeStep
-    choice: Choice
-    reward: Tensor
-    last: Tensor
-    lane: int
-
-
 @dataclass(frozen=True)
 class _Row(Generic[Carry]):
     """One environment's trial.
@@ -179,7 +168,7 @@ class _Row(Generic[Carry]):
         carry: what the agent has learnt.
         ends: the previous action and reward that await the lanes at their starts, the next lane's first.
         lane, ended: the lane whose turn it is, and how many of its episodes of the phase have ended.
-        past: the phase so far.
+        past: the steps of the phase so far, each with its lane.
         pending: the step whose reward is still to come.
     """
 
@@ -187,7 +176,7 @@ class _Row(Generic[Carry]):
     ends: tuple[tuple[Tensor, Tensor], ...]
     lane: int = 0
     ended: int = 0
-    past: tuple[_Lived, ...] = ()
+    past: tuple[tuple[int, Lived], ...] = ()
     pending: tuple[TimeStep, Choice] | None = None
 
 
@@ -197,51 +186,28 @@ PredictorState = tuple[_Row[Any], ...]
 def _completed(row: _Row[Carry], step: TimeStep) -> _Row[Carry]:
     """Move the pending step to the past: what it led to has now been seen."""
     assert row.pending is not None  # a row is kept only after it has acted
-    lived = _Lived(*row.pending, reward=step.reward, last=step.first, lane=row.lane)
-    return replace(row, past=(*row.past, lived), pending=None, ended=row.ended + bool(step.first))
+    inputs, choice = row.pending
+    counts = torch.ones_like(step.first)
+    lived = Lived(inputs, choice.action, step.reward, step.first, counts, choice.notes, {})
+    past = (*row.past, (row.lane, lived))
+    return replace(row, past=past, pending=None, ended=row.ended + bool(step.first))
 
 
-def _trajectory(past: tuple[_Lived, ...]) -> Trajectory:
+def _trajectory(past: "tuple[tuple[int, Lived], ...]") -> Trajectory:
     """Lay lanes that were lived one after another side by side, [T, lanes].
 
     Shorter ones are padded with their last step, masked and not ``last``.
     """
-    lanes = [list(lane) for _, lane in groupby(past, key=lambda lived: lived.lane)]
-    lengths = [len(lane) for lane in lanes]
-    padded = [lane + lane[-1:] * (max(lengths) - len(lane)) for lane in lanes]
-    rows = [_side_by_side(row) for row in zip(*padded, strict=True)]
-    inputs, choices, rewards, lasts, _ = zip(*rows, strict=True)
-    choice = _joined(choices, torch.stack)
-    last = torch.stack(lasts)
-    mask = (torch.arange(len(rows)).unsqueeze(1) < torch.tensor(lengths)).to(last.device)
-    return Trajectory(
-        inputs=TimeStep(*(torch.stack(field) for field in zip(*inputs, strict=True))),
-        action=choice.action,
-        log_prob=choice.log_prob,
-        reward=torch.stack(rewards),
-        last=last & mask,
-        mask=mask,
-        expected_reward=None,
-        regret=None,
-    )
+    lanes = [[lived for _, lived in lane] for _, lane in groupby(past, key=lambda pair: pair[0])]
+    longest = max(len(lane) for lane in lanes)
+    padded = [lane + [_padding(lane[-1])] * (longest - len(lane)) for lane in lanes]
+    steps = [over_fields(lambda *parts: torch.cat(parts), *row) for row in zip(*padded, strict=True)]
+    return Trajectory.of(steps)
 
 
-def _side_by_side(row: tuple[_Lived, ...]) -> _Lived:
-    """Join one step of each lane, [lanes, ...]."""
-    inputs, choices, rewards, lasts, _ = zip(*row, strict=True)
-    return _Lived(
-        inputs=TimeStep(*(torch.cat(field) for field in zip(*inputs, strict=True))),
-        choice=_joined(choices, torch.cat),
-        reward=torch.cat(rewards),
-        last=torch.cat(lasts),
-        lane=0,
-    )
-
-
-def _joined(choices: Sequence[Choice], join: Callable[[Any], Tensor]) -> Choice:
-    """Join choices field by field; values are left out, for adapting reads none."""
-    action, log_prob, mode, _ = zip(*choices, strict=True)
-    return Choice(join(action), join(log_prob), join(mode))
+def _padding(lived: Lived) -> Lived:
+    nowhere = torch.zeros_like(lived.last)
+    return lived._replace(last=nowhere, mask=nowhere)
 
 
 def _check_phase(agent: Agent[Carry], num_episodes: int | None) -> None:

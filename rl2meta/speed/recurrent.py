@@ -7,7 +7,9 @@ from typing import Any, NamedTuple
 import gymnasium as gym
 import torch
 
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.cores.recurrent import LSTMConfig
+from rl2meta.agents.ppo import PPO
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
@@ -83,9 +85,9 @@ def _named(shape: Shape) -> str:
     return f"LSTM {shape.hidden_size}, k={NUM_ARMS}, n={shape.pulls}, {shape.trials:,} trials"
 
 
-def _learner(shape: Shape, device: torch.device) -> RL2Learner:
-    config = RL2Config(hidden_size=shape.hidden_size, epochs=EPOCHS, minibatches=MINIBATCHES)
-    return RL2Learner(_LAW.observation_space, _LAW.action_space, config, device)
+def _learner(shape: Shape, device: torch.device) -> PPO:
+    config = RL2Config(core=LSTMConfig(hidden_size=shape.hidden_size), epochs=EPOCHS, minibatches=MINIBATCHES)
+    return rl2_learner(_LAW.observation_space, _LAW.action_space, config, device)
 
 
 def _trained(shape: Shape, worker: RolloutWorker) -> Callable[[], int]:

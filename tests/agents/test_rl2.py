@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from pydantic import ValidationError
+from rl2meta.agents.rewards import reward_signal
 from torch import Tensor
 
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-from rl2meta.agents.rewards import reward_signal
 from rl2meta.agents.rl2 import (
     RL2Agent,
     RL2Carry,
@@ -432,7 +432,7 @@ def test_an_update_moves_the_encoder_and_a_checkpoint_holds_it() -> None:
 class _Fixed(RL2Agent):
     """Draws from a stream of its own, so that worker and predictor draw the same."""
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> RL2Carry:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> RL2Carry:
         return super().begin(num_tasks, generator.manual_seed(7))
 
 

@@ -238,9 +238,9 @@ def assert_closed_forms(law: Any, tasks: TensorTasks) -> None:
     dynamics = law.make_envs(1, CPU)._dynamics
     end = dynamics.step(tasks[task], 2 * cells * stage + state, action, torch.Generator())
     regret = optimum.value.unsqueeze(-1) - optimum.action_value
-    torch.testing.assert_close(end.regret, regret.flatten(), rtol=0, atol=0)
+    torch.testing.assert_close(end.truth["regret"], regret.flatten(), rtol=0, atol=0)
     torch.testing.assert_close(end.reward, rewards[task, state, action], rtol=0, atol=0)
-    torch.testing.assert_close(end.expected_reward, end.reward, rtol=0, atol=0)
+    torch.testing.assert_close(end.truth["expected_reward"], end.reward, rtol=0, atol=0)
     goes_on = (transitions.sum(dim=-1)[task, state, action] > 0) & (stage < horizon - 1)
     assert torch.equal(end.terminated, ~goes_on)
 

@@ -33,12 +33,12 @@ class Greedy:
     def __init__(self, goals: Tensor, step_size: float) -> None:
         self.goals, self.step_size = goals, step_size
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> None:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> None:
         return None
 
     def act(self, carry: None, step: TimeStep) -> tuple[Choice, None]:
         action = (self.goals - step.observation) / self.step_size
-        return Choice(action, torch.zeros(len(action)), action), None
+        return Choice(action, action), None
 
     def adapt(self, carry: None, trajectory: Trajectory) -> None:
         return None
@@ -47,12 +47,12 @@ class Greedy:
 class Wanderer(Greedy):
     """Acts at random, beyond the bounds too."""
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> Any:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Any:
         return generator
 
     def act(self, carry: Any, step: TimeStep) -> tuple[Choice, Any]:
         action = 2.4 * torch.rand(self.goals.shape, generator=carry) - 1.2
-        return Choice(action, torch.zeros(len(action)), action), carry
+        return Choice(action, action), carry
 
 
 def at(*goals: tuple[float, float]) -> TensorTasks:

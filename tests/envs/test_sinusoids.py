@@ -30,12 +30,12 @@ class Fitter:
     def __init__(self, amplitude: Tensor, phase: Tensor) -> None:
         self.amplitude, self.shift = (each.repeat_interleave(2).unsqueeze(1) for each in (amplitude, phase))
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> None:
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> None:
         return None
 
     def act(self, carry: None, step: TimeStep) -> tuple[Choice, None]:
         guess = self.amplitude * torch.sin(step.observation - self.shift)
-        return Choice(guess, torch.zeros(len(guess)), guess), None
+        return Choice(guess, guess), None
 
     def adapt(self, carry: None, trajectory: Trajectory) -> None:
         return None
@@ -157,13 +157,12 @@ def test_trials_reveal_targets_and_who_knows_the_curve_has_no_regret() -> None:
     trial = RolloutWorker(family).run(agent, tasks, 20, 0)
     assert [phase.reward.shape for phase in trial.phases] == [(5, 100), (5, 100)]
     for phase in trial.phases:
-        assert phase.target is not None and phase.regret is not None
-        torch.testing.assert_close(phase.target, phase.action)
-        assert phase.target.abs().max() <= 5
+        torch.testing.assert_close(phase.truth["target"], phase.action)
+        assert phase.truth["target"].abs().max() <= 5
         assert phase.last.all() and phase.mask.all()
         assert (
             len(set(phase.inputs.observation.flatten().tolist())) > 490
         )  # each lane and episode has a point of its own
-        assert phase.regret.max() < 1e-10
+        assert phase.truth["regret"].max() < 1e-10
     assert family.optimal_return(tasks).tolist() == [0.0] * 50
     assert family.bayes_optimal_return(3) is None

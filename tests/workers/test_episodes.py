@@ -81,13 +81,15 @@ class Random:
     phase: Phase
     generator: torch.Generator | None = None
 
-    def begin(self, num_tasks: int, generator: torch.Generator) -> list[Trajectory]:
+    def begin(
+        self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None
+    ) -> list[Trajectory]:
         self.generator = generator
         return []
 
     def act(self, carry: list[Trajectory], step: TimeStep) -> tuple[Choice, list[Trajectory]]:
         action = torch.randint(3, (len(step.reward),), generator=self.generator)
-        return Choice(action, torch.ones(len(action)), action), carry
+        return Choice(action, action, {"log_prob": torch.ones(len(action))}), carry
 
     def adapt(self, carry: list[Trajectory], trajectory: Trajectory) -> list[Trajectory]:
         carry.append(trajectory)
@@ -105,7 +107,6 @@ def run(ends: tuple[float, ...], phase: Phase, episodes: int, processes: int = 0
 @pytest.mark.parametrize("seed", range(3))
 def test_a_rollout_is_as_long_as_its_longest_lane(processes: int, seed: int) -> None:
     (phase,) = run((0.3, 0.6, 1.0), Phase(), 4, processes, seed).phases
-    assert phase.regret is not None
     ended = (phase.last & phase.mask).sum(dim=0)
     assert ended.tolist() == [4, 4, 4]
     lengths = phase.mask.sum(dim=0)
@@ -113,7 +114,10 @@ def test_a_rollout_is_as_long_as_its_longest_lane(processes: int, seed: int) -> 
     for lane, length in enumerate(lengths.tolist()):
         assert phase.mask[:length, lane].all() and not phase.mask[length:, lane].any()
         # an environment counts its own steps, and tells of none that it did not take
-        assert phase.regret[:, lane].tolist() == [*range(1, length + 1), *[0] * (len(phase.mask) - length)]
+        assert phase.truth["regret"][:, lane].tolist() == [
+            *range(1, length + 1),
+            *[0] * (len(phase.mask) - length),
+        ]
 
 
 @pytest.mark.parametrize("phase", [Phase(1), Phase(2), Phase(1, 2)])
@@ -126,7 +130,14 @@ def test_phases_are_padded_to_one_length(phase: Phase) -> None:
     assert any(each.mask[-1].any() for each in trial.phases)
     for each in trial.phases:
         live = each.mask.any(dim=1)
-        padded = [each.action, each.log_prob, each.reward, each.last, *each.inputs, each.regret]
+        padded = [
+            each.action,
+            each.notes["log_prob"],
+            each.reward,
+            each.last,
+            *each.inputs,
+            each.truth["regret"],
+        ]
         for field in padded:
             assert field is not None and not field[~live].any()
     per_episode = trial.per_episode("mask")
@@ -143,8 +154,7 @@ def test_an_agent_adapts_to_what_counts_and_steps_of_a_trial_go_on() -> None:
     assert torch.equal(second.inputs.reward[0], first.reward[end, lanes])
     assert torch.equal(second.inputs.action[0].argmax(dim=1), first.action[end, lanes])
     assert second.inputs.first[0].all()
-    assert first.regret is not None and second.regret is not None
-    assert torch.equal(second.regret[0], first.regret[end, lanes] + 1)
+    assert torch.equal(second.truth["regret"][0], first.truth["regret"][end, lanes] + 1)
 
 
 def test_padding_keeps_what_is_there() -> None:

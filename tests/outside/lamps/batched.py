@@ -50,4 +50,6 @@ class LampRows:
         """Press a switch."""
         paid = (action == tasks.parameters["switch"]).float()
         over = torch.ones_like(action, dtype=torch.bool)
-        return Transition(state, reward=paid, terminated=over, expected_reward=paid, regret=1 - paid)
+        return Transition(
+            state, reward=paid, terminated=over, truth={"expected_reward": paid, "regret": 1 - paid}
+        )

@@ -1,0 +1,1 @@
+"""Cores: networks that read a trial step by step, one file each."""

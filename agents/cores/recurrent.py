@@ -1,0 +1,193 @@
+"""Recurrent cores: an LSTM and a GRU, each with two ways through the same weights.
+
+One step is one call of a cell, a whole trial is one fused call.
+
+Sources: the GRU is that of Duan et al. 2016 (arXiv 1611.02779), section 2.2; the LSTM with a forget bias of 1
+that of Jozefowicz et al. 2015, so that what is learnt early in a trial is kept by default.
+"""
+
+from typing import Annotated, Any, Literal
+
+import gymnasium as gym
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from rl2meta.agents.cores.core import Output, Seen
+from rl2meta.agents.numbers import Count
+from rl2meta.errors import UserError
+from rl2meta.images import ImageEncoder, is_image
+from rl2meta.networks import mlp
+from rl2meta.spaces import encoding
+
+LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
+_FUSED_ROWS = 64  # on a CPU: with fewer, the fused layer takes longer than one cell after another
+
+
+class RecurrentConfig(BaseModel):
+    """The settings that recurrent cores share."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    embedding_sizes: list[Count] = Field(
+        [], description="units in each ReLU layer between the input and the recurrent layer; none by default"
+    )
+    previous_observation: bool = Field(
+        False, description="show o_{t-1} beside a_{t-1} and r_{t-1}, which were chosen and paid there"
+    )
+    hidden_size: Count = Field(48, description="units in each recurrent layer")
+    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="recurrent layers")
+
+
+class LSTMConfig(RecurrentConfig):
+    """An LSTM."""
+
+    name: Literal["lstm"] = "lstm"
+
+
+class GRUConfig(RecurrentConfig):
+    """A GRU."""
+
+    name: Literal["gru"] = "gru"
+
+
+class InputLayer(nn.Module):
+    """(o_t, o_{t-1} if it is asked for, a_{t-1}, r_{t-1}, first) -> embedding.
+
+    Where o_t is a picture, features of an ``ImageEncoder`` stand for it.
+
+    Raises:
+        UserError: if a picture before is asked for.
+    """
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: RecurrentConfig
+    ) -> None:
+        super().__init__()
+        self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None
+        if self.encoder is not None and config.previous_observation:
+            raise UserError(
+                "agent.core.previous_observation: expected false where observations are pictures, got true; "
+                "leave it out"
+            )
+        self._recalls = config.previous_observation
+        size = encoding(observation_space).size
+        observed = self.encoder.out_features if self.encoder else size * (1 + self._recalls)
+        in_features = observed + encoding(action_space).size + 2
+        self.embedding = mlp(in_features, config.embedding_sizes, nn.ReLU)
+        self.out_features = [in_features, *config.embedding_sizes][-1]
+
+    def forward(self, seen: Seen) -> Tensor:
+        """Return the embedding of a step or of whole trials, [..., out_features]."""
+        observed = [seen.observation if self.encoder is None else self.encoder(seen.observation)]
+        if self._recalls:
+            observed.append(seen.previous_observation)
+        flags = torch.stack([seen.reward, seen.first.float()], dim=-1)  # [..., 2]
+        embedded: Tensor = self.embedding(torch.cat([*observed, seen.action, flags], dim=-1))
+        return embedded
+
+
+class LSTMCore(nn.Module):
+    """Input layer -> LSTM; the features are the hidden state of the last layer.
+
+    Args:
+        observation_space, action_space: of one environment.
+        config: sizes.
+    """
+
+    gives_parameters = False
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: LSTMConfig
+    ) -> None:
+        super().__init__()
+        self.input = InputLayer(observation_space, action_space, config)
+        self.lstm = nn.LSTM(self.input.out_features, config.hidden_size, config.num_layers)
+        self.out_features = config.hidden_size
+        _zero_biases(self.lstm)
+        for layer in range(config.num_layers):
+            with torch.no_grad():
+                getattr(self.lstm, f"bias_ih_l{layer}")[config.hidden_size : 2 * config.hidden_size] = 1.0
+
+    def begin(self, rows: int, steps: int | None) -> LSTMState:
+        """Return zeros, [layers, rows, hidden_size] each."""
+        zeros = _zeros(self.lstm, rows)
+        return zeros, zeros
+
+    def step(self, seen: Seen, state: LSTMState) -> tuple[Output, LSTMState]:
+        """Read one step of every trial."""
+        x = self.input(seen)  # [B, in_features]
+        if _is_fused(x):
+            features, state = self.lstm(x.unsqueeze(0), state)
+            return Output(features.squeeze(0)), state
+        hidden, cells = [], []
+        for layer in range(self.lstm.num_layers):
+            h, c = torch.lstm_cell(x, (state[0][layer], state[1][layer]), *_weights(self.lstm, layer))
+            hidden.append(h)
+            cells.append(c)
+            x = h
+        return Output(x), (torch.stack(hidden), torch.stack(cells))
+
+    def forward(self, seen: Seen) -> Output:
+        """Read whole trials from their starts, [T, B, ...]."""
+        return Output(self.lstm(self.input(seen))[0])
+
+
+class GRUCore(nn.Module):
+    """Input layer -> GRU; the features are the hidden state of the last layer.
+
+    Args:
+        observation_space, action_space: of one environment.
+        config: sizes.
+    """
+
+    gives_parameters = False
+
+    def __init__(
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: GRUConfig
+    ) -> None:
+        super().__init__()
+        self.input = InputLayer(observation_space, action_space, config)
+        self.gru = nn.GRU(self.input.out_features, config.hidden_size, config.num_layers)
+        self.out_features = config.hidden_size
+        _zero_biases(self.gru)
+
+    def begin(self, rows: int, steps: int | None) -> Tensor:
+        """Return zeros, [layers, rows, hidden_size]."""
+        return _zeros(self.gru, rows)
+
+    def step(self, seen: Seen, state: Tensor) -> tuple[Output, Tensor]:
+        """Read one step of every trial."""
+        x = self.input(seen)  # [B, in_features]
+        if _is_fused(x):
+            features, state = self.gru(x.unsqueeze(0), state)
+            return Output(features.squeeze(0)), state
+        hidden = []
+        for layer in range(self.gru.num_layers):
+            x = torch.gru_cell(x, state[layer], *_weights(self.gru, layer))
+            hidden.append(x)
+        return Output(x), torch.stack(hidden)
+
+    def forward(self, seen: Seen) -> Output:
+        """Read whole trials from their starts, [T, B, ...]."""
+        return Output(self.gru(self.input(seen))[0])
+
+
+def _is_fused(x: Tensor) -> bool:
+    return x.device.type == "cpu" and len(x) >= _FUSED_ROWS
+
+
+def _zero_biases(layers: nn.RNNBase) -> None:
+    for name, weight in layers.named_parameters():
+        if name.startswith("bias"):
+            nn.init.zeros_(weight)
+
+
+def _zeros(layers: nn.RNNBase, rows: int) -> Tensor:
+    return _weights(layers, 0)[1].new_zeros(layers.num_layers, rows, layers.hidden_size)
+
+
+def _weights(layers: nn.RNNBase, layer: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    names = ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+    w, u, b, d = (getattr(layers, f"{name}_l{layer}") for name in names)
+    return w, u, b, d

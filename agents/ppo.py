@@ -1,0 +1,294 @@
+"""PPO on whole trials: an agent that acts through a core, and what learns it; no core is named here.
+
+Source: Schulman et al. 2017, *Proximal Policy Optimization Algorithms* (arXiv 1707.06347), applied to trials
+as in Duan et al. 2016 (arXiv 1611.02779), whose "first-order TRPO" is PPO's clipped surrogate in their code.
+"""
+
+from collections.abc import Iterator, Mapping
+from typing import Annotated, Any, NamedTuple
+
+import gymnasium as gym
+import torch
+from pydantic import BaseModel, ConfigDict, Field
+from torch import Tensor, nn
+
+from rl2meta.agents.cores.core import Core, Output, Position, Seen
+from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
+from rl2meta.learner_state import load_state, state_of
+from rl2meta.networks import ActionDistribution, action_distribution, action_head
+from rl2meta.returns import RewardSignal, gae, masked_mean, reward_signal, standardised
+from rl2meta.spaces import encoding
+from rl2meta.training import linear
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
+
+
+class PPOConfig(BaseModel):
+    """The hyper-parameters of PPO; those with a value at the start and one at the end move linearly."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+
+    learning_rate: Positive = Field(1e-2, description="Adam's step size at the start")
+    final_learning_rate: NonNegative = Field(0.0, description="Adam's step size at the end")
+    entropy_coefficient: NonNegative = Field(0.05, description="weight of the entropy bonus at the start")
+    final_entropy_coefficient: NonNegative = Field(0.0, description="weight of the entropy bonus at the end")
+    value_coefficient: NonNegative = Field(0.05, description="weight of the value loss")
+    initial_deviation: Positive = Field(
+        1.0, description="standard deviation of continuous actions, in their own units, at the start"
+    )
+    discount: Fraction = Field(1.0, description="γ, across the episodes of a trial, at the start")
+    final_discount: Fraction | None = Field(None, description="γ at the end; null for no change")
+    gae_trace: Fraction = Field(0.95, description="λ of the advantage estimates")
+    clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="passes over each batch of trials")
+    minibatches: Count = Field(2, description="minibatches of whole trials in a pass")
+    max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled down to this")
+    reward_signal: RewardSignal = Field(
+        "auto",
+        description="what the loss takes for reward: as sampled, its expectation, or minus the regret; "
+        "auto is the last that the family emits; the agent's input is the sampled reward in any case",
+    )
+
+
+class ActorCritic(nn.Module):
+    """What was seen -> core -> policy and value.
+
+    The value is given per step that remains of the trial, in units of ``reward_scale`` (which the learner
+    measures on its first batch, so that one learning rate serves rewards of any unit). A return falls with
+    the steps that remain; a network that had to count them first would learn nothing else for a long time.
+
+    Args:
+        observation_space, action_space: of one environment.
+        core: reads the trial.
+        initial_deviation: the standard deviation of continuous actions at the start.
+    """
+
+    core: Core
+    reward_scale: Tensor
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        core: Core,
+        initial_deviation: float = 1.0,
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.encode = encoding(observation_space).encode
+        self.observation_size = encoding(observation_space).size
+        self._distribution = action_distribution(action_space)
+        self.policy = (
+            None if core.gives_parameters else action_head(action_space, core.out_features, initial_deviation)
+        )
+        self.value = nn.Linear(core.out_features, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+        self.register_buffer("reward_scale", torch.zeros(()))
+
+    def seen(self, inputs: TimeStep, trial_length: int | None = None) -> Seen:
+        """Return what the core looks at of whole trials, with observations [T, B, ...] as they were given."""
+        return Seen(*inputs._replace(observation=self.encode(inputs.observation)), trial_length)
+
+    def forward(self, seen: Seen) -> tuple[ActionDistribution, Tensor]:
+        """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""
+        return self.judged(self.core(seen))
+
+    def judged(self, output: Output) -> tuple[ActionDistribution, Tensor]:
+        """Return π and the scaled value [...] for what the core gave, [..., features]."""
+        value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
+        if output.parameters is not None:
+            return self._distribution(output.parameters), value
+        assert self.policy is not None  # of a core that leaves the parameters to it
+        policy: ActionDistribution = self.policy(output.features)
+        return policy, value
+
+
+class PPOCarry(NamedTuple):
+    """What the agent has learnt in the trial.
+
+    Attributes:
+        state: of the core.
+        generator: of the agent's draws.
+        trial_length: the steps that the trial may take, if that is known.
+        position: where the next step stands, but that its episode may begin there.
+    """
+
+    state: Any
+    generator: torch.Generator
+    trial_length: int | None
+    position: Position
+
+
+class PPOAgent:
+    """Acts by one step of the core; adapting is nothing, for the core's state adapts as it acts."""
+
+    phase = Phase(episodes=None)
+
+    def __init__(self, network: ActorCritic) -> None:
+        self.network = network
+
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> PPOCarry:
+        """Return the core's first state, and that nothing was seen."""
+        state = self.network.core.begin(num_tasks, num_steps)
+        device = self.network.reward_scale.device
+        nothing = torch.zeros(num_tasks, self.network.observation_size, device=device)
+        no_steps = torch.zeros(num_tasks, dtype=torch.int64, device=device)
+        return PPOCarry(state, generator, num_steps, Position(nothing, no_steps, 0))
+
+    def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
+        """Let the core read the step and sample from its policy."""
+        observation = self.network.encode(step.observation)  # [B, size]
+        position = carry.position._replace(
+            episode_step=carry.position.episode_step.masked_fill(step.first, 0)
+        )
+        seen = Seen(observation, step.action, step.reward, step.first, carry.trial_length, position)
+        output, state = self.network.core.step(seen, carry.state)
+        policy, value = self.network.judged(output)
+        action = policy.sample(carry.generator)
+        choice = Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
+        following = Position(observation, position.episode_step + 1, position.trial_step + 1)
+        return choice, carry._replace(state=state, position=following)
+
+    def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
+        """Return the carry as it is."""
+        return carry
+
+
+class Batch(NamedTuple):
+    """Whole trials to learn from, time-major [T, B, ...]."""
+
+    inputs: TimeStep  # observations encoded
+    action: Tensor
+    log_prob: Tensor
+    advantage: Tensor
+    value_target: Tensor
+    mask: Tensor
+
+    def trials(self, index: Tensor) -> "Batch":
+        """Return the trials at ``index``, [T, B, ...] -> [T, len(index), ...]."""
+        inputs, *others = self
+        part = TimeStep(*(field[:, index] for field in inputs))
+        return Batch(part, *(field[:, index] for field in others))
+
+
+class PPO:
+    """PPO on whole trials, with backpropagation through time over all of each trial.
+
+        L = −E[min(ρA, clip(ρ, 1−ε, 1+ε)A)] + c_v E[(v − v_target)²] − c_e E[H(π)]
+
+    with ρ = π(a)/π_old(a). Advantages flow across the ends of episodes and stop at the trial's end alone:
+    what an episode teaches is worth what it earns in the next.
+
+    Args:
+        network: what acts, on the device where it learns.
+        config: hyper-parameters.
+    """
+
+    def __init__(self, network: ActorCritic, config: PPOConfig) -> None:
+        self.network, self.config = network, config
+        self.agent = PPOAgent(network)
+        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+
+    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
+        """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
+        (trajectory,) = trial.phases
+        batch = self.batch(trajectory, progress)
+        cfg = self.config
+        for group in self.optimizer.param_groups:
+            group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+        entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
+        length = trajectory.most_steps
+        steps = [self.step(part, entropy_weight, length) for part in self.minibatches(batch, generator)]
+        means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
+        return dict(zip(steps[0], means, strict=True))
+
+    def batch(self, trajectory: Trajectory, progress: float = 0.0) -> Batch:
+        """Return what an update learns from: advantages and targets of a phase that a ``PPOAgent`` lived.
+
+        On the first batch that pays, this sets the unit of the value.
+
+        Raises:
+            ValueError: if the agent noted no ``log_prob`` and ``value``.
+        """
+        if not {"log_prob", "value"} <= trajectory.notes.keys():
+            raise ValueError(
+                "expected a trial whose agent noted log_prob and value, as PPOAgent does, got notes of "
+                f"{sorted(trajectory.notes)}"
+            )
+        mask = trajectory.mask.float()  # [T, B]
+        reward = reward_signal(trajectory, self.config.reward_signal) * mask
+        # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
+        gamma = linear(self.config.discount, self.config.final_discount, progress)
+        discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
+        remaining = discounted_lengths(trajectory.steps_left(), gamma)
+        value = trajectory.notes["value"] * mask * remaining * self.network.reward_scale
+        advantage = gae(reward, discount, value, self.config.gae_trace)
+        per_step = (advantage + value) / remaining
+        self._measure_scale(per_step, mask)
+        inputs = trajectory.inputs
+        return Batch(
+            inputs=inputs._replace(observation=self.network.encode(inputs.observation)),  # [T, B, size]
+            action=trajectory.action,
+            log_prob=trajectory.notes["log_prob"],
+            advantage=standardised(advantage, mask),
+            value_target=per_step / self.network.reward_scale.clamp(min=1e-8),
+            mask=mask,
+        )
+
+    def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
+        """Set the value's unit once, on the first batch that pays: the mean size of the return per step."""
+        scale = self.network.reward_scale
+        scale.copy_(torch.where(scale == 0, masked_mean(reward.abs(), mask), scale))
+
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
+        """Yield every trial once in each pass, in minibatches of a random order."""
+        num_trials = batch.mask.shape[1]
+        for _ in range(self.config.epochs):
+            order = torch.randperm(num_trials, generator=generator).to(batch.mask.device)
+            for index in order.chunk(self.config.minibatches):
+                yield batch.trials(index)
+
+    def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
+        """Take one gradient step; return the metrics of the minibatch."""
+        policy, value = self.network(Seen(*batch.inputs, trial_length))
+        log_ratio = policy.log_prob(batch.action) - batch.log_prob
+        policy_loss = -masked_mean(
+            clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
+        )
+        value_loss = masked_mean((value - batch.value_target).square(), batch.mask)
+        entropy = masked_mean(policy.entropy(), batch.mask)
+        loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
+        self.optimizer.zero_grad()
+        loss.backward()  # type: ignore[no-untyped-call]
+        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_gradient_norm)
+        self.optimizer.step()
+        # E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
+        kl = masked_mean(log_ratio.expm1() - log_ratio, batch.mask)
+        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl}
+        return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return network and optimiser as named tensors."""
+        return state_of(self.network, self.optimizer)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Take on network and optimiser; names and shapes must match exactly."""
+        load_state(state, self.network, self.optimizer)
+
+
+def discounted_lengths(steps: Tensor, gamma: float) -> Tensor:
+    """Return Σ_{k<n} γᵏ for each number n of steps, at least 1."""
+    n = steps.clamp(min=1)
+    if gamma == 1.0:
+        return n.float()
+    return ((1.0 - gamma ** n.double()) / (1.0 - gamma)).float()
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Return min(ρA, clip(ρ, 1−ε, 1+ε)A) elementwise, with ρ = exp(log_ratio).
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    """
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.min(ratio * advantage, clipped * advantage)
