@@ -108,7 +108,7 @@ class DarkRooms:
 
 @dataclass(frozen=True, config=_STRICT)
 class KeyToDoor:
-    """Mazes with a hidden key and a hidden door: stepping on the key pays 1 once, then reaching the door 1.
+    """Mazes with a hidden key and a hidden door: the key pays 1 once, then reaching the door pays 1.
 
     Reaching the door with the key ends the episode, as do ``horizon`` steps; either is a termination. Without
     the key, the door is a cell like any other. Whether the key is held is not observed: the reward told.

@@ -1,5 +1,6 @@
 """The command line. Heavy imports wait until a command needs them, so that help answers at once."""
 
+import logging
 import os
 import sys
 from pathlib import Path
@@ -65,6 +66,18 @@ def _root(
     ] = False,
 ) -> None:
     """Train agents that learn to learn, and judge them on tasks they have never seen."""
+    _show_warnings()
+
+
+def _show_warnings() -> None:
+    """Print what the library warns of in plain lines."""
+    log, handler = logging.getLogger("rl2meta"), _Printing()
+    log.handlers = [each for each in log.handlers if not isinstance(each, _Printing)] + [handler]
+
+
+class _Printing(logging.Handler):
+    def emit(self, record: logging.LogRecord) -> None:
+        typer.echo(f"{record.levelname.lower()}: {record.getMessage()}")
 
 
 @app.command()
@@ -86,6 +99,10 @@ def train(
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
+    start_from: Annotated[
+        Path | None,
+        typer.Option(metavar="DIR", help="Another run, whose network's weights this one begins with."),
+    ] = None,
 ) -> None:
     """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
 
@@ -95,6 +112,8 @@ def train(
 
     if run_dir is None:
         raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
+    if resume and start_from is not None:
+        raise UserError("--start-from: expected a new run, got --resume; leave one of them out")
     if resume and config is not None and "=" in config:
         overrides, config = [config, *(overrides or [])], None
     if resume:
@@ -102,7 +121,7 @@ def train(
     elif config is None:
         raise UserError("CONFIG: expected a YAML file or a shipped config's name; see 'rl2meta list'")
     else:
-        code = start_run(config, overrides or [], run_dir)
+        code = start_run(config, overrides or [], run_dir, start_from)
     raise typer.Exit(code)
 
 
@@ -179,7 +198,7 @@ def compare(
     threads: Annotated[int | None, typer.Option(help="CPU threads; the first run's if not given.")] = None,
 ) -> None:
     """Judge several trained agents side by side, on the same held-out tasks."""
-    from rl2meta.commands.compare import compare_runs
+    from rl2meta.commands.evaluate import compare_runs
 
     compare_runs(
         run_dirs,

@@ -31,7 +31,7 @@ _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
 @dataclass(frozen=True)
-class Evaluation:
+class AgentResult:
     """One agent on held-out tasks, episode by episode.
 
     Attributes:
@@ -81,7 +81,7 @@ class Ceilings:
 
 def evaluate(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
-) -> Evaluation:
+) -> AgentResult:
     """Run one trial on every task and keep expected reward and regret of each episode.
 
     The environments draw from streams of ``seed`` alone, so that agents that are given the same seed are
@@ -93,7 +93,7 @@ def evaluate(
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     seconds = time.perf_counter() - began
     block = (agent.phase.episodes or 1) * agent.phase.lanes_per_task
-    return Evaluation(whole["rewards"], whole.get("regrets"), whole["steps"], seconds, block)
+    return AgentResult(whole["rewards"], whole.get("regrets"), whole["steps"], seconds, block)
 
 
 def ceilings(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Ceilings:
@@ -114,7 +114,7 @@ def ceilings(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, se
 
 
 def write_evaluation(
-    folder: Path, evaluations: Mapping[str, Evaluation], ceilings: Ceilings, facts: Mapping[str, Any]
+    folder: Path, evaluations: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]
 ) -> None:
     """Write evaluation.json, regret.csv (or returns.csv), adaptation.csv and arrays.npz into ``folder``.
 
@@ -147,13 +147,13 @@ def write_evaluation(
         write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
 
 
-def difference(evaluation: Evaluation, subject: Evaluation) -> Interval:
+def difference(evaluation: AgentResult, subject: AgentResult) -> Interval:
     """Return how much more than ``subject`` an agent earned on the tasks that both were put on."""
     both = min(len(evaluation.rewards), len(subject.rewards))
     return paired_difference(evaluation.returns()[:both], subject.returns()[:both])
 
 
-def adaptation(evaluation: Evaluation) -> list[dict[str, float]]:
+def adaptation(evaluation: AgentResult) -> list[dict[str, float]]:
     """Return what an episode brought in each block, with 95 % intervals over tasks.
 
     Each block has ``episode``, the episodes lived through before it, and ``mean``, ``low`` and ``high`` of
@@ -198,7 +198,7 @@ def _per_episode(trial: Trial) -> dict[str, Array]:
     return {name: each.float().cpu().numpy() for name, each in sums.items() if each is not None}
 
 
-def _summary(evaluation: Evaluation, subject: Evaluation) -> dict[str, Any]:
+def _summary(evaluation: AgentResult, subject: AgentResult) -> dict[str, Any]:
     """Means with standard errors, and the paired difference to the first agent in the report."""
     returns = mean_interval(evaluation.returns())
     summary: dict[str, Any] = {

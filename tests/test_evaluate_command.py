@@ -18,7 +18,7 @@ from rl2meta.commands import judging, tables
 from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
-from rl2meta.evaluation import Ceilings, Evaluation
+from rl2meta.evaluation import AgentResult, Ceilings
 from rl2meta.experiments import components
 from rl2meta.experiments import contest as command
 from rl2meta.experiments import overrides as overrides_module
@@ -197,7 +197,7 @@ def test_a_table_of_many_adaptations_shows_the_first_and_the_last(
     capsys: pytest.CaptureFixture[str],
 ) -> None:
     rewards = torch.arange(80.0).expand(3, 80).numpy() * 10
-    many = Evaluation(rewards, None, rewards, 1.0, 2)
+    many = AgentResult(rewards, None, rewards, 1.0, 2)
     results = {"a run with quite a long name": many, "b": replace(many, episodes_per_block=4)}
     facts = {"num_tasks": 3, "distribution": "D", "episodes": 80, "shared_with_training": True}
     facts["subjects"] = list(results)

@@ -12,7 +12,7 @@ from rl2meta import evaluation
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.errors import UserError
-from rl2meta.evaluation import Ceilings, Evaluation, ceilings, evaluate, write_evaluation
+from rl2meta.evaluation import AgentResult, Ceilings, ceilings, evaluate, write_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
@@ -21,7 +21,7 @@ BANDITS = BernoulliBandits(num_arms=5)
 REFERENCES = bernoulli_references(5, 10)
 
 
-def _evaluate(name: str, tasks: int = 300, seed: int = 3) -> Evaluation:
+def _evaluate(name: str, tasks: int = 300, seed: int = 3) -> AgentResult:
     held_out = sample_tasks(BANDITS, tasks, 0, "test")
     return evaluate(REFERENCES[name].build(), RolloutWorker(BANDITS), held_out, 10, seed)
 
@@ -65,7 +65,7 @@ def test_ceilings_are_none_where_they_are_not_known() -> None:
     assert ceiling.bayes_optimal_return is None and ceiling.bayes_optimal_regret is None
 
 
-def _write(folder: Path, results: dict[str, Evaluation]) -> dict[str, Any]:
+def _write(folder: Path, results: dict[str, AgentResult]) -> dict[str, Any]:
     write_evaluation(folder, results, Ceilings(8.3, 6.66, 1.67), {"num_tasks": 300, "seed": 0})
     report: dict[str, Any] = json.loads((folder / "evaluation.json").read_text())
     return report
@@ -107,7 +107,7 @@ def test_the_curve_is_the_cumulative_mean_with_its_interval(tmp_path: Path) -> N
 
 def test_a_family_without_a_known_optimum_reports_returns_and_null_regret(tmp_path: Path) -> None:
     result = _evaluate("thompson")
-    report = _write(tmp_path, {"thompson": Evaluation(result.rewards, None, result.steps, 1.0)})
+    report = _write(tmp_path, {"thompson": AgentResult(result.rewards, None, result.steps, 1.0)})
     assert report["agents"]["thompson"]["mean_regret"] is None
     assert not (tmp_path / "regret.csv").exists()
     rows = list(csv.DictReader((tmp_path / "returns.csv").read_text().splitlines()))
@@ -135,7 +135,7 @@ def test_nothing_is_written_over(tmp_path: Path) -> None:
 Lanes = Callable[[int], Agent[Any]]
 
 
-def _in_blocks(agent: Agent[Any], tasks: int = 50) -> Evaluation:
+def _in_blocks(agent: Agent[Any], tasks: int = 50) -> AgentResult:
     return evaluate(agent, RolloutWorker(BANDITS), sample_tasks(BANDITS, tasks, 0, "test"), 6, 3)
 
 
@@ -182,7 +182,7 @@ def test_what_an_episode_brings_after_so_many_is_written(tmp_path: Path, next_ar
 
 def test_where_no_regret_is_known_its_columns_are_empty(tmp_path: Path) -> None:
     result = _evaluate("thompson")
-    report = _write(tmp_path, {"thompson": Evaluation(result.rewards, None, result.steps, 1.0)})
+    report = _write(tmp_path, {"thompson": AgentResult(result.rewards, None, result.steps, 1.0)})
     row = next(csv.DictReader((tmp_path / "adaptation.csv").read_text().splitlines()))
     assert row["mean"] and (row["regret_mean"], row["regret_low"], row["regret_high"]) == ("", "", "")
     assert report["agents"]["thompson"]["adaptation"][0].keys() == {"episode", "mean", "low", "high"}

@@ -18,7 +18,8 @@ from stable_baselines3.common.env_checker import check_env as sb3_check
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.envs.checking import ConformanceError, check_distribution
 from rl2meta.errors import UserError
-from rl2meta.experiments.components import AGENTS, COMPONENTS, FAMILIES, read_config, shipped_configs
+from rl2meta.experiments.catalogue import shipped_configs
+from rl2meta.experiments.components import AGENTS, COMPONENTS, FAMILIES, read_config
 from rl2meta.experiments.config import RunConfig, load_config, suggestion
 from rl2meta.experiments.plugin_checks import TASKS, Check, Finding, here, plugin_checks
 from rl2meta.experiments.rehearsal import draw, rehearse

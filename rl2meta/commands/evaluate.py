@@ -1,33 +1,21 @@
-"""``rl2meta evaluate``: a trained agent on held-out tasks, beside the references of its family."""
+"""``rl2meta evaluate`` and ``rl2meta compare``: what a person sees of an evaluation."""
 
-from collections.abc import Sequence
-from pathlib import Path
-
-from rl2meta.commands.judging import judge, load_subject, make_contest, names_of
-from rl2meta.experiments.components import chosen_references
-from rl2meta.experiments.overrides import judged
-from rl2meta.experiments.restore import load_run_config
-from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.commands.progress import say
+from rl2meta.experiments.evaluations import Evaluation, compare, evaluate
 
 
-def evaluate_run(
-    run_dir: Path,
-    overrides: Sequence[str],
-    *,
-    tasks: int | None,
-    seed: int | None,
-    against: str | None,
-    out: Path | None,
-    device: str,
-    threads: int | None = None,
-    scratch: int = 0,
-) -> None:
-    """Evaluate the newest checkpoint of a run; write files and figures, print tables."""
-    folder = RunFolder.open(run_dir)
-    trained = load_run_config(folder)
-    config = judged(folder, trained, overrides)
-    references = chosen_references(config, names_of(against))
-    contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
-    subject = load_subject(config.agent_name, folder, trained, config, contest)
-    with folder.new_evaluation_folder(out) as target:
-        judge(target, contest, {config.agent_name: subject}, references, subject.facts())
+def evaluate_run(*arguments: object, **options: object) -> None:
+    """Evaluate the newest checkpoint of a run; print the tables and where the files are."""
+    _show(evaluate(*arguments, say=say, **options))  # type: ignore[arg-type]
+
+
+def compare_runs(*arguments: object, **options: object) -> None:
+    """Evaluate the newest checkpoints of several runs side by side; print tables and where the files are."""
+    _show(compare(*arguments, say=say, **options))  # type: ignore[arg-type]
+
+
+def _show(evaluation: Evaluation) -> None:
+    print(evaluation.table())
+    assert evaluation.path is not None  # of runs in folders
+    figures = ", ".join(sorted((path.name for path in evaluation.path.glob("*.png")), reverse=True))
+    print(f"wrote {evaluation.path} (figures: {figures})")

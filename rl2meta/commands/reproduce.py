@@ -124,7 +124,6 @@ def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int |
         tasks=settings.tasks,
         seed=settings.seed,
         against=",".join(list(paper.agents)[1:]),
-        out=None,
         device=device,
         threads=threads,
     )

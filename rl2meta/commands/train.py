@@ -1,155 +1,109 @@
-"""``rl2meta train``: from a config to a run folder, and on from where a run stopped."""
+"""``rl2meta train``: what a person sees and does while an agent is trained."""
 
-import platform
-import shlex
 from collections.abc import Sequence
-from importlib.metadata import version
+from contextlib import ExitStack
 from pathlib import Path
+from types import FrameType
+from typing import Any
 
-from rl2meta import __version__
 from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.signals import Interrupted, handled
-from rl2meta.devices import resolve_device, set_precision, set_threads
-from rl2meta.errors import UserError
-from rl2meta.experiments import checkpoints
-from rl2meta.experiments.checkpoints import Checkpoint
-from rl2meta.experiments.components import (
-    COMPONENTS,
-    chosen_references,
-    make_learner,
-    make_training_worker,
-    read_config,
-)
-from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
-from rl2meta.experiments.recorder import Recorder, checkpoint_of
-from rl2meta.experiments.rehearsal import rehearse
-from rl2meta.experiments.restore import restore
-from rl2meta.experiments.run_folder import RunFolder
-from rl2meta.training import Learner, TrainingDiverged, meta_train
-from rl2meta.workers.faults import EnvironmentFault
-
-_PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
+from rl2meta.experiments.run import Run
+from rl2meta.experiments.trainings import quoted, resume, resume_command, train
 
 
-def start_run(source: str, overrides: Sequence[str], run_dir: Path) -> int:
+class Terminal:
+    """Shows how a training goes, and stops it when a signal asks.
+
+    Args:
+        began: the word for how the run begins, such as "training".
+    """
+
+    def __init__(self) -> None:
+        self.started: Run | None = None
+        self.interrupted: Interrupted | None = None
+        self._shown = ExitStack()
+        self._progress: TrainingProgress
+
+    def begin(self, run: Run) -> None:
+        """Say what is about to be trained."""
+        self.started, device = run, run.config.settings.device
+        if run.update:
+            say(f"resuming {run.path} at update {run.update} ({device})")
+        else:
+            say(f"training {run.config.agent_name} on {run.distribution} in {run.path} ({device})")
+        progress = TrainingProgress(run.config.settings.training.updates, run.update)
+        self._progress = self._shown.enter_context(progress)
+        self._shown.enter_context(handled(self._request_stop))
+
+    def after_update(self, run: Run, row: dict[str, Any]) -> bool:
+        """Show an update; return False once a signal asked to stop."""
+        self._progress.show(row)
+        return self.interrupted is None
+
+    def close(self) -> None:
+        """Take the progress bar away, and give the signals back."""
+        self._shown.close()
+
+    def _request_stop(self, number: int, frame: FrameType | None) -> None:
+        """Stop after this update; a second signal ends it at once."""
+        if self.interrupted is not None:
+            raise self.interrupted
+        self.interrupted = Interrupted(number)
+
+
+def start_run(source: str, overrides: Sequence[str], run_dir: Path, start_from: Path | None = None) -> int:
     """Train the experiment called ``source`` in a new folder; return the exit code."""
-    config = read_config(source, list(overrides))
-    device = str(resolve_device(config.settings.device))
-    threads = set_threads(config.settings.threads)
-    set_precision(config.settings.precision)
-    text = config.to_yaml(device=device, threads=threads, versions=_versions())
-    config = load_config(text, "config.yaml", (), COMPONENTS)
-    rehearse(config, resolve_device(device))  # before the folder: a fault leaves none behind
-    chosen_references(config)  # a name that is mistyped shall not show after hours of training
-    learner = make_learner(config, resolve_device(device))
-    folder = RunFolder.create(run_dir, text)
-    with folder.locked():
-        first = checkpoint_of(config, learner, 0, 0)
-        checkpoints.save(folder.checkpoints_path, first)
-        say(f"training {config.agent_name} on {config.distribution} in {run_dir} ({device})")
-        return _train(config, folder, learner, first)
+    terminal = Terminal()
+    return _shown(
+        terminal,
+        run_dir,
+        lambda: train(
+            source,
+            overrides,
+            run_dir=run_dir,
+            start_from=start_from,
+            callbacks=[terminal.after_update],
+            on_start=terminal.begin,
+        ),
+    )
 
 
 def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> int:
-    """Continue the run in ``run_dir`` from its newest checkpoint; return the exit code.
-
-    Of its settings none may be another but those of the workers, which change no result.
-    """
-    folder = RunFolder.open(run_dir)
-    where = [override for override in overrides if override.startswith(WORKERS)]
-    config = load_config(folder.config_text(), str(folder.config_path), where, COMPONENTS)
-    if source is not None:
-        _refuse_changes(config, read_config(source, list(overrides)))
-    elif where != list(overrides):
-        others = " ".join(override for override in overrides if override not in where)
-        raise UserError(
-            f"--resume continues a run as it was started: expected no override but {WORKERS}KEY, got {others}"
-        )
-    set_threads(config.settings.threads)
-    set_precision(config.settings.precision)
-    device = resolve_device(config.settings.device)
-    with folder.locked():
-        learner, saved = restore(folder, config, device, fresh_if_never_saved=True)
-        if saved.update >= config.settings.training.updates:
-            say(f"{run_dir} is trained already: {saved.update} updates; judge the agent with:")
-            say(f"  rl2meta evaluate {_quoted(run_dir)}")
-            return 0
-        if folder.truncate_metrics(saved.update) < saved.update:
-            say(f"warning: {folder.metrics_path} lacks rows of updates before {saved.update}")
-        say(f"resuming {run_dir} at update {saved.update} ({device})")
-        return _train(config, folder, learner, saved)
+    """Continue the run in ``run_dir`` from its newest checkpoint; return the exit code."""
+    terminal = Terminal()
+    callbacks = [terminal.after_update]
+    return _shown(
+        terminal,
+        run_dir,
+        lambda: resume(run_dir, source, overrides, callbacks=callbacks, on_start=terminal.begin),
+    )
 
 
-def _train(config: RunConfig, folder: RunFolder, learner: Learner, saved: Checkpoint) -> int:
-    budget = config.settings.training.budget()
-    worker = make_training_worker(config, resolve_device(config.settings.device))
-    with TrainingProgress(budget.updates, saved.update) as progress:
-        recorder = Recorder(config, folder, learner, progress, saved.update)
-        try:
-            with handled(recorder.request_stop):
-                meta_train(
-                    learner,
-                    config.distribution,
-                    worker,
-                    budget,
-                    config.settings.seed,
-                    recorder.record,
-                    start=saved.update,
-                    env_steps=saved.state["env_steps"],
-                )
-        except TrainingDiverged as error:
-            raise UserError(f"training diverged at {error}. Its checkpoints are in {folder.path}") from None
-        except EnvironmentFault as error:
-            recorder.save()
-            raise UserError(
-                f"{error}\nstopped and saved at update {recorder.update}/{budget.updates}; mend the "
-                f"environment and continue with:\n  {_resume(folder)}"
-            ) from None
-        except Interrupted as stop:
-            return _stopped(stop, folder, "stopped at once; from the newest checkpoint continue with:")
-        finally:
-            worker.close()
-            recorder.close()
-    if recorder.interrupted is not None and recorder.update < budget.updates:
-        said = f"stopped and saved at update {recorder.update}/{budget.updates}; continue with:"
-        return _stopped(recorder.interrupted, folder, said)
-    say(f"trained {budget.updates} updates; judge the agent with:")
-    say(f"  rl2meta evaluate {_quoted(folder.path)}")
+def _shown(terminal: Terminal, run_dir: Path, go: Any) -> int:
+    """Train, and say at the end what to do next; return the exit code."""
+    try:
+        run: Run = go()
+    except Interrupted as stop:
+        if terminal.started is None:
+            raise
+        terminal.close()
+        return _stopped(stop, run_dir, "stopped at once; from the newest checkpoint continue with:")
+    finally:
+        terminal.close()
+    updates = run.config.settings.training.updates
+    if terminal.interrupted is not None and not run.finished:
+        said = f"stopped and saved at update {run.update}/{updates}; continue with:"
+        return _stopped(terminal.interrupted, run_dir, said)
+    if terminal.started is None:
+        say(f"{run_dir} is trained already: {run.update} updates; judge the agent with:")
+    else:
+        say(f"trained {updates} updates; judge the agent with:")
+    say(f"  rl2meta evaluate {quoted(run_dir)}")
     return 0
 
 
-def _stopped(stop: Interrupted, folder: RunFolder, said: str) -> int:
+def _stopped(stop: Interrupted, run_dir: Path, said: str) -> int:
     say(said)
-    say(f"  {_resume(folder)}")
+    say(f"  {resume_command(run_dir)}")
     return stop.exit_code
-
-
-def _resume(folder: RunFolder) -> str:
-    return f"rl2meta train --resume --run-dir {_quoted(folder.path)}"
-
-
-def _refuse_changes(config: RunConfig, named: RunConfig) -> None:
-    """A resumed run keeps its config; one that is named all the same must say the same."""
-    ours, theirs = config.flat(), named.flat()
-    changed = [
-        f"{key} is {ours.get(key)!r}, not {theirs.get(key)!r}"
-        for key in differing(ours, theirs)
-        if not key.startswith(WHERE)
-    ]
-    if changed:
-        raise UserError(
-            f"--resume continues a run as it was started: {'; '.join(changed)}. Resume without a config, or "
-            "start a new run in another --run-dir"
-        )
-
-
-def _quoted(path: Path) -> str:
-    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "rl2meta": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
-    }

@@ -1,15 +1,13 @@
-"""The composition root: which names stand for which parts."""
+"""What the names in a config stand for, and the parts of an experiment that are made of them."""
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
-from rl2meta.agents.maml_regression import MAML_REGRESSION
-from rl2meta.agents.maml_trpo import MAML_TRPO
 from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
@@ -17,55 +15,22 @@ from rl2meta.agents.references.mazes import dark_room_references, key_to_door_re
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
-from rl2meta.agents.rl2 import RL2
 from rl2meta.cuda_graphs import GraphWorker
-from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
-from rl2meta.envs.dependent_bandits import DependentBandits
-from rl2meta.envs.gym_tasks import GymnasiumTasks
-from rl2meta.envs.locomotion import AntDirections, AntVelocities, CheetahDirections, CheetahVelocities
-from rl2meta.envs.mazes import DarkRooms, KeyToDoor
-from rl2meta.envs.navigation import PointNavigation
-from rl2meta.envs.sinusoids import Sinusoids
-from rl2meta.envs.tabular import TabularMDPs
-from rl2meta.envs.task_conventions import BenchmarkTasks, SetTaskEnvs
-from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
+from rl2meta.experiments import catalogue
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
-from rl2meta.experiments.plugins import Families
+from rl2meta.experiments.plugins import Parts, load_agent, load_family
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker, Worker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import AgentKind, Learner
 from rl2meta.workers.plugged_in import AT_ONCE, PluggedIn
 
+FAMILIES: Parts[Any] = Parts(catalogue.DISTRIBUTIONS, catalogue.FAMILY_GROUP, load_family)
+AGENTS: Parts[AgentKind] = Parts(catalogue.AGENTS, catalogue.AGENT_GROUP, load_agent)
+COMPONENTS = Components(FAMILIES, AGENTS)
+
 ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
-
-
-DISTRIBUTIONS: Mapping[str, Any] = {
-    "bernoulli_bandits": BernoulliBandits,
-    "gaussian_bandits": GaussianBandits,
-    "dependent_bandits": DependentBandits,
-    "two_step": TwoStep,
-    "tabular_mdps": TabularMDPs,
-    "dark_rooms": DarkRooms,
-    "key_to_door": KeyToDoor,
-    "point_navigation": PointNavigation,
-    "sinusoids": Sinusoids,
-    "gymnasium": GymnasiumTasks,
-    "set_task_envs": SetTaskEnvs,
-    "benchmark_tasks": BenchmarkTasks,
-    "cheetah_directions": CheetahDirections,
-    "cheetah_velocities": CheetahVelocities,
-    "ant_directions": AntDirections,
-    "ant_velocities": AntVelocities,
-}
-
-AGENTS: Mapping[str, AgentKind] = {
-    "rl2": RL2,
-    "maml_trpo": MAML_TRPO,
-    "maml_regression": MAML_REGRESSION,
-}
-
 REFERENCES: Mapping[str, ReferenceFactory] = {
     "bernoulli_bandits": lambda d, episodes: bernoulli_references(
         d.num_arms, episodes, uniform_prior=(d.low, d.high) == (0, 1)
@@ -85,9 +50,6 @@ REFERENCES: Mapping[str, ReferenceFactory] = {
     "dark_rooms": lambda d, episodes: dark_room_references(*d.layout_tables()[:3]),
     "key_to_door": lambda d, episodes: key_to_door_references(*d.layout_tables()[:3]),
 }
-
-FAMILIES = Families(DISTRIBUTIONS)
-COMPONENTS = Components(FAMILIES, {name: kind.config for name, kind in AGENTS.items()})
 
 
 def make_learner(config: RunConfig, device: torch.device) -> Learner:
@@ -159,24 +121,19 @@ def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -
     return {name: known[name] for name in dict.fromkeys(names) if name != "none"}
 
 
-def shipped_configs() -> dict[str, str]:
-    """Return the text of each shipped config, by name."""
-    folder = files("rl2meta.configs")
-    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda p: p.name)
-    return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
-
-
-def read_config(source: str, overrides: list[str]) -> RunConfig:
-    """Return the experiment called ``source``: a YAML file, or the name of a shipped config.
+def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+    """Return the experiment called ``source``: a shipped config, a YAML file, or its sections.
 
     Raises:
         UserError: if there is no such config, or it has faults.
     """
-    return load_config(_config_text(source), source, overrides, COMPONENTS)
+    if isinstance(source, Mapping):
+        return load_config(yaml.safe_dump(dict(source), sort_keys=False), "config", overrides, COMPONENTS)
+    return load_config(_config_text(str(source)), str(source), overrides, COMPONENTS)
 
 
 def _config_text(source: str) -> str:
-    shipped = shipped_configs()
+    shipped = catalogue.shipped_configs()
     if source in shipped:
         return shipped[source]
     path = Path(source)

@@ -10,7 +10,7 @@ import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
 from functools import reduce
-from typing import Any
+from typing import Any, get_args
 
 import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -21,12 +21,15 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.sections import RunSettings
 from rl2meta.experiments.yaml_text import apply_override, parse
 from rl2meta.revealed import Revealed
+from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
 from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
 WHERE = ("device", "threads", "cuda_graphs", WORKERS)
-"""Settings of where a run happens, which may be others when it goes on."""
+"""Settings of where a run happens, which may change when it goes on."""
+RECORDED = ("versions", "started_from")
+"""What config.yaml of a run folder records beside the settings; it is ignored when the file is read."""
 
 
 _REPR = reprlib.Repr()
@@ -40,11 +43,11 @@ class Components:
     Attributes:
         distributions: name -> what makes a task distribution, or a family of single environments, of the
             section's keys. ``UserError`` where a plug-in cannot be imported.
-        agents: name -> the class of the agent's config (a pydantic model).
+        agents: name -> the agent. ``UserError`` where a plug-in cannot be imported.
     """
 
     distributions: Mapping[str, Callable[..., Any]]
-    agents: Mapping[str, type[BaseModel]]
+    agents: Mapping[str, AgentKind]
 
 
 @dataclass(frozen=True)
@@ -107,7 +110,8 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     """
     raw = parse(text, source)
     faults = [fault for override in overrides if (fault := apply_override(raw, override))]
-    raw.pop("versions", None)  # what a run folder's config.yaml records; so that it can be run again
+    for recorded in RECORDED:
+        raw.pop(recorded, None)
     distribution, distribution_faults = _component(raw, "distribution", components.distributions)
     agent, agent_faults = _component(raw, "agent", components.agents)
     settings, settings_faults = _validated(RunSettings, raw, ())
@@ -160,7 +164,8 @@ def _component(
         return None, [f"{section}.name: unknown {section} {_short(name)}{suggestion(str(name), known)}"]
     rest = {key: value for key, value in options.items() if key != "name"}
     try:
-        built, faults = _validated(known[name], rest, (section,))
+        part = known[name]
+        built, faults = _validated(getattr(part, "config", part), rest, (section,))
     except UserError as error:
         return None, [f"{section}: {error}"]
     return (None if built is None else (name, built, rest)), faults
@@ -205,10 +210,16 @@ def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
 
 
 def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
-    path = ".".join(str(part) for part in (*where, *details["loc"]))
+    loc = [str(part) for part in details["loc"]]
+    sections = [kind, *(_section(kind, loc[: i + 1]) for i in range(len(loc)))]
+    # The name of a part, such as a core, stands in the place of a fault and not among the keys.
+    keys = [part for i, part in enumerate(loc) if not _is_choice(sections[i])]
+    path = ".".join((*where, *keys))
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
-        known = _fields(kind, [str(part) for part in details["loc"][:-1]])
-        return f"{path}: unknown key{suggestion(str(details['loc'][-1]), known)}"
+        return f"{path}: unknown key{suggestion(loc[-1], _fields(sections[-2]))}"
+    if details["type"] == "union_tag_invalid":
+        tag, known = details["ctx"]["tag"], details["ctx"]["expected_tags"].replace("'", "").split(", ")
+        return f"{path}.name: unknown {keys[-1]} {_short(tag)}{suggestion(str(tag), known)}"
     if details["type"] in ("missing", "missing_argument"):
         return f"{path}: expected a value, got none"
     message = details["msg"].removeprefix("Input should be ").removeprefix("Value error, ")
@@ -217,10 +228,25 @@ def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
     return f"{path}: expected {message}"
 
 
-def _fields(kind: type[Any], path: Iterable[str]) -> list[str]:
-    """Return the keys of the section of ``kind`` that ``path`` leads to."""
-    for part in path:
-        kind = kind.model_fields[part].annotation
+def _section(kind: Any, loc: Sequence[str]) -> Any:
+    """Return what stands at a place of a config of ``kind``: a model, a choice between models, or else."""
+    for part in loc:
+        if _is_choice(kind):
+            kind = next((each for each in get_args(kind) if each.model_fields["name"].default == part), None)
+        else:
+            field = getattr(kind, "model_fields", {}).get(part)
+            kind = None if field is None else field.annotation
+    return kind
+
+
+def _is_choice(kind: Any) -> bool:
+    """Return whether a section is one of several models, told apart by their names."""
+    models = get_args(kind)
+    return len(models) > 1 and all("name" in getattr(each, "model_fields", {}) for each in models)
+
+
+def _fields(kind: Any) -> list[str]:
+    """Return the keys of a section."""
     fields = getattr(kind, "model_fields", None) or kind.__pydantic_fields__
     top = ["distribution", "agent"] if kind is RunSettings else []
     return [*fields, *top]

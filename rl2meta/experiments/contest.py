@@ -6,7 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl2meta.agents.references.reference import Reference
-from rl2meta.evaluation import Ceilings, Evaluation, ceilings, evaluate
+from rl2meta.evaluation import AgentResult, Ceilings, ceilings, evaluate
 from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
 from rl2meta.randomness import derive
@@ -37,11 +37,11 @@ class Contest:
         self.episodes = judged_episodes(config)
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
 
-    def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> Evaluation:
+    def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> AgentResult:
         """Run the agent on the held-out tasks; ``worker`` where it is told more or less of them."""
         return evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed)
 
-    def evaluate_reference(self, reference: Reference) -> Evaluation:
+    def evaluate_reference(self, reference: Reference) -> AgentResult:
         """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""
         grid = list(_constants(reference))
         best = grid[0] if len(grid) == 1 else self._tuned(reference, grid)

@@ -1,20 +1,19 @@
-"""What may be other when a trained agent is judged than it was when it was trained."""
+"""Settings that may change after training."""
 
 from collections.abc import Sequence
 
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import AGENTS, COMPONENTS
 from rl2meta.experiments.config import WORKERS, RunConfig, load_config
-from rl2meta.experiments.run_folder import RunFolder
 
 _EPISODES = "evaluation.episodes_per_trial="
 _TRAINING_EPISODES = "training.episodes_per_trial="
 
 
-def judged(folder: RunFolder, trained: RunConfig, overrides: Sequence[str]) -> RunConfig:
+def judged(trained: RunConfig, overrides: Sequence[str]) -> RunConfig:
     """Return the experiment as it is judged, on tasks that the trained agent can play."""
     _refuse_others(trained, overrides)
-    config = load_config(folder.config_text(), str(folder.config_path), overrides, COMPONENTS)
+    config = load_config(trained.to_yaml(), "the run's config", overrides, COMPONENTS)
     for name in ("observation_space", "action_space"):
         ours, theirs = getattr(trained.distribution, name), getattr(config.distribution, name)
         if ours != theirs:

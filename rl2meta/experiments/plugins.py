@@ -1,70 +1,60 @@
-"""Task families from elsewhere: by import path, and through the entry-point group."""
+"""Parts that a config names: the built-in ones, those that packages offer, and any ``module:name``."""
 
 import importlib
 import os
-from collections.abc import Iterator, Mapping
-from importlib.metadata import EntryPoint, entry_points
-from typing import Any
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any, Generic, TypeVar
 
 from rl2meta.errors import UserError
+from rl2meta.experiments.catalogue import Entry, offered
 from rl2meta.experiments.config import suggestion
+from rl2meta.training import AgentKind
 from rl2meta.workers.faults import told
 
-GROUP = "rl2meta.task_distributions"
-"""The entry-point group in whose name a package offers families: ``name = my_package.my_module:MyTasks``."""
+Part = TypeVar("Part")
 
 
-class Families(Mapping[str, Any]):
-    """Every family that a config may name: the built-in ones, those that packages offer, ``module:Class``.
+class Parts(Mapping[str, Part], Generic[Part]):
+    """Every part of one kind that a config may name; a part is imported when it is asked for.
 
-    Iterating yields the first two kinds. What cannot be imported is a ``UserError`` when it is asked for.
+    Iterating yields the names of the built-in parts and of those that packages offer. What cannot be imported
+    is a ``UserError`` when it is asked for.
 
     Args:
         built_in: by name; they win over a package's of the same name.
+        group: the entry-point group of packages.
+        load: returns the part that ``module:name`` names.
     """
 
-    def __init__(self, built_in: Mapping[str, Any]) -> None:
-        self.built_in = built_in
+    def __init__(self, built_in: Mapping[str, Entry], group: str, load: Callable[[str], Part]) -> None:
+        self._built_in, self._group, self._load = built_in, group, load
 
-    def __getitem__(self, name: str) -> Any:
-        if name in self.built_in:
-            return self.built_in[name]
-        if name in (found := offered()):
-            return load(found[name].value)
+    def __getitem__(self, name: str) -> Part:
+        if name in self._built_in:
+            return self._load(self._built_in[name].path)
+        if name in (found := offered(self._group)):
+            return self._load(found[name].value)
         if ":" in name:
-            return load(name)
+            return self._load(name)
         raise KeyError(name)
 
     def __contains__(self, name: object) -> bool:
-        return isinstance(name, str) and (":" in name or name in self.built_in or name in offered())
+        return isinstance(name, str) and (":" in name or name in set(self))
 
     def __iter__(self) -> Iterator[str]:
-        return iter({**self.built_in, **offered()})
+        return iter({**self._built_in, **offered(self._group)})
 
     def __len__(self) -> int:
-        return len({**self.built_in, **offered()})
+        return len({**self._built_in, **offered(self._group)})
 
 
-def offered() -> dict[str, EntryPoint]:
-    """Return the families that installed packages offer, by name."""
-    return {point.name: point for point in entry_points(group=GROUP)}
-
-
-def load(path: str) -> Any:
-    """Return what ``module:Class`` names.
+def load_family(path: str) -> Any:
+    """Return the family that ``module:Class`` names.
 
     Raises:
         UserError: if there is no such thing, with the reason.
     """
-    module_name, _, attribute = path.partition(":")
-    if not module_name or not attribute or module_name.startswith("."):
-        raise UserError(f"{path!r}: expected module:Class, such as my_package.my_module:MyTasks")
-    found: Any = _imported(module_name, path)
-    for part in attribute.split("."):
-        if not hasattr(found, part):
-            known = [name for name, thing in vars(found).items() if _is_its_own(thing, name, module_name)]
-            raise UserError(f"{path}: {module_name} has no {part!r}{suggestion(part, known)}")
-        found = getattr(found, part)
+    found = load(path, "module:Class, such as my_package.my_module:MyTasks")
     if not callable(found):
         raise UserError(f"{path}: expected a class, got {type(found).__name__} {found!r:.80}")
     if isinstance(found, type) and not callable(getattr(found, "sample", None)) and hasattr(found, "step"):
@@ -72,6 +62,39 @@ def load(path: str) -> Any:
             f"{path}: expected a family of tasks, got an environment, {found.__name__}; name a class with "
             "sample() and make_env(), or distribution.name=gymnasium and the environment's id"
         )
+    return found
+
+
+def load_agent(path: str) -> AgentKind:
+    """Return the agent that ``module:name`` names, which must be an ``AgentKind``.
+
+    Raises:
+        UserError: if there is no such thing, with the reason.
+    """
+    found = load(path, "module:name, such as my_package.my_module:MY_AGENT")
+    if not isinstance(found, AgentKind):
+        raise UserError(
+            f"{path}: expected an rl2meta.AgentKind, got {type(found).__name__} {found!r:.80}; write "
+            "MY_AGENT = AgentKind(line, config, learner) in the module, and name that"
+        )
+    return found
+
+
+def load(path: str, expected: str) -> Any:
+    """Return what ``module:name`` names; messages say that ``expected`` was.
+
+    Raises:
+        UserError: if there is no such thing, with the reason.
+    """
+    module_name, _, attribute = path.partition(":")
+    if not module_name or not attribute or module_name.startswith("."):
+        raise UserError(f"{path!r}: expected {expected}")
+    found: Any = _imported(module_name, path)
+    for part in attribute.split("."):
+        if not hasattr(found, part):
+            known = [name for name, thing in vars(found).items() if _is_its_own(thing, name, module_name)]
+            raise UserError(f"{path}: {module_name} has no {part!r}{suggestion(part, known)}")
+        found = getattr(found, part)
     return found
 
 
@@ -102,5 +125,8 @@ def _is_machinery(file: str) -> bool:
 
 
 def _is_its_own(thing: Any, name: str, module_name: str) -> bool:
-    """Return whether a name of a module is public, can be called, and was not imported from elsewhere."""
-    return callable(thing) and not name.startswith("_") and getattr(thing, "__module__", None) == module_name
+    """Return whether a name of a module is public, and an agent or a class or function of its own."""
+    own = isinstance(thing, AgentKind) or (
+        callable(thing) and getattr(thing, "__module__", None) == module_name
+    )
+    return own and not name.startswith("_")

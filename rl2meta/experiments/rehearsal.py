@@ -1,15 +1,18 @@
 """Whether an experiment can be run at all, found out before anything is written."""
 
 import json
+from contextlib import suppress
 from typing import get_args
 
 import torch
 
 from rl2meta.errors import UserError
-from rl2meta.experiments.components import judged_episodes, make_learner, make_training_worker
+from rl2meta.experiments.components import judged_episodes, make_learner
+from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import RunConfig
 from rl2meta.randomness import derive, generator
-from rl2meta.tasks import MappingTasks, Split, sample_tasks
+from rl2meta.tasks import MappingTasks, Split
+from rl2meta.training import Budget, TrainingDiverged
 from rl2meta.trial import Phase
 from rl2meta.workers.plugged_in import PluggedIn
 
@@ -49,13 +52,9 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
     if isinstance(config.law, PluggedIn):
         for split in get_args(Split):  # those that it will be judged on too
             config.law.optimal_return(draw(config.law, _TASKS, seed, split))
-    tasks = sample_tasks(config.distribution, _TASKS, seed, "train")
-    worker = make_training_worker(config, device)
-    try:
-        trial = worker.run(learner.agent, tasks, length, seed)
-    finally:
-        worker.close()
-    learner.update(trial, 0.0, generator(seed, "learner"))
+    budget = Budget(updates=1, trials_per_update=_TASKS, episodes_per_trial=length)
+    with suppress(TrainingDiverged):  # on two tasks: that says nothing of whole batches
+        train_learner(config, learner, device, lambda row: True, budget=budget, seed=seed)
 
 
 def fill(phase: Phase, num_episodes: int, key: str) -> None:

@@ -1,11 +1,9 @@
 """From a run folder back to a learner."""
 
-from dataclasses import replace
+import logging
 from pathlib import Path
-from typing import Any, NamedTuple
 
 import torch
-from pydantic import BaseModel
 
 from rl2meta.devices import resolve_device, set_precision
 from rl2meta.errors import UserError
@@ -13,10 +11,11 @@ from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.components import COMPONENTS, make_learner
 from rl2meta.experiments.config import RunConfig, completed, differing, load_config
+from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder
-from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
-from rl2meta.trial import Agent
+
+_log = logging.getLogger("rl2meta")
 
 
 def load_run_config(folder: RunFolder) -> RunConfig:
@@ -25,11 +24,7 @@ def load_run_config(folder: RunFolder) -> RunConfig:
 
 
 def restore(
-    folder: RunFolder,
-    config: RunConfig,
-    device: torch.device,
-    fresh_if_never_saved: bool = False,
-    agent: BaseModel | None = None,
+    folder: RunFolder, config: RunConfig, device: torch.device, fresh_if_never_saved: bool = False
 ) -> tuple[Learner, Checkpoint]:
     """Return the learner of a run as its newest whole checkpoint has it, and that checkpoint.
 
@@ -38,17 +33,16 @@ def restore(
         config: what it holds.
         device: where the learner shall live.
         fresh_if_never_saved: begin at update 0, and say so, if the run ended before it saved anything.
-        agent: the settings that the agent shall have, where they may change after training; None for its own.
 
     Raises:
         UserError: if there is no whole checkpoint, or it does not fit the config.
     """
-    saved = checkpoints.newest(folder.checkpoints_path, _warn, device)
-    learner = make_learner(config if agent is None else replace(config, agent=agent), device)
+    saved = checkpoints.newest(folder.checkpoints_path, _log.warning, device)
+    learner = make_learner(config, device)
     if saved is None:
         if not fresh_if_never_saved or folder.metrics_path.exists():
             raise UserError(f"{folder.path}: expected a checkpoint, got none; train in another --run-dir")
-        _warn("the run ended before it saved anything; it begins again at update 0")
+        _log.warning("the run ended before it saved anything; it begins again at update 0")
         return learner, Checkpoint(0, {}, {"env_steps": 0})
     _refuse_edits(folder, config, saved)
     try:
@@ -77,22 +71,12 @@ def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> No
         )
 
 
-class Run(NamedTuple):
-    """A trained run, for use from Python.
-
-    Attributes:
-        distribution: the law of its tasks.
-        agent: what was trained.
-        episodes_per_trial: as in training.
-    """
-
-    distribution: TaskDistribution
-    agent: Agent[Any]
-    episodes_per_trial: int
-
-
 def load_run(path: str | Path, device: str = "cpu") -> Run:
-    """Return the trained agent of a run folder and what it was trained on.
+    """Return the run in a folder, as its newest whole checkpoint has it.
+
+    Args:
+        path: the run folder.
+        device: where the agent shall live.
 
     Raises:
         UserError: if there is no such run, or no whole checkpoint in it.
@@ -100,9 +84,5 @@ def load_run(path: str | Path, device: str = "cpu") -> Run:
     folder = RunFolder.open(Path(path))
     config = load_run_config(folder)
     set_precision(config.settings.precision)
-    learner, _ = restore(folder, config, resolve_device(device))
-    return Run(config.distribution, learner.agent, config.settings.training.episodes_per_trial)
-
-
-def _warn(message: str) -> None:
-    print(f"warning: {message}", flush=True)
+    learner, saved = restore(folder, config, resolve_device(device))
+    return Run(config, learner, folder.path, saved.update, saved.state["env_steps"])

@@ -15,7 +15,7 @@ from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
 from rl2meta.envs.batched import TaskEnv
-from rl2meta.evaluation import Evaluation
+from rl2meta.evaluation import AgentResult
 from rl2meta.randomness import derive
 from rl2meta.tasks import TaskDistribution, Tasks
 
@@ -31,7 +31,7 @@ def learn_from_scratch(
     num_episodes: int,
     seed: int,
     progress: Callable[[int], None] | None = None,
-) -> Evaluation:
+) -> AgentResult:
     """Train a new PPO on each task for ``num_episodes`` episodes; return all that they earned meanwhile.
 
     Every interaction counts, the first ones too. Stable-Baselines3's settings (MlpPolicy, 64-64), but for an
@@ -58,7 +58,7 @@ def learn_from_scratch(
             progress(i + 1)
     rewards, regrets, steps = np.array([life.episodes for life in lives], np.float32).transpose(2, 0, 1)
     known = regrets if lives[0].emits_regret else None
-    return Evaluation(rewards, known, steps, time.perf_counter() - began)
+    return AgentResult(rewards, known, steps, time.perf_counter() - began)
 
 
 class _Life(gym.Wrapper[Any, Any, Any, Any]):

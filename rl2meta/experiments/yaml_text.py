@@ -1,7 +1,8 @@
 """Configs as text: YAML that holds no surprises, and overrides of its keys."""
 
+import json
 import re
-from collections.abc import Hashable
+from collections.abc import Hashable, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -50,6 +51,32 @@ def parse(text: str, source: str) -> dict[str, Any]:
     return raw
 
 
+def overrides_of(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
+    """Return overrides as text, ``key.subkey=value``, from text or from values by dotted key.
+
+    Raises:
+        UserError: for a value that no config can hold.
+    """
+    if not isinstance(given, Mapping):
+        return [given] if isinstance(given, str) else list(given or ())
+    return [f"{key}={_as_text(key, value)}" for key, value in given.items()]
+
+
+def _as_text(key: str, value: Any) -> str:
+    try:
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)  # which YAML reads as the same
+    except (TypeError, ValueError) as error:
+        raise UserError(
+            f"{key}: expected a number, a string, a boolean, None, or lists and mappings of them, got "
+            f"{type(value).__name__} {value!r:.80} ({error})"
+        ) from None
+
+
+def _names_a_part(keys: Sequence[str]) -> bool:
+    """Return whether a key names a family, an agent, or a part of an agent, such as ``agent.core.name``."""
+    return keys[-1] == "name" and (len(keys) == 2 or keys[0] == "agent")
+
+
 def apply_override(raw: dict[str, Any], override: str) -> str | None:
     """Apply ``a.b=value`` in place, or return what is wrong with it."""
     path, equals, value = override.partition("=")
@@ -65,7 +92,7 @@ def apply_override(raw: dict[str, Any], override: str) -> str | None:
         parsed = yaml.load(value, _Loader)  # a SafeLoader
     except _NOT_YAML:
         return f"{override!r}: expected a YAML value after '='"
-    if len(keys) == 2 and keys[-1] == "name" and section.get("name") != parsed:
-        section.clear()  # what was set of one component says nothing of another
+    if _names_a_part(keys) and section.get("name") != parsed:
+        section.clear()  # what was set of one part says nothing of another
     section[keys[-1]] = parsed
     return None

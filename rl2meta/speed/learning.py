@@ -7,12 +7,13 @@ import torch
 
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
-from rl2meta.experiments.components import make_learner, make_training_worker, read_config
+from rl2meta.experiments.components import make_learner, read_config
+from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import RunConfig
 from rl2meta.rollout import RolloutWorker
 from rl2meta.statistics import Interval, mean_interval
 from rl2meta.tasks import sample_tasks
-from rl2meta.training import TrainingDiverged, meta_train
+from rl2meta.training import TrainingDiverged
 
 TARGETS: Mapping[str, float] = {
     "rl2_bandit": 6.593,  # 99 % of the Bayes-optimal 6.660
@@ -110,7 +111,7 @@ def _summary(seed: int, curve: Sequence[Mapping[str, float]], target: float) -> 
 def _curve(name: str, config: RunConfig, device: torch.device) -> list[dict[str, float]]:
     """Train, and return the points at which the agent was judged; there is at least the last update's."""
     settings, law = config.settings, config.distribution
-    learner, worker = make_learner(config, device), make_training_worker(config, device)
+    learner = make_learner(config, device)
     held_out = sample_tasks(law, TASKS, SEED, "test")
     judging = RolloutWorker(law, device)  # another one, so that training keeps its environments
 
@@ -120,11 +121,10 @@ def _curve(name: str, config: RunConfig, device: torch.device) -> list[dict[str,
 
     watch = _Watch(f"{name} seed {settings.seed}", settings.training.updates, judge)
     try:
-        meta_train(learner, law, worker, settings.training.budget(), settings.seed, watch.record)
+        train_learner(config, learner, device, watch.record)
     except TrainingDiverged as error:
         raise UserError(f"{name} seed {settings.seed}: training diverged at {error}") from None
     finally:
-        worker.close()
         judging.close()
     return watch.curve
 

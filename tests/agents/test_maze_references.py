@@ -7,7 +7,7 @@ from torch.nn import functional as F
 
 from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
-from rl2meta.evaluation import Evaluation, evaluate
+from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.trial import TimeStep
@@ -24,7 +24,7 @@ def agent_of(law: Any, name: str) -> Any:
     return factory(layout.next_cell, layout.distances, layout.goals)[name].build()
 
 
-def run(law: Any, name: str, episodes: int = 10, num_tasks: int = 300, seed: int = 0) -> Evaluation:
+def run(law: Any, name: str, episodes: int = 10, num_tasks: int = 300, seed: int = 0) -> AgentResult:
     tasks = sample_tasks(law, num_tasks, 0, "train")
     return evaluate(agent_of(law, name), RolloutWorker(law), tasks, episodes, seed)
 

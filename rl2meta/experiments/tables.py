@@ -1,6 +1,7 @@
-"""What the commands print of an evaluation."""
+"""An evaluation as text: what was played, what each agent earned, and how that changed as it adapted."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,7 +11,7 @@ from rich.measure import Measurement
 from rich.table import Table
 
 from rl2meta.drawing import short
-from rl2meta.evaluation import Ceilings, Evaluation, difference
+from rl2meta.evaluation import AgentResult, Ceilings, difference
 from rl2meta.reports import kind_of_tasks, trained_elsewhere
 from rl2meta.statistics import Interval, mean_interval
 
@@ -25,34 +26,38 @@ class _Line(NamedTuple):
     constants: str = ""
 
 
-def print_tables(results: Mapping[str, Evaluation], ceilings: Ceilings, facts: Mapping[str, Any]) -> None:
-    """Print what was played, what each agent earned, and how that changed as it adapted.
+def tables(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> str:
+    """Return what was played, what each agent earned, and how that changed as it adapted.
 
     Args:
         results: by name, the first being what the others are compared with.
         ceilings: the exact values beside them.
         facts: what evaluation.json says of the evaluation.
     """
+    return "\n".join(_lines(results, ceilings, facts))
+
+
+def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> Iterator[str]:
     tasks = f"{facts['num_tasks']:,} {kind_of_tasks(facts)}"
-    print(f"{facts['distribution']}: {tasks}, {facts['episodes']} episodes each")
+    yield f"{facts['distribution']}: {tasks}, {facts['episodes']} episodes each"
     for name, changed in trained_elsewhere(facts).items():
         said = ", ".join(f"{key}={value}" for key, value in changed.items())
         tuned = any(result.constants for result in results.values())
         tail = "; the references were tuned on tasks of the law above" if tuned else ""
-        print(f"{name} was trained with {said}{tail}")
+        yield f"{name} was trained with {said}{tail}"
     for name, result in results.items():
         if len(result.rewards) < facts["num_tasks"]:
-            print(f"{name} was put on the first {len(result.rewards):,} of the tasks")
-    _print(_main_table(results, ceilings))
+            yield f"{name} was put on the first {len(result.rewards):,} of the tasks"
+    yield _as_text(_main_table(results, ceilings))
     if ceilings.bayes_optimal_return is not None:
-        print("Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above.")
+        yield "Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above."
     adapting = {name: result for name, result in results.items() if _num_adaptations(result) > 0}
     if adapting:
-        print("return per episode ± 95 %, after so many blocks of episodes:")
-        _print(_adaptation_table(adapting))
+        yield "return per episode ± 95 %, after so many blocks of episodes:"
+        yield _as_text(_adaptation_table(adapting))
 
 
-def _main_table(results: Mapping[str, Evaluation], ceilings: Ceilings) -> Table:
+def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings) -> Table:
     first = next(iter(results))
     gap = f"minus {short(first)} ± 95 %"
     table = _table(["agent"], ["return ± 95 %", "regret ± 95 %", gap], ["constants"])
@@ -67,7 +72,7 @@ def _main_table(results: Mapping[str, Evaluation], ceilings: Ceilings) -> Table:
     return table
 
 
-def _line(name: str, result: Evaluation, first: Evaluation | None) -> _Line:
+def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
     gap = None if first is None else difference(result, first)
     return _Line(
         name,
@@ -78,13 +83,13 @@ def _line(name: str, result: Evaluation, first: Evaluation | None) -> _Line:
     )
 
 
-def _num_adaptations(result: Evaluation) -> int:
+def _num_adaptations(result: AgentResult) -> int:
     """Return how often an agent adapts that lives through several episodes between; 0 for all others."""
     block = result.episodes_per_block
     return result.rewards.shape[1] // block - 1 if block > 1 else 0
 
 
-def _adaptation_table(results: Mapping[str, Evaluation]) -> Table:
+def _adaptation_table(results: Mapping[str, AgentResult]) -> Table:
     """Return the first columns that there is room for, and the last of each agent."""
     cells = {name: _adaptation_cells(result) for name, result in results.items()}
     each = (
@@ -100,7 +105,7 @@ def _adaptation_table(results: Mapping[str, Evaluation]) -> Table:
     return table
 
 
-def _adaptation_cells(result: Evaluation) -> list[str]:
+def _adaptation_cells(result: AgentResult) -> list[str]:
     blocks = mean_interval(result.per_block(result.rewards))
     return [_with_margin(Interval(*block)) for block in np.stack(blocks, axis=1)]
 
@@ -112,12 +117,13 @@ def _table(names: Sequence[str], numbers: Sequence[str], words: Sequence[str]) -
     return table
 
 
-def _print(table: Table) -> None:
-    """Print a table as wide as it is: figures that are cut off are worse than long lines."""
-    console = Console()
-    unbounded = console.options.update(max_width=1000)
-    console.width = max(console.width, _WIDTH, Measurement.get(console, unbounded, table).maximum)
-    console.print(table)
+def _as_text(table: Table) -> str:
+    """Return a table as wide as it is: figures that are cut off are worse than long lines."""
+    console = Console(file=io.StringIO(), width=1000)
+    width = max(_WIDTH, Measurement.get(console, console.options, table).maximum)
+    with console.capture() as captured:
+        console.print(table, width=width)
+    return "\n".join(line.rstrip() for line in captured.get().rstrip("\n").split("\n"))
 
 
 def _with_margin(interval: Interval) -> str:

@@ -1,0 +1,1 @@
+"""The conformance suite of agents: whoever adds one runs ``check_agent`` on it."""

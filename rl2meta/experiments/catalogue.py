@@ -1,0 +1,138 @@
+"""What exists, by name: where it is written, and a line about it. Importing this loads no torch."""
+
+from collections.abc import Mapping
+from importlib.metadata import EntryPoint, entry_points
+from importlib.resources import files
+from typing import NamedTuple
+
+FAMILY_GROUP = "rl2meta.task_distributions"
+"""The entry-point group in which a package offers families: ``name = my_package.my_module:MyTasks``."""
+AGENT_GROUP = "rl2meta.agents"
+"""The entry-point group in which a package offers agents: ``name = my_package.my_module:MY_AGENT``."""
+
+
+class Entry(NamedTuple):
+    """Something built in.
+
+    Attributes:
+        path: ``module:name``.
+        line: what it is; a test compares it with what its own file says.
+    """
+
+    path: str
+    line: str
+
+
+AGENTS: Mapping[str, Entry] = {
+    "rl2": Entry(
+        "rl2meta.agents.rl2:RL2",
+        "a core whose activations learn within the trial, trained by PPO on whole trials",
+    ),
+    "maml_trpo": Entry(
+        "rl2meta.agents.maml_trpo:MAML_TRPO",
+        "initial weights from which policy-gradient steps go far, learnt by a trust-region step",
+    ),
+    "maml_regression": Entry(
+        "rl2meta.agents.maml_regression:MAML_REGRESSION",
+        "initial weights from which gradient steps on squared errors go far, learnt by Adam",
+    ),
+}
+
+DISTRIBUTIONS: Mapping[str, Entry] = {
+    "bernoulli_bandits": Entry(
+        "rl2meta.envs.bandits:BernoulliBandits",
+        "Bandits whose arms pay 1 with probability pᵢ ~ U[low, high], independently, else 0.",
+    ),
+    "gaussian_bandits": Entry(
+        "rl2meta.envs.bandits:GaussianBandits",
+        "Bandits whose arms pay N(μᵢ, 1) with μᵢ ~ N(mean, 1), independently.",
+    ),
+    "dependent_bandits": Entry(
+        "rl2meta.envs.dependent_bandits:DependentBandits",
+        "Two Bernoulli arms that pay 1 with the probabilities p₁ and p₂ = 1 − p₁, else 0.",
+    ),
+    "two_step": Entry(
+        "rl2meta.envs.two_step:TwoStep",
+        "A first choice leads to a side, mostly as wanted, and one side pays more often than the other.",
+    ),
+    "tabular_mdps": Entry(
+        "rl2meta.envs.tabular:TabularMDPs",
+        "MDPs with mean rewards μ(s, a) ~ N(m, d²) and P(· | s, a) ~ Dirichlet(α, …, α), all independent.",
+    ),
+    "dark_rooms": Entry(
+        "rl2meta.envs.mazes:DarkRooms",
+        "Mazes with a hidden goal cell: every step after which the agent is on it pays 1, any other 0.",
+    ),
+    "key_to_door": Entry(
+        "rl2meta.envs.mazes:KeyToDoor",
+        "Mazes with a hidden key and a hidden door: the key pays 1 once, then reaching the door pays 1.",
+    ),
+    "point_navigation": Entry(
+        "rl2meta.envs.navigation:PointNavigation",
+        "Points that start in (0, 0) and pay their distance to a hidden goal g ~ U[−side/2, side/2]².",
+    ),
+    "sinusoids": Entry(
+        "rl2meta.envs.sinusoids:Sinusoids",
+        "Curves y = A sin(x − φ), with an amplitude A and a phase φ to be told from a few points.",
+    ),
+    "gymnasium": Entry(
+        "rl2meta.envs.gym_tasks:GymnasiumTasks",
+        "The environments of one Gymnasium id, whose parameters are drawn anew for every task.",
+    ),
+    "set_task_envs": Entry(
+        "rl2meta.envs.task_conventions:SetTaskEnvs",
+        "Environments with ``sample_tasks(num_tasks)`` and ``set_task(task)``, as in learn2learn and garage.",
+    ),
+    "benchmark_tasks": Entry(
+        "rl2meta.envs.task_conventions:BenchmarkTasks",
+        "The tasks of a benchmark object by Meta-World's convention: ML1, ML10, ML45 and their like.",
+    ),
+    "cheetah_directions": Entry(
+        "rl2meta.envs.locomotion:CheetahDirections",
+        "Half-cheetahs that have to run forward (d = 1) or backward (d = −1): r = d·v − 0.05·‖a‖².",
+    ),
+    "cheetah_velocities": Entry(
+        "rl2meta.envs.locomotion:CheetahVelocities",
+        "Half-cheetahs that have to run at a speed g ~ U[low, high]: r = −|v − g| − 0.05·‖a‖².",
+    ),
+    "ant_directions": Entry(
+        "rl2meta.envs.locomotion:AntDirections",
+        "Ants that have to run forward (d = 1) or backward (d = −1): r = d·v − costs + 0.05.",
+    ),
+    "ant_velocities": Entry(
+        "rl2meta.envs.locomotion:AntVelocities",
+        "Ants that have to run at a speed g ~ U[low, high]: r = −|v − g| + 1 − costs + 0.05.",
+    ),
+}
+
+
+def offered(group: str) -> dict[str, EntryPoint]:
+    """Return what installed packages offer in an entry-point group, by name."""
+    return {point.name: point for point in entry_points(group=group)}
+
+
+def shipped_configs() -> dict[str, str]:
+    """Return the text of each shipped config, by name."""
+    folder = files("rl2meta.configs")
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda p: p.name)
+    return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
+
+
+def list_agents() -> dict[str, str]:
+    """Return the agents that ``agent.name`` may name, each with a line; those of packages too."""
+    return _listed(AGENTS, AGENT_GROUP)
+
+
+def list_distributions() -> dict[str, str]:
+    """Return the families that ``distribution.name`` may name, each with a line; those of packages too."""
+    return _listed(DISTRIBUTIONS, FAMILY_GROUP)
+
+
+def list_configs() -> dict[str, str]:
+    """Return the shipped configs, each with a line."""
+    return {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
+
+
+def _listed(built_in: Mapping[str, Entry], group: str) -> dict[str, str]:
+    found = {name: f"offered by a package as {point.value}" for name, point in offered(group).items()}
+    return found | {name: entry.line for name, entry in built_in.items()}

@@ -1,0 +1,54 @@
+"""The one place where a training is composed: law, worker and outer loop."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from rl2meta.experiments.components import make_training_worker
+from rl2meta.experiments.config import RunConfig
+from rl2meta.training import Budget, Learner, meta_train
+
+
+def train_learner(
+    config: RunConfig,
+    learner: Learner,
+    device: torch.device,
+    callback: Callable[[dict[str, Any]], bool],
+    *,
+    start: int = 0,
+    env_steps: int = 0,
+    budget: Budget | None = None,
+    seed: int | None = None,
+) -> None:
+    """Train a learner on the tasks of an experiment.
+
+    Args:
+        config: the experiment.
+        learner: what learns, on ``device``.
+        device: where to play.
+        callback: called after each update with its metrics; returns true to stop.
+        start: updates already done.
+        env_steps: environment interactions already made.
+        budget: how long and how wide; None for the config's.
+        seed: of all draws; None for the config's.
+
+    Raises:
+        UserError: if the config asks for a worker that cannot be had.
+        TrainingDiverged: if a metric is not finite.
+    """
+    settings = config.settings
+    worker = make_training_worker(config, device)
+    try:
+        meta_train(
+            learner,
+            config.distribution,
+            worker,
+            budget or settings.training.budget(),
+            settings.seed if seed is None else seed,
+            callback,
+            start=start,
+            env_steps=env_steps,
+        )
+    finally:
+        worker.close()

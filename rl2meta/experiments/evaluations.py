@@ -1,0 +1,223 @@
+"""Judging trained agents on held-out tasks, from Python: one run, or several side by side."""
+
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from rl2meta.errors import UserError
+from rl2meta.evaluation import AgentResult, Ceilings, write_evaluation
+from rl2meta.experiments.comparing import field_of
+from rl2meta.experiments.components import chosen_references
+from rl2meta.experiments.judging import Say, facts_of, make_contest, make_subject, play, silent
+from rl2meta.experiments.overrides import judged
+from rl2meta.experiments.restore import load_run
+from rl2meta.experiments.run import Run
+from rl2meta.experiments.run_folder import new_folder
+from rl2meta.experiments.tables import tables
+from rl2meta.experiments.trainings import Overrides
+from rl2meta.experiments.yaml_text import overrides_of
+
+Against = str | Sequence[str]
+
+
+class Text(str):
+    """Text that shows itself as it is in a notebook and at the prompt."""
+
+    def __repr__(self) -> str:
+        return str(self)
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A figure in a file, which a notebook shows.
+
+    Attributes:
+        path: of the PNG.
+    """
+
+    path: Path
+
+    def _repr_png_(self) -> bytes:
+        return self.path.read_bytes()
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Agents on the same held-out tasks.
+
+    Attributes:
+        results: by name, the trained agents first: ``rewards``, ``regrets``, ``steps`` by task and episode.
+        ceilings: the exact values that no agent can beat, where they are known.
+        facts: what evaluation.json says of the evaluation.
+        path: the folder with evaluation.json, curves, arrays and figures; None for a run without a folder.
+    """
+
+    results: Mapping[str, AgentResult]
+    ceilings: Ceilings
+    facts: Mapping[str, Any]
+    path: Path | None = None
+    _scratch: list[Any] = field(default_factory=list, repr=False)
+
+    def table(self) -> Text:
+        """Return what each agent earned, as text: returns and regrets with 95 % intervals over tasks."""
+        return Text(tables(self.results, self.ceilings, self.facts))
+
+    def figure(self, name: str = "regret") -> Figure:
+        """Return a figure, drawn from the files of the evaluation; it shows itself in a notebook.
+
+        Args:
+            name: ``regret`` or ``returns``, cumulative, or ``adaptation``, the return of an episode after so
+                many episodes.
+
+        Raises:
+            UserError: for another name, and for ``regret`` where the family's optimum is not known.
+        """
+        from rl2meta.plotting import plot_adaptation, plot_regret, plot_returns  # loads matplotlib
+
+        plots = {"regret": plot_regret, "returns": plot_returns, "adaptation": plot_adaptation}
+        if name not in plots:
+            raise UserError(f"figure: expected one of {', '.join(plots)}, got {name!r}")
+        folder = self._folder()
+        path = folder / f"{name}.png"
+        return Figure(path if path.exists() else plots[name](folder))
+
+    def _folder(self) -> Path:
+        """Return the folder of the files; without one, a temporary one that lives as long as this."""
+        if self.path is not None:
+            return self.path
+        if not self._scratch:
+            self._scratch.append(tempfile.TemporaryDirectory(prefix="rl2meta-"))
+            self._write(Path(self._scratch[0].name))
+        return Path(self._scratch[0].name)
+
+    def _write(self, folder: Path) -> None:
+        write_evaluation(folder, self.results, self.ceilings, self.facts)
+
+
+def evaluate(
+    run: Run | str | Path,
+    overrides: Overrides | None = None,
+    *,
+    tasks: int | None = None,
+    seed: int | None = None,
+    against: Against | None = None,
+    scratch: int = 0,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    say: Say = silent,
+) -> Evaluation:
+    """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings.
+
+    What is left out is as in the run's config.
+
+    Args:
+        run: a run, or the folder of one, whose newest whole checkpoint is judged.
+        overrides: judge it on other tasks than it was trained on (``{"distribution.high": 0.5}``), in longer
+            trials (``evaluation.episodes_per_trial``), or with what its kind lets change after training.
+        tasks: how many held-out tasks.
+        seed: which held-out tasks, and which luck.
+        against: names of references, ``"all"`` or ``"none"``.
+        scratch: on so many of the tasks Stable-Baselines3's PPO learns from scratch.
+        out: a new folder for the results; by default ``evaluation``, ``evaluation_2``, ... in the run folder.
+            A run without a folder writes none.
+        device: where to play.
+        threads: CPU threads.
+        say: told, in a line, what is done next.
+
+    Raises:
+        UserError: for a folder without a run, an option out of range, or an override that does not fit.
+    """
+    run = _loaded(run)
+    config = judged(run.config, overrides_of(overrides))
+    references = chosen_references(config, _names_of(against))
+    contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
+    subjects = {config.agent_name: make_subject(config.agent_name, run, config, contest)}
+    default = None if run.path is None else run.path / "evaluation"
+    with _target(default, out) as target:
+        results, ceilings = play(contest, subjects, references, say)
+        facts = {**facts_of(contest, subjects), **subjects[config.agent_name].facts()}
+        return _written(Evaluation(results, ceilings, facts, target))
+
+
+def compare(
+    runs: Sequence[Run | str | Path] | Mapping[str, Run | str | Path],
+    *,
+    tasks: int | None = None,
+    seed: int | None = None,
+    episodes: int | None = None,
+    against: Against = "all",
+    settings: Sequence[str] = (),
+    scratch: int = 0,
+    out: str | Path | None = None,
+    device: str = "auto",
+    threads: int | None = None,
+    say: Say = silent,
+) -> Evaluation:
+    """Judge several trained agents side by side, on the same held-out tasks and with the same luck.
+
+    What is left out is as in the first run's config, but a trial is as long as the longest of the runs'.
+
+    Args:
+        runs: runs or their folders, on one law, named by their folders; or by name. Differences are to the
+            first.
+        tasks: how many held-out tasks.
+        seed: which held-out tasks, and which luck.
+        episodes: in a trial.
+        against: names of references, ``"all"`` or ``"none"``.
+        settings: what a run adapts with, as ``NAME:agent.KEY=VALUE``.
+        scratch: on so many of the tasks Stable-Baselines3's PPO learns from scratch.
+        out: a new folder for the results; by default ``compare-NAME1-NAME2`` beside the first run.
+        device: where to play.
+        threads: CPU threads.
+        say: told, in a line, what is done next.
+
+    Raises:
+        UserError: for fewer than two runs, runs on different laws, or an option out of range.
+    """
+    labels: Sequence[str | None] = list(runs) if isinstance(runs, Mapping) else [None] * len(runs)
+    loaded = [_loaded(each) for each in (runs.values() if isinstance(runs, Mapping) else runs)]
+    rivals = field_of(labels, loaded, episodes, settings)
+    references = chosen_references(rivals.common, _names_of(against))
+    contest = make_contest(
+        rivals.common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch
+    )
+    subjects = {
+        name: make_subject(name, run, config, contest)
+        for name, (run, config) in rivals.named(references).items()
+    }
+    with _target(rivals.default_folder(), out) as target:
+        results, ceilings = play(contest, subjects, references, say)
+        facts = {**facts_of(contest, subjects), "runs": rivals.facts(subjects)}
+        return _written(Evaluation(results, ceilings, facts, target))
+
+
+def _loaded(run: Run | str | Path) -> Run:
+    return run if isinstance(run, Run) else load_run(run)
+
+
+def _names_of(against: Against | None) -> Sequence[str] | None:
+    return against.split(",") if isinstance(against, str) else against
+
+
+@contextmanager
+def _target(default: Path | None, out: str | Path | None) -> Iterator[Path | None]:
+    """Make the folder for the results; none where there is no place for it."""
+    if default is None and out is None:
+        yield None
+        return
+    with new_folder(default or Path("evaluation"), None if out is None else Path(out)) as folder:
+        yield folder
+
+
+def _written(evaluation: Evaluation) -> Evaluation:
+    """Write the files and draw the figures, if there is a folder for them."""
+    if evaluation.path is not None:
+        evaluation._write(evaluation.path)
+        regret = all(result.regrets is not None for result in evaluation.results.values())
+        evaluation.figure("regret" if regret else "returns")
+        evaluation.figure("adaptation")
+    return evaluation

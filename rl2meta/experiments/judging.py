@@ -1,0 +1,193 @@
+"""Agents side by side on held-out tasks: play, and write what came of it."""
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from rl2meta.agents.references.reference import Reference
+from rl2meta.devices import resolve_device, set_precision, set_threads
+from rl2meta.errors import UserError
+from rl2meta.evaluation import AgentResult, Ceilings
+from rl2meta.experiments.components import judged_episodes, make_learner, make_worker
+from rl2meta.experiments.config import RunConfig, differing
+from rl2meta.experiments.contest import Contest
+from rl2meta.experiments.rehearsal import fill
+from rl2meta.experiments.run import Run
+from rl2meta.tasks import shares_tasks
+from rl2meta.trial import Agent
+
+_MOST_TASKS = 10**7
+SCRATCH = "PPO from scratch"
+Say = Callable[[str], None]
+"""Told, in a line, what is done next."""
+
+
+def silent(line: str) -> None:
+    """Tell nobody."""
+
+
+class Subject(NamedTuple):
+    """A trained agent that is judged.
+
+    Attributes:
+        trained, judged: its experiment as it was trained, and as it is judged.
+        agent: with the settings that it is judged with.
+        update, env_steps: how far it was trained.
+    """
+
+    trained: RunConfig
+    judged: RunConfig
+    agent: Agent[Any]
+    update: int
+    env_steps: int
+
+    def facts(self) -> dict[str, Any]:
+        """Return how far it was trained, and with which settings that it is not judged with."""
+        return {
+            "trained_with": _trained_with(self.trained, self.judged),
+            "update": self.update,
+            "env_steps": self.env_steps,
+        }
+
+
+def make_contest(
+    config: RunConfig,
+    *,
+    tasks: int | None,
+    seed: int | None,
+    device: str,
+    threads: int | None,
+    scratch: int,
+) -> Contest:
+    """Return the contest that the options ask for, what they leave out as in the config.
+
+    Raises:
+        UserError: naming the option that is out of range.
+    """
+    defaults = config.settings.evaluation
+    num_tasks = within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
+    seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
+    if scratch:  # of one task alone there is no interval
+        within("--scratch", scratch, 2, num_tasks)
+    worker = make_worker(config, resolve_device(device))
+    contest = Contest(config, worker, seed, num_tasks, scratch)
+    set_precision(config.settings.precision)
+    set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
+    return contest
+
+
+def make_subject(name: str, run: Run, judged: RunConfig, contest: Contest) -> Subject:
+    """Return the trained agent of a run, with the settings that it is judged with.
+
+    Raises:
+        UserError: if the trial does not split into the agent's phases.
+    """
+    learner = make_learner(replace(run.config, agent=judged.agent), contest.worker.device)
+    learner.load_state_dict(_moved(run, contest.worker.device))
+    place = "" if run.path is None else f" ({run.path})"
+    key = f"{name}{place}: evaluation.episodes_per_trial, or --episodes of `rl2meta compare`"
+    fill(learner.agent.phase, contest.episodes, key)
+    return Subject(run.config, judged, learner.agent, run.update, run.env_steps)
+
+
+def _moved(run: Run, device: torch.device) -> dict[str, torch.Tensor]:
+    return {name: tensor.to(device) for name, tensor in run.learner.state_dict().items()}
+
+
+def play(
+    contest: Contest, subjects: Mapping[str, Subject], references: Mapping[str, Reference], say: Say
+) -> tuple[dict[str, AgentResult], Ceilings]:
+    """Put subjects and references on the held-out tasks; return what each earned, and the ceilings.
+
+    Args:
+        contest: what they are put on; its environments are closed at the end.
+        subjects: by the name they shall have.
+        references: by name, other than the subjects'.
+        say: told what is played next.
+    """
+    ceilings = contest.ceilings()  # first: what fails here shall not do so after all was played
+    try:
+        results = {name: _play(name, subject, contest, say) for name, subject in subjects.items()}
+        for name, reference in references.items():
+            choices = math.prod(map(len, reference.grid.values()))
+            first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
+            say(f"evaluating {name}{first} ...")
+            results[name] = contest.evaluate_reference(reference)
+        if contest.scratch:
+            results[SCRATCH] = _learn(contest, say)
+    finally:
+        contest.worker.close()
+    return results, ceilings
+
+
+def within(option: str, value: int, low: int, high: int) -> int:
+    """Return ``value``.
+
+    Raises:
+        UserError: naming the option, if the value is not from ``low`` to ``high``.
+    """
+    if not low <= value <= high:
+        raise UserError(f"{option}: expected a number from {low} to {high}, got {value}")
+    return value
+
+
+def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+    """Return what evaluation.json says of every evaluation."""
+    played, num_tasks = contest.config.distribution, len(contest.held_out)
+    return {
+        "num_tasks": num_tasks,
+        "seed": contest.seed,
+        "episodes": contest.episodes,
+        "distribution": str(played),
+        "shared_with_training": any(
+            shares_tasks(subject.trained.distribution, played, contest.seed, min(512, num_tasks))
+            for subject in subjects.values()
+        ),
+        "device": str(contest.worker.device),
+        "subjects": list(subjects),
+    }
+
+
+def _play(name: str, subject: Subject, contest: Contest, say: Say) -> AgentResult:
+    say(f"evaluating {name} on {contest.worker.device} ...")
+    worker = make_worker(subject.judged, contest.worker.device)
+    try:
+        result = contest.evaluate(subject.agent, worker)
+    finally:
+        worker.close()
+    if not np.isfinite(result.rewards).all():
+        first = int(np.isfinite(result.rewards).all(axis=0).argmin())
+        raise UserError(
+            f"{name}: expected finite rewards, got others from episode {first} of the trial on; lower the "
+            "step sizes that the agent adapts with, or look for such rewards in the environment"
+        )
+    return result
+
+
+def _learn(contest: Contest, say: Say) -> AgentResult:
+    from rl2meta.experiments.scratch import learn_from_scratch  # loads Stable-Baselines3, which takes a while
+
+    tasks, law = contest.held_out[: contest.scratch], contest.config.distribution
+    say(f"training {SCRATCH}, SB3's, on each of {len(tasks)} tasks ...")
+    return learn_from_scratch(
+        law, tasks, contest.episodes, contest.seed, lambda done: say(f"  {done}/{len(tasks)} tasks")
+    )
+
+
+def _trained_with(trained: RunConfig, judged: RunConfig) -> dict[str, Any]:
+    """Return the settings of training that are others when the agent is judged, as they were then."""
+    then, now = trained.flat(), judged.flat()
+    changed = [key for key in differing(then, now) if key in then and not key.startswith("evaluation.")]
+    if trained.settings.training.episodes_per_trial != judged_episodes(judged):
+        changed.append("training.episodes_per_trial")
+    return {key: then[key] for key in changed}
+
+
+def folder_name(path: Path) -> str:
+    """Return the name of a run's folder."""
+    return path.name if path.name not in ("", "..") else path.resolve().name

@@ -1,0 +1,235 @@
+"""Training an experiment, and going on with one that stopped."""
+
+import logging
+import platform
+import shlex
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from rl2meta import __version__
+from rl2meta.devices import resolve_device, set_precision, set_threads
+from rl2meta.errors import UserError
+from rl2meta.experiments import checkpoints
+from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
+from rl2meta.experiments.composition import train_learner
+from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
+from rl2meta.experiments.recorder import Recorder, checkpoint_of
+from rl2meta.experiments.rehearsal import rehearse
+from rl2meta.experiments.restore import load_run, restore
+from rl2meta.experiments.run import Callback, Run
+from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.yaml_text import overrides_of
+from rl2meta.training import Learner, TrainingDiverged
+from rl2meta.workers.faults import EnvironmentFault
+
+Config = str | Path | Mapping[str, Any]
+Overrides = Mapping[str, Any] | Sequence[str]
+_PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
+_log = logging.getLogger("rl2meta")
+
+
+def train(
+    config: Config,
+    overrides: Overrides | None = None,
+    *,
+    run_dir: str | Path | None = None,
+    start_from: Run | str | Path | None = None,
+    callbacks: Sequence[Callback] = (),
+    on_start: Callable[[Run], None] | None = None,
+) -> Run:
+    """Train the agent of an experiment.
+
+    Args:
+        config: the name of a shipped config, a YAML file, or its sections as a mapping.
+        overrides: settings to change, by dotted key: ``{"agent.core.hidden_size": 64}``; or as text,
+            ``["agent.core.hidden_size=64"]``.
+        run_dir: a new folder for config, metrics, TensorBoard events and checkpoints; None to leave nothing
+            on disk.
+        start_from: another run, whose network's weights this one begins with; its optimiser starts anew.
+        callbacks: each is called after each update with the run and the update's metrics; one that returns
+            False stops the training there, after a checkpoint.
+        on_start: called with the run before its first update.
+
+    Returns:
+        The run, as far as it was trained.
+
+    Raises:
+        UserError: for a config with faults, a folder that is in use, or a training that diverges.
+    """
+    experiment, text, device = _settled(read_config(config, overrides_of(overrides)))
+    rehearse(experiment, device)  # before the folder: a fault leaves none behind
+    chosen_references(experiment)  # a name that is mistyped shall not show after hours of training
+    learner = make_learner(experiment, device)
+    if start_from is not None:
+        text += _begin_with(learner, start_from)
+    run = Run(experiment, learner)
+    if run_dir is None:
+        return _train(run, None, device, callbacks, on_start)
+    folder = RunFolder.create(Path(run_dir), text)
+    run.path = folder.path
+    with folder.locked():
+        checkpoints.save(folder.checkpoints_path, checkpoint_of(experiment, learner, 0, 0))
+        return _train(run, folder, device, callbacks, on_start)
+
+
+def resume(
+    run_dir: str | Path,
+    config: Config | None = None,
+    overrides: Overrides | None = None,
+    *,
+    callbacks: Sequence[Callback] = (),
+    on_start: Callable[[Run], None] | None = None,
+) -> Run:
+    """Go on with the run in a folder from its newest checkpoint; one that is finished is returned as it is.
+
+    Args:
+        run_dir: the run folder.
+        config: what the run was started with, if that is to be checked.
+        overrides: settings of the workers, which change no result; with ``config`` those of the start too.
+        callbacks: as for ``train``.
+        on_start: called with the run before its next update; not if it is finished already.
+
+    Raises:
+        UserError: if there is no such run, it is in use, or a setting has another value than at the start.
+    """
+    folder, given = RunFolder.open(Path(run_dir)), overrides_of(overrides)
+    where = [override for override in given if override.startswith(WORKERS)]
+    experiment = load_config(folder.config_text(), str(folder.config_path), where, COMPONENTS)
+    if config is not None:
+        _refuse_changes(experiment, read_config(config, given))
+    elif where != given:
+        others = " ".join(override for override in given if override not in where)
+        raise UserError(
+            f"--resume continues a run as it was started: expected no override but {WORKERS}KEY, got {others}"
+        )
+    set_threads(experiment.settings.threads)
+    set_precision(experiment.settings.precision)
+    device = resolve_device(experiment.settings.device)
+    with folder.locked():
+        learner, saved = restore(folder, experiment, device, fresh_if_never_saved=True)
+        run = Run(experiment, learner, folder.path, saved.update, saved.state["env_steps"])
+        if run.finished:
+            return run
+        if folder.truncate_metrics(run.update) < run.update:
+            _log.warning("%s lacks rows of updates before %d", folder.metrics_path, run.update)
+        return _train(run, folder, device, callbacks, on_start)
+
+
+def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
+    """Return an experiment with its device and threads settled, its text for a run folder, and the device."""
+    device = resolve_device(config.settings.device)
+    threads = set_threads(config.settings.threads)
+    set_precision(config.settings.precision)
+    text = config.to_yaml(device=str(device), threads=threads, versions=_versions())
+    return load_config(text, "config.yaml", (), COMPONENTS), text, device
+
+
+def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
+    """Give a learner the network of another run; return what config.yaml says of it."""
+    other = start_from if isinstance(start_from, Run) else load_run(start_from)
+    state = other.learner.state_dict()
+    weights = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
+    try:
+        learner.load_state_dict(weights)
+    except (RuntimeError, ValueError, KeyError) as error:
+        raise UserError(
+            f"start_from: expected a run whose network has the shapes of this one's, got {other.path}; give "
+            f"both the same agent and sizes ({error})"
+        ) from None
+    return f"started_from: {{path: {str(other.path)!r}, update: {other.update}}}\n"
+
+
+def _train(
+    run: Run,
+    folder: RunFolder | None,
+    device: torch.device,
+    callbacks: Sequence[Callback],
+    on_start: Callable[[Run], None] | None,
+) -> Run:
+    with ExitStack() as stack:
+        recorder = None if folder is None else Recorder(run, folder)
+        if recorder is not None:
+            stack.callback(recorder.close)
+        if on_start is not None:
+            on_start(run)
+        try:
+            train_learner(
+                run.config,
+                run.learner,
+                device,
+                lambda row: _after_update(run, recorder, callbacks, row),
+                start=run.update,
+                env_steps=run.env_steps,
+            )
+        except TrainingDiverged as error:
+            where = "" if folder is None else f". Its checkpoints are in {folder.path}"
+            raise UserError(f"training diverged at {error}{where}") from None
+        except EnvironmentFault as error:
+            raise _stopped_by(error, run, recorder) from None
+    return run
+
+
+def _after_update(
+    run: Run, recorder: Recorder | None, callbacks: Sequence[Callback], row: dict[str, Any]
+) -> bool:
+    """Keep what an update brought, tell the callbacks, and return whether to stop."""
+    run.update, run.env_steps = row["update"], row["env_steps"]
+    if recorder is None:
+        run.rows.append(row)
+    else:
+        recorder.record(row)
+    stop = any([callback(run, row) is False for callback in callbacks])  # every one is to hear of it
+    if recorder is not None:
+        recorder.save_if_due(stop)
+    return stop
+
+
+def _stopped_by(error: EnvironmentFault, run: Run, recorder: Recorder | None) -> UserError:
+    """Save a run whose environments failed, and say how to go on."""
+    if recorder is None:
+        return UserError(f"{error}\nstopped at update {run.update}; mend the environment and train again")
+    recorder.save()
+    assert run.path is not None  # of a run with a recorder
+    return UserError(
+        f"{error}\nstopped and saved at update {run.update}/{run.config.settings.training.updates}; mend the "
+        f"environment and continue with:\n  {resume_command(run.path)}"
+    )
+
+
+def resume_command(path: Path) -> str:
+    """Return what to type to go on with the run in a folder."""
+    return f"rl2meta train --resume --run-dir {quoted(path)}"
+
+
+def quoted(path: Path) -> str:
+    """Return a path as a shell takes it."""
+    return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
+
+
+def _refuse_changes(config: RunConfig, named: RunConfig) -> None:
+    """A resumed run keeps its config; one that is named all the same must say the same."""
+    changed = list(_changes(config.flat(), named.flat()))
+    if changed:
+        raise UserError(
+            f"--resume continues a run as it was started: {'; '.join(changed)}. Resume without a config, or "
+            "start a new run in another --run-dir"
+        )
+
+
+def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
+    for key in differing(ours, theirs):
+        if not key.startswith(WHERE):
+            yield f"{key} is {ours.get(key)!r}, not {theirs.get(key)!r}"
+
+
+def _versions() -> dict[str, str]:
+    return {
+        "rl2meta": __version__,
+        "python": platform.python_version(),
+        **{name: version(name) for name in _PACKAGES},
+    }
