@@ -38,6 +38,8 @@ class RL2Config(PPOConfig):
     @classmethod
     def _with_core(cls, data: Any) -> Any:
         """Give a core without a name the default one, and move the keys of earlier versions into it."""
+        if isinstance(data, Mapping) and isinstance(data.get("core"), str):  # the name alone
+            data = {**data, "core": {"name": data["core"]}}
         if not isinstance(data, Mapping) or not isinstance(data.get("core", {}), Mapping):
             return data
         former = {key: data[key] for key in _FORMER_KEYS if key in data}
