@@ -1,6 +1,5 @@
 """The command line. Heavy imports wait until a command needs them, so that help answers at once."""
 
-import logging
 import os
 import sys
 from pathlib import Path
@@ -10,6 +9,7 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites
+from rl2meta.commands.warnings import show_warnings
 from rl2meta.errors import UserError
 from rl2meta.memory import keep_memory
 
@@ -66,18 +66,7 @@ def _root(
     ] = False,
 ) -> None:
     """Train agents that learn to learn, and judge them on tasks they have never seen."""
-    _show_warnings()
-
-
-def _show_warnings() -> None:
-    """Print what the library warns of in plain lines."""
-    log, handler = logging.getLogger("rl2meta"), _Printing()
-    log.handlers = [each for each in log.handlers if not isinstance(each, _Printing)] + [handler]
-
-
-class _Printing(logging.Handler):
-    def emit(self, record: logging.LogRecord) -> None:
-        typer.echo(f"{record.levelname.lower()}: {record.getMessage()}")
+    show_warnings()
 
 
 @app.command()
