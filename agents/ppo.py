@@ -219,8 +219,8 @@ class PPO:
         reward = reward_signal(trajectory, self.config.reward_signal) * mask
         # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
         gamma = linear(self.config.discount, self.config.final_discount, progress)
-        discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
-        remaining = discounted_lengths(trajectory.steps_left(), gamma)
+        discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B]
+        remaining = discounted_lengths(trajectory.steps_left(), gamma)  # [T, B]
         value = trajectory.notes["value"] * mask * remaining * self.network.reward_scale
         advantage = gae(reward, discount, value, self.config.gae_trace)
         per_step = (advantage + value) / remaining
@@ -246,11 +246,11 @@ class PPO:
         for _ in range(self.config.epochs):
             order = torch.randperm(num_trials, generator=generator).to(batch.mask.device)
             for index in order.chunk(self.config.minibatches):
-                yield batch.trials(index)
+                yield batch.trials(index)  # [T, B, ...] -> [T, B / minibatches, ...]
 
     def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
         """Take one gradient step; return the metrics of the minibatch."""
-        policy, value = self.network(Seen(*batch.inputs, trial_length))
+        policy, value = self.network(Seen(*batch.inputs, trial_length))  # [T, B, ...] -> [T, B]
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         policy_loss = -masked_mean(
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask

@@ -44,6 +44,9 @@ def train(
 ) -> Run:
     """Train the agent of an experiment.
 
+    This sets torch's number of CPU threads and its precision to those of the config, on which the bits of a
+    run depend.
+
     Args:
         config: the name of a shipped config, a YAML file, or its sections as a mapping.
         overrides: settings to change, by dotted key: ``{"agent.core.hidden_size": 64}``; or as text,
