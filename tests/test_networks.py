@@ -1,7 +1,6 @@
 from collections.abc import Callable
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
