@@ -1,7 +1,6 @@
 from collections.abc import Callable
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,71 +8,8 @@ from torch.func import functional_call, vmap
 
 from rl2meta.agents.maml_regression import RegressionNetwork
 from rl2meta.agents.policy_gradient import PolicyNetwork
-from rl2meta.networks import Categorical, Gaussian, RecurrentCore, Tanh, action_head, mlp, stacked
+from rl2meta.networks import Categorical, Gaussian, Tanh, action_head, mlp, stacked
 from rl2meta.randomness import generator
-
-
-def _numpy_lstm(core: RecurrentCore, xs: np.ndarray) -> np.ndarray:
-    """The LSTM of Hochreiter and Schmidhuber, gate by gate (PyTorch's order: i, f, g, o)."""
-    params = {name: p.detach().numpy().astype(np.float64) for name, p in core.lstm.named_parameters()}
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
-    for layer in range(core.lstm.num_layers):
-        w, u, b, d = (params[f"{n}_l{layer}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        h = c = np.zeros((xs.shape[1], core.lstm.hidden_size))
-        outs = []
-        for x in xs:
-            i, f, g, o = np.split(x @ w.T + b + h @ u.T + d, 4, axis=1)
-            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-            h = sigmoid(o) * np.tanh(c)
-            outs.append(h)
-        xs = np.stack(outs)
-    return xs
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_one_step_at_a_time_equals_all_at_once_equals_numpy(layers: int) -> None:
-    core = RecurrentCore(3, 8, layers)
-    x = torch.randn(11, 5, 3)
-    state, stepped = core.begin(5), []
-    for row in x:
-        features, state = core.step(row, state)
-        stepped.append(features)
-    torch.testing.assert_close(torch.stack(stepped), core(x), atol=1e-6, rtol=1e-5)
-    np.testing.assert_allclose(core(x).detach().numpy(), _numpy_lstm(core, x.double().numpy()), atol=1e-6)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("learning", [True, False])
-def test_many_rows_step_through_the_fused_layer_and_few_cell_by_cell_to_the_same(
-    layers: int, learning: bool
-) -> None:
-    core, calls = RecurrentCore(3, 8, layers), []
-    x = torch.randn(9, 64, 3, generator=generator(0, "x"))
-    core.lstm.register_forward_hook(lambda *call: calls.append(call))
-    with torch.set_grad_enabled(learning):
-        together, parts, steps = core.begin(64), [core.begin(1), core.begin(63)], []
-        for row in x:
-            features, together = core.step(row, together)
-            assert len(calls) == 1
-            apart = [core.step(*part) for part in zip(row.split([1, 63]), parts, strict=True)]
-            assert len(calls) == 1
-            calls.clear()
-            parts = [state for _, state in apart]
-            steps.append(features)
-            _close(features, torch.cat([each for each, _ in apart]))
-            for one, others in zip(together, zip(*parts, strict=True), strict=True):
-                _close(one, torch.cat(others, dim=1))
-        _close(torch.stack(steps), core(x))
-
-
-def _close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
-
-
-def test_the_forget_gate_starts_open() -> None:
-    core = RecurrentCore(2, 4, 1)
-    assert core.lstm.bias_ih_l0[4:8].tolist() == [1.0] * 4
-    assert core.lstm.bias_ih_l0.sum() == 4 and core.lstm.bias_hh_l0.abs().sum() == 0
 
 
 def test_categorical_agrees_with_torch_distributions() -> None:
@@ -217,11 +153,12 @@ def test_a_zero_observation_leaves_no_layer_dead() -> None:
 
 
 def test_continuous_policies_start_with_the_deviation_that_is_asked_for() -> None:
+    from rl2meta.agents.cores.recurrent import LSTMConfig
     from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-    from rl2meta.agents.rl2 import RL2Config, RL2Learner
+    from rl2meta.agents.rl2 import RL2Config, rl2_learner
 
     spaces = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
-    rl2 = RL2Learner(*spaces, RL2Config(hidden_size=4, initial_deviation=0.25))
+    rl2 = rl2_learner(*spaces, RL2Config(core=LSTMConfig(hidden_size=4), initial_deviation=0.25))
     maml = MAMLTRPOLearner(*spaces, MAMLTRPOConfig(hidden_sizes=[4], initial_deviation=0.25))
     for head in (rl2.network.policy, maml.inner.network.head):
         policy = head(torch.randn(20_000, 4))

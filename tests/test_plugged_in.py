@@ -15,8 +15,9 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from rl2meta.agents.cores.recurrent import LSTMConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
@@ -174,7 +175,8 @@ def test_evaluations_keep_few_environments_side_by_side() -> None:
 def test_the_truth_of_an_environment_reaches_the_evaluation() -> None:
     agent = references_of(load(), 2)  # defined on every family without references of its own
     assert list(agent) == ["random"]
-    learner = RL2Learner(NUMBERS.observation_space, NUMBERS.action_space, RL2Config(hidden_size=4))
+    config = RL2Config(core=LSTMConfig(hidden_size=4))
+    learner = rl2_learner(NUMBERS.observation_space, NUMBERS.action_space, config)
     held_out = sample_tasks(NUMBERS, 5, 0, "test")
     result = evaluate(learner.agent, RolloutWorker(NUMBERS), held_out, 2, seed=0)
     assert result.regrets is not None
@@ -222,7 +224,7 @@ def test_recurrent_ppo_trains_on_trials_of_a_plug_in() -> None:
 def test_our_agents_in_evaluate_policy_earn_what_they_earn_in_a_rollout(kind: str) -> None:
     spaces = NUMBERS.observation_space, NUMBERS.action_space
     learner = (
-        RL2Learner(*spaces, RL2Config(hidden_size=8))
+        rl2_learner(*spaces, RL2Config(core=LSTMConfig(hidden_size=8)))
         if kind == "rl2"
         else MAMLTRPOLearner(*spaces, MAMLTRPOConfig(hidden_sizes=[8], episodes_per_phase=2))
     )
