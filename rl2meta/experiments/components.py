@@ -39,7 +39,6 @@ from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
-from rl2meta.workers.plugged_in import AT_ONCE, PluggedIn
 
 LearnerFactory = Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
 ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
@@ -120,8 +119,7 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
 
 def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     """Return the worker that plays an experiment's tasks; ``close`` it when there is nothing left to play."""
-    most = AT_ONCE if isinstance(config.law, PluggedIn) else None
-    return RolloutWorker(config.distribution, device, most)
+    return RolloutWorker(config.distribution, device)
 
 
 def make_training_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
