@@ -20,12 +20,10 @@ from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.learner_state import under
+from rl2meta.parts import in_parts
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 Weights = Mapping[str, Tensor]
-
-
-_NUMBERS_AT_ONCE = 2**28
 
 
 AT_TEST = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
@@ -238,10 +236,9 @@ class MAMLAgent:
     def adapt(self, carry: MAMLCarry, trajectory: Trajectory) -> MAMLCarry:
         """Take an inner step on what was just lived; thousands of tasks in as few parts as memory allows."""
         num_tasks = trajectory.mask.shape[1] // self.phase.lanes_per_task
-        at_once = max(1, _NUMBERS_AT_ONCE // self.numbers_per_task(trajectory))
         parts = [
-            self._adapt_some(carry.adapted, trajectory, slice(start, start + at_once))
-            for start in range(0, num_tasks, at_once)
+            self._adapt_some(carry.adapted, trajectory, tasks)
+            for tasks in in_parts(num_tasks, self.numbers_per_task(trajectory))
         ]
         return carry._replace(adapted=parts[0] if len(parts) == 1 else _joined(parts))
 
@@ -252,11 +249,11 @@ class MAMLAgent:
         return self.inner.advance(adapted.of(tasks), rows)
 
     def numbers_per_task(self, trajectory: Trajectory) -> int:
-        """Return about how many numbers adapting to a task holds at once."""
+        """Return about how many numbers adapting to a task holds; its derivative holds twice as many."""
         rows = len(trajectory.mask) * self.phase.lanes_per_task
         units = sum(weight.shape[-1] for weight in self.meta.network.parameters())
         weights = sum(weight.numel() for weight in self.meta.network.parameters())
-        return 8 * rows * units + 4 * weights
+        return 4 * rows * units + 2 * weights
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:

@@ -25,8 +25,6 @@ from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
 
-_NUMBERS_AT_ONCE = 2**27  # in the graph of the tasks that are differentiated together
-
 
 class MAMLTRPOConfig(PolicyGradientConfig):
     """The hyper-parameters of MAML-TRPO."""
@@ -97,7 +95,7 @@ class MAMLTRPOLearner:
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step."""
         cfg, whole = self.config, self.outer_problem(trial)
-        problem = whole.parts(self._tasks_at_once(trial))
+        problem = whole.parts(self._numbers_per_task(trial))
         start = parameters_to_vector(self.meta.parameters()).detach()
         gradient, old, before = problem.linearised(start)
         index = _some(whole.support[0].weight.shape[1], cfg.curvature_fraction, generator)
@@ -150,9 +148,9 @@ class MAMLTRPOLearner:
             query = query._replace(advantage=standardised(query.advantage, query.weight))
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
 
-    def _tasks_at_once(self, trial: Trial) -> int:
-        numbers = len(trial.phases) * self.agent.numbers_per_task(trial.phases[0])
-        return max(1, _NUMBERS_AT_ONCE // numbers)
+    def _numbers_per_task(self, trial: Trial) -> int:
+        """Return about how many numbers the graph of a task holds, through all inner steps."""
+        return len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights as named tensors."""

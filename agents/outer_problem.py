@@ -1,6 +1,5 @@
 """MAML's outer problem: a batch of trials as functions of the flat vector of all that is learnt."""
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,6 +10,7 @@ from torch import Tensor, nn
 from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, normalised
 from rl2meta.agents.policy_gradient import PolicyGradient
 from rl2meta.networks import ActionDistribution
+from rl2meta.parts import in_parts
 from rl2meta.trust_region import Measured, Product, gauss_newton_product
 
 
@@ -54,12 +54,14 @@ class OuterProblem:
         share = self.query.weight.sum(dim=1, keepdim=True)  # of each task among all, of other parts too
         return replace(self, support=support, query=query._replace(weight=share * query.weight))
 
-    def parts(self, at_once: int) -> "Parts":
-        """Return the same problem in parts of at most ``at_once`` tasks, about equally many each."""
-        num_tasks = len(self.query.weight)
-        size = math.ceil(num_tasks / math.ceil(num_tasks / at_once))
-        starts = range(0, num_tasks, size)
-        return Parts(tuple(self._of(slice(start, start + size)) for start in starts))
+    def parts(self, numbers_per_task: int) -> "Parts":
+        """Return the same problem in parts that memory holds, for a task's graph of so many numbers.
+
+        What the parts come to is added up, and rounded by how many there are: as few as possible, and not
+        of sixteens.
+        """
+        tasks = in_parts(len(self.query.weight), numbers_per_task, multiple_of=1)
+        return Parts(tuple(self._of(part) for part in tasks))
 
     def _of(self, tasks: slice) -> "OuterProblem":
         support = tuple(phase.of(tasks) for phase in self.support)

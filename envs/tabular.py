@@ -11,12 +11,12 @@ from torch import Tensor
 
 from rl2meta.dynamic_programming import Optimum, solve
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=2, le=1000)]
 _Deviation = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-_SOLVED_AT_ONCE = 2**24  # numbers in the Q* of one call: memory stays bounded however many tasks there are
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -72,9 +72,9 @@ class TabularMDPs:
     def optima(self, tasks: Tasks) -> Iterator[Optimum]:
         """Solve the MDPs, as many at a time as memory is sure to hold."""
         means, transitions = _parameters(tasks)
-        at_once = max(1, _SOLVED_AT_ONCE // (self.horizon * self.num_states * self.num_actions))
-        for part in zip(torch.split(means, at_once), torch.split(transitions, at_once), strict=True):
-            yield solve(*part, self.horizon)
+        numbers = 8 * self.horizon * self.num_states * self.num_actions  # Q*, and all on the way to it
+        for part in in_parts(len(tasks), numbers):
+            yield solve(means[part], transitions[part], self.horizon)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the posteriors are too many to enumerate."""

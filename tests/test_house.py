@@ -17,7 +17,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"rl2meta": ROOT / "rl2meta", "rl2meta.envs": ROOT / "envs", "rl2meta.agents": ROOT / "agents"}
 FOLDERS["rl2meta.configs"] = ROOT / "configs"
 LINKS = {"envs", "agents", "configs"}
-ENVS_MAY = {"tasks", "randomness", "dynamic_programming"}
+ENVS_MAY = {"tasks", "randomness", "dynamic_programming", "parts"}
 ROOMS = {"envs": "envs", "agents": "agents", "configs": "configs", "experiments": "experiments"}
 ROOMS |= {"speed": "speed", "commands": "terminal", "cli": "terminal", "__main__": "terminal"}
 """The rooms that know agents and families; every other file of the package belongs to the spine."""
@@ -41,6 +41,7 @@ AGENTS_MAY = {
     "config",
     "spaces",
     "randomness",
+    "parts",
 }
 
 

@@ -20,7 +20,7 @@ from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.errors import UserError
-from rl2meta.evaluation import evaluate
+from rl2meta.evaluation import SINGLES_TOGETHER, evaluate
 from rl2meta.experiments.components import COMPONENTS, make_worker, references_of
 from rl2meta.experiments.config import Components, RunConfig, load_config
 from rl2meta.experiments.rehearsal import rehearse
@@ -157,16 +157,18 @@ def test_the_horizon_of_an_id_is_written_out() -> None:
 def test_evaluations_keep_few_environments_side_by_side() -> None:
     config = load()
     worker = make_worker(config, torch.device("cpu"))
-    assert worker.most_envs == 256
-    worker.most_envs = 6
     made = []
     make_envs = worker.distribution.make_envs
     worker.distribution.make_envs = lambda n, device: made.append(n) or make_envs(n, device)  # type: ignore[method-assign]
     agent = references_of(config, 2)["random"].build()
-    held_out = sample_tasks(config.distribution, 14, 0, "test")
+    num_tasks = 2 * SINGLES_TOGETHER + 2
+    held_out = sample_tasks(config.distribution, num_tasks, 0, "test")
     result = evaluate(agent, worker, held_out, 2, seed=0)
-    assert result.rewards.shape == (14, 2) and made == [6, 2]  # 6, 6 again, and the 2 that are left
+    assert result.rewards.shape == (num_tasks, 2)
+    assert made == [SINGLES_TOGETHER, 2]  # those that are there are used again
     assert (result.steps > 5).all() and (result.rewards == result.steps).all()
+    first = evaluate(agent, worker, held_out[:SINGLES_TOGETHER], 2, seed=0)
+    assert np.array_equal(first.steps, result.steps[:SINGLES_TOGETHER])
 
 
 # Truth, oracles, references

@@ -24,7 +24,6 @@ from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker, Worker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import AgentKind, Learner
-from rl2meta.workers.plugged_in import AT_ONCE, PluggedIn
 
 FAMILIES: Parts[Any] = Parts(catalogue.DISTRIBUTIONS, catalogue.FAMILY_GROUP, load_family)
 AGENTS: Parts[AgentKind] = Parts(catalogue.AGENTS, catalogue.AGENT_GROUP, load_agent)
@@ -62,8 +61,7 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
 
 def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     """Return the worker that plays an experiment's tasks; ``close`` it when there is nothing left to play."""
-    most = AT_ONCE if isinstance(config.law, PluggedIn) else None
-    return RolloutWorker(config.distribution, device, most)
+    return RolloutWorker(config.distribution, device)
 
 
 def make_training_worker(config: RunConfig, device: torch.device) -> Worker:

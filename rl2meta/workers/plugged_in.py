@@ -17,8 +17,6 @@ from rl2meta.workers.scout import first_look
 from rl2meta.workers.settings import WorkerSettings
 from rl2meta.workers.solo import Solo
 
-AT_ONCE = 256
-"""Environments side by side in an evaluation, unless a phase has more lanes; part of what fixes its luck."""
 _SEED_BITS = 31  # of an environment's seed: some hand it to libraries that take no more
 _ENDLESS = -1
 

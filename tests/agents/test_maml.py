@@ -18,6 +18,7 @@ from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.errors import UserError
+from rl2meta.parts import MOST_NUMBERS, at_most
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
@@ -267,15 +268,12 @@ def test_advantages_between_tasks_where_none_is_standardised_within() -> None:
     assert float((query.weight * query.advantage**2).sum()) == pytest.approx(1, rel=1e-5)
 
 
-def test_thousands_of_tasks_adapt_in_parts_as_they_do_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_thousands_of_tasks_adapt_in_parts_as_they_do_at_once() -> None:
     for settings in ({}, {"support_phases": 1}):
         learner = learner_on(FAMILIES["continuous"], **settings)
         whole = lived(learner, FAMILIES["continuous"], 3, num_tasks=7)
-        monkeypatch.setattr(
-            "rl2meta.agents.maml._NUMBERS_AT_ONCE", 2 * learner.agent.numbers_per_task(whole.phases[0])
-        )
-        parts = lived(learner, FAMILIES["continuous"], 3, num_tasks=7)
-        monkeypatch.undo()
+        with at_most(2 * learner.agent.numbers_per_task(whole.phases[0])):
+            parts = lived(learner, FAMILIES["continuous"], 3, num_tasks=7)
         for one, other in zip(whole.phases, parts.phases, strict=True):
             torch.testing.assert_close(one.reward, other.reward)
 
@@ -433,7 +431,7 @@ def test_advantages_are_standardised_over_what_counts_in_each_task() -> None:
 
 def test_parts_of_some_tasks_add_up_to_the_whole() -> None:
     problem, x = problem_of(PointNavigation(horizon=5), 2)
-    (whole, apart), index = (problem.parts(len(problem.query.weight)), problem.parts(1)), torch.arange(4)
+    (whole, apart), index = (problem.parts(1), problem.parts(MOST_NUMBERS)), torch.arange(4)
     assert len(whole.problems) == 1 and len(apart.problems) == len(problem.query.weight) > 1
     (gradient, old, measured), (want, theirs, same) = apart.linearised(x), whole.linearised(x)
     torch.testing.assert_close(gradient, want)
