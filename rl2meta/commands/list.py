@@ -8,7 +8,7 @@ from rich.console import Console
 from rich.table import Table
 
 from rl2meta.errors import UserError
-from rl2meta.experiments.components import AGENTS, DISTRIBUTIONS, REFERENCES, shipped_configs
+from rl2meta.experiments.components import AGENTS, DISTRIBUTIONS, default_references, shipped_configs
 from rl2meta.experiments.papers import papers
 from rl2meta.experiments.plugins import GROUP, load, offered
 from rl2meta.experiments.sections import TrainingConfig
@@ -22,8 +22,7 @@ def print_components() -> None:
     _print(f"task distributions of other packages (entry points {GROUP})", _offered())
     for name, family in DISTRIBUTIONS.items():
         _print(f"settings of {name}", _settings(family.__pydantic_fields__))
-    for name, factory in REFERENCES.items():
-        known = factory(DISTRIBUTIONS[name](), 1)
+    for name, known in default_references().items():
         _print(f"references on {name}", {key: reference.description for key, reference in known.items()})
     for name, kind in AGENTS.items():
         _print(f"settings of agent {name}", _settings(kind.config.model_fields))

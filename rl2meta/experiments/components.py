@@ -13,13 +13,8 @@ from pydantic import BaseModel
 
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-from rl2meta.agents.references.anything import random_references
-from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
-from rl2meta.agents.references.dependent_bandits import dependent_references
-from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
+from rl2meta.agents.references.catalogue import references_on
 from rl2meta.agents.references.reference import Reference
-from rl2meta.agents.references.tabular import tabular_references
-from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, RL2Learner
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
@@ -35,6 +30,7 @@ from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
 from rl2meta.experiments.plugins import Families
+from rl2meta.models import model_of, said_model
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution
@@ -42,7 +38,6 @@ from rl2meta.training import Learner
 from rl2meta.workers.plugged_in import AT_ONCE, PluggedIn
 
 LearnerFactory = Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
-ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
 
 
 @dataclass(frozen=True)
@@ -86,26 +81,6 @@ AGENTS: Mapping[str, AgentKind] = {
     "maml_regression": AgentKind(MAMLRegressionConfig, MAMLRegressionLearner, _INNER),
 }
 
-REFERENCES: Mapping[str, ReferenceFactory] = {
-    "bernoulli_bandits": lambda d, episodes: bernoulli_references(
-        d.num_arms, episodes, uniform_prior=(d.low, d.high) == (0, 1)
-    ),
-    "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes, d.mean),
-    "dependent_bandits": lambda d, episodes: dependent_references(d.law, episodes),
-    "two_step": lambda d, episodes: two_step_references(d.high, d.low, d.switch_probability),
-    "tabular_mdps": lambda d, episodes: tabular_references(
-        d.num_states,
-        d.num_actions,
-        d.horizon,
-        reward_mean=d.reward_mean,
-        reward_deviation=d.reward_deviation,
-        noise=d.noise,
-        concentration=d.concentration,
-    ),
-    "dark_rooms": lambda d, episodes: dark_room_references(*d.layout_tables()[:3]),
-    "key_to_door": lambda d, episodes: key_to_door_references(*d.layout_tables()[:3]),
-}
-
 FAMILIES = Families(DISTRIBUTIONS)
 COMPONENTS = Components(FAMILIES, {name: kind.config for name, kind in AGENTS.items()})
 
@@ -144,17 +119,24 @@ def judged_episodes(config: RunConfig) -> int:
 
 
 def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
-    """Return the references that are defined on the experiment's family, by name.
+    """Return the references that are defined on the model of the experiment's family, by name.
 
-    None where the task is revealed: they read the family's own observations. A family without any of its
-    own has ``random``, which reads nothing.
+    None where the task is revealed: they read the family's own observations. A family that says no model has
+    ``random``, which reads nothing.
+
+    Raises:
+        UserError: for a model that does not fit the family.
     """
     if config.settings.reveal_task:
         return {}
-    factory = REFERENCES.get(config.distribution_name)
-    if factory is None:
-        return random_references(config.law.action_space)
-    return factory(config.law, num_episodes)
+    return references_on(model_of(config.law), config.law.action_space, num_episodes)
+
+
+def default_references() -> dict[str, dict[str, Reference]]:
+    """Return the references on each built-in family that says a model, at its default settings."""
+    ready = {name: family() for name, family in DISTRIBUTIONS.items() if not _required_keys(family)}
+    laws = {name: family for name, family in ready.items() if said_model(family) is not None}
+    return {name: references_on(model_of(law), law.action_space, 1) for name, law in laws.items()}
 
 
 def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:
@@ -193,6 +175,10 @@ def read_config(source: str, overrides: list[str]) -> RunConfig:
         UserError: if there is no such config, or it has faults.
     """
     return load_config(_config_text(source), source, overrides, COMPONENTS)
+
+
+def _required_keys(family: Any) -> list[str]:
+    return [name for name, key in family.__pydantic_fields__.items() if key.is_required()]
 
 
 def _config_text(source: str) -> str:
