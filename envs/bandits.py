@@ -14,6 +14,7 @@ from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.bayes_optimal import bayes_optimal_bernoulli
+from rl2meta.models import BernoulliArms, GaussianArms
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
@@ -41,6 +42,11 @@ class BernoulliBandits:
     def _in_order(self) -> Self:
         check_order(self.low, self.high)
         return self
+
+    @property
+    def model(self) -> BernoulliArms:
+        """What the tasks are."""
+        return BernoulliArms(self.num_arms, self.low, self.high)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -71,13 +77,8 @@ class BernoulliBandits:
         return arm_means(tasks).amax(dim=1)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return the exact value of the best strategy over ``num_episodes`` pulls, where it is tractable.
-
-        None for other bounds than 0 and 1: the posteriors are then no Beta distributions.
-        """
-        if (self.low, self.high) != (0.0, 1.0):
-            return None
-        return bayes_optimal_bernoulli(self.num_arms, num_episodes)
+        """Return the exact value of the best strategy over ``num_episodes`` pulls, where it is tractable."""
+        return bayes_optimal_bernoulli(self.num_arms, num_episodes, self.low, self.high)
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -94,6 +95,11 @@ class GaussianBandits:
     mean: Annotated[float, Field(ge=-1e6, le=1e6, allow_inf_nan=False, description="of the arms' means")] = (
         0.0
     )
+
+    @property
+    def model(self) -> GaussianArms:
+        """What the tasks are."""
+        return GaussianArms(self.num_arms, self.mean)
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -6,6 +6,8 @@ from math import comb
 import numpy as np
 from numpy.typing import NDArray
 
+from rl2meta.predictions import predictive_means
+
 MAX_TRANSITIONS = 20_000_000
 """Bandits with more (state, arm, outcome) triples count as intractable: some seconds and half a gigabyte."""
 
@@ -15,12 +17,15 @@ _Level = tuple[_Codes, _Codes]  # arms of each state [N, k], successors [2, N, k
 
 
 @lru_cache(maxsize=64)
-def bayes_optimal_bernoulli(num_arms: int, num_pulls: int) -> float | None:
-    """Return the greatest expected total reward of ``num_pulls`` pulls of arms with means pᵢ ~ U[0, 1].
+def bayes_optimal_bernoulli(
+    num_arms: int, num_pulls: int, low: float = 0.0, high: float = 1.0
+) -> float | None:
+    """Return the greatest expected total reward of ``num_pulls`` pulls of arms with means pᵢ ~ U[low, high].
 
     V_t(x) = maxᵢ p̂ᵢ (1 + V_{t+1}(x + success of i)) + (1 − p̂ᵢ) V_{t+1}(x + failure of i), V_n = 0, where
-    p̂ᵢ = (sᵢ + 1) / (sᵢ + fᵢ + 2) and x is the multiset of the arms' (successes sᵢ, failures fᵢ): arms are
-    exchangeable, and beyond ``num_pulls`` arms every further one stays untouched. Solved backwards.
+    p̂ᵢ is the arm's posterior mean, on [0, 1] (sᵢ + 1) / (sᵢ + fᵢ + 2), and x is the multiset of the arms'
+    (successes sᵢ, failures fᵢ): arms are exchangeable, and beyond ``num_pulls`` arms every further one stays
+    untouched. Solved backwards.
 
     Returns:
         The value, or None, at once, where the dynamic programme exceeds ``MAX_TRANSITIONS``.
@@ -32,13 +37,13 @@ def bayes_optimal_bernoulli(num_arms: int, num_pulls: int) -> float | None:
         raise ValueError(f"expected num_arms and num_pulls >= 1, got {num_arms} and {num_pulls}")
     arms = min(num_arms, num_pulls)
     if arms == 1:
-        return num_pulls / 2
+        return num_pulls * (low + high) / 2
     if 2 * arms * comb(num_pulls + 3, 4) // 2 > MAX_TRANSITIONS:  # two arms alone, each pair in both orders
         return None
     sizes = _num_states(arms, num_pulls)
     if 2 * arms * sum(sizes) > MAX_TRANSITIONS:
         return None
-    return _solve_backwards(_enumerate_levels(arms, sizes))
+    return _solve_backwards(_enumerate_levels(arms, sizes), predictive_means(num_pulls, low, high))
 
 
 def _num_states(num_arms: int, num_pulls: int) -> list[int]:
@@ -88,8 +93,8 @@ def _advance(arms: _Codes, weights: NDArray[np.uint64], size: int) -> tuple[_Cod
     return inverse.reshape(outcomes.shape).astype(np.int32), after
 
 
-def _solve_backwards(levels: list[_Level]) -> float:
-    means, value = _means(len(levels)), np.zeros(1)
+def _solve_backwards(levels: list[_Level], means: _Floats) -> float:
+    value = np.zeros(1)
     for arms, successors in reversed(levels):
         mean, after = means[arms], value[successors]
         value = (mean * (1 + after[0]) + (1 - mean) * after[1]).max(axis=1)
@@ -109,15 +114,6 @@ def _outcomes(arms: _Codes) -> _Codes:
     pulls = _pulls(int(arms.max()) + 1)[arms]
     failure = arms + pulls + 1
     return np.stack([failure + 1, failure]).astype(np.int32)
-
-
-def _means(num_pulls: int) -> _Floats:
-    """Return the posterior mean of every code."""
-    codes = np.arange(num_pulls * (num_pulls + 1) // 2)
-    pulls = _pulls(len(codes))
-    successes = codes - pulls * (pulls + 1) // 2
-    means: _Floats = (successes + 1) / (pulls + 2)
-    return means
 
 
 def _pulls(num_codes: int) -> NDArray[np.int64]:

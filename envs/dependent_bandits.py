@@ -15,6 +15,7 @@ from torch import Tensor
 
 from rl2meta.envs.bandits import Pulls, arm_means
 from rl2meta.envs.batched import TensorVectorEnv
+from rl2meta.models import DependentArms
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 Law = Literal["uniform", "easy", "medium", "hard"]
@@ -44,6 +45,11 @@ class DependentBandits:
     """
 
     law: Annotated[Law, Field(description=f"of p₁: {', '.join(get_args(Law))}")] = "uniform"
+
+    @property
+    def model(self) -> DependentArms:
+        """What the tasks are."""
+        return DependentArms(_BETTER.get(self.law))
 
     @property
     def observation_space(self) -> gym.Space[Any]:

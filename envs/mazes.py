@@ -15,6 +15,7 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.models import HiddenGoals
 from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
@@ -68,6 +69,11 @@ class DarkRooms:
 
     def __post_init__(self) -> None:
         _check_fit(self.size, self.layout)
+
+    @property
+    def model(self) -> HiddenGoals:
+        """What the tasks are."""
+        return HiddenGoals(*self.layout_tables()[:3], num_goals=1)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -133,6 +139,11 @@ class KeyToDoor:
 
     def __post_init__(self) -> None:
         _check_fit(self.size, self.layout)
+
+    @property
+    def model(self) -> HiddenGoals:
+        """What the tasks are."""
+        return HiddenGoals(*self.layout_tables()[:3], num_goals=2)
 
     @property
     def observation_space(self) -> gym.Space[Any]:

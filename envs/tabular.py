@@ -11,6 +11,7 @@ from torch import Tensor
 
 from rl2meta.dynamic_programming import Optimum, solve
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.models import TabularMDP
 from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
@@ -43,6 +44,19 @@ class TabularMDPs:
     concentration: Annotated[
         float, Field(ge=1e-3, le=1e6, description="α: small, and a step leads nearly always to one state")
     ] = 1.0
+
+    @property
+    def model(self) -> TabularMDP:
+        """What the tasks are."""
+        return TabularMDP(
+            self.num_states,
+            self.num_actions,
+            self.horizon,
+            reward_mean=self.reward_mean,
+            reward_deviation=self.reward_deviation,
+            noise=self.noise,
+            concentration=self.concentration,
+        )
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -12,6 +12,7 @@ from torch import Tensor
 from rl2meta.envs.bandits import Chance, check_order
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.dependent_bandits import bayes_optimal_dependent
+from rl2meta.models import TwoStepTask
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 MAX_SWITCHES = 64
@@ -57,6 +58,11 @@ class TwoStep:
     def _in_order(self) -> Self:
         check_order(self.low, self.high)
         return self
+
+    @property
+    def model(self) -> TwoStepTask:
+        """What the tasks are."""
+        return TwoStepTask(self.high, self.low, self.switch_probability)
 
     @property
     def observation_space(self) -> gym.Space[Any]:

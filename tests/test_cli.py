@@ -138,7 +138,7 @@ def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy
     assert home["trained_with"] == {}
     assert abroad["trained_with"] == {"distribution.low": 0.0, "training.episodes_per_trial": 5}
     assert abroad["distribution"] == "BernoulliBandits(num_arms=2, low=0.9, high=1.0)"
-    assert abroad["episodes"] == 8 and abroad["bayes_optimal_return"] is None
+    assert abroad["episodes"] == 8 and 0.95 * 8 < abroad["bayes_optimal_return"] < 0.97 * 8
     for said in abroad["agents"].values():
         assert 0.9 * 8 < said["mean_return"] < 8
     assert np.load(copy / "evaluation_2" / "arrays.npz")["rl2/regrets"].shape == (300, 8)

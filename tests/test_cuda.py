@@ -13,7 +13,7 @@ from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.references.bandits import bernoulli_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
-from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
+from rl2meta.agents.references.mazes import hidden_goal_references
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
@@ -177,11 +177,12 @@ def _on_cpu(phase: Trajectory) -> Trajectory:
 
 FAMILIES = [
     (BANDITS, bernoulli_references(5, 10)),
-    (DependentBandits(), dependent_references("uniform", 10)),
+    (BernoulliBandits(3, 0.2, 0.7), bernoulli_references(3, 10, 0.2, 0.7)),
+    (DependentBandits(), dependent_references(None, 10)),
     (TwoStep(switch_probability=0.1), two_step_references(0.9, 0.1, 0.1)),
     (TabularMDPs(), tabular_references(10, 5, 10)),
-    (DarkRooms(), dark_room_references(*DarkRooms().layout_tables()[:3])),
-    (KeyToDoor(), key_to_door_references(*KeyToDoor().layout_tables()[:3])),
+    (DarkRooms(), hidden_goal_references(*DarkRooms().layout_tables()[:3], 1)),
+    (KeyToDoor(), hidden_goal_references(*KeyToDoor().layout_tables()[:3], 2)),
 ]
 
 

@@ -19,7 +19,6 @@ from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings
-from rl2meta.experiments import components
 from rl2meta.experiments import contest as command
 from rl2meta.experiments import overrides as overrides_module
 from rl2meta.experiments import restore as restore_module
@@ -106,16 +105,9 @@ def test_an_evaluation_may_be_longer_than_training() -> None:
     assert command.Contest(CONFIG, RolloutWorker(CONFIG.distribution), 0, 10).episodes == 5
 
 
-def test_references_are_built_for_the_trial_that_is_judged(monkeypatch: pytest.MonkeyPatch) -> None:
-    asked: list[int] = []
-
-    def factory(law: Any, episodes: int) -> dict[str, Reference]:
-        asked.append(episodes)
-        return {}
-
-    monkeypatch.setattr(components, "REFERENCES", {"bernoulli_bandits": factory})
-    chosen_references(read_config("smoke", ["evaluation.episodes_per_trial=9", "evaluation.against=[all]"]))
-    assert asked == [9]
+def test_references_are_built_for_the_trial_that_is_judged() -> None:
+    config = read_config("smoke", ["evaluation.episodes_per_trial=9", "evaluation.against=[all]"])
+    assert chosen_references(config)["gittins"].build().rule.keywords["num_pulls"] == 9  # type: ignore[attr-defined]
 
 
 def test_what_is_written_of_one_trained_agent(trained: Path, tmp_path: Path) -> None:

@@ -7,7 +7,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.bandits import IndexAgent, Statistics
+from rl2meta.agents.references.bandits import IndexAgent
+from rl2meta.agents.references.priors import Statistics
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TensorVectorEnv
 from rl2meta.envs.navigation import PointNavigation

@@ -5,33 +5,23 @@ only in the rule that scores the arms. What a rule knows is the same for all: pu
 """
 
 from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
-from typing import NamedTuple, Protocol
 
 import torch
 from torch import Tensor
 
 from rl2meta.agents.references.gittins import gittins_index, gittins_indices
+from rl2meta.agents.references.priors import (
+    BetaPrior,
+    NormalPrior,
+    Prior,
+    Statistics,
+    TruncatedBetaPrior,
+    refuse_longer_trials,
+)
 from rl2meta.agents.references.reference import Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
-
-
-class Statistics(NamedTuple):
-    """The carry: what has been seen of B bandits with k arms.
-
-    Attributes:
-        pulls: Nᵢ, float [B, k].
-        totals: the sum of each arm's rewards, float [B, k].
-        steps: t, pulls so far in each bandit, known without asking the device.
-        generator: of the rules' draws.
-    """
-
-    pulls: Tensor
-    totals: Tensor
-    steps: int
-    generator: torch.Generator
-
 
 Rule = Callable[[Statistics], Tensor]
 """Scores the arms, float [B, k]; the agent pulls the arm of the highest."""
@@ -73,82 +63,6 @@ class IndexAgent:
         )
 
 
-class Prior(Protocol):
-    """What is believed of an arm before it is pulled, and so after it was."""
-
-    def weight(self, seen: Statistics) -> Tensor:
-        """Return the pulls, those counted in that the prior is worth, [B, k]."""
-        ...
-
-    def mean(self, seen: Statistics) -> Tensor:
-        """Return the posterior mean of each arm's mean, [B, k]."""
-        ...
-
-    def sample(self, seen: Statistics, num_samples: int) -> Tensor:
-        """Draw the arms' means from the posterior, [num_samples, B, k]."""
-        ...
-
-    def log_density(self, seen: Statistics, means: Tensor) -> Tensor:
-        """Return the posterior's log-density, up to a constant in each arm, in the shape of ``means``."""
-        ...
-
-
-@dataclass(frozen=True)
-class BetaPrior:
-    """Beta(1, 1) for Bernoulli arms: after s successes in N pulls, Beta(s + 1, N − s + 1)."""
-
-    def weight(self, seen: Statistics) -> Tensor:
-        """Return N + 2: one success and one failure come before the first pull."""
-        return seen.pulls + 2
-
-    def mean(self, seen: Statistics) -> Tensor:
-        """Return (s + 1) / (N + 2)."""
-        return (seen.totals + 1) / (seen.pulls + 2)
-
-    def sample(self, seen: Statistics, num_samples: int) -> Tensor:
-        """Draw X / (X + Y) of two Gamma variables; torch's own Beta would take no generator."""
-        success, failure = (
-            torch._standard_gamma(count.expand(num_samples, *count.shape), generator=seen.generator)
-            for count in (seen.totals + 1, seen.pulls - seen.totals + 1)
-        )
-        return success / (success + failure)
-
-    def log_density(self, seen: Statistics, means: Tensor) -> Tensor:
-        """Return s ln p + (N − s) ln(1 − p), where 0 ln 0 = 0."""
-        failures = seen.pulls - seen.totals
-        log_density: Tensor = torch.xlogy(seen.totals, means) + torch.special.xlog1py(failures, -means)
-        return log_density
-
-
-@dataclass(frozen=True)
-class NormalPrior:
-    """N(m, 1) for arms with noise of variance 1: after rewards of sum R in N pulls, N((R+m)/(N+1), 1/(N+1)).
-
-    Attributes:
-        prior_mean: m.
-    """
-
-    prior_mean: float = 0.0
-
-    def weight(self, seen: Statistics) -> Tensor:
-        """Return N + 1: the prior is worth one pull that paid m."""
-        return seen.pulls + 1
-
-    def mean(self, seen: Statistics) -> Tensor:
-        """Return (R + m) / (N + 1)."""
-        return (seen.totals + self.prior_mean) / (seen.pulls + 1)
-
-    def sample(self, seen: Statistics, num_samples: int) -> Tensor:
-        """Draw from the posterior."""
-        shape = (num_samples, *seen.pulls.shape)
-        noise = torch.randn(shape, generator=seen.generator, device=seen.pulls.device)
-        return self.mean(seen) + noise * self.weight(seen).rsqrt()
-
-    def log_density(self, seen: Statistics, means: Tensor) -> Tensor:
-        """Return −(N + 1) (μ − mean)² / 2."""
-        return -0.5 * self.weight(seen) * (means - self.mean(seen)).square()
-
-
 def uniform(seen: Statistics) -> Tensor:
     """Score at random, so that every arm is equally likely to be pulled."""
     return torch.rand(seen.pulls.shape, generator=seen.generator, device=seen.pulls.device)
@@ -188,56 +102,49 @@ def optimistic_thompson(seen: Statistics, prior: Prior, samples: int) -> Tensor:
     return draws[likeliest, torch.arange(len(likeliest), device=likeliest.device)]
 
 
-def gittins(seen: Statistics, num_pulls: int) -> Tensor:
-    """Score by the Gittins index for the rest of ``num_pulls`` pulls, arms being Bernoulli with Beta(1, 1).
+def gittins(seen: Statistics, num_pulls: int, low: float = 0.0, high: float = 1.0) -> Tensor:
+    """Score by the Gittins index for the rest of ``num_pulls`` pulls of Bernoulli arms, pᵢ ~ U[low, high].
 
     Raises:
         ValueError: in a longer trial.
     """
-    if seen.steps >= num_pulls:
-        raise ValueError(
-            f"expected a trial of num_pulls={num_pulls} pulls at most, got pull {seen.steps + 1}; "
-            "build the reference for the trial's length"
-        )
+    refuse_longer_trials(seen, num_pulls)
     successes, pulls = seen.totals.long(), seen.pulls.long()
     remaining = num_pulls - pulls.sum(dim=1, keepdim=True)
-    return gittins_index(num_pulls, successes, pulls - successes, remaining)
+    return gittins_index(num_pulls, successes, pulls - successes, remaining, low, high)
 
 
 _TENTHS = tuple(i / 10 for i in range(11))
 _SAMPLES = (1, 2, 3, 5, 10, 20)  # of the paper's 1 … 20
 
 
-def bernoulli_references(num_arms: int, num_pulls: int, uniform_prior: bool = True) -> dict[str, Reference]:
-    """Return the references of ``BernoulliBandits`` by name.
-
-    All of them believe that the arms' means are uniform on [0, 1].
+def bernoulli_references(
+    num_arms: int, num_pulls: int, low: float = 0.0, high: float = 1.0
+) -> dict[str, Reference]:
+    """Return the references of Bernoulli arms with pᵢ ~ U[low, high], by name.
 
     Args:
         num_arms: k.
-        num_pulls: n, pulls in a trial; only the Gittins index depends on it.
-        uniform_prior: whether they are right; if not, their descriptions say what they believe.
+        num_pulls: n, pulls in a trial; on [0, 1] only the Gittins index depends on it.
+        low: the least that an arm's mean can be.
+        high: the most.
 
     Source: Duan et al. 2016 (arXiv 1611.02779), table 1: rules, pseudo-counts and grids.
     """
+    prior = BetaPrior() if (low, high) == (0, 1) else TruncatedBetaPrior(num_pulls, low, high)
 
     def build() -> IndexAgent:
-        gittins_indices(num_pulls)  # solved here, so that the first act of a rollout does not stall
-        return IndexAgent(num_arms, partial(gittins, num_pulls=num_pulls))
+        gittins_indices(
+            num_pulls, low, high
+        )  # solved here, so that the first act of a rollout does not stall
+        return IndexAgent(num_arms, partial(gittins, num_pulls=num_pulls, low=low, high=high))
 
-    best = "the highest finite-horizon Gittins index"
-    index = Reference(f"{best}: near-optimal" if uniform_prior else best, build)
-    references = {**_references(num_arms, BetaPrior()), "gittins": index}
-    if uniform_prior:
-        return references
-    return {
-        name: replace(reference, description=f"{reference.description}; prior U[0, 1]")
-        for name, reference in references.items()
-    }
+    index = Reference("the highest finite-horizon Gittins index: near-optimal", build)
+    return {**_references(num_arms, prior), "gittins": index}
 
 
 def gaussian_references(num_arms: int, num_pulls: int, mean: float = 0.0) -> dict[str, Reference]:
-    """Return the references of ``GaussianBandits`` whose arms' means are N(mean, 1), by name.
+    """Return the references of arms that pay N(μᵢ, 1) with μᵢ ~ N(mean, 1), by name.
 
     None of them depends on ``num_pulls``.
     """

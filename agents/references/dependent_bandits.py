@@ -1,7 +1,7 @@
 """References for two-armed bandits with p₂ = 1 − p₁: those that know it, and those that do not."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -9,7 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.bandits import BetaPrior, IndexAgent, Rule, Statistics, bernoulli_references
+from rl2meta.agents.references.bandits import IndexAgent, Rule, bernoulli_references
+from rl2meta.agents.references.priors import BetaPrior, Statistics
 from rl2meta.agents.references.reference import Reference, require
 
 
@@ -72,29 +73,22 @@ def thompson(seen: Statistics, prior: JointPrior) -> Tensor:
     return _both(prior.sample(seen))
 
 
-_PRIORS: Mapping[str, JointPrior] = {
-    "uniform": UniformPrior(),
-    "easy": TwoPointPrior(0.9),
-    "medium": TwoPointPrior(0.75),
-    "hard": TwoPointPrior(0.6),
-}
-
-
-def dependent_references(law: str, num_pulls: int) -> dict[str, Reference]:
-    """Return the references of ``DependentBandits`` by name; ``ucb1`` and ``*_independent`` know no law.
+def dependent_references(better: float | None, num_pulls: int) -> dict[str, Reference]:
+    """Return the references of two arms with p₂ = 1 − p₁ by name; ``ucb1``, ``*_independent`` know no law.
 
     Args:
-        law: uniform, easy, medium or hard.
+        better: p₁ is this or one minus this, with equal probability; None for p₁ ~ U[0, 1].
         num_pulls: n, pulls in a trial; only the Gittins index depends on it.
 
     Raises:
-        ValueError: for another law.
+        ValueError: for ``better`` outside (1/2, 1).
 
     Source: Wang et al. 2016 (arXiv 1611.05763), section 3.1, compare with UCB, Thompson sampling and the
     Gittins index for independent arms.
     """
-    require(law in _PRIORS, f"a law of {', '.join(_PRIORS)}, got {law!r}")
-    prior, independent = _PRIORS[law], bernoulli_references(2, num_pulls)
+    require(better is None or 0.5 < better < 1, f"better in (1/2, 1), or None, got {better}")
+    prior: JointPrior = UniformPrior() if better is None else TwoPointPrior(better)
+    independent = bernoulli_references(2, num_pulls)
     best = partial(greedy, prior=prior)
 
     def kept(name: str) -> Reference:

@@ -121,29 +121,18 @@ class RandomWalk:
         return carry
 
 
-def dark_room_references(next_cell: Tensor, distances: Tensor, goals: Tensor) -> dict[str, Reference]:
-    """Return the references of ``DarkRooms`` by name.
+def hidden_goal_references(
+    next_cell: Tensor, distances: Tensor, goals: Tensor, num_goals: int
+) -> dict[str, Reference]:
+    """Return the references of mazes with hidden goals by name.
 
     Args:
         next_cell: where an action leads, int64 [cells, actions].
         distances: the fewest steps from cell to cell, int64 [cells, cells].
-        goals: the cells that may be the goal, int64.
+        goals: the cells that may be goals, int64; no two goals are in one cell.
+        num_goals: how many are to be reached, in order; 1 for Dark Rooms, 2 for Key-to-Door.
     """
-    return _references(next_cell, distances, goals, num_goals=1)
 
-
-def key_to_door_references(next_cell: Tensor, distances: Tensor, goals: Tensor) -> dict[str, Reference]:
-    """Return the references of ``KeyToDoor`` by name.
-
-    Args:
-        next_cell: where an action leads, int64 [cells, actions].
-        distances: the fewest steps from cell to cell, int64 [cells, cells].
-        goals: the cells that may be key or door, but not both, int64.
-    """
-    return _references(next_cell, distances, goals, num_goals=2)
-
-
-def _references(next_cell: Tensor, distances: Tensor, goals: Tensor, num_goals: int) -> dict[str, Reference]:
     def sampling(resample: bool) -> PosteriorSampling:
         return PosteriorSampling(next_cell, distances, goals, num_goals, resample)
 

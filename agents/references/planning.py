@@ -8,14 +8,19 @@ with the constants of the implementation used there (TabulaRL, Osband).
 """
 
 import math
-from collections.abc import Callable
-from functools import reduce
-from typing import NamedTuple
+from collections.abc import Callable, Iterator, Mapping
+from functools import reduce, wraps
+from typing import Concatenate, NamedTuple, ParamSpec
 
 import torch
 from torch import Tensor
 
 from rl2meta.dynamic_programming import backward_induction, expectation, solve
+
+_Constants = ParamSpec("_Constants")
+_PLANNED_AT_ONCE = {"cpu": 2**17}  # numbers of P that fit a core's cache, with what is computed from them
+_DRAWN_AT_ONCE = {"cpu": 2**17}  # the same for what is drawn; part of what fixes the draws
+_AT_ONCE_ELSEWHERE = 2**26
 
 
 class Posterior(NamedTuple):
@@ -41,6 +46,10 @@ class Posterior(NamedTuple):
         """Return the posterior mean of P(s' | s, a), [B, S, A, S]."""
         return self.weights / self.weights.sum(dim=-1, keepdim=True)
 
+    def of(self, part: slice) -> "Posterior":
+        """Return what is believed of some of the MDPs."""
+        return self._replace(mean=self.mean[part], precision=self.precision[part], weights=self.weights[part])
+
 
 Planner = Callable[[Posterior, int], Tensor]
 """Posterior and horizon H -> Q_t(s, a), [B, H, S, A]."""
@@ -52,17 +61,44 @@ def indifferent(posterior: Posterior, horizon: int) -> Tensor:
     return posterior.mean.new_zeros(num_tasks, horizon, num_states, num_actions)
 
 
+def _some_at_a_time(
+    plan: Callable[Concatenate[Posterior, int, _Constants], Tensor],
+) -> Callable[Concatenate[Posterior, int, _Constants], Tensor]:
+    """Make a planner that draws nothing plan some MDPs at a time."""
+
+    @wraps(plan)
+    def planner(
+        posterior: Posterior, horizon: int, /, *args: _Constants.args, **kwargs: _Constants.kwargs
+    ) -> Tensor:
+        parts = (posterior.of(part) for part in _parts(posterior.weights, _PLANNED_AT_ONCE))
+        return torch.cat([plan(part, horizon, *args, **kwargs) for part in parts])
+
+    return planner
+
+
+@_some_at_a_time
 def greedy(posterior: Posterior, horizon: int) -> Tensor:
     """Solve the posterior's mean MDP."""
     return solve(posterior.mean, posterior.transitions(), horizon).action_value
 
 
 def psrl(posterior: Posterior, horizon: int) -> Tensor:
-    """Solve one MDP drawn from the posterior (Strens 2000; Osband et al. 2013)."""
-    noise = torch.randn(posterior.mean.shape, generator=posterior.generator, device=posterior.mean.device)
-    rewards = posterior.mean + noise * posterior.precision.rsqrt()
-    transitions = sample_dirichlet(posterior.weights, posterior.generator, posterior.concentration)
-    return solve(rewards, transitions, horizon).action_value
+    """Solve one MDP drawn from the posterior (Strens 2000; Osband et al. 2013).
+
+    All are drawn before the first is solved, so that how many are solved at a time changes no draw.
+    """
+    rewards, transitions = map(torch.cat, zip(*_draws(posterior), strict=True))
+    parts = _parts(transitions, _PLANNED_AT_ONCE)
+    return torch.cat([solve(rewards[part], transitions[part], horizon).action_value for part in parts])
+
+
+def _draws(posterior: Posterior) -> Iterator[tuple[Tensor, Tensor]]:
+    """Draw an MDP from each posterior; yield rewards [b, S, A] and transitions [b, S, A, S], lot by lot."""
+    for lot in _parts(posterior.weights, _DRAWN_AT_ONCE):
+        seen = posterior.of(lot)
+        noise = torch.randn(seen.mean.shape, generator=seen.generator, device=seen.mean.device)
+        rewards = seen.mean + noise * seen.precision.rsqrt()
+        yield rewards, sample_dirichlet(seen.weights, seen.generator, seen.concentration)
 
 
 def opsrl(posterior: Posterior, horizon: int, samples: int) -> Tensor:
@@ -70,6 +106,7 @@ def opsrl(posterior: Posterior, horizon: int, samples: int) -> Tensor:
     return reduce(torch.maximum, (psrl(posterior, horizon) for _ in range(samples)))
 
 
+@_some_at_a_time
 def beb(posterior: Posterior, horizon: int, scaling: float) -> Tensor:
     """Solve the posterior's mean MDP with bonuses for what was seldom tried.
 
@@ -89,6 +126,7 @@ def beb(posterior: Posterior, horizon: int, scaling: float) -> Tensor:
     return backward_induction(backup, torch.zeros_like(rewards[..., 0]), horizon).action_value
 
 
+@_some_at_a_time
 def ucrl2(posterior: Posterior, horizon: int, scaling: float, delta: float = 0.05) -> Tensor:
     """Solve the best MDP within confidence bounds, by extended value iteration.
 
@@ -168,3 +206,11 @@ def _gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
     rejected = (~accepted).nonzero().squeeze(1)
     again = torch._standard_gamma(shape[rejected], generator=generator)
     return (d * v).index_copy(0, rejected, again).view(size)
+
+
+def _parts(transitions: Tensor, most: Mapping[str, int]) -> Iterator[slice]:
+    """Yield which MDPs to take at a time: on a CPU some are faster, as their numbers stay in the cache."""
+    at_once = most.get(transitions.device.type, _AT_ONCE_ELSEWHERE)
+    num_tasks = max(1, at_once // transitions[0].numel())
+    for start in range(0, len(transitions), num_tasks):
+        yield slice(start, start + num_tasks)

@@ -26,8 +26,6 @@ from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 _SMALLEST_VARIANCE = 1e-12  # so that a deviation or noise of 0 has a precision
 _ROUNDING = 1e-6  # relative: what sums of the same numbers in another order may differ by
-_PLANNED_AT_ONCE = {"cpu": 2**17}  # numbers of P that fit a core's cache, with what is computed from them
-_PLANNED_AT_ONCE_ELSEWHERE = 2**26
 
 
 class Counts(NamedTuple):
@@ -147,14 +145,8 @@ class TabularAgent:
         return self._planned(carry.counts.after(trajectory), carry.episode + 1, carry.generator)
 
     def _planned(self, counts: Counts, episode: int, generator: torch.Generator) -> Experience:
-        """Plan some tasks at a time: on a CPU that is faster, as their numbers stay in the cache."""
-        at_once = _PLANNED_AT_ONCE.get(generator.device.type, _PLANNED_AT_ONCE_ELSEWHERE)
-        num_tasks = max(1, at_once // counts.transitions[0].numel())
-        plans = [
-            self.planner(self.prior.posterior(Counts(*part), episode, generator), self.horizon)
-            for part in zip(*(torch.split(count, num_tasks) for count in counts), strict=True)
-        ]
-        return Experience(counts, torch.cat(plans), 0, episode, generator)
+        posterior = self.prior.posterior(counts, episode, generator)
+        return Experience(counts, self.planner(posterior, self.horizon), 0, episode, generator)
 
     def _explored(self, mode: Tensor, generator: torch.Generator) -> Tensor:
         chance = torch.rand(mode.shape, generator=generator, device=mode.device)

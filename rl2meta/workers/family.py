@@ -19,9 +19,9 @@ class SingleFamily(Protocol):
     """A family of tasks, each played by an ordinary Gymnasium environment.
 
     A family may also have ``set_task(env, task)``, which puts an environment that ``make_env`` made on
-    another task, where making one is slow; and ``optimal_return(task) -> float``, the best expected return
-    of an episode. Environments that know them tell ``regret`` (>= 0) and ``expected_reward`` in the info of
-    every step.
+    another task, where making one is slow; ``optimal_return(task) -> float``, the best expected return of an
+    episode; and ``model``, one of ``rl2meta.models``, on which references are defined. Environments that know
+    them tell ``regret`` (>= 0) and ``expected_reward`` in the info of every step.
     """
 
     @property
