@@ -14,7 +14,7 @@ from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
-from rl2meta.evaluation import Evaluation, evaluate
+from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.parts import MOST_NUMBERS, at_most, in_parts
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution, sample_tasks
@@ -126,7 +126,7 @@ def test_an_optimum_does_not_depend_on_how_many_are_solved_at_a_time() -> None:
         torch.testing.assert_close(law.optimal_return(tasks), whole, rtol=1e-6, atol=0)
 
 
-def _assert_same(one: Evaluation, other: Evaluation) -> None:
+def _assert_same(one: AgentResult, other: AgentResult) -> None:
     assert np.array_equal(one.rewards, other.rewards) and np.array_equal(one.steps, other.steps)
     assert (one.regrets is None) == (other.regrets is None)
     if one.regrets is not None and other.regrets is not None:
