@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import torch
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from rl2meta.agents.cores.core import Core
@@ -38,15 +38,23 @@ class RL2Config(PPOConfig):
     @classmethod
     def _with_core(cls, data: Any) -> Any:
         """Give a core without a name the default one, and move the keys of earlier versions into it."""
-        if isinstance(data, Mapping) and isinstance(data.get("core"), str):  # the name alone
-            data = {**data, "core": {"name": data["core"]}}
-        if not isinstance(data, Mapping) or not isinstance(data.get("core", {}), Mapping):
+        if not isinstance(data, Mapping):
             return data
         former = {key: data[key] for key in _FORMER_KEYS if key in data}
+        core = _as_section(data.get("core", {}))
+        if not isinstance(core, Mapping):
+            return data  # which is then refused
         for key in former:
             deprecated(f"agent.{key}", f"agent.core.{key}")
         rest = {key: value for key, value in data.items() if key not in former}
-        return {**rest, "core": {"name": "lstm", **data.get("core", {}), **former}}
+        return {**rest, "core": {"name": "lstm", **core, **former}}
+
+
+def _as_section(core: Any) -> Any:
+    """Return a core's config, or its name alone, as a section of a config."""
+    if isinstance(core, BaseModel):
+        return core.model_dump()
+    return {"name": core} if isinstance(core, str) else core
 
 
 def rl2_learner(
