@@ -1,7 +1,7 @@
 """Task families; importing this package registers their Gymnasium ids.
 
-``gym.make("rl2meta/BernoulliBandit-v0", num_arms=5)`` gives one environment in NumPy,
-``gym.make_vec(..., num_envs=1000)`` the batched one over tensors.
+``gym.make("rl2meta/BernoulliBandit-v0", num_arms=5)`` returns one environment with NumPy arrays, and
+``gym.make_vec(..., num_envs=1000)`` returns the batched environments with tensors.
 """
 
 if __name__ != "rl2meta.envs":
