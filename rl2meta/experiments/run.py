@@ -34,7 +34,8 @@ class Run:
     def __repr__(self) -> str:
         where = "nowhere on disk" if self.path is None else self.path
         updates = self.config.settings.training.updates
-        return f"<Run of {self.config.agent_name} on {self.distribution}, update {self.update}/{updates}, {where}>"
+        what = f"{self.config.agent_name} on {self.distribution}"
+        return f"<Run of {what}, update {self.update}/{updates}, {where}>"
 
     @property
     def agent(self) -> Agent[Any]:
