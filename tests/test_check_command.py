@@ -195,7 +195,7 @@ def test_a_faulty_target_is_told_by_its_fault(run: Run, target: str) -> None:
 
 
 def test_a_family_that_workers_cannot_get_is_refused(run: Run) -> None:
-    message = "expected a family that can be pickled, .*hold no environments, files or lambdas in it"
+    message = "expected a family that can be pickled, .*keep environments, files and lambdas out of it"
     refused(run("check", "faulty_families:HoldsALambda", *QUICK), message)
 
 
