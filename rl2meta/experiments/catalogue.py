@@ -26,15 +26,15 @@ class Entry(NamedTuple):
 AGENTS: Mapping[str, Entry] = {
     "rl2": Entry(
         "rl2meta.agents.rl2:RL2",
-        "a core whose activations learn within the trial, trained by PPO on whole trials",
+        "a core whose hidden state learns within the trial, trained by PPO on whole trials",
     ),
     "maml_trpo": Entry(
         "rl2meta.agents.maml_trpo:MAML_TRPO",
-        "initial weights from which policy-gradient steps go far, learnt by a trust-region step",
+        "initial weights that adapt by a few policy-gradient steps, learnt by trust-region steps",
     ),
     "maml_regression": Entry(
         "rl2meta.agents.maml_regression:MAML_REGRESSION",
-        "initial weights from which gradient steps on squared errors go far, learnt by Adam",
+        "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     ),
 }
 
