@@ -1,13 +1,13 @@
 """Task families; importing this package registers their Gymnasium ids.
 
-``gym.make("rl2meta/BernoulliBandit-v0", num_arms=5)`` returns one environment with NumPy arrays, and
-``gym.make_vec(..., num_envs=1000)`` returns the batched environments with tensors.
+``gym.make("rl2meta/BernoulliBandit-v0", num_arms=5)`` returns one environment over NumPy arrays;
+``gym.make_vec(..., num_envs=1000)`` returns the batched environment over tensors.
 """
 
 if __name__ != "rl2meta.envs":
     raise ImportError(
-        f"expected 'import rl2meta.envs', got 'import {__name__}': a second copy of every class would not "
-        "be equal to the first"
+        f"expected 'import rl2meta.envs', got 'import {__name__}': this would make a second copy of every "
+        "class, which is not equal to the first"
     )
 
 import gymnasium as _gym

@@ -1,4 +1,4 @@
-"""Environments written once, as dynamics over tensors, and the two Gymnasium views of them."""
+"""Batched environments from dynamics over tensors, and the single Gymnasium environment around them."""
 
 from collections.abc import Mapping
 from importlib import import_module
@@ -16,15 +16,15 @@ from rl2meta.tasks import TaskDistribution, TensorTasks, refuse_other_shapes
 
 
 class Transition(NamedTuple):
-    """What one step leads to; every tensor [B, ...].
+    """The results of one step; every tensor is [B, ...].
 
     Attributes:
         state: the next state.
-        reward: as sampled, float.
-        terminated: bool, the task itself ended the episode.
-        truth: what the family knows and no agent sees, by name, the same names at every step; see
-            ``rl2meta.trial.Trajectory`` for ``expected_reward``, ``regret`` and ``target``. Every other name
-            travels with them.
+        reward: float, the sampled reward.
+        terminated: bool, whether the task itself ended the episode.
+        truth: values that the family knows and no agent sees, by name, with the same names at every step.
+            See ``rl2meta.trial.Trajectory`` for ``expected_reward``, ``regret`` and ``target``; values with
+            other names are passed on, too.
     """
 
     state: Tensor
@@ -37,25 +37,25 @@ class Dynamics(Protocol):
     """The rules of a family for B tasks at once: pure functions of tensors, no branch on their values."""
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
-        """Return what the other methods get as tasks: the same, or what they would compute at every step."""
+        """Return the tasks for the other methods; may add values that every step would compute again."""
         ...
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
         """Return the first states of new episodes, [B, ...].
 
-        ``episode``, int64 [B], counts those that began before on the task: most families have no use for
-        it, others change from one episode to the next.
+        ``episode``, int64 [B], is the number of episodes that began before on the task. Most families ignore
+        it; families whose tasks change from one episode to the next use it.
         """
         ...
 
     def observe(self, state: Tensor) -> Tensor:
-        """Return what the agent sees of the states, [B, ...]."""
+        """Return the observations of the states, [B, ...]."""
         ...
 
     def step(
         self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
     ) -> Transition:
-        """Act once in every state."""
+        """Take one step in every state."""
         ...
 
 
@@ -66,14 +66,14 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
     ``rl2meta.tasks.TaskVectorEnv`` for how tasks, seeds and restarts behave.
 
     Args:
-        distribution: the law; gives spaces, horizon, and tasks where none are handed over.
+        distribution: the law: spaces, horizon, and the source of tasks if ``reset`` gets none.
         dynamics: the rules.
         num_envs: B.
-        device: where everything lives.
+        device: the device of all tensors.
     """
 
     metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
-    finished = False  # nobody can tell without a read-back
+    finished = False  # unknown: to find out, the GPU would have to send data back
 
     def __init__(
         self, distribution: TaskDistribution, dynamics: Dynamics, num_envs: int, device: torch.device | str
@@ -114,7 +114,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         return self._dynamics.observe(self._state), {}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Act once everywhere; ended episodes restart in the same step on the same task."""
+        """Take one step in every environment; ended episodes restart in the same step on the same task."""
         source = self._running()
         actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
@@ -123,8 +123,8 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
 
     def _restart(self, end: Transition, source: torch.Generator) -> Tensor:
-        """Begin anew where an episode ended; return where it was truncated."""
-        if self._horizon == 1:  # every step is an episode: there is nothing to count or to choose between
+        """Begin a new episode where one ended; return where the episode was truncated, bool [B]."""
+        if self._horizon == 1:  # every step is an episode: no counter and no torch.where are needed
             self._episode = self._episode + 1
             self._state = self._dynamics.begin(self._prepared, self._episode, source)
             return ~end.terminated
@@ -138,13 +138,13 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         return truncated
 
     def seed(self, seed: int) -> torch.Generator:
-        """Put the stream of the dynamics to its start; it is the same object for good, for CUDA graphs."""
+        """Restart the random stream of the dynamics; the generator object never changes (for CUDA graphs)."""
         if self._generator is None:
             self._generator = torch.Generator(self.device)
         return self._generator.manual_seed(derive(seed, "dynamics"))
 
     def _possible(self, actions: Tensor) -> Tensor:
-        """Refuse actions that there are not; values on a CPU only: a GPU would have to be waited for."""
+        """Check the actions; their values only on a CPU, as a check on a GPU would have to wait for it."""
         space = self.single_action_space
         refuse_other_shapes(actions, self.num_envs, space)
         if self.device.type == "cpu" and isinstance(space, gym.spaces.Discrete):
@@ -154,7 +154,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         return actions
 
     def _ready(self, tasks: Any, episode: Tensor | None) -> torch.Generator:
-        """Take on new tasks, or count one more episode on those that are there, unless it is told."""
+        """Set new tasks, or count one more episode on the old ones; ``episode`` sets the count instead."""
         if tasks is not None:
             self.tasks = self._checked(tasks).to(self.device)
             self._prepared = self._dynamics.prepare(self.tasks)
@@ -162,7 +162,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
             self._elapsed = self._episode
         source = self._running()
         if episode is None:
-            self._episode = self._episode + (self._elapsed > 0)  # one that has just begun is no further one
+            self._episode = self._episode + (self._elapsed > 0)  # an episode without a step does not count
         else:
             self._episode = episode.to(self.device)
         return source
@@ -187,7 +187,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
 
 
 class TaskEnv(gym.Env[Any, Any]):
-    """One environment in NumPy: the view of a batch of one that ``gym.make`` returns.
+    """One environment over NumPy arrays, which ``gym.make`` returns; inside is a batch of one.
 
     ``reset(options={"tasks": tasks})`` sets the task, ``reset(seed=...)`` draws one, ``reset()`` keeps it.
     """
@@ -201,7 +201,7 @@ class TaskEnv(gym.Env[Any, Any]):
         self._batch = distribution.make_envs(1, torch.device("cpu"))
         self._seeded = False
         self._ended = True
-        self._restarted: Tensor | None = None  # the next episode's first observation, once one has ended
+        self._restarted: Tensor | None = None  # after an episode's end: first observation of the next one
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -219,12 +219,12 @@ class TaskEnv(gym.Env[Any, Any]):
         return observation, {}
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Act once; after the episode's end call ``reset``."""
+        """Take one step; after the end of an episode call ``reset``."""
         if not self.action_space.contains(action):
             raise ValueError(f"expected an action in {self.action_space}, got {action!r}")
         if self._ended:
             raise gym.error.ResetNeeded("expected reset() after the episode's end, got step(); call reset()")
-        actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)).unsqueeze(0)
+        actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)).unsqueeze(0)  # [1, ...]
         restarted, reward, terminated, truncated, info = self._batch.step(actions)
         observation = self._single(info.pop("final_obs"))
         known = {name: value[0].numpy() if value.dim() > 1 else value.item() for name, value in info.items()}
@@ -242,12 +242,12 @@ class TaskEnv(gym.Env[Any, Any]):
 
 
 def make_env(family: str, **arguments: Any) -> TaskEnv:
-    """Return the single environment of the family ``module:Class`` (Gymnasium's ``entry_point``)."""
+    """Return a single environment of the family ``module:Class`` (Gymnasium's ``entry_point``)."""
     return TaskEnv(_family(family, arguments))
 
 
 def make_vec_env(num_envs: int, family: str, device: str = "cpu", **arguments: Any) -> Any:
-    """Return the batched environment of the family ``module:Class`` (``vector_entry_point``)."""
+    """Return a batched environment of the family ``module:Class`` (``vector_entry_point``)."""
     return _family(family, arguments).make_envs(num_envs, torch.device(device))
 
 
@@ -257,10 +257,10 @@ def _family(target: str, arguments: dict[str, Any]) -> TaskDistribution:
 
 
 def _layout(tasks: Any) -> dict[str, tuple[list[int], torch.dtype]]:
-    """Name, shape per task and dtype of each parameter."""
+    """Return the name, the shape per task and the dtype of each parameter."""
     return {name: (list(value.shape[1:]), value.dtype) for name, value in tasks.parameters.items()}
 
 
 def _like(flag: Tensor, other: Tensor) -> Tensor:
-    """Give a flag [B] as many axes as ``other`` [B, ...]."""
-    return flag.reshape(-1, *[1] * (other.dim() - 1))
+    """Return a flag [B] with as many axes as ``other`` [B, ...]."""
+    return flag.reshape(-1, *[1] * (other.dim() - 1))  # [B, 1, ...]

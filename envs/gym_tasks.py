@@ -1,4 +1,4 @@
-"""Tasks out of any Gymnasium environment, by varying its parameters: a config, no code."""
+"""Tasks from any Gymnasium environment: a config varies its parameters, without code."""
 
 import difflib
 import importlib
@@ -17,27 +17,28 @@ from rl2meta.envs.laws import Law, draw_all
 from rl2meta.envs.locomotion import quiet_mujoco
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_FROM_THE_ID: Any = None  # replaced before anyone sees it, so that the field is an int
-_OURS = {"id", "max_episode_steps", "disable_env_checker"}  # arguments of gym.make that are no kwargs
-_LAWS = "; a constant, [low, high] or {log_uniform: ..}, {integers: ..}, {choice: ..}"
+_FROM_THE_ID: Any = None  # a validator replaces it, so the field is always an int
+_OURS = {"id", "max_episode_steps", "disable_env_checker"}  # arguments of gym.make that are not kwargs
+_LAWS = "; a constant, [low, high], {log_uniform: ..}, {integers: ..} or {choice: ..}"
 
 
 @dataclass(frozen=True, config=_STRICT)
 class GymnasiumTasks:
-    """The environments of one Gymnasium id, whose parameters are drawn anew for every task.
+    """The environments of one Gymnasium id, with parameters drawn for every task.
 
-    A task is {"kwargs": {...}, "attributes": {...}, "options": {...}}, those left out that nothing varies:
-    ``gym.make`` gets the kwargs; the attributes are then set on ``env.unwrapped``; the options come as
-    ``reset(options={"task": {...}})`` with every reset. Train and test tasks are draws of the same laws: no
-    partition is made, so laws with few values have few tasks, and training meets them all.
+    A task is {"kwargs": {...}, "attributes": {...}, "options": {...}}, without the parts that do not vary.
+    ``gym.make`` gets the kwargs; then the attributes are set on ``env.unwrapped``; every reset gets the
+    options as ``reset(options={"task": {...}})``. Train and test tasks come from the same laws, and the tasks
+    are not divided between them: laws with few values have few tasks, and training sees them all.
 
-    An attribute is set and nothing else: what a constructor computed from it stays as it was (CartPole's
-    ``polemass_length`` and ``total_mass`` know nothing of a new ``length`` or ``masspole``). Where that
-    matters, vary a kwarg, or an attribute that the steps read.
+    Only the attribute itself is set. Values that a constructor computed from it do not change (CartPole does
+    not compute ``polemass_length`` and ``total_mass`` again for a new ``length`` or ``masspole``). If that
+    matters, vary a kwarg, or an attribute that every step reads.
 
     Raises:
-        pydantic.ValidationError: for an id that Gymnasium does not know, an id without a length of episodes
-            where no ``horizon`` is given, faulty laws, a parameter given twice, and where nothing varies.
+        pydantic.ValidationError: for an id that Gymnasium does not know, an id registered without a maximum
+            number of steps if there is no ``horizon``, wrong laws, a parameter given twice, or if nothing
+            varies.
     """
 
     id: Annotated[str, Field(description='a Gymnasium id: "CartPole-v1", "my_package:MyEnv-v0"')]
@@ -47,21 +48,21 @@ class GymnasiumTasks:
             ge=1,
             le=10**6,
             validate_default=True,
-            description="steps in an episode, at most; null for as registered with the id",
+            description="maximum number of steps in an episode; null: the number registered with the id",
         ),
     ] = _FROM_THE_ID
     kwargs: Annotated[
         dict[str, Any], Field(description="arguments of the environment, the same in every task")
     ] = Field(default={})
     vary_kwargs: Annotated[
-        dict[str, Law], Field(description=f"arguments of the environment, drawn for every task{_LAWS}")
+        dict[str, Law], Field(description=f"arguments of the environment that differ between tasks{_LAWS}")
     ] = Field(default={})
     vary_attributes: Annotated[
         dict[str, Law],
-        Field(description="attributes to set once it is made, by laws too; dots lead into attributes"),
+        Field(description="attributes of the environment to set; laws as above; a.b is attribute b of a"),
     ] = Field(default={})
     vary_options: Annotated[
-        dict[str, Law], Field(description="what every reset gets as options['task'], by laws too")
+        dict[str, Law], Field(description="values that every reset gets as options['task']; laws as above")
     ] = Field(default={})
 
     @field_validator("id")
@@ -74,7 +75,7 @@ class GymnasiumTasks:
     @classmethod
     def _resolved(cls, horizon: Any, info: ValidationInfo) -> Any:
         if horizon is not None or "id" not in info.data:
-            return 1 if horizon is None else horizon  # a faulty id is one fault, and is told as such
+            return 1 if horizon is None else horizon  # a wrong id is already reported
         steps = registered(info.data["id"]).max_episode_steps
         if steps is None:
             raise ValueError(f"a number of steps: {info.data['id']} is registered without max_episode_steps")
@@ -94,14 +95,14 @@ class GymnasiumTasks:
     def _varied(self) -> Self:
         if not (self.vary_kwargs or self.vary_attributes or self.vary_options):
             raise ValueError(
-                "something in vary_kwargs, vary_attributes or vary_options: else all tasks are one"
+                "something in vary_kwargs, vary_attributes or vary_options: without it all tasks are equal"
             )
         if twice := self.kwargs.keys() & self.vary_kwargs.keys():
             raise ValueError(f"a parameter in kwargs or in vary_kwargs, got {sorted(twice)} in both")
         return self
 
     def __str__(self) -> str:
-        """Return what a person set, without what is left empty."""
+        """Return the settings as text, without the empty ones."""
         said = {field.name: getattr(self, field.name) for field in fields(self)}
         shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value != {})
         return f"{type(self).__name__}({shown})"
@@ -112,10 +113,10 @@ class GymnasiumTasks:
         return {part: draw_all(varied, rng) for part, varied in laws.items() if varied}
 
     def make_env(self, task: Mapping[str, Mapping[str, Any]]) -> gym.Env[Any, Any]:
-        """Return the environment as ``gym.make`` wraps it, set to the task.
+        """Return the environment that ``gym.make`` returns, with the task set.
 
         Raises:
-            ValueError: for an attribute that the environment does not have, or that cannot be set.
+            ValueError: if the environment does not have an attribute, or the attribute cannot be set.
         """
         kwargs = {**self.kwargs, **task.get("kwargs", {})}
         env = make(self.id, max_episode_steps=self.horizon, **kwargs)
@@ -125,10 +126,10 @@ class GymnasiumTasks:
 
 
 def registered(id: str) -> EnvSpec:
-    """Return what is registered under a Gymnasium id, once a module that stands before a colon is imported.
+    """Return what is registered under a Gymnasium id; imports the module first in an id "module:Name-v0".
 
     Raises:
-        ValueError: if there is no such module or id; says what Gymnasium knows that is near.
+        ValueError: if there is no such module or id; the message names similar ids.
     """
     module, _, name = id.rpartition(":")
     try:
@@ -140,16 +141,16 @@ def registered(id: str) -> EnvSpec:
 
 
 def make(id: str, **kwargs: Any) -> gym.Env[Any, Any]:
-    """Return ``gym.make(id, **kwargs)`` without its checks of every step, and without MuJoCo's log file."""
+    """Return ``gym.make(id, **kwargs)`` without Gymnasium's checks of steps and without MuJoCo's log file."""
     entry = registered(id).entry_point
     if isinstance(entry, str):
-        importlib.import_module(entry.partition(":")[0])  # only then is it known whether MuJoCo takes part
+        importlib.import_module(entry.partition(":")[0])  # shows whether MuJoCo is used
     with quiet_mujoco():
         return gym.make(id, disable_env_checker=True, **kwargs)
 
 
 class _TaskOptions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
-    """Gives every reset the task, beside the options that it gets."""
+    """Adds the task to the options of every reset."""
 
     def __init__(self, env: gym.Env[Any, Any], task: Mapping[str, Any]) -> None:
         gym.utils.RecordConstructorArgs.__init__(self, task=task)

@@ -1,4 +1,4 @@
-"""How a number of a task is drawn, as it stands in YAML."""
+"""Laws in YAML: how one parameter of a task is drawn."""
 
 import copy
 import difflib
@@ -10,11 +10,11 @@ import numpy as np
 from pydantic import AfterValidator
 
 _Generator = np.random.Generator
-_LARGEST = 1e300  # a span of two of these is a float still
+_LARGEST = 1e300  # high - low is still a finite float
 
 
 def _plain(law: Any) -> Any:
-    """Return ``law`` if it is one, its sequences as lists, so that what is written is what was read."""
+    """Return the checked ``law`` with sequences as lists, so that it is written as it was read."""
     if isinstance(law, list | tuple):
         return _bounds(law, "[low, high]")
     if isinstance(law, Mapping):
@@ -26,22 +26,22 @@ def _plain(law: Any) -> Any:
 
 
 Law = Annotated[Any, AfterValidator(_plain)]
-"""A law in a config: what is read is checked, kept as it is, and drawn from by ``draw``.
+"""A law in a config; it is checked when the config is read, and ``draw`` draws from it.
 
 | in YAML | drawn |
 |---|---|
 | ``3``, ``0.5``, ``"sun"``, ``true`` | itself: a constant |
 | ``[low, high]`` or ``{uniform: [low, high]}`` | a float from U[low, high] |
 | ``{log_uniform: [low, high]}`` | a float whose logarithm is uniform, 0 < low <= high |
-| ``{integers: [low, high]}`` | an int, both ends included |
-| ``{choice: [...]}`` | one of the values, which may be anything |
+| ``{integers: [low, high]}`` | an int, ``low`` and ``high`` included |
+| ``{choice: [...]}`` | one of the values; they may be of any type |
 """
 
 
 def draw(law: Any, rng: _Generator) -> Any:
-    """Return one value of ``law``, a checked ``Law``: a Python number, never NumPy's.
+    """Return one value of ``law``, a checked ``Law``; numbers are Python's, never NumPy's.
 
-    A constant draws nothing from ``rng``; every other law draws once.
+    A constant takes nothing from ``rng``; every other law draws once.
     """
     if isinstance(law, list):
         return _DRAWS["uniform"](law, rng)
@@ -52,7 +52,7 @@ def draw(law: Any, rng: _Generator) -> Any:
 
 
 def draw_all(laws: Mapping[str, Any], rng: _Generator) -> dict[str, Any]:
-    """Return a value for every name, drawn in the names' order: how a config was sorted changes nothing."""
+    """Return a value for every name; draws are in sorted order: the order in the config does not matter."""
     return {name: draw(laws[name], rng) for name in sorted(laws)}
 
 
@@ -76,7 +76,7 @@ def _number(value: Any, expected: str) -> int | float:
 
 
 def _bounds(bounds: Any, form: str) -> list[Any]:
-    """Return [low, high], as ints where they came so."""
+    """Return [low, high]; ints stay ints."""
     expected = f"two numbers, {form} (or for one of several values {{choice: [...]}})"
     if not isinstance(bounds, list | tuple) or len(bounds) != 2:
         raise ValueError(expected)
@@ -116,7 +116,7 @@ def _draw_uniform(bounds: list[Any], rng: _Generator) -> float:
 
 def _draw_log_uniform(bounds: list[Any], rng: _Generator) -> float:
     low, high = map(float, bounds)
-    return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)  # exp rounds
+    return min(max(math.exp(rng.uniform(math.log(low), math.log(high))), low), high)  # for rounding of exp
 
 
 def _draw_integers(bounds: list[Any], rng: _Generator) -> int:
@@ -125,7 +125,7 @@ def _draw_integers(bounds: list[Any], rng: _Generator) -> int:
 
 
 def _draw_choice(values: list[Any], rng: _Generator) -> Any:
-    return copy.deepcopy(values[rng.integers(len(values))])  # what is done to a task must not reach the law
+    return copy.deepcopy(values[rng.integers(len(values))])  # a change of the task must not change the law
 
 
 _CHECKS: dict[str, Callable[[Any], list[Any]]] = {

@@ -1,4 +1,4 @@
-"""MuJoCo's runners that have to find out which way, or how fast, to run (needs the extra ``mujoco``)."""
+"""MuJoCo robots that must find out in which direction, or how fast, to run (needs the extra ``mujoco``)."""
 
 import importlib
 import sys
@@ -14,24 +14,25 @@ from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_Horizon = Annotated[int, Field(ge=1, le=10**6, description="steps in an episode, at most")]
+_Horizon = Annotated[int, Field(ge=1, le=10**6, description="maximum number of steps in an episode")]
 _Speed = Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False, description="in metres per second")]
 _Task = Mapping[str, Any]
 _Observation = NDArray[np.float32]
 _CHEETAH: dict[str, Any] = {"id": "HalfCheetah-v5", "ctrl_cost_weight": 0.05}
 _ANT: dict[str, Any] = {"id": "Ant-v5", "ctrl_cost_weight": 0.005, "contact_cost_weight": 0.0005}
-_SURVIVAL = 0.05  # the ant's, in every step, also in the one that it falls in: as in rllab
+_SURVIVAL = 0.05  # the ant's reward for every step, also for the step in which it falls: as in rllab
 
 
 @dataclass(frozen=True, config=_STRICT)
 class CheetahDirections:
-    """Half-cheetahs that have to run forward (d = 1) or backward (d = −1): r = d·v − 0.05·‖a‖².
+    """Half-cheetahs that must run forward (d = 1) or backward (d = −1): r = d·v − 0.05·‖a‖².
 
-    v is the torso's velocity along x over the step, a the action in [−1, 1]⁶; Gymnasium's HalfCheetah-v5, its
-    observation (17 numbers, without x) in float32. There are but two tasks: train and test share them.
+    v is the torso's velocity along x over the step, and a the action in [−1, 1]⁶. The environment is
+    Gymnasium's HalfCheetah-v5; its observation (17 numbers, without x) is float32. There are only two tasks:
+    train and test share them.
 
-    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.3, and the authors' code, whose MuJoCo, body and
-    observation are older: returns do not compare to the digit.
+    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.3, and the authors' code. That code uses an older
+    MuJoCo, body and observation, so returns cannot be compared exactly.
     """
 
     horizon: _Horizon = 200
@@ -41,23 +42,23 @@ class CheetahDirections:
         return {"direction": _direction(rng)}
 
     def make_env(self, task: _Task) -> gym.Env[Any, Any]:
-        """Return a cheetah with that direction."""
+        """Return a cheetah with the task's direction."""
         return _make(_CHEETAH, self.horizon, _along, task["direction"])
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
-        """Give a cheetah that ``make_env`` made another direction."""
+        """Set another direction in a cheetah that ``make_env`` made."""
         _retarget(env, task["direction"])
 
 
 @dataclass(frozen=True, config=_STRICT)
 class CheetahVelocities:
-    """Half-cheetahs that have to run at a speed g ~ U[low, high]: r = −|v − g| − 0.05·‖a‖².
+    """Half-cheetahs that must run at a speed g ~ U[low, high]: r = −|v − g| − 0.05·‖a‖².
 
-    All else, and the source, as in ``CheetahDirections``; tasks are a continuum, so train and test need no
-    partition.
+    Everything else, and the source, is as in ``CheetahDirections``. The tasks are continuous, so train and
+    test are draws of the same law.
 
     Raises:
-        pydantic.ValidationError: for numbers out of range, low > high among them.
+        pydantic.ValidationError: for numbers out of range, or if low > high.
     """
 
     horizon: _Horizon = 200
@@ -74,24 +75,24 @@ class CheetahVelocities:
         return {"velocity": float(rng.uniform(self.low, self.high))}
 
     def make_env(self, task: _Task) -> gym.Env[Any, Any]:
-        """Return a cheetah with that speed to run at."""
+        """Return a cheetah with the task's speed."""
         return _make(_CHEETAH, self.horizon, _at, task["velocity"])
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
-        """Give a cheetah that ``make_env`` made another speed."""
+        """Set another speed in a cheetah that ``make_env`` made."""
         _retarget(env, task["velocity"])
 
 
 @dataclass(frozen=True, config=_STRICT)
 class AntDirections:
-    """Ants that have to run forward (d = 1) or backward (d = −1): r = d·v − costs + 0.05.
+    """Ants that must run forward (d = 1) or backward (d = −1): r = d·v − costs + 0.05.
 
     costs = 0.005·‖a‖² + 0.0005·‖clip(f, −1, 1)‖² with the action a in [−1, 1]⁸ and the contact forces f on
-    all bodies; v is the torso's velocity along x over the step. Gymnasium's Ant-v5, its observation (105
-    numbers, without x and y) in float32; an episode terminates when the torso's height leaves [0.2, 1]. There
-    are but two tasks: train and test share them.
+    all bodies; v is the torso's velocity along x over the step. The environment is Gymnasium's Ant-v5; its
+    observation (105 numbers, without x and y) is float32. An episode terminates when the torso's height
+    leaves [0.2, 1]. There are only two tasks: train and test share them.
 
-    Source: as in ``CheetahDirections``, with its caveat; the weights are those of rllab's ant.
+    Source: as in ``CheetahDirections``, with the same restriction; the weights are from rllab's ant.
     """
 
     horizon: _Horizon = 200
@@ -101,23 +102,23 @@ class AntDirections:
         return {"direction": _direction(rng)}
 
     def make_env(self, task: _Task) -> gym.Env[Any, Any]:
-        """Return an ant with that direction."""
+        """Return an ant with the task's direction."""
         return _make(_ANT, self.horizon, _ant_along, task["direction"])
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
-        """Give an ant that ``make_env`` made another direction."""
+        """Set another direction in an ant that ``make_env`` made."""
         _retarget(env, task["direction"])
 
 
 @dataclass(frozen=True, config=_STRICT)
 class AntVelocities:
-    """Ants that have to run at a speed g ~ U[low, high]: r = −|v − g| + 1 − costs + 0.05.
+    """Ants that must run at a speed g ~ U[low, high]: r = −|v − g| + 1 − costs + 0.05.
 
-    All else, and the source, as in ``AntDirections``; tasks are a continuum, so train and test need no
-    partition. The 1 is the authors': without it, falling early would pay.
+    Everything else, and the source, is as in ``AntDirections``. The tasks are continuous, so train and test
+    are draws of the same law. The 1 is from the authors' code: without it, an early fall would pay.
 
     Raises:
-        pydantic.ValidationError: for numbers out of range, low > high among them.
+        pydantic.ValidationError: for numbers out of range, or if low > high.
     """
 
     horizon: _Horizon = 200
@@ -134,20 +135,20 @@ class AntVelocities:
         return {"velocity": float(rng.uniform(self.low, self.high))}
 
     def make_env(self, task: _Task) -> gym.Env[Any, Any]:
-        """Return an ant with that speed to run at."""
+        """Return an ant with the task's speed."""
         return _make(_ANT, self.horizon, _ant_at, task["velocity"])
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
-        """Give an ant that ``make_env`` made another speed."""
+        """Set another speed in an ant that ``make_env`` made."""
         _retarget(env, task["velocity"])
 
 
 @contextmanager
 def quiet_mujoco() -> Iterator[None]:
-    """Keep MuJoCo, where it is imported, from leaving MUJOCO_LOG.TXT in the working directory over a model.
+    """Keep MuJoCo, if it is imported, from writing MUJOCO_LOG.TXT into the working directory.
 
-    Gymnasium's half-cheetah has a setting that MuJoCo means to drop (``settotalmass``); that is not the
-    user's to mend, and MuJoCo would say so in that file. Other warnings become Python's.
+    Gymnasium's half-cheetah uses a deprecated setting of MuJoCo (``settotalmass``). A user cannot change
+    that, and MuJoCo would write a warning about it into the file. Other warnings become Python warnings.
     """
     mujoco = sys.modules.get("mujoco")
     if mujoco is None:
@@ -165,7 +166,7 @@ def quiet_mujoco() -> Iterator[None]:
 
 
 class _Runner(gym.Wrapper[_Observation, Any, Any, Any]):
-    """A runner whose reward is ``pay(v, target)`` less the costs that Gymnasium reckons."""
+    """A robot whose reward is ``pay(v, target)`` minus the costs that Gymnasium computes."""
 
     def __init__(self, env: gym.Env[Any, Any], pay: Callable[[float, float], float], target: float) -> None:
         super().__init__(env)
@@ -174,8 +175,8 @@ class _Runner(gym.Wrapper[_Observation, Any, Any, Any]):
         self.observation_space = gym.spaces.Box(-np.inf, np.inf, shape, np.float32)
 
     @property
-    def spec(self) -> None:  # type: ignore[override]  # as gym.Wrapper's own: to be read only
-        return None  # what is registered has another reward: nobody is to make this one again from it
+    def spec(self) -> None:  # type: ignore[override]  # read-only, as in gym.Wrapper
+        return None  # the registered environment has another reward: making it again would be wrong
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
@@ -185,7 +186,7 @@ class _Runner(gym.Wrapper[_Observation, Any, Any, Any]):
 
     def step(self, action: Any) -> tuple[_Observation, SupportsFloat, bool, bool, dict[str, Any]]:
         observation, _, terminated, truncated, info = self.env.step(action)
-        costs = -info["reward_ctrl"] - info.get("reward_contact", 0.0)  # the cheetah's contacts are free
+        costs = -info["reward_ctrl"] - info.get("reward_contact", 0.0)  # no contact cost for the cheetah
         reward = float(self._pay(info["x_velocity"], self.target) - costs)
         return observation.astype(np.float32), reward, bool(terminated), truncated, info
 
@@ -219,7 +220,7 @@ def _make(
     body: dict[str, Any], horizon: int, pay: Callable[[float, float], float], target: float
 ) -> gym.Env[Any, Any]:
     try:
-        importlib.import_module("mujoco")  # not at the top: an extra, and heavy
+        importlib.import_module("mujoco")  # not at the top: it is optional and slow to import
     except ModuleNotFoundError as error:
         raise ModuleNotFoundError(
             f"expected MuJoCo for {body['id']}, got none ({error}); do: pip install 'rl2meta[mujoco]'"

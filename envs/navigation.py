@@ -1,4 +1,4 @@
-"""A point in the plane that has to find, and then reach, a goal that it does not see."""
+"""A point in the plane that must find, and then reach, a hidden goal."""
 
 import math
 from typing import Annotated, Any
@@ -12,39 +12,42 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Length = Annotated[float, Field(ge=1e-6, le=1e3, allow_inf_nan=False)]
-_VALUED_AT_ONCE = 2**24  # distances in one call: memory stays bounded however many tasks there are
 
 
 @dataclass(frozen=True, config=_STRICT)
 class PointNavigation:
-    """Points that start in (0, 0) and pay their distance to a hidden goal g ~ U[−side/2, side/2]².
+    """Points that start at (0, 0); the reward is minus the distance to a hidden goal g ~ U[−side/2, side/2]².
 
-    The observation is the position p. An action in [−1, 1]² moves p by ``step_size`` times itself, without
-    noise, and pays −‖p − g‖ after the move. The episode terminates when that is below ``goal_radius``, and
+    The observation is the position p. An action a in [−1, 1]² moves p by ``step_size``·a, without noise. The
+    reward is −‖p − g‖ after the move. The episode terminates when this distance is below ``goal_radius``, and
     is truncated after ``horizon`` steps.
 
-    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.3, whose numbers are the defaults. The authors'
-    code ends an episode when both coordinates are within 0.01 of the goal's; here, as in the paper's words,
-    it is the Euclidean distance.
+    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.3; the defaults are its numbers. The authors' code
+    ends an episode when both coordinates are within 0.01 of the goal's; the condition here is the Euclidean
+    distance, as the paper says.
 
     Raises:
         pydantic.ValidationError: for numbers out of range.
     """
 
-    side: Annotated[_Length, Field(description="of the square around (0, 0) that goals are in")] = 1.0
-    step_size: Annotated[_Length, Field(description="how far a step goes along each axis, at most")] = 0.1
+    side: Annotated[_Length, Field(description="side of the square around (0, 0) that holds the goals")] = 1.0
+    step_size: Annotated[_Length, Field(description="maximum length of a step along each axis")] = 0.1
     goal_radius: Annotated[
-        float, Field(ge=0, le=1e3, allow_inf_nan=False, description="nearer to the goal than that, it ends")
+        float,
+        Field(
+            ge=0, le=1e3, allow_inf_nan=False, description="an episode ends at a smaller distance to the goal"
+        ),
     ] = 0.01
-    horizon: Annotated[int, Field(ge=1, le=1000, description="steps in an episode, at most")] = 100
+    horizon: Annotated[int, Field(ge=1, le=1000, description="maximum number of steps in an episode")] = 100
 
     @property
     def observation_space(self) -> gym.Space[Any]:
-        """The position: no further than ``horizon`` steps go, and one more for rounding."""
+        """The position: as far as ``horizon`` steps can go, and one more step for rounding."""
         reach = self.step_size * (self.horizon + 1)
         return gym.spaces.Box(-reach, reach, (2,), np.float32)
 
@@ -54,7 +57,7 @@ class PointNavigation:
         return gym.spaces.Box(-1.0, 1.0, (2,), np.float32)
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
-        """Draw goals [N, 2]; a continuum, so train and test need no partition."""
+        """Draw goals [N, 2]; they are continuous, so train and test are draws of the same law."""
         return TensorTasks({"goal": self.side * (torch.rand(num_tasks, 2, generator=generator) - 0.5)})
 
     def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
@@ -63,36 +66,36 @@ class PointNavigation:
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return V*_H(g), [num_tasks]: the exact optimum of an episode; see ``best_return``."""
-        parts = torch.split(_goals(tasks), max(1, _VALUED_AT_ONCE // self.horizon))
+        parts = (_goals(tasks)[part] for part in in_parts(len(tasks), 8 * self.horizon))
         return torch.cat([best_return(self, part, torch.zeros_like(part[:, 0])) for part in parts])
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return None: the posteriors over the goal are too many to enumerate."""
+        """Return None: there are too many posteriors over the goal to enumerate."""
         return None
 
 
 def best_return(law: PointNavigation, offset: Tensor, elapsed: Tensor) -> Tensor:
     """Return the best return of the rest of an episode, V*_h(d) = −Σ_{t=1}^{min(h, T)} n_t(d), [B].
 
-    n_t(d) = ‖max(0, |d| − t·step_size)‖ by coordinate, and T is the first t with n_t < goal_radius. Going for
-    the goal at full speed along both axes makes every later distance, and the time until the end, the least
-    that there can be, all at once.
+    n_t(d) = ‖max(0, |d| − t·step_size)‖, with the maximum for each coordinate, and T is the first t with
+    n_t < goal_radius. Moving to the goal at full speed along both axes minimises every later distance and
+    the time until the end, all at once.
 
     Args:
-        law: of the tasks.
-        offset: d, from the position to the goal or back, [B, 2].
-        elapsed: steps taken in the episode, float [B]; h = horizon − elapsed.
+        law: the law of the tasks.
+        offset: d, from the position to the goal or the reverse, [B, 2].
+        elapsed: number of steps taken in the episode, float [B]; h = horizon − elapsed.
     """
     most = law.horizon
-    if offset.device.type == "cpu" and len(offset):  # where it costs nothing to look how far the farthest is
+    if offset.device.type == "cpu" and len(offset):  # on a GPU, reading the maximum would have to wait
         steps = float(offset.abs().max()) / law.step_size
         most = min(most, int(steps) + 2) if math.isfinite(steps) else most
-    step = torch.arange(1, most + 1, dtype=offset.dtype, device=offset.device)
+    step = torch.arange(1, most + 1, dtype=offset.dtype, device=offset.device)  # [most]
     along_x, along_y = (offset.abs().unsqueeze(2) - law.step_size * step).clamp(min=0).unbind(dim=1)
-    distance = (along_x.square() + along_y.square()).sqrt()  # [B, horizon], falling
-    before = F.pad(distance[:, :-1], (1, 0), value=math.inf)  # even on the goal there is one step
+    distance = (along_x.square() + along_y.square()).sqrt()  # [B, most], decreasing
+    before = F.pad(distance[:, :-1], (1, 0), value=math.inf)  # even at the goal, the agent takes one step
     paid = (before >= law.goal_radius) & (step <= law.horizon - elapsed.unsqueeze(1))
-    return -(distance * paid).sum(dim=1)
+    return -(distance * paid).sum(dim=1)  # [B]
 
 
 class _Walk:
@@ -103,14 +106,14 @@ class _Walk:
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
         """Add the states in which episodes start, [B, 4]."""
-        optimum = self._law.optimal_return(tasks).unsqueeze(1)
-        return TensorTasks({**tasks.parameters, "start": F.pad(optimum, (3, 0))})
+        optimum = self._law.optimal_return(tasks).unsqueeze(1)  # [B, 1]
+        return TensorTasks({**tasks.parameters, "start": F.pad(optimum, (3, 0))})  # [B, 4]
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
         return tasks.parameters["start"]
 
     def observe(self, state: Tensor) -> Tensor:
-        return state[:, :2].clone()  # no view: what is done to an observation must not move the point
+        return state[:, :2].clone()  # [B, 2]; a copy: a change of an observation must not move the point
 
     def step(
         self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
@@ -118,16 +121,16 @@ class _Walk:
         law = self._law
         position = state[:, :2] + law.step_size * action.to(state.dtype).clamp(-1, 1)
         offset, elapsed = position - tasks.parameters["goal"], state[:, 2] + 1
-        distance = offset.square().sum(dim=1).sqrt()
+        distance = offset.square().sum(dim=1).sqrt()  # [B]
         terminated = distance < law.goal_radius
         rest = best_return(law, offset, elapsed).masked_fill(terminated, 0.0)
         return Transition(
-            state=torch.cat([position, torch.stack([elapsed, rest], dim=1)], dim=1),
+            state=torch.cat([position, torch.stack([elapsed, rest], dim=1)], dim=1),  # [B, 4]
             reward=-distance,
             terminated=terminated,
             truth={
                 "expected_reward": -distance,
-                "regret": (state[:, 3] - rest + distance).clamp(min=0),  # below 0 by rounding alone
+                "regret": (state[:, 3] - rest + distance).clamp(min=0),  # rounding may give less than 0
             },
         )
 

@@ -1,4 +1,4 @@
-"""Few-shot regression as episodes of one step: see an x, say a y, and be told what it should have been."""
+"""Few-shot regression with episodes of one step: see an x, guess y, and then get the correct y."""
 
 import math
 from typing import Annotated, Any, Self
@@ -21,34 +21,34 @@ _Input = Annotated[float, Field(ge=-1e3, le=1e3, allow_inf_nan=False)]
 
 @dataclass(frozen=True, config=_STRICT)
 class Sinusoids:
-    """Curves y = A sin(x − φ), with an amplitude A and a phase φ to be told from a few points.
+    """Curves y = A sin(x − φ); the agent must learn the amplitude A and the phase φ from a few points.
 
     A ~ U[amplitude_low, amplitude_high] and φ ~ U[0, phase_high], independently.
 
-    An episode is one point: the observation is x ~ U[x_low, x_high], the action is a guess at y, and the
-    reward −(action − y)². The step's ``target`` reveals y, so that a trial of n episodes is regression
-    from n points.
+    An episode is one point: the observation is x ~ U[x_low, x_high], the action is a guess of y, and the
+    reward is −(action − y)². The step's ``target`` is y, so a trial of n episodes is regression from n
+    points.
 
-    Guesses are numbers in [−100, 100]: a Box that agents can be clipped to, so wide that it never keeps them
-    from y, and hardly ever hides how wrong they are. They are in the unit of y, for errors to be those of the
-    source, and not in [−1, 1], as the checkers of Gymnasium and Stable-Baselines3 recommend;
-    ``gymnasium.wrappers.RescaleAction`` makes them so.
+    Guesses are numbers in [−100, 100]: actions can be clipped to this Box, it always contains y, and it is
+    so wide that it almost never makes an error look smaller. Guesses have the unit of y, so that errors can
+    be compared with the source. The checkers of Gymnasium and Stable-Baselines3 recommend [−1, 1];
+    ``gymnasium.wrappers.RescaleAction`` converts to that.
 
-    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.1, and the authors' code, for the sign of φ. Other
-    bounds are for testing an agent out of the distribution that it was trained on.
+    Source: Finn et al. 2017 (arXiv 1703.03400), section 5.1, and the authors' code (for the sign of φ). Use
+    other bounds to test an agent outside of the distribution that it was trained on.
 
     Raises:
-        pydantic.ValidationError: for numbers out of range, or unless amplitude_low < amplitude_high and
-            x_low < x_high.
+        pydantic.ValidationError: for numbers out of range, if amplitude_low >= amplitude_high, or if
+            x_low >= x_high.
     """
 
-    amplitude_low: Annotated[_Amplitude, Field(description="the least that an amplitude can be")] = 0.1
-    amplitude_high: Annotated[_Amplitude, Field(description="and the most")] = 5.0
+    amplitude_low: Annotated[_Amplitude, Field(description="smallest amplitude")] = 0.1
+    amplitude_high: Annotated[_Amplitude, Field(description="largest amplitude")] = 5.0
     phase_high: Annotated[
-        float, Field(ge=0, le=2 * math.pi, allow_inf_nan=False, description="the most that a phase can be")
+        float, Field(ge=0, le=2 * math.pi, allow_inf_nan=False, description="largest phase, in radians")
     ] = math.pi
-    x_low: Annotated[_Input, Field(description="the least that an input can be")] = -5.0
-    x_high: Annotated[_Input, Field(description="and the most")] = 5.0
+    x_low: Annotated[_Input, Field(description="smallest input x")] = -5.0
+    x_high: Annotated[_Input, Field(description="largest input x")] = 5.0
 
     @model_validator(mode="after")
     def _in_order(self) -> Self:
@@ -65,17 +65,17 @@ class Sinusoids:
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        """The guess at y."""
+        """The guess of y."""
         return gym.spaces.Box(-_WIDEST, _WIDEST, (1,), np.float32)
 
     @property
     def horizon(self) -> int:
-        """One point is an episode."""
+        """The number of steps in an episode: one point."""
         return 1
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
-        """Draw amplitudes [N] and phases [N] (radians); a continuum, so train and test need no partition."""
-        place = torch.rand(num_tasks, 2, generator=generator)
+        """Draw amplitudes [N] and phases [N] (radians); continuous, so train and test share the law."""
+        place = torch.rand(num_tasks, 2, generator=generator)  # [N, 2]
         amplitude = self.amplitude_low + (self.amplitude_high - self.amplitude_low) * place[:, 0]
         return TensorTasks({"amplitude": amplitude, "phase": self.phase_high * place[:, 1]})
 
@@ -84,7 +84,7 @@ class Sinusoids:
         return TensorVectorEnv(self, _Points(self), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
-        """Return 0, [num_tasks]: who knows the curve makes no error."""
+        """Return 0, [num_tasks]: an agent that knows the curve makes no error."""
         return torch.zeros_like(_parameters(tasks)[0])
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
@@ -104,7 +104,7 @@ class _Points:
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
         low, high = self._law.x_low, self._law.x_high
         place = torch.rand(len(episode), 1, generator=generator, device=episode.device)
-        return (low + (high - low) * place).clamp(low, high)  # sums may round to beyond the bounds
+        return (low + (high - low) * place).clamp(low, high)  # [B, 1]; rounding may exceed the bounds
 
     def observe(self, state: Tensor) -> Tensor:
         return state
@@ -113,7 +113,7 @@ class _Points:
         self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
     ) -> Transition:
         amplitude, phase = _parameters(tasks)
-        y = amplitude * torch.sin(state[:, 0] - phase)
+        y = amplitude * torch.sin(state[:, 0] - phase)  # [B]
         loss = (action[:, 0].to(y.dtype).clamp(-_WIDEST, _WIDEST) - y).square()
         return Transition(
             state=state,
@@ -122,7 +122,7 @@ class _Points:
             truth={
                 "expected_reward": -loss,
                 "regret": loss,
-                "target": y.unsqueeze(1),
+                "target": y.unsqueeze(1),  # [B, 1]
             },
         )
 

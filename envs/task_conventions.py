@@ -1,4 +1,4 @@
-"""Environments that bring their tasks along, by either of two conventions, as families of tasks."""
+"""Families of tasks from environments that define their own tasks, by one of two conventions."""
 
 import importlib
 import random
@@ -17,13 +17,15 @@ from rl2meta.envs.gym_tasks import make, registered
 from rl2meta.envs.locomotion import quiet_mujoco
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_Horizon = Annotated[int, Field(ge=1, le=10**6, description="steps in an episode, at most")]
-_Kwargs = Annotated[dict[str, Any], Field(description="arguments of what is named, the same in every task")]
+_Horizon = Annotated[int, Field(ge=1, le=10**6, description="maximum number of steps in an episode")]
+_Kwargs = Annotated[
+    dict[str, Any], Field(description="arguments of the class or function, the same for every task")
+]
 _Env = gym.Env[Any, Any]
 
 
 def _importable(name: str) -> str:
-    _load(name)  # here, so that a misspelt name is a fault of the config and not of a worker
+    _load(name)  # here: a wrong name must be an error of the config, not of a worker
     return name
 
 
@@ -36,14 +38,14 @@ def _makeable(name: str) -> str:
 class SetTaskEnvs:
     """Environments with ``sample_tasks(num_tasks)`` and ``set_task(task)``, as in learn2learn and garage.
 
-    Both methods may be those of a wrapper or of what it wraps; it must be a Gymnasium environment. A task
-    that is a mapping is taken as it is, any other value t as {"task": t}; NumPy's scalars become Python's and
-    tuples lists. ``sample_tasks`` has no argument for a seed and no notion of a split: for the length of a
-    draw the global generators of NumPy and ``random`` are seeded (and then put back as they were), and the
-    environment by ``reset(seed=...)``; train and test tasks are draws of one law.
+    The methods may belong to a wrapper or to the environment inside; it must be a Gymnasium environment. A
+    mapping is used as a task without a change, any other value t becomes {"task": t}; NumPy scalars become
+    Python numbers, and tuples become lists. ``sample_tasks`` takes neither a seed nor a split. So during a
+    draw the global generators of NumPy and ``random`` are seeded (and restored afterwards), and the
+    environment is seeded by ``reset(seed=...)``. Train and test tasks come from the same law.
 
-    Only tasks are drawn so: an environment whose resets or steps draw from a global generator plays on
-    with luck that no seed of ours decides.
+    This seeds only the draw of tasks: if resets or steps of an environment use a global generator, their
+    random numbers do not depend on our seeds.
 
     Raises:
         pydantic.ValidationError: for a name that cannot be imported, or numbers out of range.
@@ -61,9 +63,9 @@ class SetTaskEnvs:
         """Return one task of the environment's law; ``split`` changes nothing.
 
         Raises:
-            TypeError: if the environment lacks one of the methods, or a task is no plain data.
-            ValueError: if ``sample_tasks`` draws from something else than the global generators of NumPy and
-                ``random`` and what ``reset(seed=...)`` seeds.
+            TypeError: if the environment lacks one of the methods, or a task is not plain data.
+            ValueError: if ``sample_tasks`` uses random numbers that neither ``reset(seed=...)`` nor the
+                global generators of NumPy and ``random`` decide.
         """
         if not self._steady:
             raise ValueError(
@@ -73,13 +75,13 @@ class SetTaskEnvs:
         return self._draw(int(rng.integers(2**32)))
 
     def make_env(self, task: Mapping[str, Any]) -> _Env:
-        """Return a new environment, set to the task."""
+        """Return a new environment with the task set."""
         env = self._new()
         self.set_task(env, task)
         return env
 
     def set_task(self, env: _Env, task: Mapping[str, Any]) -> None:
-        """Call the environment's ``set_task`` with what its ``sample_tasks`` gave."""
+        """Call the environment's ``set_task`` with a task that its ``sample_tasks`` returned."""
         _method(env, "set_task")(task["task"] if task.keys() == {"task"} else task)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -91,7 +93,7 @@ class SetTaskEnvs:
 
     @cached_property
     def _steady(self) -> bool:
-        """Whether a seed decides the task; by eight seeds, as two tasks may be the same by chance."""
+        """Whether a seed decides the task; tested on eight seeds, as two tasks may be equal by chance."""
         once, again = ([self._draw(seed) for seed in range(8)] for _ in range(2))
         return _same(once, again)
 
@@ -107,7 +109,7 @@ class SetTaskEnvs:
         env = self._sampler
         sample_tasks, set_task = _method(env, "sample_tasks"), _method(env, "set_task")
         with _seeded_globals(seed):
-            set_task(_first(sample_tasks(1)))  # any task: some environments cannot be reset without
+            set_task(_first(sample_tasks(1)))  # any task: some environments cannot reset without one
             env.reset(seed=seed)
             task = _plain(_first(sample_tasks(1)))
         return dict(task) if isinstance(task, Mapping) and task.keys() != {"task"} else {"task": task}
@@ -115,13 +117,13 @@ class SetTaskEnvs:
 
 @dataclass(frozen=True, config=_STRICT)
 class BenchmarkTasks:
-    """The tasks of a benchmark object by Meta-World's convention: ML1, ML10, ML45 and their like.
+    """The tasks of a benchmark object that follows Meta-World's convention, such as ML1, ML10 and ML45.
 
-    The benchmark has ``train_classes`` and ``test_classes`` (name -> class of environment), ``train_tasks``
-    and ``test_tasks`` (with ``env_name``, and opaque otherwise); an environment has ``set_task``. It is built
-    as ``benchmark(**kwargs, seed=seed)`` in every process, and the seed must decide its tasks: a task of ours
-    is {"split", "index", "env_name"}, an index into its lists. Test tasks are those that the benchmark holds
-    out. Meta-World's environments take 500 steps, at most.
+    The benchmark has ``train_classes`` and ``test_classes`` (name -> class of environment), and
+    ``train_tasks`` and ``test_tasks`` (each task has ``env_name``; nothing else of it is used here). An
+    environment has ``set_task``. Every process builds ``benchmark(**kwargs, seed=seed)``, and the seed must
+    decide its tasks: one of our tasks is {"split", "index", "env_name"}, an index into its lists. Test tasks
+    are the tasks that the benchmark holds out. Meta-World's environments allow at most 500 steps.
 
     Raises:
         pydantic.ValidationError: for a name that cannot be imported, or numbers out of range.
@@ -132,10 +134,10 @@ class BenchmarkTasks:
     ]
     horizon: _Horizon
     kwargs: _Kwargs = Field(default={})
-    seed: Annotated[int, Field(ge=0, lt=2**32, description="of the benchmark's task lists")] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of the benchmark's task lists")] = 0
 
     def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
-        """Return one task of the split's list, each as likely.
+        """Return one task of the split's list, each with the same probability.
 
         Raises:
             ValueError: if the benchmark has no tasks for the split.
@@ -145,13 +147,13 @@ class BenchmarkTasks:
         return {"split": split, "index": index, "env_name": str(tasks[index].env_name)}
 
     def make_env(self, task: Mapping[str, Any]) -> _Env:
-        """Return an environment of the task's class, set to the task."""
+        """Return an environment of the task's class with the task set."""
         env = _OneOfSeveral(task["env_name"], self._new(task))
         self.set_task(env, task)
         return env
 
     def set_task(self, env: _Env, task: Mapping[str, Any]) -> None:
-        """Set an environment of ``make_env`` to another task; of another class, it is built anew inside."""
+        """Set another task in an environment of ``make_env``; a task of another class builds a new one."""
         if not isinstance(env, _OneOfSeveral):
             raise TypeError(f"expected an environment that make_env made, got {type(env).__name__}")
         if env.name != task["env_name"]:
@@ -178,7 +180,9 @@ class BenchmarkTasks:
     def _tasks(self, split: str) -> Sequence[Any]:
         tasks: Sequence[Any] = _attribute(self._built, f"{split}_tasks", self.benchmark)
         if not tasks:
-            raise ValueError(f"expected {self.benchmark} to have {split} tasks, got none: choose another one")
+            raise ValueError(
+                f"expected {self.benchmark} to have {split} tasks, got none: choose another benchmark"
+            )
         return tasks
 
     def _task(self, task: Mapping[str, Any]) -> Any:
@@ -192,21 +196,21 @@ class BenchmarkTasks:
 
 
 class _OneOfSeveral(gym.Wrapper[Any, Any, Any, Any]):
-    """An environment that can be exchanged for one of another class; one at a time, to bound the memory."""
+    """An environment that can be replaced by one of another class; only one exists, to save memory."""
 
     def __init__(self, name: str, env: _Env) -> None:
         super().__init__(env)
         self.name = name
 
     def replace(self, name: str, env: _Env) -> None:
-        """Close the environment inside and put another one in its place."""
+        """Close the environment inside and replace it."""
         self.env.close()
         self.name, self.env = name, env
 
 
 @contextmanager
 def _seeded_globals(seed: int) -> Iterator[None]:
-    """Seed the global generators of NumPy and ``random``, and put them back as they were."""
+    """Seed the global generators of NumPy and ``random``, and restore their states at the end."""
     numpy_state, python_state = np.random.get_state(), random.getstate()
     np.random.seed(seed)
     random.seed(seed)
@@ -218,22 +222,22 @@ def _seeded_globals(seed: int) -> Iterator[None]:
 
 
 def _maker(name: str, horizon: int) -> Callable[..., Any]:
-    """Return what makes the environments of a "module:Class" or of a Gymnasium id."""
-    if ":" in name and name.rpartition(":")[2].isidentifier():  # an id has a version: "module:Name-v0"
+    """Return a function that makes the environments of a "module:Class" or of a Gymnasium id."""
+    if ":" in name and name.rpartition(":")[2].isidentifier():  # an id has a version, "module:Name-v0"
         return _load(name)
     registered(name)
     return partial(make, name, max_episode_steps=horizon)
 
 
 def _load(name: str) -> Callable[..., Any]:
-    """Return what "module:name" names, which must be something to call."""
+    """Return the object that "module:name" names; it must be callable."""
     module, _, attribute = name.partition(":")
     try:
         loaded = getattr(importlib.import_module(module), attribute)
     except (ImportError, AttributeError, ValueError) as error:
         raise ValueError(f'"module:Class", of a module that can be imported ({error})') from None
     if not callable(loaded):
-        raise ValueError(f'"module:Class", with something to call (it is a {type(loaded).__name__})')
+        raise ValueError(f'"module:Class", of something callable (it is a {type(loaded).__name__})')
     return cast(Callable[..., Any], loaded)
 
 
@@ -260,7 +264,7 @@ def _first(tasks: Any) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Return a task as data that a file can hold."""
+    """Return a task as plain data that can be saved in a file."""
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Mapping):
@@ -284,5 +288,5 @@ def _same(one: Any, other: Any) -> bool:
 
 
 def _settings(family: Any) -> dict[str, Any]:
-    """Return the fields alone: what was built for sampling does not travel to the workers."""
+    """Return only the fields: objects that were built for sampling are not sent to the workers."""
     return {field.name: getattr(family, field.name) for field in fields(family)}

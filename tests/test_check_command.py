@@ -83,7 +83,7 @@ TOLERABLE = {
     "OutlivesReset": AGAIN + "expected the same .*in an environment that was played in and reset",
     "TaskOfTheReset": "8 tasks, one seed.*expected observations or rewards that differ, got the same",
     "TaskForgotten": AGAIN + r"expected the same .*got the reward \d.0, and \d.0 in an env.* played in",
-    "Shaky": "expected all draws from the generators handed over, got random's global one used",
+    "Shaky": "expected draws only from the given generators, got random's global generator used",
     "RegretLater": r"task \{'switch': 2\}, step 7: expected 'regret' in the info of every step or of none",
 }
 DEADLY = {
@@ -128,7 +128,8 @@ TARGETS = {
     "nothing.yaml": r"'nothing.yaml': expected a YAML file, .*got none of them; Known",
     "faulty_families:": r"expected module:Class, such as my_package.my_module:MyTasks",
     "gymnasium distribution.id=CartPole-v99": r"distribution.id: expected a Gymnasium id.*got 'CartPole-v99'",
-    CART: r"expected something in vary_kwargs, vary_attributes or vary_options: else all tasks are one",
+    CART: r"expected something in vary_kwargs, vary_attributes or vary_options: without it all "
+    "tasks are equal",
     f"{CART} distribution.vary_attributes.gravty=[1,2]": r"got 'gravty'; did you mean 'gravity'\?",
     f"{CART} distribution.vary_kwargs.colour=[1,2]": r"unexpected keyword argument 'colour'",
     "gymnasium distribution.id=faulty_families:EndlessLamp-v0 distribution.vary_kwargs.switch=[1,2]": (
@@ -195,7 +196,7 @@ def test_a_faulty_target_is_told_by_its_fault(run: Run, target: str) -> None:
 
 
 def test_a_family_that_workers_cannot_get_is_refused(run: Run) -> None:
-    message = "expected a family that can be pickled, .*hold no environments, files or lambdas in it"
+    message = "expected a family that can be pickled, .*keep environments, files and lambdas out of it"
     refused(run("check", "faulty_families:HoldsALambda", *QUICK), message)
 
 

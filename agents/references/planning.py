@@ -8,7 +8,7 @@ of the implementation used there (TabulaRL, Osband).
 """
 
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
 from functools import reduce, wraps
 from typing import Concatenate, NamedTuple, ParamSpec
 
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from rl2meta.dynamic_programming import backward_induction, expectation, solve
+from rl2meta.parts import in_parts
 
 _Constants = ParamSpec("_Constants")
-_PLANNED_AT_ONCE = {"cpu": 2**17}  # entries of P that fit in a core's cache, with all intermediate results
-_DRAWN_AT_ONCE = {"cpu": 2**17}  # the same for random draws; another value would change the draws
-_AT_ONCE_ELSEWHERE = 2**26
+_CACHED = {"cpu": 2**17}  # entries of P that fit in a core's cache, with all intermediate results
+_LOT = {"cpu": 2**17}  # entries of P that are drawn in one call; another number would change the draws
+_ELSEWHERE = 2**26
 
 
 class Posterior(NamedTuple):
@@ -70,7 +71,7 @@ def _some_at_a_time(
     def planner(
         posterior: Posterior, horizon: int, /, *args: _Constants.args, **kwargs: _Constants.kwargs
     ) -> Tensor:
-        parts = (posterior.of(part) for part in _parts(posterior.weights, _PLANNED_AT_ONCE))
+        parts = (posterior.of(part) for part in _parts(posterior.weights))
         return torch.cat([plan(part, horizon, *args, **kwargs) for part in parts])
 
     return planner
@@ -88,13 +89,13 @@ def psrl(posterior: Posterior, horizon: int) -> Tensor:
     All draws come before the first solution, so the number of MDPs solved at a time does not change them.
     """
     rewards, transitions = map(torch.cat, zip(*_draws(posterior), strict=True))
-    parts = _parts(transitions, _PLANNED_AT_ONCE)
+    parts = _parts(transitions)
     return torch.cat([solve(rewards[part], transitions[part], horizon).action_value for part in parts])
 
 
 def _draws(posterior: Posterior) -> Iterator[tuple[Tensor, Tensor]]:
-    """Draw an MDP from each posterior; yield rewards [b, S, A] and transitions [b, S, A, S] in batches."""
-    for lot in _parts(posterior.weights, _DRAWN_AT_ONCE):
+    """Draw an MDP from each posterior; yield rewards [b, S, A] and transitions [b, S, A, S] in lots."""
+    for lot in _lots(posterior.weights):
         seen = posterior.of(lot)
         noise = torch.randn(seen.mean.shape, generator=seen.generator, device=seen.mean.device)
         rewards = seen.mean + noise * seen.precision.rsqrt()
@@ -212,9 +213,14 @@ def _gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
     return (d * v).index_copy(0, rejected, again).view(size)
 
 
-def _parts(transitions: Tensor, most: Mapping[str, int]) -> Iterator[slice]:
-    """Yield slices of the MDPs; on a CPU, small slices are faster because they stay in the cache."""
-    at_once = most.get(transitions.device.type, _AT_ONCE_ELSEWHERE)
-    num_tasks = max(1, at_once // transitions[0].numel())
+def _parts(transitions: Tensor) -> list[slice]:
+    """Return slices of the MDPs; on a CPU, a slice is small enough to stay in the cache."""
+    most = _CACHED.get(transitions.device.type, _ELSEWHERE)
+    return in_parts(len(transitions), transitions[0].numel(), most, multiple_of=1)
+
+
+def _lots(transitions: Tensor) -> Iterator[slice]:
+    """Yield slices of MDPs to draw in one call; they must not depend on memory, because they fix the draws."""
+    num_tasks = max(1, _LOT.get(transitions.device.type, _ELSEWHERE) // transitions[0].numel())
     for start in range(0, len(transitions), num_tasks):
         yield slice(start, start + num_tasks)

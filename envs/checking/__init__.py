@@ -1,4 +1,4 @@
-"""The conformance suite of task families: whoever adds one runs ``check_distribution`` on it."""
+"""The conformance suite of task families: run ``check_distribution`` on every new family."""
 
 from rl2meta.envs.checking import episodes, law, optimum, steps
 from rl2meta.envs.checking.case import Case, Check
@@ -8,7 +8,7 @@ _CHECKS: tuple[Check, ...] = (*law.CHECKS, *steps.CHECKS, *episodes.CHECKS, *opt
 
 
 class ConformanceError(AssertionError):
-    """A family breaks the contract of ``rl2meta.tasks``; the message lists everything that was found."""
+    """A family breaks the contract of ``rl2meta.tasks``; the message lists all failures."""
 
 
 def check_distribution(
@@ -16,18 +16,18 @@ def check_distribution(
 ) -> None:
     """Check that a family keeps the contract of ``TaskDistribution``, ``Tasks`` and ``TaskVectorEnv``.
 
-    Plays a few episodes on the CPU: seconds, not minutes. What a family does not know (regret, optima) is
-    not asked of it. Where the spaces, the horizon or a method are missing, nothing else is checked.
+    Plays a few episodes on the CPU: seconds, not minutes. Values that a family does not know (regret, optima)
+    are not required. If the spaces, the horizon or a method are missing, nothing else is checked.
 
     Args:
         distribution: the family.
-        num_tasks: tasks, and environments side by side, >= 2.
-        seed: of everything that is drawn.
-        steady: expect a task to be the same in each of its episodes. False for families that change from
-            one episode to the next; whether a restart keeps the task is then not checked.
+        num_tasks: number of tasks, and of environments side by side, >= 2.
+        seed: of all random numbers.
+        steady: expect a task to be the same in each of its episodes. Use False for families that change from
+            one episode to the next: then the suite does not check whether a restart keeps the task.
 
     Raises:
-        ConformanceError: if anything is wrong; lists every failure, not only the first.
+        ConformanceError: if anything is wrong; the message lists every failure, not only the first.
         ValueError: for fewer than two tasks.
     """
     if num_tasks < 2:
@@ -45,7 +45,7 @@ def _failures(check: Check, case: Case) -> list[str]:
     found = []
     try:
         for message in check(case):
-            found.append(message)  # one by one: what was found before an error must not be lost
+            found.append(message)  # one by one, so that an error does not lose the messages before it
     except Exception as error:
         name = check.__name__.lstrip("_").removeprefix("check_").replace("_", " ")
         found.append(f"{name}: expected no error, got {type(error).__name__}: {error}")

@@ -1,4 +1,4 @@
-"""The family under check: its tasks, its environments, and games played on them."""
+"""The family that is checked: its tasks, its environments, and steps in them."""
 
 import json
 from collections.abc import Callable, Iterator
@@ -18,7 +18,7 @@ CPU = torch.device("cpu")
 class Step(NamedTuple):
     """One step of all environments."""
 
-    before: Tensor  # the observation that was acted on
+    before: Tensor  # the observation before the action
     observation: Tensor
     reward: Tensor
     terminated: Tensor
@@ -27,23 +27,23 @@ class Step(NamedTuple):
 
     @property
     def last(self) -> Tensor:
-        """The step ended its episode."""
+        """Whether the step ended its episode, bool [B]."""
         return self.terminated | self.truncated
 
     def tensors(self) -> dict[str, Tensor]:
-        """Return every tensor of the step by name, those of info among them."""
+        """Return every tensor of the step by name, with the tensors of info."""
         return {**self._asdict(), **self.info, "info": torch.empty(0)}
 
 
 @dataclass(frozen=True)
 class Case:
-    """What is checked.
+    """The family that is checked, and how.
 
     Attributes:
         distribution: the family.
-        num_tasks: tasks to play.
-        seed: of all that is drawn.
-        steady: a task is the same in each of its episodes.
+        num_tasks: number of tasks to play.
+        seed: of all random numbers.
+        steady: whether a task must be the same in each of its episodes.
     """
 
     distribution: TaskDistribution
@@ -53,11 +53,11 @@ class Case:
 
     @property
     def num_steps(self) -> int:
-        """More than one episode, and all of the longest one."""
+        """The number of steps to play: more than one episode of maximum length."""
         return self.distribution.horizon + min(self.distribution.horizon + 1, 200)
 
     def tasks(self, split: Split = "train") -> Tasks:
-        """Draw the tasks of a split: the same at every call."""
+        """Draw the tasks of a split, the same at every call."""
         return sample_tasks(self.distribution, self.num_tasks, self.seed, split)
 
     def envs(self) -> TaskVectorEnv:
@@ -65,24 +65,24 @@ class Case:
         return self.distribution.make_envs(self.num_tasks, CPU)
 
     def actions(self) -> list[Tensor]:
-        """Draw random actions for ``num_steps`` steps: the same at every call."""
-        space = deepcopy(self.distribution.action_space)  # seeding the family's own would leave a trace
+        """Draw random actions for ``num_steps`` steps, the same at every call."""
+        space = deepcopy(self.distribution.action_space)  # seeding the original would change the family
         space.seed(self.seed)
         rows = [[space.sample() for _ in range(self.num_tasks)] for _ in range(self.num_steps)]
         return [torch.as_tensor(np.stack(row)) for row in rows]
 
     def play(self, tasks: Tasks | None = None, actions: list[Tensor] | None = None) -> list[Step]:
-        """Play in new environments; by default the training tasks, with ``actions()``."""
+        """Play in new environments; by default on the training tasks, with ``actions()``."""
         tasks = self.tasks() if tasks is None else tasks
         return play_on(self.envs(), self.actions() if actions is None else actions, tasks, self.seed)
 
 
 Check = Callable[[Case], Iterator[str]]
-"""Plays a family and yields what it found wrong, as 'what: expected, got'."""
+"""Checks a family and yields messages of the form 'what: expected ..., got ...'."""
 
 
 def play_on(envs: TaskVectorEnv, actions: list[Tensor], tasks: Tasks | None, seed: int) -> list[Step]:
-    """Play ``actions`` one after another from a reset on; without tasks the environments draw them."""
+    """Reset and then play ``actions`` one after another; without tasks the environments draw them."""
     observation, _ = envs.reset(seed=seed, options=None if tasks is None else {"tasks": tasks})
     steps: list[Step] = []
     for action in actions:
@@ -92,11 +92,11 @@ def play_on(envs: TaskVectorEnv, actions: list[Tensor], tasks: Tasks | None, see
 
 
 def same_stream(some: list[Step], others: list[Step]) -> bool:
-    """Return whether two games are equal to the bit."""
+    """Return whether two lists of steps are equal to the bit."""
     pairs = [(a.tensors(), b.tensors()) for a, b in zip(some, others, strict=True)]
     return all(a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a) for a, b in pairs)
 
 
 def as_json(tasks: Tasks) -> str:
-    """Return the tasks as text that is equal where they are."""
+    """Return the tasks as text; equal tasks give equal text."""
     return json.dumps(tasks.to_dict(), sort_keys=True)

@@ -1,4 +1,4 @@
-"""What episodes and resets promise."""
+"""Checks of episodes and resets."""
 
 from collections.abc import Iterator
 from itertools import islice, pairwise
@@ -51,12 +51,12 @@ def _check_number_of_tasks(case: Case) -> Iterator[str]:
     try:
         case.envs().reset(seed=case.seed, options={"tasks": case.tasks()[1:]})
     except Exception:
-        return  # any error will do: its words are the family's own
+        return  # any error is good: each family words its own
     yield f"reset: expected an error for {case.num_tasks - 1} tasks in {case.num_tasks} envs, got none"
 
 
 def _marks(step: Step) -> dict[str, Tensor]:
-    """What the first step of an episode can show of its task."""
+    """Return the values of the first step of an episode that can depend on its task."""
     marks = {"first observation": step.before, "reward": step.reward}
     for name in ("expected_reward", "regret"):
         if name in step.info:
@@ -65,7 +65,7 @@ def _marks(step: Step) -> dict[str, Tensor]:
 
 
 def _steady_marks(case: Case, tasks: Tasks) -> dict[str, Tensor]:
-    """Return the marks that chance does not move: equal under several seeds on the same tasks."""
+    """Return the marks that do not depend on chance: equal for several seeds on the same tasks."""
     if not case.steady:
         return {}
     probe, seeds = case.actions()[0], [derive(case.seed, i) for i in range(_SEEDS_OF_STEADINESS)]
@@ -86,7 +86,7 @@ def _moved(what: str, steady: dict[str, Tensor], step: Step, where: Tensor) -> I
 def _exposed(what: str, envs: TaskVectorEnv, expected: Tasks) -> Iterator[str]:
     tasks = getattr(envs, "tasks", None)
     if tasks is not None and as_json(tasks) != as_json(expected):
-        yield f"{what}: expected its tasks in the environments' attribute tasks, got others"
+        yield f"{what}: expected its tasks in the environments' attribute tasks, got other tasks"
 
 
 CHECKS: tuple[Check, ...] = (

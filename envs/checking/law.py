@@ -1,4 +1,4 @@
-"""What the law and the draw promise."""
+"""Checks of the law and of drawn tasks."""
 
 import json
 import random
@@ -13,7 +13,7 @@ from rl2meta.randomness import generator
 
 
 def check_attributes(case: Case) -> Iterator[str]:
-    """Check that all is there that the other checks need."""
+    """Check that the family has everything that the other checks need."""
     family = case.distribution
     for name in ("observation_space", "action_space"):
         space = getattr(family, name, None)
@@ -50,7 +50,7 @@ def _check_global_randomness(case: Case) -> Iterator[str]:
         "random": python_state == random.getstate(),
     }
     for name in (name for name, kept in untouched.items() if not kept):
-        yield f"randomness: expected all draws from the generators handed over, got {name}'s global one used"
+        yield f"randomness: expected draws only from the given generators, got {name}'s global generator used"
 
 
 def _check_tasks(case: Case) -> Iterator[str]:
@@ -71,7 +71,7 @@ def _check_json(case: Case) -> Iterator[str]:
     if as_json(revived) != as_json(tasks):
         yield "tasks: expected to_dict -> JSON -> from_dict to be equal to the bit, got other tasks"
     elif not same_stream(case.play(tasks), case.play(revived)):
-        yield "tasks: expected tasks from JSON to play as the originals do, got another stream"
+        yield "tasks: expected tasks from JSON to give the same steps as the originals, got other steps"
 
 
 CHECKS: tuple[Check, ...] = (

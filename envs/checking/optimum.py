@@ -1,4 +1,4 @@
-"""What the optimum promises, where it is known."""
+"""Checks of the optimum, if the family knows it."""
 
 import math
 from collections.abc import Iterator
@@ -11,7 +11,7 @@ from rl2meta.envs.checking.case import Case, Check
 from rl2meta.envs.checking.steps import odd_numbers
 from rl2meta.tasks import sample_tasks
 
-_MOST_REPLAYS, _MOST_STEPS = 400, 20  # zero-regret play replays the past once per action and step
+_MOST_REPLAYS, _MOST_STEPS = 400, 20  # the search for zero regret plays the past once per action and step
 _TOLERANCE = 1e-4
 
 
@@ -40,14 +40,14 @@ def _check_zero_regret(case: Case) -> Iterator[str]:
 
 
 def _regrets(case: Case, played: list[Tensor], space: gym.spaces.Discrete) -> list[Tensor]:
-    """Return the regret of each action after the same past, which the same seed brings back."""
+    """Return the regret of each action after the same past; the same seed gives the same past."""
     tried = [torch.full((case.num_tasks,), int(space.start) + i) for i in range(int(space.n))]
     ends = [case.play(actions=[*played, action])[-1] for action in tried]
     return [end.info["regret"] for end in ends if "regret" in end.info]
 
 
 def _check_target_regret(case: Case) -> Iterator[str]:
-    """Play the first step's target in its stead: the same seed brings back what it was right for."""
+    """Play the target of the first step as its action: the same seed gives the same first state."""
     first = case.play(actions=case.actions()[:1])[0]
     if not {"target", "regret"} <= first.info.keys():
         return
@@ -63,7 +63,7 @@ def _check_optimal_return(case: Case) -> Iterator[str]:
         return
     yield from odd_numbers("optimal_return", case, [optimum])
     if case.distribution.horizon > 1:
-        return  # what a longer episode pays depends on chance; its regret is checked state by state
+        return  # the return of a longer episode depends on chance; another check tests its regrets
     for step in case.play(tasks):
         if {"expected_reward", "regret"} <= step.info.keys():
             total = step.info["expected_reward"] + step.info["regret"]

@@ -1,4 +1,4 @@
-"""What one step promises."""
+"""Checks of single steps."""
 
 from collections.abc import Iterable, Iterator
 from copy import deepcopy
@@ -33,12 +33,12 @@ def _check_observations(case: Case) -> Iterator[str]:
     yield from islice(_outside("final_obs", space, case, finals), 1)
     for step in (step for step in steps if "final_obs" in step.info):
         if not torch.equal(step.info["final_obs"][~step.last], step.observation[~step.last]):
-            yield "final_obs: expected the observation itself where no episode ended, got another"
+            yield "final_obs: expected the next observation where no episode ended, got another value"
             return
 
 
 def _outside(name: str, space: gym.Space[Any], case: Case, batches: Iterable[Tensor]) -> Iterator[str]:
-    """Yield what is no batch of elements of ``space``, one per task."""
+    """Yield messages for batches that are not one element of ``space`` per task."""
     shape = (case.num_tasks, *(space.shape or ()))
     for batch in batches:
         array = batch.numpy()
@@ -63,7 +63,7 @@ def _check_target(case: Case) -> Iterator[str]:
 
 
 def odd_numbers(name: str, case: Case, batches: Iterable[Tensor]) -> Iterator[str]:
-    """Yield what is no batch of finite floats, one per task."""
+    """Yield messages for batches that are not one finite float per task."""
     for batch in batches:
         if batch.shape != (case.num_tasks,) or not batch.is_floating_point():
             yield f"{name}: expected float [{case.num_tasks}], got {batch.dtype} {list(batch.shape)}"
@@ -90,11 +90,11 @@ def _check_seeds(case: Case) -> Iterator[str]:
     envs, tasks, actions = case.envs(), case.tasks(), case.actions()
     stream = play_on(envs, actions, tasks, case.seed)
     if not same_stream(stream, play_on(case.envs(), actions, tasks, case.seed)):
-        yield "reset: expected one stream from one seed, tasks and actions, got another in new environments"
+        yield "reset: expected the same steps for the same seed, tasks and actions, got others in new envs"
     if not same_stream(stream, play_on(envs, actions, tasks, case.seed)):
-        yield "reset: expected one stream from one seed, tasks and actions, got another in used environments"
+        yield "reset: expected the same steps for the same seed, tasks and actions, got others in used envs"
     if not same_stream(*(play_on(envs, actions, None, case.seed) for _ in range(2))):
-        yield "reset: expected the same tasks and stream from reset(seed=...) alone, got another"
+        yield "reset: expected the same tasks and steps from the same reset(seed=...), got others"
 
 
 def _check_fresh_tensors(case: Case) -> Iterator[str]:
@@ -104,7 +104,7 @@ def _check_fresh_tensors(case: Case) -> Iterator[str]:
     for action in actions:
         envs.step(action)
     for name in (name for name, tensor in step.tensors().items() if not torch.equal(tensor, kept[name])):
-        yield f"{name}: expected what a step returned to stay as it was, got it changed by later steps"
+        yield f"{name}: expected later steps not to change what a step returned, got a change"
 
 
 CHECKS: tuple[Check, ...] = (

@@ -47,8 +47,8 @@ class Field:
     def facts(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
         """Return what evaluation.json says of each run."""
         return {
-            name: {"path": label, "agent": subject.trained.agent_name, **subject.facts()}
-            for (name, subject), label in zip(subjects.items(), self.labels, strict=True)
+            name: {"path": _path(run), "agent": subject.trained.agent_name, **subject.facts()}
+            for (name, subject), run in zip(subjects.items(), self.runs, strict=True)
         }
 
     def default_folder(self) -> Path | None:
@@ -107,6 +107,10 @@ def _label(label: str | None, run: Run, place: int) -> str:
 def _short(label: str, run: Run) -> str:
     """Return the name of the run's folder, unless the run is called something else."""
     return label if run.path is None or label != str(run.path) else folder_name(run.path)
+
+
+def _path(run: Run) -> str | None:
+    return None if run.path is None else str(run.path)
 
 
 def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:

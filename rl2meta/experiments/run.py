@@ -12,7 +12,7 @@ from rl2meta.training import Learner
 from rl2meta.trial import Agent
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
     """A training, as far as it has come.
 
@@ -29,7 +29,13 @@ class Run:
     path: Path | None = None
     update: int = 0
     env_steps: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        where = "nowhere on disk" if self.path is None else self.path
+        updates = self.config.settings.training.updates
+        what = f"{self.config.agent_name} on {self.distribution}"
+        return f"<Run of {what}, update {self.update}/{updates}, {where}>"
 
     @property
     def agent(self) -> Agent[Any]:

@@ -1,5 +1,6 @@
 """Training an experiment, and going on with one that stopped."""
 
+import json
 import logging
 import platform
 import shlex
@@ -136,7 +137,7 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
     """Give a learner the network of another run; return what config.yaml says of it."""
     other = start_from if isinstance(start_from, Run) else load_run(start_from)
     state = other.learner.state_dict()
-    weights = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
     try:
         learner.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
@@ -144,7 +145,8 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
             f"start_from: expected a run whose network has the shapes of this one's, got {other.path}; give "
             f"both the same agent and sizes ({error})"
         ) from None
-    return f"started_from: {{path: {str(other.path)!r}, update: {other.update}}}\n"
+    origin = {"path": None if other.path is None else str(other.path), "update": other.update}
+    return f"started_from: {json.dumps(origin)}\n"
 
 
 def _train(

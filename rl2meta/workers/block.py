@@ -1,4 +1,4 @@
-"""The numbers that the main process and its workers share: one block of memory that has no name."""
+"""The arrays that the main process and its workers share: one block of memory without a name."""
 
 import math
 import mmap
@@ -17,18 +17,19 @@ Array = NDArray[Any]
 
 @dataclass
 class Arrays:
-    """Views on the numbers of B environments, which W workers write.
+    """Views on the arrays of B environments, which W workers write.
 
     Attributes:
-        action: [B, ...], what to do next.
-        observation: [B, ...], of the state that is there to act in.
-        final: [B, ...], the observation that an episode which ended in the last step ended with.
+        action: [B, ...], the next actions.
+        observation: [B, ...], the current observations.
+        final: [B, ...], the last observation of an episode that ended in the last step.
         reward: [B], of the last step.
         terminated, truncated: bool [B].
-        known: [number of things emitted, B], what the info of the last step told.
-        left: int64 [B], episodes left to play until the next reset; below 0 for as many as there are.
-        mark: int64 [W, 4], what each worker is at: the calls that it has begun outside of steps, the
-            environment, which call, and the steps of the trial before it. It moves while the worker does.
+        known: [number of emitted values, B], the values in the info of the last step.
+        left: int64 [B], episodes left to play until the next reset; below 0: no limit.
+        mark: int64 [W, 4], what each worker is doing: the number of calls that it has begun outside of
+            steps, the environment, the index of the call, and the number of steps taken before in the
+            trial. It changes as long as the worker makes progress.
     """
 
     action: Array
@@ -42,7 +43,7 @@ class Arrays:
     mark: Array
 
     def slots(self, slots: slice, worker: int) -> "Arrays":
-        """Return the part of one worker."""
+        """Return the part of the arrays that one worker writes."""
         part = {name: array[slots] for name, array in vars(self).items() if name not in ("known", "mark")}
         return Arrays(**part, known=self.known[:, slots], mark=self.mark[worker])
 
@@ -51,7 +52,7 @@ Layout = dict[str, tuple[int, tuple[int, ...], str]]  # name -> offset, shape, d
 
 
 def layout_of(described: Described, num_envs: int, num_workers: int) -> tuple[Layout, int]:
-    """Return where each array lies, and how many bytes there are."""
+    """Return the place of each array in the memory, and the size of the memory in bytes."""
     seen, done = observed(described.observation_space), acted(described.action_space)
     each: dict[str, tuple[tuple[int, ...], Any]] = {
         "action": ((num_envs, *(done.shape or ())), done.dtype),
@@ -82,9 +83,9 @@ def views(buffer: Any, layout: Layout) -> Arrays:
 
 
 def nameless_memory(size: int) -> int:
-    """Return the descriptor of ``size`` bytes of memory that vanish with the last process that holds them.
+    """Return the descriptor of ``size`` bytes of memory, which is freed when the last user of it ends.
 
-    What has no name cannot be left behind, however its processes end.
+    Memory without a name cannot be left behind, no matter how its processes end.
     """
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("rl2meta")

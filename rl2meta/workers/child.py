@@ -1,6 +1,6 @@
 """A worker process, started by ``rl2meta.workers.process``.
 
-It imports no torch, unless a family does: it has to be there again soon after it was killed.
+It does not import torch, unless a family does: after a worker was killed, a new one must start quickly.
 """
 
 import faulthandler
@@ -27,13 +27,13 @@ DONE = b"done"
 
 
 class Setup(NamedTuple):
-    """What a worker is told when it starts.
+    """The first message to a worker.
 
     Attributes:
-        family, described: pickled, so that what cannot be imported is a fault like any other.
-        layout: of all environments.
-        first, last: the slots of this worker, ``last`` left out.
-        worker: its number.
+        family, described: pickled, so that a failing import is a fault like any other.
+        layout: of the arrays of all environments.
+        first, last: the slots of this worker: from ``first`` to ``last - 1``.
+        worker: the number of this worker.
     """
 
     family: bytes
@@ -45,7 +45,7 @@ class Setup(NamedTuple):
 
 
 class Probe(NamedTuple):
-    """What a worker is told that takes a first look at an environment.
+    """The first message to a worker that only takes a first look at an environment.
 
     Attributes:
         family: pickled.
@@ -57,14 +57,14 @@ class Probe(NamedTuple):
 
 
 def main() -> None:
-    """Obey the commands that come in until there are no more, or the main process is gone."""
+    """Execute the commands that come in until there are no more, or until the main process is gone."""
     handed = socket, memory, stack = [int(word) for word in sys.argv[2:]]
     connection = Connection(socket)
     for descriptor in handed:
-        os.set_inheritable(descriptor, False)  # what an environment starts has no business with them
+        os.set_inheritable(descriptor, False)  # programs that an environment starts must not get them
     _end_with_the_main_process()
     _ignore_signals()
-    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)  # where it hangs, if it does
+    faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)  # tells where it hangs
     told: Setup | Probe = pickle.loads(connection.recv_bytes())
     try:
         family = pickle.loads(told.family)
@@ -106,13 +106,13 @@ def _serve(connection: Connection, slots: Slots) -> None:
         except (EOFError, OSError):
             return
         try:
-            if message == b"step":  # the one that has to be fast
+            if message == b"step":  # the only command that must be fast
                 slots.step()
             else:
                 _obey(slots, *pickle.loads(message))
         except Failed as failure:
             _tell(connection, failure.fault)
-        except BaseException as error:  # which must not look like a death
+        except BaseException as error:  # any exception: it must not look as if the process had died
             _tell(connection, slots.fault(error))
         else:
             connection.send_bytes(DONE)
@@ -128,18 +128,18 @@ def _obey(slots: Slots, command: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _end_with_the_main_process() -> None:
-    """Die, with all that an environment started, as soon as the main process does, however it does.
+    """End this process and all that an environment started as soon as the main process ends in any way.
 
-    Standard input is a pipe whose other end only the main process has. Where the kernel can send a signal
-    when that end closes, it does: a thread of ours has to wait for an environment that hangs in C code.
+    Standard input is a pipe, and only the main process has its other end. Linux can send a signal when that
+    end closes. Elsewhere a thread waits for it; this thread cannot run while an environment hangs in C code.
     """
-    import fcntl  # Windows, where the main process imports this module too, has none
+    import fcntl  # not at the top: Windows has no fcntl, and the main process imports this module there too
 
     lifeline = os.dup(0)
     nothing = os.open(os.devnull, os.O_RDONLY)
     os.dup2(nothing, 0)
     os.close(nothing)
-    with suppress(AttributeError, OSError):  # Linux alone has F_SETSIG
+    with suppress(AttributeError, OSError):  # only Linux has F_SETSIG
         fcntl.fcntl(lifeline, fcntl.F_SETSIG, signal.SIGKILL)
         fcntl.fcntl(lifeline, fcntl.F_SETOWN, -os.getpgrp())
         fcntl.fcntl(lifeline, fcntl.F_SETFL, fcntl.fcntl(lifeline, fcntl.F_GETFL) | os.O_ASYNC)
@@ -154,8 +154,8 @@ def _end_with_the_main_process() -> None:
 def _ignore_signals() -> None:
     """Leave the terminal's Ctrl-C and a job's SIGTERM to the main process.
 
-    By a handler that does nothing and not by SIG_IGN, which the programs that an environment starts would
-    inherit: they could not be terminated any more.
+    The handler does nothing. SIG_IGN would not work: programs that an environment starts inherit it, and then
+    nobody could terminate them.
     """
     numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
     before = {number: signal.signal(number, lambda *_: None) for number in numbers}
@@ -168,7 +168,7 @@ def _ignore_signals() -> None:
     def mask(how: int) -> None:
         signal.pthread_sigmask(how, numbers)
 
-    os.register_at_fork(  # what comes in between is not lost: a fork may be terminated as soon as it is there
+    os.register_at_fork(  # signals during a fork are not lost: the new process may be terminated at once
         before=partial(mask, signal.SIG_BLOCK),
         after_in_parent=partial(mask, signal.SIG_UNBLOCK),
         after_in_child=restore,

@@ -1,4 +1,4 @@
-"""Workers that step the environments of a family together, and outlive each other."""
+"""Worker processes that step the environments of a family together, and are replaced when they fail."""
 
 import logging
 import os
@@ -25,20 +25,20 @@ _log = logging.getLogger("rl2meta.workers")
 
 
 class Stepper(Protocol):
-    """B environments that step together; what they are to do and what came of it stands in ``arrays``."""
+    """B environments that step together; ``arrays`` holds their actions and the results."""
 
     arrays: Arrays
 
     def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
-        """Begin a trial on each task; ``episodes`` until the next reset, below 0 for as many as there are."""
+        """Begin a trial on each task, with ``episodes`` episodes until the next reset; below 0: no limit."""
         ...
 
     def reset(self, episodes: int) -> None:
-        """Begin another episode everywhere, on the same tasks."""
+        """Begin another episode in every environment, on the same tasks."""
         ...
 
     def step(self) -> None:
-        """Do ``arrays.action``."""
+        """Take one step with ``arrays.action``."""
         ...
 
     def close(self) -> None:
@@ -47,7 +47,7 @@ class Stepper(Protocol):
 
 
 class _Order(NamedTuple):
-    """Something that all workers were told to do since the trial began."""
+    """One command to all workers since the trial began."""
 
     command: str
     arguments: tuple[Any, ...] = ()
@@ -57,20 +57,20 @@ class _Order(NamedTuple):
 class Crew:
     """Worker processes, each with a block of neighbouring environments.
 
-    Every environment has a task and a seed of its own, so that which worker steps it changes nothing. A
-    worker that raises, dies or hangs is replaced, and its environments live through the trial so far again:
-    the same tasks, seeds and actions. That this led to where the trial stood is checked by a sum over all
-    observations, rewards and flags.
+    Every environment has its own task and seed, so results do not depend on which worker steps it. A worker
+    that raises, dies or hangs is replaced. The new worker plays the trial so far again, with the same tasks,
+    seeds and actions. A checksum over all observations, rewards and flags tests that this gives the same
+    results.
 
     Args:
         family: makes the environments; must be picklable.
-        described: what each of them looks like.
+        described: the spaces and the emitted values of every environment.
         num_envs: B.
-        settings: how many workers, and how patient to be with them.
+        settings: the number of workers, the time limit and the maximum number of restarts.
 
     Raises:
-        EnvironmentFault: (later) when there were too many restarts, a worker failed twice at one point, or
-            a trial that was lived through again led elsewhere.
+        EnvironmentFault: (later) after too many restarts, if a worker failed twice at the same point, or if
+            a repeated trial gave other results.
     """
 
     def __init__(
@@ -98,12 +98,12 @@ class Crew:
         try:
             self._launch()
         except BaseException:
-            self._finalizer()  # a traceback may keep what has failed alive for long
+            self._finalizer()  # now: a traceback may keep this object alive for long
             raise
 
     @property
     def pids(self) -> list[int]:
-        """The numbers of the worker processes."""
+        """The process ids of the workers."""
         return [worker.pid for worker in self._workers]
 
     def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
@@ -115,15 +115,15 @@ class Crew:
         self._order(_Order("begin", (list(tasks), list(seeds), episodes)))
 
     def reset(self, episodes: int) -> None:
-        """Begin another episode everywhere."""
+        """Begin another episode in every environment."""
         self._order(_Order("reset", (episodes,)))
 
     def step(self) -> None:
-        """Do ``arrays.action``."""
+        """Take one step with ``arrays.action``."""
         self._order(_Order("step", action=self.arrays.action.copy()))
 
     def close(self) -> None:
-        """Close the environments and end the workers; one that does not close is killed, and reported."""
+        """Close the environments and end the workers; a worker that does not close is reported and killed."""
         if self._finalizer.alive and self._idle:
             self._close_environments()
         self._finalizer()
@@ -138,7 +138,7 @@ class Crew:
                 _log.warning("%s; the worker is killed", self._said(failure.fault))
 
     def _launch(self) -> None:
-        """Start every worker, in place of those that are there."""
+        """Start every worker; end those that exist before."""
         while self._workers:
             self._workers.pop().kill()
         for worker in range(len(self._setups)):
@@ -156,13 +156,13 @@ class Crew:
             ) from None
 
     def _order(self, order: _Order) -> None:
-        """Have all workers do something.
+        """Send a command to all workers and wait until it is done.
 
-        What breaks it off (a fault, Ctrl-C) leaves workers in the midst of it, whose answers would be taken
-        for those to the next order: from then on none is idle, and only a new trial helps.
+        After an interruption (a fault, Ctrl-C) some workers are still busy. Their answers would be mistaken
+        for answers to the next command. So the workers no longer count as idle, and only a new trial helps.
         """
         if not self._idle:
-            raise gym.error.ResetNeeded("expected a reset(seed=...) after a call that was broken off")
+            raise gym.error.ResetNeeded("expected a reset(seed=...) after a call that was interrupted")
         self._idle = False
         self._orders.append(order)
         for worker in range(len(self._workers)):
@@ -182,7 +182,7 @@ class Crew:
         self._workers[worker].send(pickle.dumps((order.command, arguments)))
 
     def _await(self, wait: Callable[[WorkerProcess], None]) -> None:
-        """Wait for every worker; replace those that fail until they have done what all were told."""
+        """Wait for every worker; replace each one that fails until it has done the last command."""
         for worker in range(len(self._workers)):
             try:
                 wait(self._workers[worker])
@@ -204,15 +204,15 @@ class Crew:
                 return
 
     def _relive(self, worker: int) -> None:
-        """Bring a new worker to where the trial stands, and have it do what was asked last."""
+        """Play the trial so far again in a new worker, the last command included."""
         own, total = slice(self._setups[worker].first, self._setups[worker].last), 0
         for number, order in enumerate(self._orders):
             if number == len(self._orders) - 1 and total != self._sums[worker]:
                 raise EnvironmentFault(
                     f"environments {own.start} to {own.stop - 1} were restarted, and the same tasks, seeds "
-                    "and actions led elsewhere than before: expected environments whose randomness comes "
-                    "from reset(seed=...) alone; look for global random numbers, clocks, or state that "
-                    "outlives reset()"
+                    "and actions gave other results than before: expected environments whose randomness "
+                    "comes only from reset(seed=...); look for global random numbers, clocks, or state that "
+                    "reset() does not clear"
                 )
             if order.action is not None:
                 self.arrays.action[own] = order.action[own]
@@ -228,10 +228,10 @@ class Crew:
         return total
 
     def _report(self, worker: int, fault: Fault) -> None:
-        """Say what failed; stop the run if that was once too often."""
+        """Log the failure; stop the run if there were too many."""
         said, limit, last = self._said(fault), self._settings.max_restarts, self._last_fault
         if fault.slot is not None and last is not None and fault.point == last.point:
-            raise EnvironmentFault(f"{said}\nIt failed twice at this point, so that a restart does not help")
+            raise EnvironmentFault(f"{said}\nIt failed twice at this point, so a restart does not help")
         refuse_start(fault)
         if self._restarts >= limit:
             times = f"\nWorkers were restarted {limit} times (workers.max_restarts)" if limit else ""
@@ -252,7 +252,7 @@ class Crew:
 
 
 def _bounds(num_envs: int, processes: int | None) -> list[tuple[int, int]]:
-    """Return the first slot of each worker, and that after its last: as even as can be."""
+    """Return the first slot of each worker and the slot after its last; parts are as equal as possible."""
     count = min(num_envs, processes or cores())
     edges = np.linspace(0, num_envs, count + 1).round().astype(int).tolist()
     return list(pairwise(edges))

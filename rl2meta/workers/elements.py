@@ -1,4 +1,4 @@
-"""Elements of an environment's spaces, to and from what agents see and do."""
+"""Conversion between elements of an environment's spaces and the observations and actions of agents."""
 
 from collections.abc import Callable
 from typing import Any
@@ -12,7 +12,7 @@ from rl2meta.workers.faults import Broken
 
 
 def reader(space: gym.Space[Any]) -> Callable[[Any], Any]:
-    """Return what turns an observation of ``space`` into an element of ``observed(space)``, if it is one."""
+    """Return a function that checks an observation of ``space`` and converts it to ``observed(space)``."""
     if isinstance(space, spaces.Discrete):
         return lambda x: _index(space, x)
     if not isinstance(space, spaces.Box):
@@ -29,18 +29,18 @@ def reader(space: gym.Space[Any]) -> Callable[[Any], Any]:
 
 
 def actor(space: gym.Space[Any]) -> Callable[[Any], Any]:
-    """Return what turns an element of ``acted(space)`` into one of ``space``."""
+    """Return a function that turns an element of ``acted(space)`` into an element of ``space``."""
     if isinstance(space, spaces.Discrete):
         start = space.start
         return (lambda a: a + start) if start else lambda a: a
     shape, dtype = space.shape, space.dtype
     if dtype == np.float32:
         return lambda a: a.astype(dtype).reshape(shape)
-    assert isinstance(space, spaces.Box)  # which is all that acted() takes beside
+    assert isinstance(space, spaces.Box)  # acted() accepts only Discrete and Box
     low, high = space.low, space.high
 
     def act(a: Array) -> Array:
-        """Return an action inside the bounds, which float32 may have rounded outwards."""
+        """Return an action inside the bounds; rounding to float32 may have moved it outside."""
         action: Array = a.astype(dtype).reshape(shape)
         return np.clip(action, low, high, out=action)
 
@@ -60,5 +60,5 @@ def _flat(space: gym.Space[Any], x: Any) -> Array:
 
 
 def kind(thing: Any) -> str:
-    """Return what a thing is, for messages."""
+    """Return the type of a value in words, for messages."""
     return f"a tuple of {len(thing)}" if isinstance(thing, tuple) else type(thing).__name__

@@ -1,4 +1,4 @@
-"""What a person brings who has a Gymnasium environment: tasks, and an environment that plays one."""
+"""The interface for a user's own Gymnasium environments: draw a task, make the environment of a task."""
 
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
@@ -9,7 +9,7 @@ from gymnasium import spaces
 
 Task = Mapping[str, Any]
 EMITTED = ("expected_reward", "regret")
-"""What an environment that knows the truth may tell in the info of a step."""
+"""The values that an environment may put into the info of a step, if it knows them."""
 _FLATTENED = (spaces.Dict, spaces.Tuple, spaces.MultiDiscrete, spaces.MultiBinary)
 _MAX = float(np.finfo(np.float32).max)
 
@@ -18,32 +18,33 @@ _MAX = float(np.finfo(np.float32).max)
 class SingleFamily(Protocol):
     """A family of tasks, each played by an ordinary Gymnasium environment.
 
-    A family may also have ``set_task(env, task)``, which puts an environment that ``make_env`` made on
-    another task, where making one is slow; ``optimal_return(task) -> float``, the best expected return of an
-    episode; and ``model``, one of ``rl2meta.models``, on which references are defined. Environments that know
-    them tell ``regret`` (>= 0) and ``expected_reward`` in the info of every step.
+    A family may also have two more methods. ``set_task(env, task)`` gives another task to an environment that
+    ``make_env`` made; this saves time where making one is slow. ``optimal_return(task) -> float`` is the best
+    expected return of an episode. An attribute ``model``, one of ``rl2meta.models``, gives it the references
+    of that model. Environments that know ``regret`` (>= 0) and ``expected_reward`` put them into the info of
+    every step.
     """
 
     @property
     def horizon(self) -> int:
-        """The steps in an episode, at most; longer ones are truncated there."""
+        """The maximum number of steps in an episode; longer episodes are truncated there."""
         ...
 
     def sample(self, rng: np.random.Generator, split: str) -> Task:
         """Draw one task: a mapping of numbers, strings, arrays, lists and mappings.
 
-        All draws must come from ``rng``. ``split`` is "train" or "test"; families of finitely many tasks
-        should partition them by it.
+        All draws must come from ``rng``. ``split`` is "train" or "test"; a family of finitely many tasks
+        should give each split its own part of them.
         """
         ...
 
     def make_env(self, task: Task) -> gym.Env[Any, Any]:
-        """Return an environment that plays ``task``, through every ``reset``."""
+        """Return an environment that plays ``task``; it keeps the task after every ``reset``."""
         ...
 
 
 def unfit(family: Any) -> list[str]:
-    """Return what is missing from a thing that should be a ``SingleFamily``, in words."""
+    """Return messages about what an object lacks to be a ``SingleFamily``."""
     if isinstance(family, gym.Env):
         return [
             "expected a family of tasks, got an environment; name a class with sample() and make_env(), or "
@@ -61,11 +62,11 @@ def unfit(family: Any) -> list[str]:
 
 
 class Described(NamedTuple):
-    """What one environment of a family shows of itself; all of them must agree in it.
+    """The properties that all environments of a family must share.
 
     Attributes:
-        observation_space, action_space: as the environment has them.
-        emits: which of ``EMITTED`` the info of a step has.
+        observation_space, action_space: the spaces of the environment.
+        emits: the names in ``EMITTED`` that the info of a step holds.
     """
 
     observation_space: gym.Space[Any]
@@ -74,13 +75,14 @@ class Described(NamedTuple):
 
 
 def observed(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Return the space of the observations that agents see of a space that environments have.
+    """Return the space of the observations that agents see, given the observation space of an environment.
 
-    Discrete spaces, and boxes of uint8, stay; other boxes become float32; Dict, Tuple, MultiDiscrete and
-    MultiBinary become one float32 vector, flattened by Gymnasium (one-hot where they are discrete).
+    Discrete spaces stay discrete and start at 0. Boxes of uint8 do not change. Other boxes become float32.
+    Gymnasium flattens Dict, Tuple, MultiDiscrete and MultiBinary into one float32 vector (one-hot where they
+    are discrete).
 
     Raises:
-        TypeError: for a space that has no vectors of one length.
+        TypeError: for a space that cannot be flattened into vectors of one length.
     """
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
@@ -89,26 +91,26 @@ def observed(space: gym.Space[Any]) -> gym.Space[Any]:
     if not isinstance(space, spaces.Box):
         raise TypeError(
             f"expected an observation space that is, or is made of, Box, Discrete, MultiDiscrete, "
-            f"MultiBinary, Dict or Tuple, got {space}; wrap the environment in one that has such"
+            f"MultiBinary, Dict or Tuple, got {space}; wrap the environment to get such a space"
         )
     return space if space.dtype == np.uint8 else _as_float32(space)
 
 
 def acted(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Return the space of the actions that agents take: Discrete from 0, or a Box of one axis.
+    """Return the space of the actions that agents take: Discrete from 0, or a Box with one axis.
 
     Raises:
-        TypeError: for any other.
+        TypeError: for any other space.
     """
     if isinstance(space, spaces.Discrete):
         return spaces.Discrete(int(space.n))
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         flat = spaces.flatten_space(space)
-        assert isinstance(flat, spaces.Box)  # what a Box flattens to
+        assert isinstance(flat, spaces.Box)  # a Box flattens to a Box
         return _as_float32(flat)
     raise TypeError(
         f"expected a Discrete action space or a Box of floats, got {space}; wrap the environment in one "
-        "that has such actions"
+        "to get such actions"
     )
 
 

@@ -1,4 +1,4 @@
-"""What can go wrong with an environment, said so that a person can mend it."""
+"""Failures of environments, with messages that help a user to repair them."""
 
 import os
 import traceback
@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 from rl2meta.errors import UserError
 
 CALLS = ("import", "make_env", "set_task", "reset", "step", "close", "nothing")
-"""What a worker may be doing; their indices go through shared memory."""
+"""The names of what a worker can be doing; shared memory holds their indices."""
 _OWN_FRAMES = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
@@ -16,10 +16,10 @@ class Fault(NamedTuple):
 
     Attributes:
         what: the failure in words, such as ``raised ValueError: ...``.
-        call: which of ``CALLS`` it happened in.
-        slot: which environment, or None where it was none.
-        step: steps taken in the trial before.
-        details: a traceback, or nothing.
+        call: the one of ``CALLS`` that failed.
+        slot: the number of the environment, or None if no environment failed.
+        step: number of steps taken before in the trial.
+        details: a traceback, or an empty string.
     """
 
     what: str
@@ -30,12 +30,12 @@ class Fault(NamedTuple):
 
     @property
     def point(self) -> tuple[str, int | None, int]:
-        """Where in the trial it happened."""
+        """The place in the trial where it happened."""
         return self.call, self.slot, self.step
 
     @property
     def killed(self) -> bool:
-        """Whether it was killed from outside, such as for want of memory, which need not happen again."""
+        """Whether the process was killed from outside (such as for lack of memory): a retry may succeed."""
         return self.what.endswith("SIGKILL")
 
     def said(self, tasks: Any = None, seeds: Any = None) -> str:
@@ -48,7 +48,7 @@ class Fault(NamedTuple):
 
 
 class EnvironmentFault(UserError):
-    """A family or one of its environments failed; what to do about it stands in the message."""
+    """A family or one of its environments failed; the message says what to do."""
 
 
 class Failed(Exception):
@@ -60,11 +60,11 @@ class Failed(Exception):
 
 
 class Broken(Exception):
-    """An environment broke a rule of Gymnasium's or of ours; the message says which."""
+    """An environment broke a rule of Gymnasium or of this package; the message says which."""
 
 
 def fault_of(error: BaseException, call: str, slot: int | None, step: int) -> Fault:
-    """Return what an exception that came out of an environment means."""
+    """Return the fault for an exception that an environment raised."""
     if isinstance(error, Broken):
         return Fault(str(error), call, slot, step)
     if isinstance(error, SystemExit):
@@ -75,13 +75,13 @@ def fault_of(error: BaseException, call: str, slot: int | None, step: int) -> Fa
 
 
 def told(error: BaseException) -> str:
-    """Return what an exception says that came from elsewhere than an environment's call."""
+    """Return the message for an exception that a family raised outside of its environments."""
     fault = fault_of(error, "nothing", None, 0)
     return f"{fault.what}{fault.details}"
 
 
 def is_own(frame: str) -> bool:
-    """Return whether a frame is of this package, and none that a person could mend."""
+    """Return whether a frame belongs to this package; a user can do nothing about such a frame."""
     return _OWN_FRAMES in frame
 
 

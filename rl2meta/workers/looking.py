@@ -1,4 +1,4 @@
-"""A first look at one environment: what it shows of itself, and whether the others agree with it."""
+"""A first look at one environment: its spaces and emitted values, and whether other environments agree."""
 
 from typing import Any
 
@@ -11,7 +11,7 @@ from rl2meta.workers.faults import CALLS, Broken
 
 
 def make(family: SingleFamily, task: Task) -> gym.Env[Any, Any]:
-    """Return the environment of a task, if it is one."""
+    """Return the environment of a task; raise ``Broken`` if it is not a Gymnasium environment."""
     env = family.make_env(task)
     if not isinstance(env, gym.Env):
         raise Broken(f"expected a gymnasium.Env from make_env(), got {kind(env)}")
@@ -22,12 +22,12 @@ def make(family: SingleFamily, task: Task) -> gym.Env[Any, Any]:
 
 
 def look(family: SingleFamily, task: Task, mark: Array) -> Described:
-    """Return what the environment of a task shows of itself in its first step.
+    """Return the spaces of the environment of a task, and what it emits in its first step.
 
     Args:
         family: makes the environment.
-        task: what it plays.
-        mark: a row of ``Arrays.mark``, which says what is being done.
+        task: the task of the environment.
+        mark: a row of ``Arrays.mark``; it is kept up to date with the current call.
     """
 
     def doing(call: str) -> None:
@@ -36,7 +36,7 @@ def look(family: SingleFamily, task: Task, mark: Array) -> Described:
 
     doing("make_env")
     env = make(family, task)
-    _refuse_spaces(env)  # the first thing to be said
+    _refuse_spaces(env)  # before anything else: this message helps most
     env.action_space.seed(0)
     doing("reset")
     env.reset(seed=0)
@@ -49,7 +49,7 @@ def look(family: SingleFamily, task: Task, mark: Array) -> Described:
 
 
 def refuse_difference(described: Described, env: gym.Env[Any, Any]) -> None:
-    """Raise ``Broken`` unless an environment has the spaces that the family's others have."""
+    """Raise ``Broken`` if the spaces of an environment differ from those of the family."""
     for name in ("observation_space", "action_space"):
         expected, got = getattr(described, name), getattr(env, name)
         if got != expected:

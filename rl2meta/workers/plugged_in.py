@@ -1,4 +1,4 @@
-"""A family of single environments as a task distribution like any other."""
+"""A family of single environments as a ``TaskDistribution``."""
 
 from functools import cached_property
 from typing import Any
@@ -19,22 +19,22 @@ from rl2meta.workers.scout import first_look
 from rl2meta.workers.settings import WorkerSettings
 from rl2meta.workers.solo import Solo
 
-_SEED_BITS = 31  # of an environment's seed: some hand it to libraries that take no more
+_SEED_BITS = 31  # of an environment's seed: some libraries do not accept more
 _ENDLESS = -1
 
 
 class PluggedIn:
-    """A family of single environments as a ``TaskDistribution``: the law, played by worker processes.
+    """A family of single environments as a ``TaskDistribution``; worker processes run the environments.
 
-    Observations and actions are those of ``rl2meta.workers.family.observed`` and ``acted``.
+    ``rl2meta.workers.family.observed`` and ``acted`` say which observations and actions agents get.
 
     Args:
-        family: the tasks, and what plays them.
+        family: draws tasks and makes environments.
         workers: where the environments run.
-        called: how to call a family that does not say so itself.
+        called: the name to show for a family whose class has no ``__repr__`` of its own.
 
     Raises:
-        EnvironmentFault: (by the spaces, ``sample`` and the environments) where the family breaks a rule.
+        EnvironmentFault: (by the spaces, ``sample`` and the environments) if the family breaks a rule.
     """
 
     def __init__(
@@ -60,30 +60,30 @@ class PluggedIn:
 
     @cached_property
     def observation_space(self) -> gym.Space[Any]:
-        """What agents see, of every task."""
+        """The space of observations, the same for every task."""
         return observed(self.described.observation_space)
 
     @cached_property
     def action_space(self) -> gym.Space[Any]:
-        """What agents do, in every task."""
+        """The space of actions, the same for every task."""
         return acted(self.described.action_space)
 
     @property
     def horizon(self) -> int:
-        """The steps in an episode, at most."""
+        """The maximum number of steps in an episode."""
         return self.family.horizon
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> MappingTasks:
-        """Draw tasks, each from a stream of its own."""
+        """Draw tasks, each from its own random stream."""
         seeds = torch.randint(2**62, (num_tasks,), generator=generator).tolist()
-        return MappingTasks(tuple(self._draw(seed, split) for seed in seeds))
+        return MappingTasks(tuple(self._draw(seed, split) for seed in seeds))  # [num_tasks]
 
     def make_envs(self, num_envs: int, device: torch.device) -> "PluggedVectorEnv":
-        """Return ``num_envs`` environments that step together; the workers start now."""
+        """Return ``num_envs`` environments that step together; the worker processes start here."""
         return PluggedVectorEnv(self, num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor | None:
-        """Return what the family says, [num_tasks], or None."""
+        """Return the family's ``optimal_return`` of each task, [num_tasks]; None if the family has none."""
         of_task = getattr(self.family, "optimal_return", None)
         if of_task is None:
             return None
@@ -98,7 +98,7 @@ class PluggedIn:
 
     @cached_property
     def described(self) -> Described:
-        """What the environment of one task shows of itself; found out once."""
+        """The spaces of the environments and the values that they emit, from one task; found out once."""
         task = self._draw(0, "train")
         try:
             return first_look(self.family, task, self.workers)
@@ -112,16 +112,16 @@ class PluggedIn:
             raise EnvironmentFault(f"{self}: sample: {told(error)}") from None
         try:
             return MappingTasks((task,)).entries[0]
-        except ValueError as error:  # it is none
+        except ValueError as error:  # it is not a task
             raise EnvironmentFault(f"{self}: sample: {error}") from None
 
 
 class PluggedVectorEnv:
     """Single environments side by side; see ``rl2meta.tasks.TaskVectorEnv`` for tasks, seeds and restarts.
 
-    The first episode of a trial is seeded, in each environment by a seed of its own; later ones go on from
-    there. ``options["episodes_wanted"]`` says how many episodes are wanted until the next reset: an
-    environment that has played them idles, with rewards of 0.
+    Each environment gets its own seed in the first episode of a trial; later episodes continue its random
+    stream. ``options["episodes_wanted"]`` is the number of episodes until the next reset: an environment
+    that has finished them idles, with rewards of 0.
     """
 
     def __init__(self, law: PluggedIn, num_envs: int, device: torch.device | str) -> None:
@@ -139,7 +139,7 @@ class PluggedVectorEnv:
 
     @property
     def finished(self) -> bool:
-        """Whether all episodes that were wanted are over, everywhere."""
+        """Whether every environment has finished ``episodes_wanted`` episodes."""
         return not self._stepper.arrays.left.any()
 
     def reset(
@@ -163,7 +163,7 @@ class PluggedVectorEnv:
         return self._observation(), {}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Act once everywhere; ended episodes restart in the same step on the same task."""
+        """Take one step in every environment; ended episodes restart in the same step on the same task."""
         if self.tasks is None:
             raise gym.error.ResetNeeded("expected a reset before the first step; call reset(seed=...)")
         arrays = self._stepper.arrays
@@ -173,7 +173,7 @@ class PluggedVectorEnv:
         observation, last = self._observation(), terminated | truncated
         final = torch.where(
             last.reshape(-1, *[1] * (observation.dim() - 1)), self._there(arrays.final), observation
-        )
+        )  # [B, ...]
         known = zip(self._law.described.emits, arrays.known, strict=True)
         info = {"final_obs": final, **{name: self._there(values).float() for name, values in known}}
         return observation, self._there(arrays.reward).float(), terminated, truncated, info
@@ -205,7 +205,8 @@ class PluggedVectorEnv:
             raise ValueError(f"expected actions in {space}, got {array.min()} to {array.max()}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise EnvironmentFault(
-                "expected finite actions of the agent, got others: its policy has diverged; lower its steps"
+                "expected finite actions of the agent, got NaN or infinity: its policy has diverged; make "
+                "its updates smaller, for example with a lower learning rate"
             )
         return array
 
@@ -213,7 +214,7 @@ class PluggedVectorEnv:
         return self._there(self._stepper.arrays.observation)
 
     def _there(self, array: Any) -> Tensor:
-        """Return a copy on the device: the workers will write into the array again."""
+        """Return a copy on the device; a copy, as the workers will write into the array again."""
         return torch.from_numpy(array.copy()).to(self.device)
 
 

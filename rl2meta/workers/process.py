@@ -1,4 +1,4 @@
-"""The main process's end of one worker."""
+"""One worker process, as the main process sees it."""
 
 import json
 import os
@@ -19,7 +19,7 @@ from rl2meta.workers.child import DONE, Probe, Setup
 from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, is_own
 
 START_LIMIT = 120.0  # seconds that starting and importing may take
-_GLANCE = 0.2  # seconds between two looks at whether a worker gets on
+_GLANCE = 0.2  # seconds between two checks that a worker makes progress
 _START = (
     "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rl2meta.workers.child import main; main()"
 )
@@ -28,14 +28,14 @@ _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerProcess:
-    """A process that steps environments; a session of its own, so that a signal ends all that it started.
+    """A process that steps environments, in its own session, so that one signal ends all that it started.
 
-    It is a new interpreter and not a fork: a fork after torch has started its threads may hang, and the
-    main module, which may have torch in its imports or no guard, is not run again.
+    It is a new interpreter and not a fork: a fork after torch has started its threads may hang. The main
+    module is not run again: it may import torch, or have no ``if __name__ == "__main__"``.
 
     Args:
-        told: what the worker is told first.
-        memory: the descriptor of what is shared.
+        told: the first message to the worker.
+        memory: the descriptor of the shared memory.
         mark: the worker's row of ``Arrays.mark``.
         timeout: seconds that one call of an environment may take.
     """
@@ -52,11 +52,11 @@ class WorkerProcess:
 
     @property
     def pid(self) -> int:
-        """The process's number."""
+        """The process id."""
         return self._process.pid
 
     def send(self, message: bytes) -> None:
-        """Tell the worker what to do; that it is dead shows when the answer is waited for."""
+        """Send a command; if the worker is dead, the wait for its answer reports it."""
         with suppress(OSError):
             self._connection.send_bytes(message)
 
@@ -64,23 +64,23 @@ class WorkerProcess:
         """Wait until the worker is ready for commands.
 
         Raises:
-            Failed: if it cannot be.
+            Failed: if the process or the import of the family failed.
         """
         self._answer(START_LIMIT)
 
     def done(self) -> None:
-        """Wait until the worker has done what it was told.
+        """Wait until the worker has done its last command.
 
         Raises:
-            Failed: if an environment raised, or the process died, or hung.
+            Failed: if an environment raised, or the process died or hung.
         """
         self._answer(self._timeout)
 
     def result(self) -> bytes:
-        """Return what the worker found, once it is done.
+        """Return the next message of the worker.
 
         Raises:
-            Failed: if it died before it said so.
+            Failed: if the worker died before it sent one.
         """
         try:
             return self._connection.recv_bytes()
@@ -88,7 +88,7 @@ class WorkerProcess:
             raise Failed(self._fault(self._death())) from None
 
     def kill(self) -> None:
-        """End the process and all that it started; a second call does nothing."""
+        """End the process and all processes that it started; a second call does nothing."""
         if self._connection.closed:
             return
         with suppress(ProcessLookupError, PermissionError):
@@ -110,11 +110,11 @@ class WorkerProcess:
                 words = f"did not return within {limit:g} s{setting}"
                 raise Failed(self._fault(words, self._where()))
             if self._process.poll() is not None and not self._poll.poll(0):
-                raise Failed(self._fault(self._death()))  # what it forked keeps the connection open
+                raise Failed(self._fault(self._death()))  # its forks may keep the connection open
         self._receive()
 
     def _where(self) -> str:
-        """Return the frames in which a worker hangs, the innermost last, as far as it can still tell."""
+        """Return the frames in which a worker hangs, the innermost last, if it can still report them."""
         with suppress(ProcessLookupError):
             self._process.send_signal(signal.SIGUSR1)
             time.sleep(_WRITING)
@@ -145,8 +145,8 @@ class WorkerProcess:
 
 def _start(memory: int) -> tuple[subprocess.Popen[bytes], Connection, BinaryIO]:
     """Return a new process, our end of the connection to it, and the file that it writes its stack to."""
-    path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # importing skips others
-    with ExitStack() as opened:  # and closed, if it cannot be started
+    path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # imports ignore the others
+    with ExitStack() as opened:  # closes everything if the process cannot be started
         stack = opened.enter_context(tempfile.TemporaryFile())
         ours, theirs = (opened.enter_context(end) for end in socket.socketpair())
         handed = theirs.fileno(), memory, stack.fileno()

@@ -1,4 +1,4 @@
-"""A process that takes a first look at an environment, so that one that hangs or dies takes nothing along."""
+"""A first look at an environment in a process of its own, which may hang or die without other harm."""
 
 import os
 import pickle
@@ -17,10 +17,10 @@ _MARK_BYTES = 32
 
 
 def first_look(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
-    """Return what the environment of a task shows of itself.
+    """Return the spaces of the environment of a task, and the values that it emits.
 
     Raises:
-        EnvironmentFault: if it fails, breaks a rule, hangs or dies.
+        EnvironmentFault: if the environment fails, breaks a rule, hangs or dies.
     """
     try:
         return _here(family, task) if settings.processes == 0 else _elsewhere(family, task, settings)
@@ -29,7 +29,7 @@ def first_look(family: SingleFamily, task: Task, settings: WorkerSettings) -> De
 
 
 def pickled(family: SingleFamily) -> bytes:
-    """Return a family as worker processes get it.
+    """Return the family as bytes for the worker processes.
 
     Raises:
         EnvironmentFault: if it cannot be pickled.
@@ -38,13 +38,13 @@ def pickled(family: SingleFamily) -> bytes:
         return pickle.dumps(family)
     except Exception as error:
         raise EnvironmentFault(
-            f"expected a family that can be pickled, to be sent to worker processes, got {error}; hold no "
-            "environments, files or lambdas in it, or set workers.processes=0"
+            f"expected a family that can be pickled, to be sent to worker processes, got {error}; keep "
+            "environments, files and lambdas out of it, or set workers.processes=0"
         ) from None
 
 
 def refuse_start(fault: Fault) -> None:
-    """Raise ``EnvironmentFault`` for what a new worker would stumble over too."""
+    """Raise ``EnvironmentFault`` for a failing import, which would fail in a new worker, too."""
     if fault.call == "import" and not fault.killed:
         raise EnvironmentFault(
             f"the family cannot be set up in a worker process: {fault.said()}\nExpected a class of a module "

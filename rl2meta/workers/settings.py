@@ -1,4 +1,4 @@
-"""How single environments are run: settings that change no result."""
+"""How single environments run: settings that change no result."""
 
 from typing import Annotated
 
@@ -12,12 +12,12 @@ class WorkerSettings(BaseModel):
 
     processes: Annotated[int, Field(ge=0, le=1024)] | None = Field(
         None,
-        description="worker processes; null for one per core, 0 to step environments in the main process, "
-        "where a debugger finds them",
+        description="number of worker processes; null: one per core; 0: step the environments in the main "
+        "process, for example to use a debugger",
     )
     timeout: Annotated[float, Field(gt=0, le=1e6)] = Field(
         60.0, description="seconds that one call of an environment may take before its worker is restarted"
     )
     max_restarts: Annotated[int, Field(ge=0, le=10**6)] = Field(
-        20, description="of workers, before a run stops with a checkpoint"
+        20, description="maximum number of worker restarts; after more the run saves a checkpoint and stops"
     )

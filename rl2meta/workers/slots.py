@@ -1,4 +1,4 @@
-"""Environments side by side in one process: stepped one after another, each on a task of its own."""
+"""Environments side by side in one process, stepped one after another, each on its own task."""
 
 import math
 from collections.abc import Callable, Sequence
@@ -20,16 +20,16 @@ _MAKE, _SET, _RESET, _STEP, _CLOSE, _NOTHING = (_NUMBER[name] for name in CALLS[
 
 
 class Slots:
-    """Some environments of a family, and the arrays that they write into.
+    """Some environments of a family, and the arrays that hold their results.
 
-    A trial begins with ``begin``. An episode that ends restarts in the same step, unless no further one is
-    wanted: then the environment idles, and its rewards are 0.
+    A trial begins with ``begin``. An environment whose episode ends restarts in the same step, until it has
+    played the wanted number of episodes: then it idles, and its rewards are 0.
 
     Args:
         family: makes the environments.
-        described: what each of them must look like.
-        arrays: of these environments alone.
-        first: the number of the first of them, for messages.
+        described: the spaces and the emitted values that each environment must have.
+        arrays: the part for these environments only.
+        first: the number of the first environment, for messages.
     """
 
     def __init__(self, family: SingleFamily, described: Described, arrays: Arrays, first: int = 0) -> None:
@@ -43,22 +43,22 @@ class Slots:
         self._elapsed: list[int] = []
 
     def begin(self, tasks: Sequence[Task], seeds: Sequence[int], episodes: int) -> None:
-        """Begin a trial on each task; the first episode of each is seeded."""
+        """Begin a trial on each task; its first episode gets the seed."""
         self._steps = 0
         for slot, (task, seed) in enumerate(zip(tasks, seeds, strict=True)):
-            own = deepcopy(task)  # what an environment does to its task is no other slot's business
+            own = deepcopy(task)  # an environment that changes its task must not change it for other slots
             self._guarded(slot, _MAKE, partial(self._place, slot, own))
             self._restart(slot, seed)
         self._expect(episodes)
 
     def reset(self, episodes: int) -> None:
-        """Begin another episode everywhere, on the same tasks."""
+        """Begin another episode in every environment, on the same tasks."""
         for slot in range(len(self._envs)):
             self._restart(slot)
         self._expect(episodes)
 
     def step(self) -> None:
-        """Act once everywhere."""
+        """Take one step in every environment."""
         self._clear()
         mark, actions, left, act = (
             self._arrays.mark,
@@ -83,14 +83,14 @@ class Slots:
         self._steps += 1
 
     def close(self) -> None:
-        """Close every environment, also where one fails to."""
+        """Close every environment, even if one of them fails."""
         envs, self._envs = self._envs, []
         failures = [failure for slot, env in enumerate(envs) if (failure := self._closing(slot, env))]
         if failures:
             raise failures[0]
 
     def fault(self, error: BaseException) -> Fault:
-        """Return what an exception means that came out of the call that was begun last."""
+        """Return the fault for an exception that the last call raised."""
         _, slot, call, step = (int(value) for value in self._arrays.mark)
         return fault_of(error, CALLS[call], None if call == _NOTHING else slot, step)
 
@@ -111,7 +111,7 @@ class Slots:
         self._arrays.terminated[:] = self._arrays.truncated[:] = False
 
     def _take(self, slot: int, outcome: Any) -> bool:
-        """Write what a step led to; return whether the episode is over."""
+        """Write the results of a step into the arrays; return whether the episode is over."""
         if not isinstance(outcome, tuple) or len(outcome) != 5:
             raise Broken(
                 "expected (observation, reward, terminated, truncated, info) from step(), "
@@ -158,7 +158,7 @@ class Slots:
         self._guarded(slot, _RESET, reset)
 
     def _place(self, slot: int, task: Task) -> None:
-        """Put a slot on a task: the environment that is there, where the family knows how, or a new one."""
+        """Give a slot a task: change the task of its environment if the family can, or make a new one."""
         if slot < len(self._envs):
             if self._set_task is not None:
                 self._mark(slot, _SET)
@@ -203,7 +203,7 @@ class Slots:
 
     def _failure(self, error: BaseException) -> Failed:
         if not isinstance(error, Exception | SystemExit):
-            raise error  # such as Ctrl-C's, where environments live in the main process
+            raise error  # for example Ctrl-C, if the environments run in the main process
         return Failed(self.fault(error))
 
     def _mark(self, slot: int, call: int) -> None:

@@ -13,7 +13,7 @@ _log = logging.getLogger("rl2meta.workers")
 
 
 class Solo:
-    """Environments in the main process, for debuggers and notebooks: one that fails ends the run."""
+    """Environments in the main process, for debuggers and notebooks: a failure ends the run."""
 
     def __init__(self, family: SingleFamily, described: Described, num_envs: int) -> None:
         layout, size = layout_of(described, num_envs, 1)
@@ -28,15 +28,15 @@ class Solo:
         self._do(self._slots.begin, tasks, seeds, episodes)
 
     def reset(self, episodes: int) -> None:
-        """Begin another episode everywhere."""
+        """Begin another episode in every environment."""
         self._do(self._slots.reset, episodes)
 
     def step(self) -> None:
-        """Do ``arrays.action``."""
+        """Take one step with ``arrays.action``."""
         self._do(self._slots.step)
 
     def close(self) -> None:
-        """Close the environments; one that does not close is reported."""
+        """Close the environments; a failure to close is only logged."""
         try:
             self._slots.close()
         except Failed as failure:

@@ -325,7 +325,10 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     "slice": (sample_as(Short), "tasks[1:]: expected 7 of 8 tasks, got 2"),
     "index": (sample_as(Unordered), "tasks[tensor([1, 0, 1])]: expected tasks 1, 0 and 1 in this order"),
     "json": (sample_as(Forgetful), "tasks: expected to_dict -> JSON -> from_dict to be equal to the bit"),
-    "json play": (sample_as(Secretive, wrap(Late)), "expected tasks from JSON to play as the originals do"),
+    "json play": (
+        sample_as(Secretive, wrap(Late)),
+        "expected tasks from JSON to give the same steps as the originals",
+    ),
     "to": (sample_as(Moved), "tasks.to(cpu): expected the same tasks, got others"),
     # one step
     "device": (wrap(Misshapen), "device: expected cpu, got meta"),
@@ -350,7 +353,7 @@ FAULTS: dict[str, tuple[Fault, str]] = {
     ),
     "other final_obs": (
         put_info(lambda step: {"final_obs": 5 - step.info["final_obs"]}),
-        "final_obs: expected the observation itself where no episode ended, got another",
+        "final_obs: expected the next observation where no episode ended, got another",
     ),
     "reward": (
         change(lambda step: step._replace(reward=step.reward.unsqueeze(1))),
@@ -389,10 +392,22 @@ FAULTS: dict[str, tuple[Fault, str]] = {
         "info: expected the same keys at every step, got ['expected_reward', 'final_obs', 'regret'], later",
     ),
     # streams
-    "no seed": (wrap(Unseeded), "expected one stream from one seed, tasks and actions, got another in new"),
-    "ageing": (wrap(Ageing), "expected one stream from one seed, tasks and actions, got another in used"),
-    "own draw": (wrap(OwnDraw), "expected the same tasks and stream from reset(seed=...) alone, got another"),
-    "reused": (wrap(Reusing), "reward: expected what a step returned to stay as it was, got it changed by"),
+    "no seed": (
+        wrap(Unseeded),
+        "expected the same steps for the same seed, tasks and actions, got others in new",
+    ),
+    "ageing": (
+        wrap(Ageing),
+        "expected the same steps for the same seed, tasks and actions, got others in used",
+    ),
+    "own draw": (
+        wrap(OwnDraw),
+        "expected the same tasks and steps from the same reset(seed=...), got others",
+    ),
+    "reused": (
+        wrap(Reusing),
+        "reward: expected later steps not to change what a step returned, got a change",
+    ),
     # episodes and resets
     "endless": (wrap(Endless), "horizon: expected episodes of at most 5 steps, got a longer one"),
     "restart": (

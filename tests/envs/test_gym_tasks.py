@@ -167,7 +167,7 @@ def test_what_is_made_passes_the_checkers(family: GymnasiumTasks) -> None:
         ({"id": "CartPole-v9"}, "CartPole"),
         ({"id": "no_such_module:Thing-v0"}, "No module named 'no_such_module'"),
         ({"horizon": 0}, "greater than or equal to 1"),
-        ({"vary_attributes": {}}, "all tasks are one"),
+        ({"vary_attributes": {}}, "all tasks are equal"),
         ({"vary_attributes": {"gravity": [2, 1]}}, "low <= high"),
         ({"kwargs": {"max_episode_steps": 3}}, "without max_episode_steps"),
         ({"kwargs": {"a": 1}, "vary_kwargs": {"a": [0, 1]}}, "in both"),
