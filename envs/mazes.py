@@ -45,7 +45,7 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, config=_STRICT)
 class DarkRooms:
-    """Mazes with a hidden goal cell: every step after which the agent is on it pays 1, any other 0.
+    """Mazes with a hidden goal cell: a step that ends on the goal pays 1, any other step pays 0.
 
     Episodes start in the free cell that is nearest to the centre (Euclidean distance), and the first of
     equals in reading order. This is the centre; with an even size, the upper left of the four middle cells;

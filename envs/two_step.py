@@ -23,7 +23,7 @@ _NEVER = 2**40  # episodes; 64 such gaps still add up within int64
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class TwoStep:
-    """A first choice leads to a side, mostly as wanted, and one side pays more often than the other.
+    """A first action leads to one of two sides by chance, and one side pays more often than the other.
 
     An episode has two steps. In S0, action a leads to the side S(1 + a) with probability ``common``, and to
     the other side with probability 1 − ``common``; this is the same in all tasks. At a side, any action pays

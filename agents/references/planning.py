@@ -220,7 +220,7 @@ def _parts(transitions: Tensor) -> list[slice]:
 
 
 def _lots(transitions: Tensor) -> Iterator[slice]:
-    """Yield slices of MDPs to draw in one call; they must not depend on memory, because they fix the draws."""
+    """Yield slices of MDPs to draw in one call; they never depend on memory, because they fix the draws."""
     num_tasks = max(1, _LOT.get(transitions.device.type, _ELSEWHERE) // transitions[0].numel())
     for start in range(0, len(transitions), num_tasks):
         yield slice(start, start + num_tasks)
