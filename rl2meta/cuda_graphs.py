@@ -1,4 +1,4 @@
-"""Rollouts that are captured once, as a CUDA graph, and replayed: a GPU then waits for no launch."""
+"""Rollouts that are captured once as a CUDA graph and then replayed, without launch overhead on the GPU."""
 
 from collections.abc import Callable
 from typing import Any, Protocol, runtime_checkable
@@ -15,16 +15,16 @@ _WARM_UPS = 3
 
 
 class CUDAGraph:
-    """Something that was done once on the device, and is done again on the same memory.
+    """A rollout that is captured once on the device, and replayed in the same memory.
 
     Args:
-        play: what to do; launches kernels and never asks the device for anything.
-        generators: all that it draws from; what they are seeded with counts anew at every replay.
+        play: the rollout; it launches kernels and never reads a value back from the device.
+        generators: all its random generators; every replay uses their present seeds.
     """
 
     def __init__(self, play: Callable[[], Trial], generators: list[torch.Generator]) -> None:
         self._graph = torch.cuda.CUDAGraph()
-        with torch.cuda.device(generators[0].device):  # whose streams are meant
+        with torch.cuda.device(generators[0].device):  # the CUDA streams of this device
             for each in generators:
                 self._graph.register_generator_state(each)
             aside = torch.cuda.Stream()  # type: ignore[no-untyped-call]
@@ -37,32 +37,32 @@ class CUDAGraph:
                 self._trial = play()
 
     def replay(self) -> Trial:
-        """Do it again; what an earlier replay returned is overwritten."""
+        """Replay the rollout; it overwrites the trial of an earlier replay."""
         self._graph.replay()
         return self._trial
 
 
 @runtime_checkable
 class Seeded(Protocol):
-    """Environments whose randomness can be put to its start without a reset."""
+    """Environments whose random stream can be seeded without a reset."""
 
     def seed(self, seed: int) -> torch.Generator:
-        """Return the generator of all that the environments draw, at the start of the stream of ``seed``."""
+        """Seed the generator of all the environments' draws, and return it."""
         ...
 
 
 class GraphWorker:
-    """A worker that captures a whole trial as a graph the first time and replays it after; see ``Worker``.
+    """A worker that captures a whole trial as a graph at the first call and then replays it; see ``Worker``.
 
-    Tasks and seeds may differ between calls; agent, number of tasks and episodes must be the same, or else
-    it captures anew. A trial lasts until the next one is run: it is the same memory. The agent's weights must
-    be changed in place, as optimisers do, and it must not adapt between phases, which takes a library that
-    may ask the device.
+    Tasks and seeds may differ between calls. If the agent, the number of tasks or the number of episodes
+    changes, it captures again. Every trial uses the same memory, so a trial is valid only until the next one.
+    The agent's weights must be changed in place, as optimisers do. The agent must not adapt between phases,
+    because adapting may read values back from the device.
 
     Args:
-        distribution: of the built-in families, which live on the device.
+        distribution: a built-in family with environments on the device.
         device: a GPU.
-        graph: what captures and replays.
+        graph: captures and replays.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class GraphWorker:
             self._tasks = TensorTasks(
                 {name: value.to(self.device, copy=True) for name, value in tasks.parameters.items()}
             )
-            self._captured = ()  # should capturing fail
+            self._captured = ()  # in case the capture fails
             self._graph = self._new_graph(agent, plan)
             self._captured = wanted
         for name, value in self._tasks.parameters.items():
@@ -112,7 +112,7 @@ class GraphWorker:
         return Trial(tasks, trial.phases)
 
     def close(self) -> None:
-        """Close the environments and forget what was captured in them."""
+        """Close the environments and discard the captured graph."""
         self._stage.close()
         self._captured, self._graph = (), None
 
@@ -122,20 +122,20 @@ class GraphWorker:
             return self._capture(lambda: self._live(agent, plan), generators)
         except torch.OutOfMemoryError:
             raise
-        except RuntimeError as error:  # such as an operation that asks the device for a value
-            cause = error.__context__ or error  # ending a capture that failed raises once more
+        except RuntimeError as error:  # such as an operation that reads a value back from the device
+            cause = error.__context__ or error  # the end of a failed capture raises a second error
             raise UserError(
                 f"cuda_graphs: expected rollouts that can be captured, got {cause}; set cuda_graphs=false"
             ) from error
 
     def _live(self, agent: Agent[Carry], plan: Plan) -> Trial:
-        """Do what is captured: everything is on the device, and the streams go on from where they are."""
+        """Run the trial to capture: all data are on the device, and the random streams just continue."""
         lanes = agent.phase.lanes_per_task
         played = self._tasks[torch.arange(len(self._tasks), device=self.device).repeat_interleave(lanes)]
         return Trial(self._tasks, self._stage.live(agent, played, plan, self._source, None))
 
     def _seed(self, agent: Agent[Carry], seed: int) -> list[torch.Generator]:
-        """Put all streams to their starts under ``seed``, and return them."""
+        """Seed all random streams, and return their generators."""
         envs = self._stage.envs(len(self._tasks) * agent.phase.lanes_per_task)
         if not isinstance(envs, Seeded):
             raise UserError(

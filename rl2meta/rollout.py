@@ -1,4 +1,4 @@
-"""The one inner loop: any agent, on any tasks, through its trials."""
+"""The inner loop: run any agent through trials on any tasks."""
 
 from typing import Any, Protocol
 
@@ -12,28 +12,28 @@ from rl2meta.trial import Agent, Carry, Lived, Plan, TimeStep, Trajectory, Trial
 
 
 class Worker(Protocol):
-    """Runs agents through trials; knows of an agent nothing but its ``Phase``."""
+    """Runs agents through trials; it uses only the agent's methods and its ``Phase``."""
 
     @property
     def distribution(self) -> TaskDistribution:
-        """Where the environments come from."""
+        """The task distribution; it makes the environments."""
         ...
 
     @property
     def device(self) -> torch.device:
-        """Where environments and trajectories live; the agent must live there too."""
+        """The device of environments and trajectories; the agent must be on it too."""
         ...
 
     def run(self, agent: Agent[Carry], tasks: Tasks, num_episodes: int, seed: int) -> Trial:
         """Run one trial of ``num_episodes`` episodes on every task.
 
-        The agent adapts between its phases; after the last there is nothing left to adapt for.
+        The agent adapts between its phases, but not after the last phase.
 
         Args:
-            agent: what acts and adapts.
-            tasks: one trial each.
-            num_episodes: episodes in a trial, all lanes of a task counted.
-            seed: of the environments' and the agent's randomness (separate streams of it).
+            agent: acts and adapts.
+            tasks: each gets one trial.
+            num_episodes: number of episodes in a trial, in all lanes of a task together.
+            seed: of the random streams of the environments and of the agent, which are separate.
 
         Raises:
             ValueError: if ``num_episodes`` is not a positive multiple of the agent's phase.
@@ -48,12 +48,11 @@ class Worker(Protocol):
 class RolloutWorker:
     """The worker for every device; see ``Worker``.
 
-    It computes no gradients. Nothing in it reads a value back from the device while a rollout runs, so that a
-    GPU is never kept waiting.
+    It computes no gradients. During a rollout it reads nothing back from the device, so a GPU never waits.
 
     Args:
-        distribution: where the environments come from.
-        device: where environments and trajectories live.
+        distribution: makes the environments.
+        device: of environments and trajectories.
     """
 
     def __init__(self, distribution: TaskDistribution, device: torch.device | str = "cpu") -> None:
@@ -77,11 +76,11 @@ class RolloutWorker:
 
 
 class Stage:
-    """Environments of one distribution, and the trials that agents live through in them.
+    """Environments of one task distribution, in which agents run through trials.
 
     Args:
-        distribution: where the environments come from.
-        device: where they live.
+        distribution: makes the environments.
+        device: of the environments.
     """
 
     def __init__(self, distribution: TaskDistribution, device: torch.device) -> None:
@@ -91,7 +90,7 @@ class Stage:
         self._envs: TaskVectorEnv | None = None
 
     def envs(self, num_envs: int) -> TaskVectorEnv:
-        """Return ``num_envs`` environments: those of the call before, if they were as many."""
+        """Return ``num_envs`` environments; reuse those of the previous call if their number is the same."""
         if self._envs is None or self._envs.num_envs != num_envs:
             self.close()
             self._envs = self.distribution.make_envs(num_envs, self.device)
@@ -106,14 +105,14 @@ class Stage:
     def live(
         self, agent: Agent[Carry], tasks: Tasks, plan: Plan, source: torch.Generator, seed: int | None
     ) -> tuple[Trajectory, ...]:
-        """Let an agent live through one trial on every task; return its phases, equally long.
+        """Run an agent through one trial on every task; return its phases, padded to the same length.
 
         Args:
-            agent: what acts and adapts.
-            tasks: one for each lane, those of a task side by side, on the device.
+            agent: acts and adapts.
+            tasks: one for each lane, grouped by task, on the device.
             plan: the phases of the trial.
-            source: of the agent's draws.
-            seed: of the environments' stream; None to go on with the one that they have.
+            source: random stream of the agent.
+            seed: of the environments' random stream; None to continue their present stream.
         """
         lanes = agent.phase.lanes_per_task
         envs = self.envs(len(tasks))
@@ -124,7 +123,7 @@ class Stage:
         step = self._first_step(envs.reset(seed=seed, options=options)[0])
         phases: list[Trajectory] = []
         for _ in range(plan.phases):
-            if phases:  # environments that idled may be inside an episode; a phase starts at its start
+            if phases:  # environments that idled may be inside an episode; a phase begins with a new one
                 carry = agent.adapt(carry, phases[-1])
                 before = before + lanes * plan.episodes
                 options = {"episodes_before": before, "episodes_wanted": plan.episodes}
@@ -161,7 +160,7 @@ class Stage:
         )
 
     def _step_after(self, phase: Trajectory, observation: Tensor) -> TimeStep:
-        """Carry the last action and reward that counted, not those of idling, into the next phase."""
+        """Return the next phase's first step, with the last action and reward before any idling."""
         end = phase.mask.sum(dim=0) - 1  # [B]
         lanes = torch.arange(len(end), device=self.device)
         return TimeStep(
@@ -173,12 +172,12 @@ class Stage:
 
 
 def _truth(info: dict[str, Any]) -> dict[str, Tensor]:
-    """Return what the info of a step tells that no agent sees: every tensor but Gymnasium's own."""
-    own = ("final_", "_")  # how the names of Gymnasium's own begin
+    """Return the truth in the info of a step: every tensor except Gymnasium's own."""
+    own = ("final_", "_")  # prefixes of Gymnasium's own names
     return {name: x for name, x in info.items() if isinstance(x, Tensor) and not name.startswith(own)}
 
 
 def _equally_long(phases: list[Trajectory]) -> tuple[Trajectory, ...]:
-    """Pad phases that ended early, all episodes being over, to the longest of the trial."""
+    """Pad all phases, which may end early, to the longest phase of the trial."""
     longest = max(len(phase.mask) for phase in phases)
     return tuple(phase.padded(longest) for phase in phases)

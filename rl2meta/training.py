@@ -1,4 +1,4 @@
-"""The one outer loop: sample tasks, run trials, learn, tell a callback."""
+"""The outer loop: sample tasks, run trials, learn, call a callback."""
 
 import math
 import time
@@ -18,46 +18,46 @@ from rl2meta.trial import Agent, Trial
 
 
 def linear(start: float, end: float | None, progress: float) -> float:
-    """Return the value after a fraction ``progress`` of training; ``start`` all along if ``end`` is None."""
+    """Interpolate between ``start`` and ``end`` at a fraction ``progress`` of training; None: constant."""
     return start if end is None else start + (end - start) * progress
 
 
 class Learner(Protocol):
-    """What changes an agent between trials."""
+    """Trains an agent: changes it between trials."""
 
     @property
     def agent(self) -> Agent[Any]:
-        """The agent that is being changed."""
+        """The agent in training."""
         ...
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> Mapping[str, float]:
         """Learn from one trial on every task of a batch; return the metrics of the update.
 
         Args:
-            trial: what the current agent just lived through.
-            progress: the fraction of training that lies behind, in [0, 1); drives schedules.
-            generator: a CPU generator for all that the update draws.
+            trial: the record of the trials of the present agent.
+            progress: the completed fraction of training, in [0, 1), for schedules.
+            generator: a CPU generator for all random draws of the update.
         """
         ...
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return all that a resumed run needs, as named tensors."""
+        """Return the complete state for resuming a run, as named tensors."""
         ...
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take on a state that ``state_dict`` returned."""
+        """Load a state from ``state_dict``."""
         ...
 
 
 @dataclass(frozen=True)
 class AgentKind:
-    """An agent that can be trained: what stands for it under ``agent.name`` in a config.
+    """A trainable agent, which a config selects by ``agent.name``.
 
     Attributes:
-        line: what it is, in a line.
+        line: description in one line.
         config: the class of its config, a pydantic model.
         learner: (observation space, action space, config, device, seed) -> its learner; the initial weights
-            depend on the seed alone.
+            depend only on the seed.
         at_test: the keys of its config that may change after training.
     """
 
@@ -69,12 +69,12 @@ class AgentKind:
 
 @dataclass(frozen=True)
 class Budget:
-    """How much a run trains.
+    """The length of a training and the size of its batches.
 
     Attributes:
-        updates: updates of the learner in the whole run.
-        trials_per_update: tasks drawn for each update, one trial each.
-        episodes_per_trial: episodes in a trial.
+        updates: number of updates of the learner in the whole run.
+        trials_per_update: number of tasks for each update, with one trial each.
+        episodes_per_trial: number of episodes in a trial.
     """
 
     updates: int
@@ -102,23 +102,23 @@ def meta_train(
 ) -> None:
     """Train ``learner`` on tasks from the training branch of ``seed``.
 
-    Every draw of update u comes from streams named by (seed, u), so a run that starts at ``start`` with the
-    learner's state of that update goes on exactly as the undisturbed run would.
+    The random streams of update u have names with (seed, u). So a run that starts at ``start``, with the
+    learner's state after that update, continues exactly like a run without interruption.
 
     Args:
-        learner: what learns.
-        distribution: the law of the training tasks.
+        learner: in training.
+        distribution: the task distribution.
         worker: runs the trials.
-        budget: how long, and how wide.
+        budget: number of updates, trials and episodes.
         seed: of the whole run.
         callback: called after each update with its metrics: ``update`` (counted from 1), ``env_steps``,
-            ``seconds``, ``env_steps_per_second``, ``mean_return`` and the learner's own; returns true to
+            ``seconds``, ``env_steps_per_second``, ``mean_return`` and those of the learner; returns true to
             stop.
-        start: updates already done.
-        env_steps: environment interactions already made.
+        start: number of updates already done.
+        env_steps: number of environment steps already made.
 
     Raises:
-        TrainingDiverged: if a metric is not finite; the update is not recorded.
+        TrainingDiverged: if a metric is not finite; the callback is not called for this update.
     """
     for update in range(start, budget.updates):
         began = time.perf_counter()
@@ -137,7 +137,7 @@ def meta_train(
 
 
 def _mean_return(trial: Trial) -> float:
-    """The sampled reward of a trial, mean over tasks (and over lanes, which share a task)."""
+    """Return the sum of the sampled rewards of a trial, as a mean over tasks."""
     rewards = trial.per_task("reward")
     assert rewards is not None  # every trajectory has rewards
     return float(rewards.sum(dim=1).mean())

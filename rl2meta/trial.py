@@ -1,8 +1,8 @@
-"""What an agent sees and says in a trial, and what a trial leaves behind.
+"""The interface between agents and workers in a trial, and the record of a trial.
 
-A *trial* is everything that an agent lives through on one task: several episodes, during which it keeps
-what it has learnt. What it has learnt so far is its *carry*. Acting reads the carry (and may advance it),
-adapting replaces it, and only ``begin`` creates it.
+A *trial* is a sequence of episodes of an agent on one task; the agent keeps what it learns during the trial.
+The *carry* holds what it has learnt so far. Acting reads the carry (and may advance it), adapting replaces
+it, and only ``begin`` creates it.
 """
 
 from collections.abc import Callable, Mapping, Sequence
@@ -18,15 +18,15 @@ Carry = TypeVar("Carry")
 
 
 class TimeStep(NamedTuple):
-    """What an agent sees before it acts; B rows, one per environment.
+    """The input of an agent before it acts; B rows, one per environment.
 
     At a trial's start the action is all zero (no action, not action 0), the reward 0 and ``first`` true.
 
     Attributes:
-        observation: o_t, [B, ...] as the environment gave it.
+        observation: o_t, [B, ...], as the environment returns it.
         action: a_{t-1}, float [B, action size]: one-hot for Discrete actions, clipped to a Box's bounds.
-        reward: r_{t-1}, float [B], as sampled.
-        first: d_{t-1}, bool [B]: o_t begins an episode.
+        reward: r_{t-1}, float [B], the sampled reward.
+        first: d_{t-1}, bool [B], true if o_t begins an episode.
     """
 
     observation: Tensor
@@ -36,14 +36,14 @@ class TimeStep(NamedTuple):
 
 
 class Choice(NamedTuple):
-    """What an agent does.
+    """The output of an agent in a step.
 
     Attributes:
         action: sampled from the agent's policy, [B, ...]; the environment gets it clipped to its bounds.
-        mode: the action that the agent deems best, like ``action``; for use without exploration noise.
-        notes: what the agent's learner will want to know of this step, by name, [B, ...] each: such as
-            ``log_prob``, log π(action), and ``value``, what the agent expects to come of it. The same names
-            at every step; they come back in ``Trajectory.notes``.
+        mode: the agent's best action, without exploration noise, in the shape of ``action``.
+        notes: tensors for the agent's learner, by name, [B, ...] each; such as ``log_prob``, log π(action),
+            and
+            ``value``, the expected return. Names are the same at every step; ``Trajectory.notes`` holds them.
     """
 
     action: Tensor
@@ -52,24 +52,25 @@ class Choice(NamedTuple):
 
 
 class Phase(NamedTuple):
-    """How much an agent lives through before each ``adapt``.
+    """The episodes of an agent before each ``adapt``.
 
     Attributes:
-        episodes: episodes one after another in each environment; None for the whole trial. An agent whose
-            carry moves while it acts must take the whole trial: where episodes end early, environments
-            that are done idle (masked) until the phase ends.
-        lanes_per_task: environments side by side on each task; ``act`` then gets num_tasks × lanes rows,
-            task-major, and a phase counts episodes × lanes episodes of the trial.
+        episodes: number of consecutive episodes in each environment; None for the whole trial. An agent whose
+            carry changes while it acts must take the whole trial, because environments whose episodes end
+            early idle (masked) until the phase ends.
+        lanes_per_task: number of parallel environments on each task; ``act`` then gets num_tasks × lanes
+            rows,
+            grouped by task, and a phase has episodes × lanes episodes of the trial.
     """
 
     episodes: int | None = None
     lanes_per_task: int = 1
 
     def plan(self, num_episodes: int) -> "Plan":
-        """Return how a trial of ``num_episodes`` episodes splits into phases.
+        """Divide a trial of ``num_episodes`` episodes into phases.
 
         Raises:
-            ValueError: if it is not a positive multiple of what a phase takes.
+            ValueError: if ``num_episodes`` is not a positive multiple of the episodes in a phase.
         """
         lanes = self.lanes_per_task
         episodes = self.episodes if self.episodes is not None else max(1, num_episodes // lanes)
@@ -85,11 +86,11 @@ class Phase(NamedTuple):
 
 
 class Plan(NamedTuple):
-    """A trial in phases.
+    """The division of a trial into phases.
 
     Attributes:
-        episodes: in each lane of a phase.
-        phases: in the trial.
+        episodes: number of episodes in each lane of a phase.
+        phases: number of phases in the trial.
     """
 
     episodes: int
@@ -97,7 +98,7 @@ class Plan(NamedTuple):
 
 
 class Lived(NamedTuple):
-    """One step of B environments: what was seen, done and paid; every tensor [B, ...].
+    """The record of one step of B environments; every tensor [B, ...].
 
     The attributes are those of ``Trajectory``.
     """
@@ -116,17 +117,17 @@ class Trajectory:
     """One phase in B = num_tasks × lanes environments, time-major: every tensor [T, B, ...].
 
     Attributes:
-        inputs: the TimeStep seen before each action.
-        action: the actions taken.
-        reward: r_t as sampled.
-        last: bool, the step ended its episode, by termination or truncation.
-        mask: bool, false on the padding that follows an environment's last episode of the phase.
-        notes: what the agent noted while it acted, by name; see ``Choice``.
-        truth: what the family knows and no agent sees, by name; no name where the family does not know it.
+        inputs: the TimeStep before each action.
+        action: the agent's actions, before clipping.
+        reward: r_t, the sampled reward.
+        last: bool, true if the step ends its episode, by termination or truncation.
+        mask: bool, false on the padding after an environment's last episode of the phase.
+        notes: the agent's notes, by name; see ``Choice``.
+        truth: what the family knows and no agent sees, by name; it has only names that the family knows.
             ``expected_reward``: E[r_t | task, state, action]. ``regret``: the expected loss against the
-            optimum, >= 0. ``target``: the action that would have been right, as ``action``.
-        horizon: the steps that an episode may take; None where it is not known.
-        episodes: the episodes of each environment in the phase; None where it is not known.
+            optimum, >= 0. ``target``: the correct action, in the shape of ``action``.
+        horizon: maximum number of steps in an episode; None if unknown.
+        episodes: number of episodes of each environment in the phase; None if unknown.
     """
 
     inputs: TimeStep
@@ -143,50 +144,50 @@ class Trajectory:
     def of(
         cls, steps: Sequence[Lived], horizon: int | None = None, episodes: int | None = None
     ) -> "Trajectory":
-        """Return the trajectory of steps in the order they were lived.
+        """Stack steps, in their order of time, to a trajectory.
 
         Raises:
-            ValueError: if not every step has the same notes and the same truth.
+            ValueError: if notes or truth do not have the same names in all steps.
         """
         stacked: Lived = over_fields(lambda *parts: torch.stack(parts), *steps)  # [B, ...] -> [T, B, ...]
         return cls(**stacked._asdict(), horizon=horizon, episodes=episodes)
 
     @property
     def most_steps(self) -> int | None:
-        """The steps that the phase may take; None where it is not known."""
+        """Maximum number of steps in the phase; None if unknown."""
         return None if self.horizon is None or self.episodes is None else self.horizon * self.episodes
 
     def steps_left(self) -> Tensor:
-        """Return the steps that the phase may still take, the present one included; 0 on padding, [T, B].
+        """Return the maximum number of remaining steps, including the present one, [T, B]; 0 on padding.
 
-        Unlike the actual length, this does not depend on actions, so a baseline may use it: one that knew
-        when an episode ends would explain away what the agent did to end it.
+        Unlike the actual length, this does not depend on actions, so a baseline may use it. A baseline that
+        knew the actual end of an episode would hide the effect of the actions that ended it.
 
         Raises:
-            ValueError: if the horizon is not known.
+            ValueError: if the horizon is unknown.
         """
         if self.horizon is None:
             raise ValueError("expected a trajectory whose horizon is known, as RolloutWorker gives them")
         ended = (self.last & self.mask).long()
-        to_end = ended.sum(dim=0) - ended.cumsum(dim=0) + ended  # episodes, the present one included
-        step = torch.arange(len(ended), device=ended.device).unsqueeze(1)
-        begins = torch.cat([torch.ones_like(self.last[:1]), self.last[:-1]])
-        elapsed = step - (step * begins).cummax(dim=0).values
+        to_end = ended.sum(dim=0) - ended.cumsum(dim=0) + ended  # [T, B], episodes including the present one
+        step = torch.arange(len(ended), device=ended.device).unsqueeze(1)  # [T, 1]
+        begins = torch.cat([torch.ones_like(self.last[:1]), self.last[:-1]])  # [T, B]
+        elapsed = step - (step * begins).cummax(dim=0).values  # [T, B]
         return (to_end * self.horizon - elapsed) * self.mask
 
     def columns(self, index: slice) -> "Trajectory":
-        """Return the same phase in some of the environments."""
+        """Return the same phase for a slice of the environments."""
         return self._each(lambda field: field[:, index])
 
     def padded(self, length: int) -> "Trajectory":
-        """Return the same phase with steps of zeros, which the mask leaves out, up to ``length``."""
+        """Return the same phase padded to ``length`` with steps of zeros, which the mask excludes."""
         missing = length - len(self.mask)
         if not missing:
             return self
         return self._each(lambda field: torch.cat([field, field.new_zeros(missing, *field.shape[1:])]))
 
     def named(self, name: str) -> Tensor | None:
-        """Return a part of the truth, or ``reward`` or ``mask``, by name; None if it is not known."""
+        """Return ``reward``, ``mask`` or a part of the truth by name; None if it is unknown."""
         return {"reward": self.reward, "mask": self.mask, **self.truth}.get(name)
 
     def _each(self, change: Callable[[Tensor], Tensor]) -> "Trajectory":
@@ -195,14 +196,14 @@ class Trajectory:
 
 
 def over_fields(change: Callable[..., Tensor], *records: Any) -> Any:
-    """Apply ``change`` to the tensors that stand at the same place in records of one shape.
+    """Apply ``change`` to the tensors at the same place in records of the same structure.
 
     Args:
-        change: as many tensors as there are records -> a tensor.
+        change: one tensor from each record -> a tensor.
         records: tensors, mappings of records, or named tuples of records.
 
     Returns:
-        A record of the same shape.
+        A record of the same structure.
 
     Raises:
         ValueError: for mappings with different names.
@@ -220,11 +221,11 @@ def over_fields(change: Callable[..., Tensor], *records: Any) -> Any:
 
 @dataclass(frozen=True)
 class Trial:
-    """What the agent lived through on each task of a batch.
+    """The record of one trial on each task of a batch.
 
     Attributes:
         tasks: the tasks.
-        phases: the trajectories in the order they were lived.
+        phases: the trajectories of the phases, in their order of time.
     """
 
     tasks: Tasks
@@ -235,22 +236,22 @@ class Trial:
             raise ValueError("expected a trial of at least one phase, got none")
 
     def num_steps(self) -> int:
-        """Return the number of environment interactions in all tasks together, padding left out."""
+        """Return the number of environment steps in all tasks together, without padding."""
         return sum(int(phase.mask.sum()) for phase in self.phases)
 
     def per_task(self, name: str) -> Tensor | None:
-        """Return what ``Trajectory.named`` gives as [num_tasks, steps of the trial], 0 on padding, or None.
+        """Return ``Trajectory.named`` as [num_tasks, steps of the trial], 0 on padding, or None.
 
-        Lanes that ran side by side are laid one after another: every interaction with a task counts.
+        Parallel lanes are concatenated, because every step on a task counts.
         """
         known = [(phase.named(name), phase.mask) for phase in self.phases]
         rows = [self._rows(field, mask) for field, mask in known if field is not None]
         return torch.cat(rows, dim=1) if rows else None  # [num_tasks, steps]
 
     def per_episode(self, name: str) -> Tensor | None:
-        """Return what ``Trajectory.named`` gives, summed over each episode, [num_tasks, episodes], or None.
+        """Return ``Trajectory.named`` summed over each episode, [num_tasks, episodes], or None.
 
-        ``mask`` gives the steps in each episode. Lanes are laid one after another.
+        ``mask`` gives the number of steps in each episode. Parallel lanes are concatenated.
         """
         known = [(phase.named(name), phase) for phase in self.phases]
         sums = [
@@ -266,29 +267,29 @@ class Trial:
 
 
 def _sum_episodes(values: Tensor, last: Tensor) -> Tensor:
-    """[T, B] -> [B, episodes], where every environment ends equally many episodes."""
+    """Sum [T, B] over episodes, [B, episodes]; every environment has the same number of episodes."""
     ended = last.cumsum(dim=0)
     episodes = int(ended[-1].max())
-    index = (ended - last.long()).clamp(max=episodes - 1)  # padding is 0 and may fall anywhere
+    index = (ended - last.long()).clamp(max=episodes - 1)  # values on padding are 0, so any episode will do
     sums = torch.zeros(values.shape[1], episodes, dtype=values.dtype, device=values.device)
     return sums.scatter_add(1, index.T, values.T)
 
 
 class Agent(Protocol[Carry]):
-    """Something that learns within a trial; holds no randomness and no state of any trial."""
+    """An agent that learns within a trial; it holds no random stream and no state of a trial."""
 
     @property
     def phase(self) -> Phase:
-        """How much the agent lives through before each ``adapt``."""
+        """The episodes of the agent before each ``adapt``."""
         ...
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Carry:
         """Return the carry of ``num_tasks`` new trials.
 
         Args:
-            num_tasks: tasks, each with the lanes of the agent's phase.
-            generator: of all that the agent draws.
-            num_steps: the steps that a trial may take in each lane; None where nobody knows.
+            num_tasks: number of tasks, each with the lanes of the agent's phase.
+            generator: random stream of all the agent's draws.
+            num_steps: maximum number of steps of a trial in each lane; None if unknown.
         """
         ...
 
@@ -297,5 +298,5 @@ class Agent(Protocol[Carry]):
         ...
 
     def adapt(self, carry: Carry, trajectory: Trajectory) -> Carry:
-        """Learn from the phase that just ended; not called after a trial's last, as nothing follows."""
+        """Learn from the phase that just ended; not called after the last phase of a trial."""
         ...
