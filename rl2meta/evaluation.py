@@ -1,4 +1,4 @@
-"""Agents on held-out tasks: what they earned and what it cost them not to know the task."""
+"""Evaluate agents on held-out tasks: returns, and regret against the optimum of each task."""
 
 import csv
 import json
@@ -21,24 +21,24 @@ from rl2meta.trial import Agent, Trial
 
 Array = NDArray[np.float32]
 TENSORS_TOGETHER, SINGLES_TOGETHER = 2_500, 100
-"""Tasks that are evaluated together, on streams of their own: tensors, and single environments."""
+"""Tasks in a batch of an evaluation, for tensor tasks and for single environments; each has its own seed."""
 _ADAPTATION = ("episode", "mean", "low", "high", "regret_mean", "regret_low", "regret_high")
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
 @dataclass(frozen=True)
 class AgentResult:
-    """One agent on held-out tasks, episode by episode.
+    """Results of one agent on held-out tasks, by task and episode.
 
     Attributes:
-        rewards: [num_tasks, episodes], the sum of the expected rewards of each episode's steps where the
-            family emits them, else of the sampled ones.
-        regrets: [num_tasks, episodes], the expected regret, or None where no optimum is known.
-        steps: [num_tasks, episodes], how many steps there were.
-        seconds: how long it took.
-        episodes_per_block: consecutive episodes that were lived with the same knowledge: the agent adapts
-            between such blocks.
-        constants: the constants of the agent that were chosen for it, by name.
+        rewards: [num_tasks, episodes], the sum over the steps of an episode of the expected rewards, or of
+            the
+            sampled rewards if the family provides no expected rewards.
+        regrets: [num_tasks, episodes], the expected regret, or None if the optimum is unknown.
+        steps: [num_tasks, episodes], number of steps.
+        seconds: duration of the evaluation.
+        episodes_per_block: number of consecutive episodes between two adaptations of the agent.
+        constants: tuned constants of the agent, by name.
     """
 
     rewards: Array
@@ -60,13 +60,13 @@ class AgentResult:
 
 @dataclass(frozen=True)
 class Ceilings:
-    """What no agent can beat, for a trial.
+    """Values of a trial that no agent can beat.
 
     Attributes:
-        oracle_return: the mean of the best expected return with the task known, over the evaluation's tasks,
+        oracle_return: the best expected return if the task is known, a mean over the tasks of the evaluation;
             or None.
-        bayes_optimal_return: the best that an agent which knows only the law can reach on average over the
-            law, or None.
+        bayes_optimal_return: the best expected return for an agent that knows only the law, a mean over the
+            law; or None.
         bayes_optimal_regret: the regret of that agent, or None.
     """
 
@@ -78,18 +78,17 @@ class Ceilings:
 def evaluate(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
 ) -> AgentResult:
-    """Run one trial on every task and keep expected reward and regret of each episode.
+    """Run one trial on every task and keep the expected reward and the regret of each episode.
 
-    Tasks run in batches of a fixed size, each on the streams of ``seed`` and of the number of its first task.
-    Nothing else decides the streams: agents that are given the same seed are paired in tasks and, where their
-    environments draw in the same order, in luck; the first batches of more tasks are the same; and no memory
-    bound, number of worker processes or of lanes moves them. Every interaction counts, those before an
-    adaptation too.
+    Tasks run in batches of a fixed size. The random streams of a batch depend only on ``seed`` and on the
+    number of its first task. So agents with the same seed have the same tasks and, if their environments make
+    draws in the same order, the same luck. With more tasks, the first batches stay the same. Memory limits,
+    worker processes and lanes do not change the streams. All steps count, also those before an adaptation.
 
-    The trials of one batch are held in memory, at the end twice: a step of a task takes about 40 bytes, 4 for
-    each number in an action, and what its observation takes. So 2,500 trials of 1,000 steps take some 150 MB,
-    and 100 trials of 1,000 pictures of 84 × 84 × 3 bytes take 2 GB; 100 tasks on 20 lanes of environments
-    of 1.2 MB take 2.4 GB in the workers.
+    Memory holds the trials of one batch, and twice as much at its end: a step of a task takes about 40 bytes,
+    4 bytes for each number in an action, and its observation. So 2,500 trials of 1,000 steps take about
+    150 MB, and 100 trials of 1,000 images of 84 × 84 × 3 bytes take 2 GB; 100 tasks on 20 lanes of
+    environments of 1.2 MB take 2.4 GB in the workers.
     """
     began = time.perf_counter()
     parts = list(_batches(agent, worker, tasks, num_episodes, seed))
@@ -100,14 +99,14 @@ def evaluate(
 
 
 def ceilings(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, seed: int = 0) -> Ceilings:
-    """Return the exact values that an evaluation on ``tasks`` is measured against, where they are known."""
+    """Return the ceilings of an evaluation on ``tasks``; None where they are unknown."""
     optimum = distribution.optimal_return(tasks)
     oracle = None if optimum is None else num_episodes * float(optimum.double().mean())
     bayes = distribution.bayes_optimal_return(num_episodes)
     if bayes is None:
         return Ceilings(oracle, None, None)
-    # The Bayes-optimal return is a mean over the law, so its regret needs the optimum's mean over the law,
-    # not over the few tasks at hand: their luck can exceed the regret.
+    # The Bayes-optimal return is a mean over the law, so its regret needs the mean optimum over the law. With
+    # the few tasks of the evaluation, sampling noise could be larger than the regret.
     optima = [
         distribution.optimal_return(sample_tasks(distribution, _OPTIMUM_SAMPLE, derive(seed, chunk), "test"))
         for chunk in range(_OPTIMUM_CHUNKS)
@@ -123,12 +122,12 @@ def write_evaluation(
 
     Args:
         folder: an empty folder.
-        evaluations: by name, the trained agent first; all on the same tasks, or on the first of them.
+        evaluations: by name, the trained agent first; all on the same tasks, or on the first ones of them.
         ceilings: the exact values beside them.
-        facts: what else ``evaluation.json`` says (num_tasks, seed, ...).
+        facts: further entries of ``evaluation.json`` (num_tasks, seed, ...).
 
     Raises:
-        UserError: if the folder has something in it, or the disk refuses.
+        UserError: if the folder is not empty, or writing fails.
     """
     if any(folder.iterdir()):
         raise UserError(f"expected an empty folder for the evaluation, got {folder} with something in it")
@@ -151,16 +150,16 @@ def write_evaluation(
 
 
 def difference(evaluation: AgentResult, subject: AgentResult) -> Interval:
-    """Return how much more than ``subject`` an agent earned on the tasks that both were put on."""
+    """Return the difference between an agent's return and that of ``subject``, on their common tasks."""
     both = min(len(evaluation.rewards), len(subject.rewards))
     return paired_difference(evaluation.returns()[:both], subject.returns()[:both])
 
 
 def adaptation(evaluation: AgentResult) -> list[dict[str, float]]:
-    """Return what an episode brought in each block, with 95 % intervals over tasks.
+    """Return the mean return of an episode in each block, with 95 % intervals over tasks.
 
-    Each block has ``episode``, the episodes lived through before it, and ``mean``, ``low`` and ``high`` of
-    the return per episode; where it is known also ``regret_mean``, ``regret_low`` and ``regret_high``.
+    Each block has ``episode``, the number of episodes before it, and ``mean``, ``low`` and ``high`` of the
+    return per episode; if the regret is known, also ``regret_mean``, ``regret_low`` and ``regret_high``.
     """
     known = {"": evaluation.rewards, "regret_": evaluation.regrets}
     columns: dict[str, NDArray[np.float64]] = {}
@@ -177,7 +176,7 @@ def adaptation(evaluation: AgentResult) -> list[dict[str, float]]:
 def _batches(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
 ) -> Iterator[dict[str, Array]]:
-    """Yield what is kept of each batch; its trial, by far the larger, is not kept."""
+    """Yield the results of each batch; its trial, which is much larger, is not kept."""
     together = TENSORS_TOGETHER if isinstance(tasks, TensorTasks) else SINGLES_TOGETHER
     for start in range(0, len(tasks), together):
         part = tasks[start : start + together]
@@ -196,7 +195,7 @@ def _per_episode(trial: Trial) -> dict[str, Array]:
 
 
 def _summary(evaluation: AgentResult, subject: AgentResult) -> dict[str, Any]:
-    """Means with standard errors, and the paired difference to the first agent in the report."""
+    """Return means with standard errors, and the paired difference to the first agent."""
     returns = mean_interval(evaluation.returns())
     summary: dict[str, Any] = {
         "num_tasks": len(evaluation.rewards),
@@ -226,9 +225,9 @@ def _summary(evaluation: AgentResult, subject: AgentResult) -> dict[str, Any]:
 
 
 def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None:
-    """Write the cumulative curve of each agent over episodes with a 95 % interval over tasks.
+    """Write the cumulative curve of each agent over episodes, with a 95 % interval over tasks.
 
-    The column ``step`` is the number of interactions so far, in the mean over tasks.
+    The column ``step`` is the number of steps so far, a mean over tasks.
     """
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
@@ -242,7 +241,7 @@ def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None
 
 
 def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write what an episode brought each agent after so many episodes; empty where no regret is known."""
+    """Write the mean return of an episode in each block of each agent; unknown regrets stay empty."""
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["agent", "block", *_ADAPTATION])

@@ -1,11 +1,11 @@
-"""Models of the world: what a family of tasks says that its tasks are.
+"""Models of the world: descriptions of a family's tasks.
 
-A family names its model in one attribute, ``model``; ``model_of`` reads it. Algorithms that know the law of
-the tasks are defined on models, so that whoever wrote a family, all that fits its model is there at once.
-This module imports no torch: a family that plays in worker processes may import it.
+A family gives its model in the attribute ``model``; ``model_of`` reads it. References, which know the law of
+the tasks, are defined on models, so every family with a model gets all references of this model.
+This module imports no torch: a family that runs in worker processes may import it.
 
-Beside its numbers each model says what it fits: ``num_actions``; ``num_observations`` and ``horizon``, None
-where any fits.
+Besides its parameters, each model has ``num_actions``, ``num_observations`` and ``horizon``, with which the
+family must agree; None fits any value.
 """
 
 import math
@@ -28,8 +28,8 @@ class BernoulliArms:
 
     Attributes:
         num_arms: k.
-        low: the least that pᵢ can be.
-        high: the most.
+        low: lower bound of pᵢ.
+        high: upper bound of pᵢ.
 
     Raises:
         ValueError: unless num_arms >= 1 and 0 <= low < high <= 1.
@@ -57,7 +57,7 @@ class GaussianArms:
 
     Attributes:
         num_arms: k.
-        mean: of the arms' means.
+        mean: mean of the arms' means.
 
     Raises:
         ValueError: unless num_arms >= 1 and the mean is finite.
@@ -83,7 +83,7 @@ class DependentArms:
     """Two arms that pay 1 with the probabilities p₁ and p₂ = 1 − p₁, else 0; an episode is one pull.
 
     Attributes:
-        better: p₁ is this or one minus this, with equal probability; None for p₁ ~ U[0, 1].
+        better: p₁ is ``better`` or 1 − ``better``, with equal probability; None for p₁ ~ U[0, 1].
 
     Raises:
         ValueError: for ``better`` outside (1/2, 1).
@@ -102,13 +102,13 @@ class DependentArms:
 class TwoStepTask:
     """The two-step task: in S0, action a mostly leads to the side S(1 + a), and one side pays more often.
 
-    An episode is a choice in S0 and a reward of 1 or 0 at a side. Before each episode but the first, the good
-    side changes with probability ``switch_probability``.
+    An episode is a choice in S0 and a reward of 1 or 0 at a side. Before each episode except the first, the
+    good side changes with probability ``switch_probability``.
 
     Attributes:
-        high: the probability of a reward on the good side.
-        low: on the other side.
-        switch_probability: of a change of the good side before an episode.
+        high: probability of a reward at the good side.
+        low: probability of a reward at the other side.
+        switch_probability: probability that the good side changes before an episode.
 
     Raises:
         ValueError: unless 0 <= low < high <= 1 and 0 <= switch_probability <= 1.
@@ -138,14 +138,14 @@ class TabularMDP:
     Attributes:
         num_states: S.
         num_actions: A.
-        horizon: H, the steps in every episode.
+        horizon: H, number of steps in every episode.
         reward_mean: m.
         reward_deviation: d.
         noise: the standard deviation of a reward around its mean.
         concentration: α.
 
     Raises:
-        ValueError: for counts below 1, negative deviations, or a concentration that is not above 0.
+        ValueError: for counts below 1, negative deviations, or a concentration <= 0.
     """
 
     num_states: int
@@ -171,16 +171,17 @@ class TabularMDP:
 
 @dataclass(frozen=True, eq=False)
 class HiddenGoals:
-    """A maze with hidden goals in different cells, to be reached in order; the cell is the observation.
+    """A maze with hidden goals in different cells, which the agent must reach in order; it observes its cell.
 
-    A step that ends on the goal that is due pays 1, any other 0, and the next goal is due then; the last one
-    stays due until the episode ends. Every placement of the goals is equally likely.
+    A step that ends on the next goal pays 1, any other step pays 0; then the following goal becomes the next
+    one. The last goal remains the next one until the episode ends. All placements of the goals are equally
+    likely.
 
     Attributes:
-        next_cell: where an action leads, int64 [cells, actions].
-        distances: the fewest steps from cell to cell, int64 [cells, cells].
+        next_cell: the cell that an action leads to, int64 [cells, actions].
+        distances: length of a shortest path between two cells, int64 [cells, cells].
         goals: the cells that may be goals, int64.
-        num_goals: m; 1 to search, 2 to fetch and carry.
+        num_goals: m, the number of goals: 1 for a hidden goal, 2 for a key and a door.
 
     Raises:
         ValueError: unless 1 <= num_goals <= the number of cells that may be goals.
@@ -198,7 +199,7 @@ class HiddenGoals:
 
     @property
     def num_actions(self) -> int:
-        """The moves."""
+        """The number of moves."""
         return int(self.next_cell.shape[1])
 
     @property
@@ -211,12 +212,12 @@ Model = BernoulliArms | GaussianArms | DependentArms | TwoStepTask | TabularMDP 
 
 
 def said_model(family: Any) -> Model | None:
-    """Return the model that a family (or a class of families) says in ``model``; None where it says none.
+    """Return the ``model`` of a family (or of a class of families); None if it has none.
 
-    A ``model`` that is of another kind means something else to its family, and says none.
+    A ``model`` of another type has another meaning in its family, so the result is None.
 
     Raises:
-        UserError: for a class of models where a model is due.
+        UserError: if ``model`` is a class of models instead of a model.
     """
     said = getattr(family, "model", None)
     if isinstance(said, type) and issubclass(said, Model):
@@ -225,7 +226,7 @@ def said_model(family: Any) -> Model | None:
 
 
 def model_of(distribution: "TaskDistribution") -> Model | None:
-    """Return the model of the world that a family says its tasks are an instance of, or None.
+    """Return the model of the world of a family, or None.
 
     Raises:
         UserError: for a model that does not fit the family's spaces or horizon.

@@ -1,4 +1,4 @@
-"""Networks: the action heads by action space, the MLP, and layers by weights of each task's own."""
+"""Networks: action heads for action spaces, the MLP, and layers with separate weights for each task."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
@@ -20,7 +20,7 @@ class ActionDistribution(Protocol):
     """A policy's distribution over actions in a batch of states."""
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw actions from ``generator``."""
+        """Draw actions with ``generator``."""
         ...
 
     def log_prob(self, action: Tensor) -> Tensor:
@@ -32,7 +32,7 @@ class ActionDistribution(Protocol):
         ...
 
     def mode(self) -> Tensor:
-        """Return the likeliest actions."""
+        """Return the most likely actions."""
         ...
 
     def kl(self, other: Self) -> Tensor:
@@ -43,19 +43,19 @@ class ActionDistribution(Protocol):
 class Categorical:
     """A distribution over {0, ..., A−1}, from logits [..., A].
 
-    Leaner than torch.distributions: one log-softmax, no argument checks that read back from the device,
-    and draws from a generator that is handed over.
+    Unlike torch.distributions, it computes one log-softmax, has no argument checks that read back from the
+    device, and draws with a given generator.
     """
 
     def __init__(self, logits: Tensor) -> None:
         self.log_probs = torch.log_softmax(logits, dim=-1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
-        """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1), to float32's rounding."""
+        """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1), up to float32 rounding."""
         up_to = self.log_probs.exp().cumsum(dim=-1)
         place = torch.rand(*up_to.shape[:-1], 1, generator=generator, device=up_to.device, dtype=up_to.dtype)
-        # Of the sum as it was rounded, so that it stays below that and no impossible last action is left.
-        return (up_to <= place * up_to[..., -1:]).sum(dim=-1)
+        # u is scaled by the rounded sum, so it stays below it and the result is always a possible action.
+        return (up_to <= place * up_to[..., -1:]).sum(dim=-1)  # [..., A] -> [...]
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log π(action), [...]."""
@@ -77,7 +77,7 @@ class Categorical:
 class Gaussian:
     """Independent normal distributions over the entries of an action, from [..., 2A]: means, log std. devs.
 
-    The log-probability is the sum over the entries; what is drawn is not bounded (see ``spaces.bounded``).
+    The log-probability is the sum over the entries. Draws have no bounds (see ``spaces.bounded``).
     """
 
     def __init__(self, parameters: Tensor) -> None:
@@ -124,17 +124,17 @@ class CategoricalHead(nn.Module):
         return self.distribution(self.parameters_of(features))
 
     def parameters_of(self, features: Tensor) -> Tensor:
-        """Return what ``distribution`` is made of: the logits [..., A]."""
+        """Return the parameters of ``distribution``: the logits, [..., A]."""
         logits: Tensor = self.linear(features)
         return logits
 
     def stacked(self, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return the same [N, rows, A] by weights [N, ...] of N tasks; see ``stacked``."""
+        """Return the logits [N, rows, A] with weights [N, ...] of N tasks; see ``stacked``."""
         return stacked(self.linear, under("linear.", weights), features)
 
 
 class GaussianHead(nn.Module):
-    """Features -> Gaussian: one linear layer for the means; deviations of no features, the same at first."""
+    """Features -> Gaussian: a linear layer for the means; deviations do not depend on the features."""
 
     distribution: Callable[[Tensor], Gaussian] = staticmethod(Gaussian)
 
@@ -150,19 +150,19 @@ class GaussianHead(nn.Module):
         return self.distribution(self.parameters_of(features))
 
     def parameters_of(self, features: Tensor) -> Tensor:
-        """Return what ``distribution`` is made of: means and log standard deviations, [..., 2A]."""
+        """Return the parameters of ``distribution``: means and log standard deviations, [..., 2A]."""
         mean = self.linear(features)
-        return torch.cat([mean, self.log_deviation.expand_as(mean)], dim=-1)
+        return torch.cat([mean, self.log_deviation.expand_as(mean)], dim=-1)  # [..., A] -> [..., 2A]
 
     def stacked(self, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
-        """Return the same [N, rows, 2A] by weights [N, ...] of N tasks; see ``stacked``."""
+        """Return the parameters [N, rows, 2A] with weights [N, ...] of N tasks; see ``stacked``."""
         mean = stacked(self.linear, under("linear.", weights), features)
-        deviation = weights["log_deviation"].unsqueeze(1).expand_as(mean)
-        return torch.cat([mean, deviation], dim=-1)
+        deviation = weights["log_deviation"].unsqueeze(1).expand_as(mean)  # [N, A] -> [N, rows, A]
+        return torch.cat([mean, deviation], dim=-1)  # [N, rows, 2A]
 
 
 def action_distribution(space: gym.Space[Any]) -> Callable[[Tensor], ActionDistribution]:
-    """Return what makes the distribution over an action space from its parameters.
+    """Return the class of distributions over an action space; it is called with their parameters.
 
     Raises:
         TypeError: for a space without a head.
@@ -190,8 +190,8 @@ def action_head(
 def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
     """Return hidden layers, each followed by ``activation``.
 
-    Biases start uniform in ±1/√(fan in) and not at 0: with a zero observation, ReLU and zero biases nothing
-    but the last bias would ever get a gradient.
+    Biases start uniform in ±1/√(fan in) and not at 0: with a zero observation, ReLU and zero biases, only the
+    last bias would get a gradient.
     """
     layers: list[nn.Module] = []
     for size in hidden_sizes:
@@ -202,26 +202,26 @@ def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], 
 
 
 def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run a layer, or several in a row, by weights of their own for each task: one batched call a layer.
+    """Run a layer, or a Sequential, with separate weights for each task: one batched call per layer.
 
-    ``vmap`` of ``functional_call`` gives the same, and takes longer for the few rows of a step.
+    ``vmap`` of ``functional_call`` computes the same, but is slower for the few rows of a step.
 
     Args:
-        module: a Linear, Conv2d or LayerNorm layer, something without weights, or a Sequential of such.
+        module: a Linear, Conv2d or LayerNorm layer, a module without weights, or a Sequential of these.
         weights: by name, [N, ...] each.
-        x: [N, rows, ...]; what one task's network gets is [rows, ...].
+        x: [N, rows, ...]; the input of one task's network is [rows, ...].
 
     Returns:
         [N, rows, ...].
 
     Raises:
-        TypeError: for any other module with parameters or buffers: all tasks would share them.
+        TypeError: for any other module with parameters or buffers, because all tasks would share them.
     """
-    kind = type(module)  # exactly: a class derived from it may compute something else
+    kind = type(module)  # not isinstance: a derived class may compute something else
     if kind in _ELEMENTWISE:
         return cast(Tensor, module(x))
     if kind is nn.Sequential:
-        names = {layer: name for name, layer in module.named_children()}  # one layer may stand twice
+        names = {layer: name for name, layer in module.named_children()}  # a layer may occur twice
         for layer in cast(nn.Sequential, module):
             x = stacked(layer, under(f"{names[layer]}.", weights), x)
         return x
@@ -234,12 +234,12 @@ def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
             f"parameters and buffers, got {kind.__name__} with {', '.join(own)}, which all tasks would "
             "share; build the network of known layers, or add this one to rl2meta.networks.stacked"
         )
-    return cast(Tensor, vmap(module)(x))  # it may look at axes by their number, or across the rows of a task
+    return cast(Tensor, vmap(module)(x))  # vmap, because it may use axes by number or mix the rows of a task
 
 
 def _stacked_linear(layer: nn.Linear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
     rows = x.flatten(1, -2) if x.dim() > 3 else x  # [N, all rows, in_features]
-    if layer.bias is None:  # torch's types leave that out
+    if layer.bias is None:  # torch's type hints exclude None
         y = torch.bmm(rows, weights["weight"].mT)  # type: ignore[unreachable]
     else:
         y = torch.baddbmm(weights["bias"].unsqueeze(1), rows, weights["weight"].mT)
@@ -260,7 +260,7 @@ def _beside(weight: Tensor, y: Tensor) -> Tensor:
 
 
 def _stacked_conv2d(layer: nn.Conv2d, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run one convolution whose groups are the tasks' own: x [N, rows, C, H, W]."""
+    """Run one convolution with separate groups for each task: x [N, rows, C, H, W]."""
     if layer.padding_mode != "zeros":
         raise TypeError(
             f"expected a Conv2d with padding_mode='zeros', got {layer.padding_mode!r}; "
@@ -279,9 +279,9 @@ def _stacked_conv2d(layer: nn.Conv2d, weights: Mapping[str, Tensor], x: Tensor) 
 
 
 class Tanh(nn.Module):
-    """tanh, as 2σ(2x) − 1 in float32 on a CPU, where torch's own takes more than twice as long.
+    """tanh, computed as 2σ(2x) − 1 in float32 on a CPU, where torch's tanh takes more than twice as long.
 
-    The two agree to 2·10⁻⁷.
+    The two differ by at most 2·10⁻⁷.
     """
 
     def forward(self, x: Tensor) -> Tensor:

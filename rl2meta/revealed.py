@@ -1,4 +1,4 @@
-"""A family whose tasks are no secret: what an agent could earn that need not find out."""
+"""A family that shows the task to the agent, for oracles that need not explore."""
 
 import math
 from collections.abc import Iterator, Mapping
@@ -18,14 +18,15 @@ from rl2meta.tasks import MappingTasks, Split, TaskDistribution, Tasks, TaskVect
 
 @dataclass(frozen=True)
 class Revealed:
-    """The same law, with the task's parameters in the observation: for oracles.
+    """The same law with the task's parameters in the observation, for oracles.
 
-    The observation is one float32 vector: the inner observation's encoding, then the parameters of the task,
-    flattened, in the order of their names and unscaled. All else is the inner family's, to the bit. A family
-    whose parameters are a schedule in large numbers (``TwoStep``) gives a network little to read.
+    The observation is one float32 vector: the encoding of the inner observation, then the parameters of the
+    task, flattened, in the order of their names, and not scaled. Everything else equals the inner family
+    exactly. Networks cannot use the parameters of ``TwoStep`` well: they are episode numbers, some very
+    large.
 
     Attributes:
-        distribution: the inner law; its tasks must be ``TensorTasks``, or mappings of nothing but numbers.
+        distribution: the inner law; its tasks must be ``TensorTasks``, or mappings that hold only numbers.
     """
 
     distribution: TaskDistribution
@@ -35,40 +36,40 @@ class Revealed:
 
     @property
     def observation_space(self) -> gym.Space[Any]:
-        """The inner observation's encoding and the parameters; TypeError for tasks without any."""
+        """The encoding of the inner observation and the parameters; TypeError for tasks without tensors."""
         task = self.sample(1, torch.Generator(), "train")
         size = encoding(self.distribution.observation_space).size + _parameters(task).shape[1]
         return gym.spaces.Box(-np.inf, np.inf, (size,), np.float32)
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        """The inner one."""
+        """The action space of the inner law."""
         return self.distribution.action_space
 
     @property
     def horizon(self) -> int:
-        """The inner one."""
+        """The horizon of the inner law."""
         return self.distribution.horizon
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> Tasks:
-        """Draw the inner family's tasks."""
+        """Draw tasks of the inner law."""
         return self.distribution.sample(num_tasks, generator, split)
 
     def make_envs(self, num_envs: int, device: torch.device) -> TaskVectorEnv:
-        """Return ``num_envs`` of the inner environments, which tell what they play."""
+        """Return ``num_envs`` inner environments whose observations include the task."""
         return _RevealedEnvs(self, num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor | None:
-        """Return the inner family's, [num_tasks]: knowing the task is what it presumes."""
+        """Return the optimum of the inner law, [num_tasks], which already assumes that the task is known."""
         return self.distribution.optimal_return(tasks)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return None: that bound is on agents that know the law alone, and this one knows the task."""
+        """Return None: this bound is for agents that know only the law, but here the agent knows the task."""
         return None
 
 
 class _RevealedEnvs:
-    """The inner environments; where no tasks are handed over, draws those that they would have drawn."""
+    """The inner environments; without given tasks, this draws the same tasks as they would draw."""
 
     def __init__(self, revealed: Revealed, num_envs: int, device: torch.device) -> None:
         self.num_envs, self.device = num_envs, torch.device(device)
@@ -103,7 +104,7 @@ class _RevealedEnvs:
         return self._reveal(observation), info
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Act once everywhere."""
+        """Step all environments."""
         observation, reward, terminated, truncated, info = self._envs.step(actions)
         info = {**info, "final_obs": self._reveal(info["final_obs"])}
         return self._reveal(observation), reward, terminated, truncated, info
@@ -132,7 +133,7 @@ def _table(rows: list[list[float]]) -> Tensor:
     if len(sizes := {len(row) for row in rows}) != 1:
         raise UserError(
             f"reveal_task: expected tasks of equally many numbers, got {sorted(sizes)}; give all tasks lists "
-            "of one length"
+            "of the same length"
         )
     return torch.tensor(rows, dtype=torch.float32)
 
@@ -150,5 +151,5 @@ def _numbers(value: Any) -> Iterator[float]:
     else:
         raise UserError(
             f"reveal_task: expected tasks of numbers, which can be revealed, got {type(value).__name__} "
-            f"{value!r:.80}; let a number stand for it"
+            f"{value!r:.80}; use a number instead"
         )

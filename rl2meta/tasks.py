@@ -1,8 +1,7 @@
-"""The law of the tasks, a batch of draws from it, and the environments that play them.
+"""Task distributions, batches of tasks, and the environments of these tasks.
 
 A *task* is one bandit or one MDP. The law (``TaskDistribution``), the draw (``Tasks``) and the state
-(``TaskVectorEnv``) are three objects, so that which tasks are held out never depends on what training
-happened to consume.
+(``TaskVectorEnv``) are three objects, so the held-out tasks never depend on the random draws of training.
 """
 
 import json
@@ -38,12 +37,12 @@ class Tasks(Protocol):
         ...
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the tasks as what JSON can hold."""
+        """Return the tasks as data for JSON."""
         ...
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the tasks that ``to_dict`` described, equal to the bit."""
+        """Return exactly the tasks of which ``to_dict`` made ``data``."""
         ...
 
 
@@ -52,7 +51,7 @@ class TensorTasks:
     """Tasks whose parameters are tensors with the tasks along the first axis.
 
     Attributes:
-        parameters: name -> tensor [num_tasks, ...], all of one length and on one device.
+        parameters: name -> tensor [num_tasks, ...], all with the same number of tasks and on the same device.
     """
 
     parameters: Mapping[str, Tensor]
@@ -73,25 +72,25 @@ class TensorTasks:
         return type(self)({name: tensor.to(device) for name, tensor in self.parameters.items()})
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{name: {"dtype", "shape", "values"}}``; a float32 survives as a JSON number exactly."""
+        """Return ``{name: {"dtype", "shape", "values"}}``; JSON numbers represent every float32 exactly."""
         return {name: _tensor_to_dict(tensor) for name, tensor in self.parameters.items()}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the tasks that ``to_dict`` described, on the CPU."""
+        """Return the tasks of which ``to_dict`` made ``data``, on the CPU."""
         return cls({name: _tensor_from_dict(entry) for name, entry in data.items()})
 
 
 @dataclass(frozen=True)
 class MappingTasks:
-    """Tasks that are mappings from names to values: those of single environments.
+    """Tasks of single environments: each is a mapping from names to values.
 
     Attributes:
-        entries: one mapping per task, of numbers, strings, booleans, None, NumPy arrays, and lists and
+        entries: one mapping per task, with numbers, strings, booleans, None, NumPy arrays, and lists and
             mappings of them.
 
     Raises:
-        ValueError: for a task that is no mapping, or holds anything else.
+        ValueError: for a task that is not a mapping, or holds other values.
     """
 
     entries: tuple[Mapping[str, Any], ...]
@@ -111,31 +110,31 @@ class MappingTasks:
         return type(self)(tuple(self.entries[i] for i in torch.arange(len(self))[index.cpu()].tolist()))
 
     def to(self, device: torch.device) -> Self:
-        """Return the same tasks: they live in the main memory."""
+        """Return the same tasks: they are always in main memory."""
         return self
 
     def to_dict(self) -> dict[str, Any]:
-        """Return ``{"tasks": [...]}``; floats survive as JSON numbers exactly, arrays as tensors do."""
+        """Return ``{"tasks": [...]}``; JSON numbers represent floats exactly."""
         return {"tasks": [_encoded(task) for task in self.entries]}
 
     @classmethod
     def from_dict(cls, data: Mapping[str, Any]) -> Self:
-        """Return the tasks that ``to_dict`` described."""
+        """Return the tasks of which ``to_dict`` made ``data``."""
         return cls(tuple(_decoded(task) for task in data["tasks"]))
 
 
 class TaskVectorEnv(Protocol):
-    """Many environments that step together, each on a task of its own; tensors in, tensors out.
+    """Many environments that step together, each on its own task, with tensors for actions and observations.
 
-    Tasks travel through Gymnasium's own channel: ``reset(seed=..., options={"tasks": tasks})``. A bare
-    ``reset()`` keeps the tasks, ``reset(seed=...)`` without tasks draws them, ``options["tasks"]`` wins.
-    ``options["episodes_before"]``, int64 [num_envs], says how many episodes of its trial came before the one
-    that starts; families whose tasks never change may ignore it. ``options["episodes_wanted"]``, an int, says
-    how many are wanted until the next reset; environments may idle after them.
-    An ended episode restarts in the same step on the *same* task (Gymnasium's same-step autoreset).
-    ``info`` has the same keys at every step: ``final_obs`` (the observation before a restart) and, where
-    the family knows them, ``expected_reward`` and ``regret`` (>= 0), each [num_envs], and ``target``, the
-    action that would have been right, [num_envs, ...].
+    Gymnasium's ``reset`` sets the tasks: ``reset(seed=..., options={"tasks": tasks})``. ``reset()`` without
+    arguments keeps the tasks, ``reset(seed=...)`` without tasks draws them, and ``options["tasks"]`` always
+    wins. ``options["episodes_before"]``, int64 [num_envs], is the number of episodes of the trial before the
+    one that starts; families whose tasks never change may ignore it. ``options["episodes_wanted"]``, an int,
+    is the number of episodes until the next reset; environments may idle after them. When an episode ends,
+    the next begins in the same step on the *same* task (Gymnasium's same-step autoreset). ``info`` has the
+    same keys at every step: ``final_obs`` (the observation before a restart) and, if the family knows them,
+    ``expected_reward`` and ``regret`` (>= 0), each [num_envs], and ``target``, the correct action, [num_envs,
+    ...].
     """
 
     num_envs: int
@@ -143,32 +142,32 @@ class TaskVectorEnv(Protocol):
 
     @property
     def finished(self) -> bool:
-        """Whether every environment has played the episodes that were wanted and idles.
+        """Whether every environment has completed the wanted episodes and idles.
 
-        Always false where saying so would take a read-back from the device.
+        Always false if the answer needs a read-back from the device.
         """
         ...
 
     def close(self) -> None:
-        """Leave nothing behind."""
+        """Release all resources."""
         ...
 
     def reset(
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Tensor, dict[str, Any]]:
-        """Start an episode in every environment; return the first observations [num_envs, ...] and info."""
+        """Start an episode in every environment; return the first observations, [num_envs, ...], and info."""
         ...
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
-        """Act once everywhere; return observation, reward, terminated, truncated [num_envs, ...] and info."""
+        """Step all environments; return observation, reward, terminated, truncated, [num_envs, ...], info."""
         ...
 
 
 class TaskDistribution(Protocol):
-    """The law of the tasks; holds no generator and no state.
+    """The law of the tasks; it holds no random generator and no state.
 
-    It may also have ``model``, one of ``rl2meta.models``: what its tasks are, read by ``models.model_of``.
-    References are defined on models; without one there is none but a random agent.
+    It may also have ``model``, one of ``rl2meta.models``, which describes its tasks; ``models.model_of``
+    reads it. References are defined on models; without a model, the only reference is a random agent.
     """
 
     @property
@@ -183,13 +182,13 @@ class TaskDistribution(Protocol):
 
     @property
     def horizon(self) -> int:
-        """The steps in an episode, at most."""
+        """Maximum number of steps in an episode."""
         ...
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> Tasks:
-        """Draw tasks with a CPU generator, so that they are the same whatever device plays them.
+        """Draw tasks with a CPU generator, so they are the same for every device.
 
-        A family of finitely many tasks partitions them by ``split``.
+        A family with a finite number of tasks partitions them by ``split``.
         """
         ...
 
@@ -198,22 +197,22 @@ class TaskDistribution(Protocol):
         ...
 
     def optimal_return(self, tasks: Tasks) -> Tensor | None:
-        """Return the best expected return of one episode with the task known, [num_tasks], or None."""
+        """Return the best expected return of one episode if the task is known, [num_tasks]; or None."""
         ...
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return the best expected return of a trial that any agent can reach, or None if not known.
+        """Return the best expected return of a trial for an agent that knows the law but not the task.
 
-        The mean over tasks, for an agent that knows the law but not the task.
+        It is a mean over tasks; None if unknown.
         """
         ...
 
 
 def sample_tasks(distribution: TaskDistribution, num_tasks: int, seed: int, split: Split) -> Tasks:
-    """Draw ``num_tasks`` tasks; train and test come from different branches of one seed.
+    """Draw ``num_tasks`` tasks; train and test have different random streams under the same seed.
 
     Raises:
-        ValueError: for another split.
+        ValueError: for an unknown split.
     """
     if split not in get_args(Split):
         raise ValueError(f"expected a split of {get_args(Split)}, got {split!r}")
@@ -223,7 +222,7 @@ def sample_tasks(distribution: TaskDistribution, num_tasks: int, seed: int, spli
 def refuse_other_shapes(actions: Tensor, num_envs: int, space: gym.Space[Any]) -> None:
     """Raise ValueError unless there is one action of ``space`` for each environment.
 
-    One that is broadcast would be taken in silence.
+    Broadcasting would hide the mistake.
     """
     expected = (num_envs, *(space.shape or ()))
     if actions.shape != expected:
@@ -235,10 +234,10 @@ def refuse_other_shapes(actions: Tensor, num_envs: int, space: gym.Space[Any]) -
 def shares_tasks(
     trained: TaskDistribution, judged: TaskDistribution, seed: int, num_tasks: int = 512
 ) -> bool:
-    """Return whether test tasks of ``judged`` turn up among training tasks of ``trained``.
+    """Return whether test tasks of ``judged`` occur among training tasks of ``trained``.
 
-    So it is in families of too few tasks to hold any out; reports must say it. Looks at ``num_tasks`` of
-    both.
+    This happens in families with too few tasks to hold any out, and reports must say so. The function
+    compares ``num_tasks`` draws of both.
     """
     train, test = (
         sample_tasks(trained, num_tasks, seed, "train"),
@@ -264,7 +263,7 @@ _ARRAY = "__array__"
 
 
 def _encoded(value: Any) -> Any:
-    """Return a value of a task as what JSON can hold."""
+    """Return a value of a task as data for JSON."""
     if isinstance(value, np.ndarray) and value.dtype.kind in "biuf":
         return {
             _ARRAY: {"dtype": str(value.dtype), "shape": list(value.shape), "values": value.ravel().tolist()}
@@ -279,7 +278,7 @@ def _encoded(value: Any) -> Any:
         return value
     raise ValueError(
         "expected a task of numbers, strings, booleans, None, NumPy arrays, lists and mappings, got "
-        f"{type(value).__name__} {value!r:.80}; put into a task what it stands for, and build it in make_env"
+        f"{type(value).__name__} {value!r:.80}; put numbers or names into a task, and build it in make_env"
     )
 
 

@@ -18,27 +18,28 @@ Array = NDArray[Any]
 
 
 class Predictor(Generic[Carry]):
-    """Any agent behind Stable-Baselines3's ``predict``, on the flat observations of ``TrialEnv``.
+    """Any agent with the interface of Stable-Baselines3's ``predict``, on flat observations of ``TrialEnv``.
 
     A trial begins where ``episode_start`` is true. The agent adapts when the episodes of its phase have
-    ended; one whose phase is the whole trial never adapts, for nothing follows.
+    ended. An agent whose phase is the whole trial never adapts, because nothing follows.
 
-    An agent with lanes lives them one after another: every lane is shown the current step and the current
-    lane's choice is taken. As acting moves no carry before the phase ends, that comes to the same as lanes
-    side by side; each lane's first step has its own previous action and reward, as there.
+    For an agent with lanes, the lanes run one after another: every lane gets the current step, and the choice
+    of the current lane is used. The result is the same as with parallel lanes, because acting does not change
+    the carry before the phase ends, and each lane's first step has its own previous action and reward.
 
     Args:
-        agent: what acts and adapts.
+        agent: acts and adapts.
         observation_space: of the environment inside the ``TrialEnv``.
-        action_space: likewise; actions are clipped to its bounds, the agent learns from what it drew.
-        seed: of the agent's draws; the k-th trial that begins has the k-th stream of it.
-        num_episodes: of a trial, if known: refused here unless the agent's phases fill it.
-        device: where the agent lives.
+        action_space: of the environment inside the ``TrialEnv``; actions are clipped to its bounds, and the
+            agent learns from the action before clipping.
+        seed: of the agent's draws; the k-th trial uses the k-th random stream under it.
+        num_episodes: episodes in a trial, if known; the agent's phases must fill it.
+        device: of the agent.
 
     Raises:
         ValueError: for an agent with lanes whose phase is the whole trial, or whose phases do not fill
             ``num_episodes``.
-        UserError: by ``predict``, for an agent that learns from targets, which flat observations lack.
+        UserError: by ``predict``, for an agent that learns from targets, which flat observations do not have.
         TypeError: for spaces other than Discrete and Box.
     """
 
@@ -71,12 +72,12 @@ class Predictor(Generic[Carry]):
 
         Args:
             observation: flat observations [num_envs, size], or a single one [size].
-            state: what the last call returned; None begins a trial in every row.
-            episode_start: bool [num_envs], a trial begins here; None for nowhere.
-            deterministic: take the agent's mode instead of its sample.
+            state: the state from the last call; None begins a trial in every row.
+            episode_start: bool [num_envs], true where a trial begins; None: nowhere.
+            deterministic: use the agent's mode instead of its sampled action.
 
         Returns:
-            Actions [num_envs, ...], or a single one, and the next state.
+            Actions [num_envs, ...], or a single action, and the next state.
 
         Raises:
             ValueError: if the observations or the state do not fit.
@@ -113,7 +114,7 @@ class Predictor(Generic[Carry]):
         choices, carry = self.agent.act(row.carry, shown)
         mine = slice(row.lane, row.lane + 1)
         choice: Choice = over_fields(lambda field: field[mine], choices)
-        if deterministic:  # its notes stay those of the sample: an agent tells no other
+        if deterministic:  # the notes are still those of the sample, because an agent gives no others
             choice = choice._replace(action=choice.mode)
         return replace(row, carry=carry, pending=(step, choice))
 
@@ -125,7 +126,7 @@ class Predictor(Generic[Carry]):
         return _Row(self.agent.begin(1, source), ends)
 
     def _live(self, row: "_Row[Carry]", step: TimeStep) -> "tuple[_Row[Carry], TimeStep]":
-        """Take in what the pending step led to; return also the step as the lane whose turn it is sees it."""
+        """Complete the pending step; return also the new step as the current lane sees it."""
         row, episodes = _completed(row, step), self.agent.phase.episodes
         if episodes is None:
             return replace(row, past=()), step
@@ -136,13 +137,13 @@ class Predictor(Generic[Carry]):
         return row, step._replace(action=action, reward=reward)
 
     def _learn(self, row: "_Row[Carry]") -> "_Row[Carry]":
-        """Adapt if all lanes have lived their episodes of the phase."""
+        """Adapt if all lanes have completed their episodes of the phase."""
         if row.lane < self.agent.phase.lanes_per_task:
             return row
         return replace(row, carry=self.agent.adapt(row.carry, _trajectory(row.past)), past=(), lane=0)
 
     def _decode(self, vector: Array) -> TimeStep:
-        """Return the TimeStep that a flat observation holds, as a batch of one."""
+        """Return the TimeStep in a flat observation, as a batch of one."""
         observation, action, reward, first = np.split(vector, np.cumsum(self._sizes)[:-1])
         return TimeStep(
             observation=self._tensor(_element(self._spaces[0], observation)).unsqueeze(0),
@@ -162,14 +163,14 @@ class Predictor(Generic[Carry]):
 
 @dataclass(frozen=True)
 class _Row(Generic[Carry]):
-    """One environment's trial.
+    """The trial of one environment.
 
     Attributes:
         carry: what the agent has learnt.
-        ends: the previous action and reward that await the lanes at their starts, the next lane's first.
-        lane, ended: the lane whose turn it is, and how many of its episodes of the phase have ended.
+        ends: the previous actions and rewards for the first steps of the lanes, beginning with the next lane.
+        lane, ended: the current lane, and the number of its completed episodes in the phase.
         past: the steps of the phase so far, each with its lane.
-        pending: the step whose reward is still to come.
+        pending: the step whose reward is not yet known.
     """
 
     carry: Carry
@@ -184,8 +185,8 @@ PredictorState = tuple[_Row[Any], ...]
 
 
 def _completed(row: _Row[Carry], step: TimeStep) -> _Row[Carry]:
-    """Move the pending step to the past: what it led to has now been seen."""
-    assert row.pending is not None  # a row is kept only after it has acted
+    """Move the pending step to the past: its reward is now known."""
+    assert row.pending is not None  # a row exists only after it has acted
     inputs, choice = row.pending
     counts = torch.ones_like(step.first)
     lived = Lived(inputs, choice.action, step.reward, step.first, counts, choice.notes, {})
@@ -194,9 +195,9 @@ def _completed(row: _Row[Carry], step: TimeStep) -> _Row[Carry]:
 
 
 def _trajectory(past: "tuple[tuple[int, Lived], ...]") -> Trajectory:
-    """Lay lanes that were lived one after another side by side, [T, lanes].
+    """Combine lanes that ran one after another to parallel lanes, [T, lanes].
 
-    Shorter ones are padded with their last step, masked and not ``last``.
+    Shorter lanes are padded with copies of their last step, with ``mask`` and ``last`` false.
     """
     lanes = [[lived for _, lived in lane] for _, lane in groupby(past, key=lambda pair: pair[0])]
     longest = max(len(lane) for lane in lanes)

@@ -1,7 +1,7 @@
 """A trial as one Gymnasium episode.
 
-A *flat observation* is one float32 vector of what a ``TimeStep`` holds: the observation's encoding, the
-previous action's, the previous reward, and 1 where an inner episode begins.
+A *flat observation* is a ``TimeStep`` as one float32 vector: the encoding of the observation, the encoding of
+the previous action, the previous reward, and 1 if an inner episode begins, else 0.
 """
 
 from typing import Any
@@ -21,19 +21,20 @@ _MAX = np.finfo(np.float32).max  # Gymnasium's checker refuses infinite bounds
 class TrialEnv(gym.Env[Array, Any]):
     """A trial of several episodes on one task, as one episode of Gymnasium.
 
-    An inner episode that ends restarts in the same step, on the same task, by the inner environment's bare
-    ``reset()``; the trial ends by termination, since nothing is worth anything after it. ``reset`` starts a
-    trial with a seed of its own for the inner environment, by which the built-in families draw a new task.
-    ``reset(options={"tasks": ...})`` wins over both. The info of a step is the inner environment's.
+    When an inner episode ends, the next begins in the same step, on the same task, by the inner environment's
+    ``reset()`` without arguments. The trial ends by termination, because no reward follows it. ``reset``
+    starts a trial with a new seed for the inner environment; the built-in families then draw a new task.
+    ``reset(options={"tasks": ...})`` sets the task instead. The info of a step is that of the inner
+    environment.
 
-    Flat observation: float32 [observation size + action size + 2]; at a trial's start action and reward
-    are all zero. The terminal observation begins no episode.
+    Flat observation: float32 [observation size + action size + 2]; at a trial's start, action and reward
+    are all zero. The terminal observation does not begin an episode.
 
     Args:
-        env: any single environment with Discrete or Box spaces, such as ``gym.make`` returns.
-        num_episodes: episodes in a trial.
-        tasks: held-out tasks, if any: each reset plays the next one, in order and again from the first;
-            a reset with a seed starts from the first.
+        env: any single environment with Discrete or Box spaces, such as from ``gym.make``.
+        num_episodes: number of episodes in a trial.
+        tasks: held-out tasks, or None. Each reset uses the next one, in order, and after the last the first;
+            a reset with a seed starts with the first.
 
     Raises:
         ValueError: for fewer than one episode, or no tasks.
@@ -66,7 +67,7 @@ class TrialEnv(gym.Env[Array, Any]):
         return self._flat(observation, np.zeros(self._action.size), 0.0, first=True), info
 
     def step(self, action: Any) -> tuple[Array, float, bool, bool, dict[str, Any]]:
-        """Act once; after the trial's end call ``reset``."""
+        """Take one step; after the end of the trial, call ``reset`` first."""
         if not self._episodes_left:
             raise gym.error.ResetNeeded("expected a reset before a trial's first step; call reset()")
         observation, reward, terminated, truncated, info = self.env.step(action)
@@ -102,7 +103,7 @@ class TrialEnv(gym.Env[Array, Any]):
 
 def _flat_space(observation: gym.Space[Any], action: gym.Space[Any]) -> gym.spaces.Box:
     (low_o, high_o), (low_a, high_a) = _bounds(observation), _bounds(action)
-    low = np.concatenate([low_o, np.minimum(low_a, 0), [-_MAX], [0]])  # no action yet is all zero
+    low = np.concatenate([low_o, np.minimum(low_a, 0), [-_MAX], [0]])  # zeros before the first action
     high = np.concatenate([high_o, np.maximum(high_a, 0), [_MAX], [1]])
     return gym.spaces.Box(low.astype(np.float32), high.astype(np.float32), dtype=np.float32)
 
