@@ -26,6 +26,7 @@ FEW = MAML_TRPO.config(episodes_per_phase=4, hidden_sizes=[8])
 FAULTS = {
     "NO_KIND": r"expected an rl2meta.AgentKind, got dict \{'line': 'an agent'\}",
     "NO_MODEL": r"config: expected a pydantic model, a class under BaseModel, got <class 'dict'>",
+    "TAKES_ANY_KEY": r"config: expected a model that refuses unknown keys, got one that takes any; a mist",
     "NO_DEFAULTS": r"config: expected defaults that make a config, got none for units",
     "OTHER_KEY": r"at_test: expected keys of the config, got 'rates'; did you mean 'rate'\?",
     "CANNOT_BE_BUILT": r"parts: expected no error, got one: it raised ZeroDivisionError.*\n +File ",

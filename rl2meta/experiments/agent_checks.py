@@ -143,6 +143,11 @@ def _check_kind(kind: Any) -> Iterator[str]:
     if not isinstance(config, type) or not issubclass(config, BaseModel):
         yield f"config: expected a pydantic model, a class under BaseModel, got {config!r:.80}"
         return
+    if config.model_config.get("extra") != "forbid":
+        yield (
+            "config: expected a model that refuses unknown keys, got one that takes any; a mistyped key "
+            "would change nothing: write model_config = ConfigDict(frozen=True, extra='forbid')"
+        )
     try:
         kind.config()
     except ValidationError as error:

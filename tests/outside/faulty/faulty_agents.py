@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import torch
-from pydantic import BaseModel
+from pydantic import BaseModel, ConfigDict
 from torch import Tensor, nn
 
 from rl2meta import AgentKind, Choice, Phase, TimeStep, Trajectory, Trial
@@ -17,6 +17,8 @@ from rl2meta.spaces import encoding
 
 
 class Config(BaseModel):
+    model_config = ConfigDict(frozen=True, extra="forbid")
+
     units: int = 8
     rate: float = 0.01
 
@@ -122,10 +124,15 @@ def _other_metrics(change: Callable[[dict[str, float]], Any]) -> AgentKind:
     return learnt(update=update)
 
 
-class _Demanding(BaseModel):
+class _Lax(BaseModel):
+    units: int = 8
+
+
+class _Demanding(Config):
     units: int
 
 
+TAKES_ANY_KEY = replace(GOOD, config=_Lax, at_test=())
 NO_MODEL = replace(GOOD, config=dict)
 NO_DEFAULTS = replace(GOOD, config=_Demanding, at_test=())
 OTHER_KEY = replace(GOOD, at_test=("rates",))
