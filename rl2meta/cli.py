@@ -250,8 +250,9 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG_OR_FAMILY",
-            help="A YAML file, a shipped config, my_package.my_module:MyTasks, or a family's name.",
+            metavar="TARGET",
+            help="A YAML file, a shipped config, my_package.my_module:MyTasks or :MY_AGENT, or the name of a "
+            "family or an agent.",
         ),
     ],
     overrides: Annotated[
@@ -259,7 +260,7 @@ def check(
         typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as distribution.horizon=100."),
     ] = None,
 ) -> None:
-    """Try out a family of tasks, and say in plain words what must change before it can be trained on.
+    """Try out a family of tasks or an agent, and say in plain words what must change before it can be used.
 
     Such as: rl2meta check my_package.my_module:MyTasks
     """
