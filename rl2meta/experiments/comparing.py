@@ -47,8 +47,12 @@ class Field:
     def facts(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
         """Return what evaluation.json says of each run."""
         return {
-            name: {"path": label, "agent": subject.trained.agent_name, **subject.facts()}
-            for (name, subject), label in zip(subjects.items(), self.labels, strict=True)
+            name: {
+                "path": None if run.path is None else str(run.path),
+                "agent": subject.trained.agent_name,
+                **subject.facts(),
+            }
+            for (name, subject), run in zip(subjects.items(), self.runs, strict=True)
         }
 
     def default_folder(self) -> Path | None:

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
@@ -138,10 +139,12 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
         learner.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"start_from: expected a run whose network has the shapes of this one's, got {other.path}; give "
-            f"both the same agent and sizes ({error})"
+            "start_from: expected a run whose network has the shapes of this one's, got "
+            f"{other.path or 'another'}; give both the same agent and sizes ({error})"
         ) from None
-    return f"started_from: {{path: {str(other.path)!r}, update: {other.update}}}\n"
+    origin = {"path": None if other.path is None else str(other.path), "update": other.update}
+    text: str = yaml.safe_dump({"started_from": origin}, allow_unicode=True)
+    return text
 
 
 def _train(
