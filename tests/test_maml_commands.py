@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl2meta.commands.compare import compare_runs
-from rl2meta.commands.evaluate import evaluate_run
+from rl2meta.commands.evaluate import compare_runs, evaluate_run
 from rl2meta.commands.train import resume_run, start_run
 from rl2meta.errors import UserError
 
@@ -34,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start_run("maml_navigation", [*NAVIGATION, episodes], folder / "maml")
     start_run("pretrained_navigation", [*NAVIGATION, "training.episodes_per_trial=4"], folder / "pretrained")
     start_run("oracle_navigation", [*NAVIGATION, "training.episodes_per_trial=4"], folder / "oracle")
-    rl2 = ["training.updates=2", "training.trials_per_update=4", "threads=1", "agent.hidden_size=8"]
+    rl2 = ["training.updates=2", "training.trials_per_update=4", "threads=1", "agent.core.hidden_size=8"]
     start_run("rl2_navigation", [*rl2, "agent.minibatches=2", "distribution.horizon=6"], folder / "rl2")
     bandit = ["training.updates=2", "training.trials_per_update=8", "threads=1"]
     start_run("maml_bandit", [*bandit, "agent.hidden_sizes=[8]"], folder / "maml_bandit")

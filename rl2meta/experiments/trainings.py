@@ -1,6 +1,5 @@
 """Training an experiment, and going on with one that stopped."""
 
-import json
 import logging
 import platform
 import shlex
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
@@ -142,11 +142,12 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
         learner.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"start_from: expected a run whose network has the shapes of this one's, got {other.path}; give "
-            f"both the same agent and sizes ({error})"
+            "start_from: expected a run whose network has the shapes of this one's, got "
+            f"{other.path or 'another'}; give both the same agent and sizes ({error})"
         ) from None
     origin = {"path": None if other.path is None else str(other.path), "update": other.update}
-    return f"started_from: {json.dumps(origin)}\n"
+    text: str = yaml.safe_dump({"started_from": origin}, allow_unicode=True)
+    return text
 
 
 def _train(
