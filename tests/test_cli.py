@@ -343,9 +343,9 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("evaluate", trained, "distribution.lo=0.9"), "distribution.lo: unknown key; did you mean 'low'"),
         (
             ("evaluate", trained, "agent.core.hidden_size=3"),
-            "expected an override of what the agent is judged on",
+            "expected an override of a setting that may change",
         ),
-        (("evaluate", trained, "seed=3"), "expected an override of what the agent is judged on"),
+        (("evaluate", trained, "seed=3"), "expected an override of a setting that may change"),
         (("evaluate", trained, "distribution.name=gausian"), "did you mean 'gaussian_bandits'"),
         (("reproduce", "duan"), "unknown table 'duan'"),
         (("evaluate", trained, "--tasks", 1), "--tasks: expected a number from 2 to 10000000, got 1"),

@@ -167,5 +167,5 @@ def test_each_run_of_a_comparison_may_adapt_with_rates_of_its_own(runs: Path, tm
     for fault in (f"other:{rates}", rates, "maml:distribution.side=2"):
         with pytest.raises(UserError, match=r"expected NAME:agent\.KEY=VALUE .* one of maml, pretrained"):
             compare_runs(paths, **options, out=tmp_path / "none", settings=[fault])
-    with pytest.raises(UserError, match="what it is cannot change after training"):
+    with pytest.raises(UserError, match="the agent itself cannot change after training"):
         compare_runs(paths, **options, out=tmp_path / "none", settings=["maml:agent.hidden_sizes=[3]"])
