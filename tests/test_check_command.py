@@ -93,7 +93,10 @@ DEADLY = {
     "HangsInClose": ANY.format("0, close") + r"did not return within 0.5 s .*\n +File .*in close",
 }
 FAMILIES = {
-    "NoGenerator": r"NoGenerator: sample: expected one task from generators of one seed, got .*draw from the",
+    "NoGenerator": (
+        r"NoGenerator: sample: expected the same task from generators with the same seed, got .*draw only "
+        r"from the"
+    ),
     "NoMapping": r"NoMapping: sample: expected a mapping for a task, got int \d",
     "Objects": r"sample: expected a task of numbers, .*got Lamp .*build it in make_env",
     "NumbersAsNames": r"sample: expected strings as the names in a task, got int 1",

@@ -94,7 +94,7 @@ def test_folders_of_one_name_go_by_their_paths(
 def test_what_cannot_be_compared_is_said(runs: Path, tmp_path: Path) -> None:
     one, two = runs / "one", runs / "two"
     cases: list[tuple[tuple[Path, ...], dict[str, Any], str]] = [
-        ((one,), {}, "expected two run folders or more, got one; use `rl2meta evaluate`"),
+        ((one,), {}, "expected at least two run folders, got one; use `rl2meta evaluate`"),
         ((one, one), {}, "expected different run folders"),
         ((one, runs / "none"), {}, "expected a run folder"),
         ((one, runs / "other"), {}, r"distribution\.low is 0\.5, not 0\.0\. Compare runs on one law"),

@@ -143,7 +143,9 @@ def test_what_does_not_fit_together_shows_before_anything_is_written(
 
 def test_an_agent_that_adapts_itself_to_pieces_is_said_to(runs: Path, tmp_path: Path) -> None:
     start_run("maml_sinusoid", [*LITTLE], tmp_path / "curves")
-    with pytest.raises(UserError, match="maml_regression: expected finite rewards, got others from episode"):
+    with pytest.raises(
+        UserError, match="maml_regression: expected finite rewards, got infinite or NaN rewards from episode"
+    ):
         _judge(tmp_path / "curves", "agent.inner_learning_rates=[100000.0]", out=tmp_path / "out")
     assert not (tmp_path / "out").exists()
 

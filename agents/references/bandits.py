@@ -1,7 +1,7 @@
-"""Bandit algorithms with known behaviour, as agents: what RL² and MAML are measured against.
+"""Bandit algorithms with known behaviour, as agents: references for RL² and MAML.
 
-Every one of them pulls the arm of the highest score, the first of equals as in the papers, and they differ
-only in the rule that scores the arms. What a rule knows is the same for all: pulls and rewards of each arm.
+Each of them pulls the arm with the highest score, and the first of equal arms, as in the papers. They differ
+only in the rule that scores the arms. Every rule uses the same data: pulls and rewards of each arm.
 """
 
 from collections.abc import Callable
@@ -24,17 +24,17 @@ from rl2meta.agents.references.reference import Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 Rule = Callable[[Statistics], Tensor]
-"""Scores the arms, float [B, k]; the agent pulls the arm of the highest."""
+"""Scores the arms, float [B, k]; the agent pulls the arm with the highest score."""
 
 
 @dataclass(frozen=True)
 class IndexAgent:
-    """Pulls the arm that ``rule`` scores highest, the first of equals.
+    """Pulls the arm that ``rule`` scores highest, and the first of equal arms.
 
     Attributes:
         num_arms: k.
         rule: scores the arms; may draw from the carry's generator.
-        best: scores the arms for ``Choice.mode``; None if ``rule`` has no exploration noise to leave out.
+        best: scores the arms for ``Choice.mode``; None if ``rule`` has no exploration noise.
     """
 
     num_arms: int
@@ -43,18 +43,18 @@ class IndexAgent:
     phase: Phase = field(default=Phase(episodes=1), init=False)
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Statistics:
-        """Return the statistics of bandits that nobody has pulled yet."""
+        """Return the statistics of bandits without pulls."""
         nothing = torch.zeros(num_tasks, self.num_arms, device=generator.device)
         return Statistics(nothing, nothing, 0, generator)
 
     def act(self, carry: Statistics, step: TimeStep) -> tuple[Choice, Statistics]:
-        """Pull the best arm by the rule."""
+        """Pull the arm with the highest score."""
         action = self.rule(carry).argmax(dim=1)
         mode = action if self.best is None else self.best(carry).argmax(dim=1)
         return Choice(action, mode), carry
 
     def adapt(self, carry: Statistics, trajectory: Trajectory) -> Statistics:
-        """Count the pulls and add up the rewards of [T, B] steps, those on padding left out."""
+        """Count the pulls and add up the rewards of [T, B] steps, without padding."""
         arm, seen = trajectory.action.T, trajectory.mask.T.to(carry.pulls.dtype)  # [B, T]
         return carry._replace(
             pulls=carry.pulls.scatter_add(1, arm, seen),
@@ -64,12 +64,12 @@ class IndexAgent:
 
 
 def uniform(seen: Statistics) -> Tensor:
-    """Score at random, so that every arm is equally likely to be pulled."""
+    """Score at random, so that the agent pulls every arm with equal probability."""
     return torch.rand(seen.pulls.shape, generator=seen.generator, device=seen.pulls.device)
 
 
 def epsilon_greedy(seen: Statistics, prior: Prior, epsilon: float) -> Tensor:
-    """Score by the posterior mean, but with probability ε in each bandit and round at random."""
+    """Score by the posterior mean; with probability ε, in each bandit and round, score at random."""
     chance = torch.rand(len(seen.pulls), 1, generator=seen.generator, device=seen.pulls.device)
     return torch.where(chance < epsilon, uniform(seen), prior.mean(seen))
 
@@ -77,7 +77,7 @@ def epsilon_greedy(seen: Statistics, prior: Prior, epsilon: float) -> Tensor:
 def ucb1(seen: Statistics, prior: Prior, c: float) -> Tensor:
     """Score by the upper confidence bound, meanᵢ + c √(2 ln t / Tᵢ).
 
-    The mean is the posterior's, Tᵢ counts the prior's pseudo-pulls in, and t = 1 in the first round.
+    The mean is that of the posterior, Tᵢ includes the prior's pseudo-pulls, and t = 1 in the first round.
 
     Source: Auer et al. 2002, with the pseudo-pulls and the tuned c of Duan et al. 2016.
     """
@@ -91,9 +91,9 @@ def thompson(seen: Statistics, prior: Prior) -> Tensor:
 
 
 def optimistic_thompson(seen: Statistics, prior: Prior, samples: int) -> Tensor:
-    """OTS: of N draws of all arms' means from the posterior, score by that of the highest joint density.
+    """OTS: draw the means of all arms N times from the posterior; score by the draw of highest joint density.
 
-    With N = 1 it is Thompson's rule; the more draws, the nearer to the posterior's mode.
+    With N = 1 this is Thompson's rule; with more draws it comes closer to the posterior's mode.
 
     Source: Duan et al. 2016 (arXiv 1611.02779), the authors' code.
     """
@@ -106,7 +106,7 @@ def gittins(seen: Statistics, num_pulls: int, low: float = 0.0, high: float = 1.
     """Score by the Gittins index for the rest of ``num_pulls`` pulls of Bernoulli arms, pᵢ ~ U[low, high].
 
     Raises:
-        ValueError: in a longer trial.
+        ValueError: if the trial has more than ``num_pulls`` pulls.
     """
     refuse_longer_trials(seen, num_pulls)
     successes, pulls = seen.totals.long(), seen.pulls.long()
@@ -126,8 +126,8 @@ def bernoulli_references(
     Args:
         num_arms: k.
         num_pulls: n, pulls in a trial; on [0, 1] only the Gittins index depends on it.
-        low: the least that an arm's mean can be.
-        high: the most.
+        low: lower bound of the arms' means.
+        high: upper bound of the arms' means.
 
     Source: Duan et al. 2016 (arXiv 1611.02779), table 1: rules, pseudo-counts and grids.
     """
@@ -136,7 +136,7 @@ def bernoulli_references(
     def build() -> IndexAgent:
         gittins_indices(
             num_pulls, low, high
-        )  # solved here, so that the first act of a rollout does not stall
+        )  # solved here, so that the first step of a rollout is not delayed
         return IndexAgent(num_arms, partial(gittins, num_pulls=num_pulls, low=low, high=high))
 
     index = Reference("the highest finite-horizon Gittins index: near-optimal", build)
@@ -171,13 +171,13 @@ def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:
         "random": Reference("any arm", lambda: agent(uniform)),
         "greedy": Reference("the highest posterior mean", lambda: agent(prior.mean, best=None)),
         "epsilon_greedy": Reference(
-            "greedy, but at times any arm", build_epsilon_greedy, {"epsilon": _TENTHS}
+            "greedy, but any arm with probability epsilon", build_epsilon_greedy, {"epsilon": _TENTHS}
         ),
         "ucb1": Reference("the highest upper confidence bound", build_ucb1, {"c": _TENTHS}),
         "thompson": Reference(
             "the best arm of one posterior sample", lambda: agent(partial(thompson, prior=prior))
         ),
         "ots": Reference(
-            "the best arm of the likeliest of some posterior samples", build_ots, {"samples": _SAMPLES}
+            "the best arm of the most likely of several posterior samples", build_ots, {"samples": _SAMPLES}
         ),
     }

@@ -1,4 +1,4 @@
-"""Which references there are on which model of the world, whoever wrote the family that says it."""
+"""The references of each model of the world; any family that declares a model gets its references."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -40,7 +40,7 @@ FACTORIES: Mapping[type[Model], Factory] = {
     ),
     HiddenGoals: lambda m, episodes: hidden_goal_references(m.next_cell, m.distances, m.goals, m.num_goals),
 }
-"""Type of model -> what makes its references of (model, episodes in a trial)."""
+"""Type of model -> function that builds its references from (model, episodes in a trial)."""
 
 
 def references_on(
@@ -49,9 +49,9 @@ def references_on(
     """Return the references that are defined on a model, by name.
 
     Args:
-        model: what the tasks are; where it is None, there is ``random``, which reads nothing.
+        model: the model of the tasks; for None, the only reference is ``random``.
         action_space: of the tasks.
-        num_episodes: of the trials that are judged; references that plan plan for so many.
+        num_episodes: episodes in a trial of the evaluation; references that plan use this number.
     """
     if model is None:
         return random_references(action_space)

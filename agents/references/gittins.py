@@ -14,7 +14,7 @@ _Floats = NDArray[np.floating[Any]]
 _Excess = list[_Floats]  # W of the arms with d pulls, at index d: [d + 1 successes, grid]
 _Count = TypeVar("_Count", int, Tensor)
 
-_FINE, _COARSE = 1001, 301  # grid points, chosen by _grid
+_FINE, _COARSE = 1001, 301  # numbers of grid points; _grid chooses one
 
 
 def gittins_index(
@@ -32,8 +32,8 @@ def gittins_index(
         successes: s of each arm, int64.
         failures: f of each arm, int64, with s + f <= n − m.
         remaining: m, pulls left in the trial, 1 <= m <= n, int64.
-        low: the least that an arm's mean can be.
-        high: the most.
+        low: lower bound of the arm's mean.
+        high: upper bound of the arm's mean.
 
     Returns:
         The indices, float, in the broadcast shape of the arguments and on their device.
@@ -46,25 +46,25 @@ def gittins_index(
 def gittins_indices(num_pulls: int, low: float = 0.0, high: float = 1.0) -> Tensor:
     """Return the finite-horizon Gittins index of every state that a trial of n pulls can reach.
 
-    The index of an arm with s successes, f failures and m pulls left is the payoff λ of a known arm for
-    which playing on, with the option to retire to the known arm at any time, is worth as much as retiring:
-    the root λ of
+    The index of an arm with s successes, f failures and m pulls left is the payoff λ of a known arm at which
+    two options have the same value: to pull the unknown arm, with the option to retire to the known arm at
+    any later time, or to retire now. It is the root λ of
 
         Q_m(s, f, λ) = p − λ + p W_{m−1}(s + 1, f, λ) + (1 − p) W_{m−1}(s, f + 1, λ),   W_m = max(0, Q_m),
 
-    with W_0 = 0 and p the posterior mean, on [0, 1] (s + 1) / (s + f + 2); mλ + W_m is the value of the two
-    arms together. Q_m is known exactly on a grid of λ, 1001 points for n <= 200 and 301 beyond, and its root
-    by linear interpolation.
+    with W_0 = 0 and p the posterior mean, which is (s + 1) / (s + f + 2) on [0, 1]; mλ + W_m is the value of
+    the two arms together. Q_m is computed exactly on a grid of λ, with 1001 points for n <= 200 and 301 for
+    larger n; linear interpolation gives its root.
 
     Args:
         num_pulls: n.
-        low: the least that an arm's mean can be.
-        high: the most.
+        low: lower bound of the arm's mean.
+        high: upper bound of the arm's mean.
 
     Returns:
         float [n (n + 1) (n + 2) / 6], on the CPU: for each u = n − m = 0 … n − 1, each s + f <= u, each s.
-        n = 100 takes half a second, n = 500 a quarter of a minute and 0.5 GB, in float32; other bounds than
-        0 and 1 take twice that, in float64, as a narrow interval needs more digits.
+        n = 100 takes half a second; n = 500 takes 15 seconds and 0.5 GB, in float32. Bounds other than 0 and
+        1 take twice as much, in float64, because a narrow interval needs more digits.
 
     Raises:
         ValueError: if ``num_pulls`` is below 1.
@@ -89,7 +89,7 @@ def _on_device(num_pulls: int, low: float, high: float, device: torch.device) ->
 
 
 def _solve(num_pulls: int, grid: _Floats, means: _Floats) -> _Floats:
-    """Solve for m = 1 … n in turn; one buffer is enough, as row d needs only row d + 1 of m − 1."""
+    """Solve for m = 1, …, n; one buffer is enough, because row d needs only row d + 1 of m − 1."""
     excess = [np.zeros((d + 1, len(grid)), dtype=grid.dtype) for d in range(num_pulls + 1)]
     table = np.empty(_tetrahedral(num_pulls), dtype=grid.dtype)
     for used in reversed(range(num_pulls)):
@@ -123,14 +123,14 @@ def _root(falling: _Floats, grid: _Floats) -> _Floats:
 
 
 def _grid(num_pulls: int, low: float, high: float) -> _Floats:
-    """Return grid points; at the last one no arm is worth a pull, at the first one every arm is."""
+    """Return the grid points: at the first every arm is worth a pull, at the last no arm is."""
     points = _FINE if num_pulls <= 200 else _COARSE  # tunable
     if (low, high) == (0, 1):
         return np.linspace(0, 1, points, dtype=np.float32)
-    margin = (high - low) / points  # so that a mean that rounds to a bound still lies between two points
+    margin = (high - low) / points  # a mean that rounds to a bound must still lie between two points
     return np.linspace(low - margin, high + margin, points)
 
 
 def _tetrahedral(used: _Count) -> _Count:
-    """Count the states of the horizons before: Σ_{v < u} (v + 1) (v + 2) / 2."""
+    """Return the number of states with less than u pulls used: Σ_{v < u} (v + 1) (v + 2) / 2."""
     return used * (used + 1) * (used + 2) // 6

@@ -1,4 +1,4 @@
-"""What is believed of a bandit's arms before they are pulled, and so after they were."""
+"""Priors of a bandit's arms, and the posteriors that follow from them."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -12,13 +12,13 @@ from rl2meta.predictions import predictive_means
 
 
 class Statistics(NamedTuple):
-    """The carry: what has been seen of B bandits with k arms.
+    """The carry: pulls and rewards of B bandits with k arms.
 
     Attributes:
-        pulls: Nᵢ, float [B, k].
-        totals: the sum of each arm's rewards, float [B, k].
-        steps: t, pulls so far in each bandit, known without asking the device.
-        generator: of the rules' draws.
+        pulls: number of pulls of each arm, Nᵢ, float [B, k].
+        totals: sum of the rewards of each arm, float [B, k].
+        steps: t, number of pulls so far in each bandit; a Python number, so reading it needs no device.
+        generator: random stream of the rules.
     """
 
     pulls: Tensor
@@ -28,10 +28,10 @@ class Statistics(NamedTuple):
 
 
 class Prior(Protocol):
-    """What is believed of an arm before it is pulled, and so after it was."""
+    """A prior of the arms' means, and the posterior that follows from the statistics."""
 
     def weight(self, seen: Statistics) -> Tensor:
-        """Return the pulls, those counted in that the prior is worth, [B, k]."""
+        """Return the number of pulls, including the pseudo-pulls of the prior, [B, k]."""
         ...
 
     def mean(self, seen: Statistics) -> Tensor:
@@ -43,16 +43,16 @@ class Prior(Protocol):
         ...
 
     def log_density(self, seen: Statistics, means: Tensor) -> Tensor:
-        """Return the posterior's log-density, up to a constant in each arm, in the shape of ``means``."""
+        """Return the posterior's log-density, up to a constant for each arm, in the shape of ``means``."""
         ...
 
 
 @dataclass(frozen=True)
 class BetaPrior:
-    """Beta(1, 1) for Bernoulli arms: after s successes in N pulls, Beta(s + 1, N − s + 1)."""
+    """Beta(1, 1) for Bernoulli arms, with the posterior Beta(s + 1, N − s + 1) for s successes in N pulls."""
 
     def weight(self, seen: Statistics) -> Tensor:
-        """Return N + 2: one success and one failure come before the first pull."""
+        """Return N + 2: the prior counts as one success and one failure."""
         return seen.pulls + 2
 
     def mean(self, seen: Statistics) -> Tensor:
@@ -60,7 +60,7 @@ class BetaPrior:
         return (seen.totals + 1) / (seen.pulls + 2)
 
     def sample(self, seen: Statistics, num_samples: int) -> Tensor:
-        """Draw X / (X + Y) of two Gamma variables; torch's own Beta would take no generator."""
+        """Draw X / (X + Y) from two Gamma variables; torch's Beta accepts no generator."""
         success, failure = (
             torch._standard_gamma(count.expand(num_samples, *count.shape), generator=seen.generator)
             for count in (seen.totals + 1, seen.pulls - seen.totals + 1)
@@ -76,12 +76,12 @@ class BetaPrior:
 
 @dataclass(frozen=True)
 class TruncatedBetaPrior:
-    """U[low, high] for Bernoulli arms: after s successes in N pulls, Beta(s + 1, N − s + 1) cut to it.
+    """U[low, high] for Bernoulli arms; after s successes in N pulls, Beta(s + 1, N − s + 1) on [low, high].
 
     Attributes:
-        num_pulls: n, the pulls in a trial, for which the posterior means are tabulated.
-        low: the least that an arm's mean can be.
-        high: the most.
+        num_pulls: n, number of pulls in a trial; the posterior means are tabulated for it.
+        low: lower bound of the arms' means.
+        high: upper bound of the arms' means.
     """
 
     num_pulls: int
@@ -89,9 +89,9 @@ class TruncatedBetaPrior:
     high: float
 
     def weight(self, seen: Statistics) -> Tensor:
-        """Return N + m (1 − m) / v − 1 where m and v are the prior's mean and variance.
+        """Return N + m (1 − m) / v − 1, where m and v are the prior's mean and variance.
 
-        A Beta law of that mean and variance is worth as many pulls; Beta(1, 1) is worth 2.
+        A Beta distribution with this mean and variance counts as so many pulls; Beta(1, 1) counts as 2.
         """
         mean, variance = (self.low + self.high) / 2, (self.high - self.low) ** 2 / 12
         return seen.pulls + (mean * (1 - mean) / variance - 1)
@@ -100,7 +100,7 @@ class TruncatedBetaPrior:
         """Return ∫ p^(s + 1) (1 − p)^(N − s) dp / ∫ p^s (1 − p)^(N − s) dp, exactly.
 
         Raises:
-            ValueError: in a trial of more than ``num_pulls`` pulls.
+            ValueError: if the trial has more than ``num_pulls`` pulls.
         """
         refuse_longer_trials(seen, self.num_pulls)
         pulls = seen.pulls.long()
@@ -119,7 +119,9 @@ class TruncatedBetaPrior:
 
 @dataclass(frozen=True)
 class NormalPrior:
-    """N(m, 1) for arms with noise of variance 1: after rewards of sum R in N pulls, N((R+m)/(N+1), 1/(N+1)).
+    """N(m, 1) for arms with noise of variance 1.
+
+    After N pulls with a sum R of rewards, the posterior is N((R + m) / (N + 1), 1 / (N + 1)).
 
     Attributes:
         prior_mean: m.
@@ -128,7 +130,7 @@ class NormalPrior:
     prior_mean: float = 0.0
 
     def weight(self, seen: Statistics) -> Tensor:
-        """Return N + 1: the prior is worth one pull that paid m."""
+        """Return N + 1: the prior counts as one pull with the reward m."""
         return seen.pulls + 1
 
     def mean(self, seen: Statistics) -> Tensor:
@@ -147,7 +149,7 @@ class NormalPrior:
 
 
 def refuse_longer_trials(seen: Statistics, num_pulls: int) -> None:
-    """Raise ValueError where a trial is longer than the ``num_pulls`` pulls that a table is for."""
+    """Raise ValueError if the trial has more than ``num_pulls`` pulls, the length of its table."""
     if seen.steps >= num_pulls:
         raise ValueError(
             f"expected a trial of num_pulls={num_pulls} pulls at most, got pull {seen.steps + 1}; "
@@ -157,5 +159,5 @@ def refuse_longer_trials(seen: Statistics, num_pulls: int) -> None:
 
 @lru_cache(maxsize=4)
 def _means_on_device(num_pulls: int, low: float, high: float, device: torch.device) -> Tensor:
-    # In float64: where the interval is narrow, a pull moves the mean by little.
+    # In float64: if the interval is narrow, a pull changes the mean only a little.
     return torch.tensor(predictive_means(num_pulls, low, high), device=device)

@@ -1,32 +1,33 @@
-"""Draws from Beta laws that are cut to an interval, for all tasks at once."""
+"""Draws from Beta distributions that are truncated to an interval, for all tasks at once."""
 
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
-_ROUNDS = 8  # tunable: each accepts six proposals in seven, or more, whatever the law (measured)
-_TINY = 1e-300  # so that a slope of 0 does not divide
+_ROUNDS = 8  # tunable: each accepts at least six of seven proposals, for every s and f (measured)
+_TINY = 1e-300  # avoids a division by a slope of 0
 
 
 def sample_truncated_beta(
     successes: Tensor, failures: Tensor, low: float, high: float, num_samples: int, generator: torch.Generator
 ) -> Tensor:
-    """Draw from the density in proportion to p^s (1 − p)^f on [low, high].
+    """Draw from the density proportional to p^s (1 − p)^f on [low, high].
 
-    By rejection, as cut gamma variables would be rejected nearly always where the interval is far from
-    s / (s + f). The logarithm h of the density is concave, so three of its tangents bound it: the flat one at
-    its mode m, and one on either side, where a law of its width is touched best. What is under them is drawn
-    from by inversion. All rounds are always drawn, so that nothing is read back from the device; a draw that
-    no round accepts, one in a million at most, keeps its last proposal.
+    The method is rejection sampling. (Draws from the Beta distribution on [0, 1] would almost always be
+    rejected if the interval is far from s / (s + f).) The logarithm h of the density is concave, so three of
+    its tangents bound it: the flat tangent at its mode m, and one on each side, at a distance that fits the
+    width of the density. Proposals are drawn from this bound by inversion. All rounds always run, so nothing
+    is read back from the device; a draw that no round accepts, at most one in a million, keeps its last
+    proposal.
 
     Args:
         successes: s >= 0, [B, k].
         failures: f >= 0, [B, k].
-        low: the least that p can be.
-        high: the most.
-        num_samples: draws of each.
-        generator: of the draws.
+        low: lower bound of p.
+        high: upper bound of p.
+        num_samples: number of draws for each arm.
+        generator: random stream of the draws.
 
     Returns:
         [num_samples, B, k], in the type of ``successes``.
@@ -48,14 +49,14 @@ def sample_truncated_beta(
 
 
 class _Bound(NamedTuple):
-    """Twice a line that falls from the flat top on the way out, left and right of it; each [B, k].
+    """An upper bound of h: a flat top, and a falling line on each side; every tensor [B, k].
 
     Attributes:
         mode: m.
         top: h(m).
-        left, right: where the top ends.
-        left_slope, right_slope: how fast the bound on h falls from there, >= 0.
-        left_length, right_length: how far it is from there to the interval's ends.
+        left, right: the ends of the flat top.
+        left_slope, right_slope: absolute slopes of the two lines, >= 0.
+        left_length, right_length: distances from the ends of the top to the ends of the interval.
     """
 
     mode: Tensor
@@ -72,7 +73,7 @@ def _bound(s: Tensor, f: Tensor, low: float, high: float) -> _Bound:
     mode = (s / (s + f).clamp(min=1)).clamp(low, high)
     top = _log_density(s, f, mode)
     curvature = _share(s, mode.square()) + _share(f, (1 - mode).square())  # −h''(m)
-    # √2 deviations away of a normal law, one length away of an exponential one.
+    # √2 standard deviations for a normal density, one scale length for an exponential density.
     away = 1 / (_slope(s, f, mode).abs() + (curvature / 2).sqrt())
     left, left_slope = _touch(s, f, top, mode - torch.minimum(away, (mode - low) / 2), low)
     right, right_slope = _touch(s, f, top, mode + torch.minimum(away, (high - mode) / 2), high)
@@ -81,14 +82,14 @@ def _bound(s: Tensor, f: Tensor, low: float, high: float) -> _Bound:
 
 
 def _touch(s: Tensor, f: Tensor, top: Tensor, point: Tensor, end: float) -> tuple[Tensor, Tensor]:
-    """Return where the tangent at ``point`` meets the top, and how steep it is; flat ones meet at the end."""
+    """Return where the tangent at ``point`` meets the top (``end`` if it is flat), and its absolute slope."""
     slope = _slope(s, f, point)
     meets = point + (top - _log_density(s, f, point)) / slope
     return torch.where(slope == 0, end, meets), slope.abs()
 
 
 def _propose(bound: _Bound, piece: Tensor, place: Tensor) -> tuple[Tensor, Tensor]:
-    """Return draws from under the bound, and the bound there, less the top: h − h(m) is no higher."""
+    """Return draws from the bound, and the bound at each draw minus h(m); it is at least h − h(m)."""
     left_mass, right_mass = (
         -torch.expm1(-slope * length) / slope.clamp(min=_TINY)
         for slope, length in (

@@ -205,6 +205,6 @@ def test_pictures_are_not_recalled(name: str) -> None:
     picture = gym.spaces.Box(0, 255, (36, 36, 3), np.uint8)
     config = RL2Config.model_validate({"core": {"name": name, "previous_observation": True}})
     with pytest.raises(
-        UserError, match=r"agent.core.previous_observation: expected false where observations are pict"
+        UserError, match=r"agent.core.previous_observation: expected false if observations are images"
     ):
         rl2_learner(picture, PICTURES.action_space, config)
