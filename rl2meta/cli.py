@@ -171,7 +171,7 @@ def compare(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of these tasks; default: the first run's.")] = None,
     episodes: Annotated[
-        int | None, typer.Option(help="Number of episodes in a trial; default: the longest trial of the runs.")
+        int | None, typer.Option(help="Number of episodes in a trial; default: the most of any run.")
     ] = None,
     scratch: Scratch = 0,
     settings: Settings = None,
