@@ -1,4 +1,4 @@
-"""Agents and their learners: one file each."""
+"""Agents and their learners, one file for each."""
 
 if __name__ != "rl2meta.agents":
     raise ImportError(

@@ -1,12 +1,12 @@
-"""MAML: initial weights from which a few gradient steps on a new task go far.
+"""MAML: initial weights that adapt to a new task by a few gradient steps.
 
     θ'ᵢ = θ − α ∇Lᵢ(θ)
 
-What a task's loss is, and how θ learns, are other files' matter: ``maml_trpo`` adapts by policy gradients and
-learns by a trust region, ``maml_regression`` adapts by squared errors and learns by Adam.
+Other files define the loss of a task and the outer step that learns θ: ``maml_trpo`` adapts by policy
+gradients and learns by a trust region, ``maml_regression`` adapts by squared errors and learns by Adam.
 
 Source: Finn et al. 2017, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*
-(arXiv 1703.03400), algorithms 1 and 3. Step sizes that are learnt: Li et al. 2017 (arXiv 1707.09835).
+(arXiv 1703.03400), algorithms 1 and 3. Learnt step sizes: Li et al. 2017 (arXiv 1707.09835).
 """
 
 from collections.abc import Mapping, Sequence
@@ -20,12 +20,10 @@ from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.learner_state import under
+from rl2meta.parts import in_parts
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 Weights = Mapping[str, Tensor]
-
-
-_NUMBERS_AT_ONCE = 2**28
 
 
 AT_TEST = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
@@ -33,37 +31,41 @@ AT_TEST = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support
 
 
 class InnerConfig(BaseModel):
-    """What every agent of MAML's kind has for settings: the network, and how it adapts."""
+    """The settings that all MAML agents share: the network, and how it adapts."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     hidden_sizes: list[Count] = Field([64, 64], description="units in each hidden layer")
     episodes_per_phase: Count = Field(
-        20, description="episodes side by side between two inner steps; a trial is several phases of so many"
+        20, description="number of parallel episodes in each phase of a trial; an inner step follows a phase"
     )
     inner_learning_rates: Annotated[list[Positive], Field(min_length=1)] = Field(
-        [0.1], description="α of the first, the second, … inner step; the last serves all that follow"
+        [0.1], description="α of the first, second, … inner step; later inner steps use the last α"
     )
     learn_inner_rates: bool = Field(
-        False, description="learn a factor of α for every weight, as Meta-SGD does"
+        False, description="learn a factor of α for each weight of the network, as Meta-SGD does"
     )
     inner_steps: Annotated[int, Field(ge=0, le=2**20)] | None = Field(
         None, description="maximum number of gradient steps; null: one after every phase"
     )
     support_phases: Count | None = Field(
-        None, description="later steps use the last of so many phases again; null for every phase its own"
+        None,
+        description="number of support phases; inner steps beyond this number use the last of them again; "
+        "null: each inner step uses the phase before it",
     )
-    first_order: bool = Field(False, description="leave out how the inner gradient moves with θ (FOMAML)")
+    first_order: bool = Field(
+        False, description="ignore the derivative of the inner gradient with respect to θ (FOMAML)"
+    )
 
 
 class Rows(NamedTuple):
-    """One phase as supervised examples, without time: tensors [num_tasks, rows, ...].
+    """The steps of one phase as training examples, without a time axis: tensors [num_tasks, rows, ...].
 
     Attributes:
         observation: encoded, [num_tasks, rows, size].
-        label: the action that was taken, or should have been.
-        advantage: how much better than expected it was; 1 where that means nothing.
-        weight: sums to 1 over the rows of a task; 0 on padding.
+        label: the action that the agent took, or the target of a supervised task, [num_tasks, rows, ...].
+        advantage: of the action, [num_tasks, rows]; 1 for supervised tasks.
+        weight: sums to 1 over the rows of a task; 0 on padding, [num_tasks, rows].
     """
 
     observation: Tensor
@@ -72,28 +74,28 @@ class Rows(NamedTuple):
     weight: Tensor
 
     def of(self, tasks: slice) -> "Rows":
-        """Return the same rows of some tasks."""
+        """Return the rows of a slice of the tasks."""
         return Rows(*(field[tasks] for field in self))
 
     def take(self, index: Tensor) -> "Rows":
-        """Return the rows at ``index``, the same for every task, weighted to sum to 1 again."""
-        part = Rows(*(field[:, index] for field in self))
+        """Return the rows at ``index``, the same for every task, with weights that sum to 1 again."""
+        part = Rows(*(field[:, index] for field in self))  # [num_tasks, rows, ...] -> [num_tasks, index, ...]
         return part._replace(weight=normalised(part.weight))
 
 
 class Objective(Protocol):
-    """What a task is to the inner loop."""
+    """How the inner loop encodes, acts and learns on a task."""
 
     def encode(self, observation: Tensor) -> Tensor:
-        """Return the network's input [..., size] for observations as the environment gives them."""
+        """Return the network's input [..., size] for observations of the environment."""
         ...
 
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
-        """Return what to do in each row, for the network's outputs [B, ...]."""
+        """Choose an action in each row, for the network's outputs [B, ...]."""
         ...
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
-        """Return a phase as the inner loop learns from it: of nothing but what the agent saw."""
+        """Return the examples of a phase for the inner loop; they use only what the agent saw."""
         ...
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
@@ -102,7 +104,7 @@ class Objective(Protocol):
 
 
 class TaskNetwork(Protocol):
-    """A module that runs by its own weights, and by weights of each task's own."""
+    """A network that can run with different weights for each task."""
 
     def stacked(self, weights: Weights, observation: Tensor) -> Tensor:
         """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
@@ -110,9 +112,9 @@ class TaskNetwork(Protocol):
 
 
 class MetaWeights(nn.Module):
-    """All that is learnt between trials: θ and, for Meta-SGD, a factor of α for each weight, 1 at first.
+    """The parameters of the outer loop: θ and, for Meta-SGD, a factor of α for each weight, initially 1.
 
-    A step's rate scales them all, so that steps that training never took have them too.
+    All inner steps share the factors, so inner steps beyond those of training can use them too.
     """
 
     def __init__(self, network: nn.Module, config: InnerConfig) -> None:
@@ -125,13 +127,13 @@ class MetaWeights(nn.Module):
 
 
 class Adapted(NamedTuple):
-    """What the inner loop knows of each task.
+    """The state of the inner loop: the adapted weights of each task.
 
     Attributes:
-        weights: of the network, stacked: [num_tasks, ...] each.
-        factors: of α for each weight, shared by all tasks; empty if they are not learnt.
-        steps: gradient steps taken.
-        kept: the phase that later steps use again, once there is one.
+        weights: the network's parameters by name, stacked over tasks: [num_tasks, ...] each.
+        factors: factors of α for each weight, shared by all tasks; empty if they are not learnt.
+        steps: number of gradient steps taken.
+        kept: the last support phase, which later inner steps use again; None if there is none.
     """
 
     weights: Weights
@@ -140,7 +142,7 @@ class Adapted(NamedTuple):
     kept: Rows | None
 
     def of(self, tasks: slice) -> "Adapted":
-        """Return the same of some tasks."""
+        """Return the state of a slice of the tasks."""
         weights = {name: value[tasks] for name, value in self.weights.items()}
         kept = None if self.kept is None else self.kept.of(tasks)
         return self._replace(weights=weights, kept=kept)
@@ -148,13 +150,13 @@ class Adapted(NamedTuple):
 
 @dataclass(frozen=True)
 class InnerLoop:
-    """The inner loop, written once: with gradients blocked it adapts, with gradients it is learnt through.
+    """The inner loop. Acting runs it without gradients; the outer step differentiates through it.
 
-    All tasks advance at once, over their stacked weights.
+    It adapts all tasks at once: their weights are stacked.
 
     Attributes:
-        network: what runs by the weights that it is given; its own are never used.
-        objective: what a task is.
+        network: runs with the weights that it is given; its own weights are never used.
+        objective: how to encode, act and learn on a task.
         config: how to adapt.
     """
 
@@ -166,6 +168,7 @@ class InnerLoop:
         """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
         theta, learnt = under("network.", meta), under("factors.", meta)
         factors = {name.replace("/", "."): factor for name, factor in learnt.items()}
+        # [...] -> [num_tasks, ...]
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
         return Adapted(weights, factors, 0, None)
 
@@ -184,7 +187,7 @@ class InnerLoop:
             return adapted
         if adapted.kept is not None and adapted.steps >= (cfg.support_phases or 0):
             rows = adapted.kept
-        # No task's loss knows of another's weights, so the sum's gradient is all of theirs.
+        # The loss of a task depends on its own weights only, so one gradient of the sum serves all tasks.
         gradients = grad(lambda weights: self._losses(weights, rows).sum())(dict(adapted.weights))
         rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
         weights = {
@@ -195,14 +198,23 @@ class InnerLoop:
         return Adapted(weights, adapted.factors, adapted.steps + 1, kept)
 
     def replay(self, meta: Weights, phases: Sequence[Rows]) -> list[Adapted]:
-        """Return how the inner loop stood while each phase was lived; the last is not adapted to."""
-        states = [self.begin(meta, len(phases[0].weight))]
+        """Repeat the inner steps of a trial; return the state that acted in each phase.
+
+        Args:
+            meta: named parameters of a ``MetaWeights``, [...] each.
+            phases: the rows of each phase, [num_tasks, rows, ...]; no inner step follows the last phase.
+
+        Returns:
+            One state for each phase, with weights [num_tasks, ...]; the first state holds θ.
+        """
+        states = [self.begin(meta, len(phases[0].weight))]  # θ [...] -> [num_tasks, ...]
         for rows in phases[:-1]:
             states.append(self.advance(states[-1], rows))
         return states
 
     def _losses(self, weights: Weights, rows: Rows) -> Tensor:
-        losses: Tensor = vmap(self.objective.loss)(self.network.stacked(weights, rows.observation), rows)
+        outputs = self.network.stacked(weights, rows.observation)  # [num_tasks, rows, P]
+        losses: Tensor = vmap(self.objective.loss)(outputs, rows)  # [num_tasks]
         return losses
 
     def _treated(self, gradient: Tensor) -> Tensor:
@@ -210,14 +222,14 @@ class InnerLoop:
 
 
 class MAMLCarry(NamedTuple):
-    """What a MAML agent has learnt in the trial: weights of its own for each task; and its random stream."""
+    """What a MAML agent has learnt in the trial, the adapted weights of each task; and its random stream."""
 
     adapted: Adapted
     generator: torch.Generator
 
 
 class MAMLAgent:
-    """Acts by weights that stand still during a phase; adapts them by one inner step between phases."""
+    """Acts with fixed weights during a phase, and adapts them by one inner step between phases."""
 
     def __init__(self, meta: MetaWeights, inner: InnerLoop) -> None:
         self.meta, self.inner = meta, inner
@@ -228,35 +240,35 @@ class MAMLAgent:
         return MAMLCarry(self.inner.begin(named(self.meta), num_tasks), generator)
 
     def act(self, carry: MAMLCarry, step: TimeStep) -> tuple[Choice, MAMLCarry]:
-        """Choose in all lanes of all tasks by each task's weights."""
+        """Choose an action in every lane with the weights of its task."""
         lanes = self.phase.lanes_per_task
-        encoded = self.inner.objective.encode(step.observation)
-        observation = encoded.reshape(-1, lanes, *encoded.shape[1:])
-        outputs = self.inner.outputs(carry.adapted, observation).flatten(0, 1)
+        encoded = self.inner.objective.encode(step.observation)  # [num_tasks × lanes, size]
+        observation = encoded.reshape(-1, lanes, *encoded.shape[1:])  # [num_tasks, lanes, size]
+        outputs = self.inner.outputs(carry.adapted, observation).flatten(0, 1)  # [num_tasks × lanes, P]
         return self.inner.objective.choose(outputs, carry.generator), carry
 
     def adapt(self, carry: MAMLCarry, trajectory: Trajectory) -> MAMLCarry:
-        """Take an inner step on what was just lived; thousands of tasks in as few parts as memory allows."""
+        """Take an inner step on the last phase, in as few parts of the tasks as memory allows."""
         num_tasks = trajectory.mask.shape[1] // self.phase.lanes_per_task
-        at_once = max(1, _NUMBERS_AT_ONCE // self.numbers_per_task(trajectory))
         parts = [
-            self._adapt_some(carry.adapted, trajectory, slice(start, start + at_once))
-            for start in range(0, num_tasks, at_once)
+            self._adapt_some(carry.adapted, trajectory, tasks)
+            for tasks in in_parts(num_tasks, self.numbers_per_task(trajectory))
         ]
         return carry._replace(adapted=parts[0] if len(parts) == 1 else _joined(parts))
 
     def _adapt_some(self, adapted: Adapted, trajectory: Trajectory, tasks: slice) -> Adapted:
         lanes = self.phase.lanes_per_task
         columns = slice(tasks.start * lanes, tasks.stop * lanes)
+        # [T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...]
         rows = self.inner.objective.rows(trajectory.columns(columns), lanes)
         return self.inner.advance(adapted.of(tasks), rows)
 
     def numbers_per_task(self, trajectory: Trajectory) -> int:
-        """Return about how many numbers adapting to a task holds at once."""
+        """Estimate how many numbers an inner step holds per task; its derivative holds twice as many."""
         rows = len(trajectory.mask) * self.phase.lanes_per_task
         units = sum(weight.shape[-1] for weight in self.meta.network.parameters())
         weights = sum(weight.numel() for weight in self.meta.network.parameters())
-        return 8 * rows * units + 4 * weights
+        return 4 * rows * units + 2 * weights
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:
@@ -265,13 +277,17 @@ def named(module: nn.Module) -> dict[str, Tensor]:
 
 
 def by_row(field: Tensor, lanes: int) -> Tensor:
-    """[T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...]."""
-    return by_lane(field, lanes).movedim(0, 2).flatten(1, 2)
+    """Lay the steps of all lanes of a task in one row axis, lane after lane.
+
+    [T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...].
+    """
+    laned = by_lane(field, lanes).movedim(0, 2)  # [num_tasks, lanes, T, ...]
+    return laned.flatten(1, 2)  # [num_tasks, lanes × T, ...]
 
 
 def by_lane(field: Tensor, lanes: int) -> Tensor:
-    """[T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]."""
-    return field.reshape(len(field), -1, lanes, *field.shape[2:])
+    """Split columns into tasks and lanes: [T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]."""
+    return field.reshape(len(field), -1, lanes, *field.shape[2:])  # [T, num_tasks, lanes, ...]
 
 
 def normalised(weight: Tensor) -> Tensor:
@@ -280,7 +296,7 @@ def normalised(weight: Tensor) -> Tensor:
 
 
 def _joined(parts: Sequence[Adapted]) -> Adapted:
-    """Put tasks that were adapted in parts together again."""
+    """Join the parts of the tasks again, along their first axis."""
     weights = {name: torch.cat([part.weights[name] for part in parts]) for name in parts[0].weights}
     kept = [part.kept for part in parts if part.kept is not None]
     rows = Rows(*(torch.cat(fields) for fields in zip(*kept, strict=True))) if kept else None

@@ -1,7 +1,7 @@
-"""MAML for supervised tasks: squared errors inside, Adam outside.
+"""MAML for supervised tasks: inner steps on squared errors, outer steps by Adam.
 
-The inner and the outer loop are those of every other agent: an example is an episode of one step, whose
-observation is x, whose action is the prediction, and whose target is revealed after the act.
+The inner and the outer loop are the same as for every other agent. An example is an episode of one step: the
+observation is x, the action is the prediction, and the family reveals the target after the action.
 
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2 and section 5.1.
 """
@@ -39,21 +39,27 @@ class MAMLRegressionConfig(InnerConfig):
     """The hyper-parameters of MAML for regression."""
 
     hidden_sizes: list[Count] = Field([40, 40], description="units in each hidden layer")
-    episodes_per_phase: Count = Field(10, description="examples of a task between two inner steps")
+    episodes_per_phase: Count = Field(
+        10, description="number of examples in each phase of a trial; an inner step follows a phase"
+    )
     inner_learning_rates: list[Positive] = Field(
-        [0.01], min_length=1, description="α of each inner step; the last serves all that follow"
+        [0.01],
+        min_length=1,
+        description="α of the first, second, … inner step; later inner steps use the last α",
     )
     support_phases: Count | None = Field(
-        1, description="later steps use the last of so many phases again; null for every phase its own"
+        1,
+        description="number of support phases; inner steps beyond this number use the last of them again; "
+        "null: each inner step uses the phase before it",
     )
-    learning_rate: Positive = Field(1e-3, description="Adam's step size at the start")
+    learning_rate: Positive = Field(1e-3, description="Adam's learning rate at the start of training")
     final_learning_rate: Positive | None = Field(
-        None, description="Adam's step size at the end; null for no change"
+        None, description="Adam's learning rate at the end of training; null: no change"
     )
 
 
 class SquaredError:
-    """A task as its inner steps see it: L = E[(f(x) − y)²]."""
+    """The inner loop's objective for supervised tasks: L = E[(f(x) − y)²]."""
 
     def __init__(self, observation_space: gym.Space[Any]) -> None:
         self._observation = encoding(observation_space)
@@ -63,7 +69,7 @@ class SquaredError:
         return self._observation.encode(observation)
 
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
-        """Predict what the network puts out; there is nothing to explore."""
+        """Return the network's outputs as predictions, without exploration noise."""
         return Choice(outputs, outputs)
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
@@ -74,21 +80,22 @@ class SquaredError:
         """
         if "target" not in trajectory.truth:
             raise UserError(
-                "agent.name: expected targets to learn from, got a trajectory without; take a family that "
-                "reveals them, such as sinusoids, or maml_trpo (SB3's predict carries none: use a rollout)"
+                "agent.name: expected targets to learn from, got a trajectory without targets; use a family "
+                "that reveals them, such as sinusoids, or use maml_trpo (Stable-Baselines3's predict "
+                "provides no targets: use a rollout)"
             )
-        mask = by_row(trajectory.mask.float(), lanes)
-        observation = self.encode(trajectory.inputs.observation)
+        mask = by_row(trajectory.mask.float(), lanes)  # [T, num_tasks × lanes] -> [num_tasks, rows]
+        observation = self.encode(trajectory.inputs.observation)  # [T, num_tasks × lanes, size]
         return Rows(
-            by_row(observation, lanes),
-            by_row(trajectory.truth["target"], lanes),
+            by_row(observation, lanes),  # [num_tasks, rows, size]
+            by_row(trajectory.truth["target"], lanes),  # [num_tasks, rows, out_features]
             torch.ones_like(mask),
             normalised(mask),
         )
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Return Σ w (f(x) − y)²."""
-        return (rows.weight * (outputs - rows.label).square().sum(dim=-1)).sum()
+        return (rows.weight * (outputs - rows.label).square().sum(dim=-1)).sum()  # [rows, ...] -> []
 
 
 class RegressionNetwork(nn.Module):
@@ -105,13 +112,13 @@ class RegressionNetwork(nn.Module):
         return prediction
 
     def stacked(self, weights: Mapping[str, Tensor], observation: Tensor) -> Tensor:
-        """Return [N, rows, out_features] for N tasks, each by its own weights."""
+        """Return [N, rows, out_features] for N tasks; each task uses its own weights."""
         features = stacked(self.trunk, under("trunk.", weights), observation)
         return stacked(self.head, under("head.", weights), features)
 
 
 class MAMLRegressionLearner:
-    """Adam on the error that is left after adapting: min over θ of E_tasks E[(f_θ'(x) − y)²].
+    """Adam on the error after adaptation: min over θ of E_tasks E[(f_θ'(x) − y)²].
 
     Args:
         observation_space, action_space: of one environment; a prediction is an action.
@@ -120,7 +127,7 @@ class MAMLRegressionLearner:
         seed: of the initial weights, the same on every device.
 
     Raises:
-        UserError: for actions that are no vector of numbers, or observations that are pictures.
+        UserError: if actions are not vectors of numbers, or observations are images.
     """
 
     def __init__(
@@ -149,7 +156,7 @@ class MAMLRegressionLearner:
         cfg = self.config
         phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
         state = self.inner.replay(named(self.meta), phases)[-1]
-        loss = self.inner.losses(state, phases[-1]).mean()
+        loss = self.inner.losses(state, phases[-1]).mean()  # [num_tasks] -> []
         for group in self.optimizer.param_groups:
             group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         self.optimizer.zero_grad()
@@ -158,16 +165,16 @@ class MAMLRegressionLearner:
         return {"loss": float(loss.detach())}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return weights and optimiser as named tensors."""
+        """Return the weights and the optimiser's state as named tensors."""
         return state_of(self.meta, self.optimizer)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take on weights and optimiser; names and shapes must match exactly."""
+        """Load the weights and the optimiser's state; names and shapes must match exactly."""
         load_state(state, self.meta, self.optimizer)
 
 
 MAML_REGRESSION = AgentKind(
-    "initial weights from which gradient steps on squared errors go far, learnt by Adam",
+    "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     MAMLRegressionConfig,
     MAMLRegressionLearner,
     AT_TEST,

@@ -1,4 +1,4 @@
-"""MAML-TRPO: policy-gradient inner steps, and a trust-region step on what they lead to.
+"""MAML-TRPO: inner steps by policy gradients, and outer steps by a trust region.
 
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of Schulman et al. 2015
 (arXiv 1502.05477).
@@ -25,42 +25,60 @@ from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
 
-_NUMBERS_AT_ONCE = 2**27  # in the graph of the tasks that are differentiated together
-
 
 class MAMLTRPOConfig(PolicyGradientConfig):
     """The hyper-parameters of MAML-TRPO."""
 
-    outer_discount: Fraction | None = Field(None, description="γ of the outer step; null for the same")
+    outer_discount: Fraction | None = Field(
+        None, description="γ of the outer step; null: the same as discount"
+    )
     query_weights: Annotated[list[Positive], Field(min_length=1)] | None = Field(
-        [1.0], description="of a trial's last phases in what the outer step raises; null for all alike"
+        [1.0],
+        description="weights of the trial's last phases in the outer objective, one number for each phase; "
+        "null: all phases of the trial with equal weights",
     )
     reward_signal: RewardSignal = Field(
         "sampled",
-        description="what the outer step takes for reward: as sampled, its expectation, or minus the regret; "
-        "auto is the last that the family emits; inner steps take the sampled reward in any case",
+        description="reward of the outer step: sampled, expected (its expectation), or regret (minus the "
+        "regret); auto: the last of these that the family provides; inner steps use the sampled reward",
     )
-    max_kl: Positive = Field(0.01, description="radius of the trust region, in nats a step, at the start")
-    final_max_kl: Positive | None = Field(None, description="and at the end; null for no change")
-    conjugate_gradients: Annotated[int, Field(ge=1, le=1000)] = Field(10, description="iterations")
-    damping: Annotated[float, Field(ge=0, le=1e6)] = Field(1e-5, description="added to the metric's diagonal")
+    max_kl: Positive = Field(
+        0.01,
+        description="radius of the trust region at the start of training: maximum mean KL divergence, "
+        "in nats per environment step",
+    )
+    final_max_kl: Positive | None = Field(
+        None, description="radius of the trust region at the end of training; null: no change"
+    )
+    conjugate_gradients: Annotated[int, Field(ge=1, le=1000)] = Field(
+        10, description="number of conjugate-gradient iterations in each outer step"
+    )
+    damping: Annotated[float, Field(ge=0, le=1e6)] = Field(
+        1e-5, description="number added to the diagonal of the KL's Hessian"
+    )
     curvature_fraction: Annotated[float, Field(gt=0, le=1)] = Field(
-        0.1, description="of the steps, drawn at random, that measure the metric; gradient and KL take all"
+        0.1,
+        description="fraction of the steps, drawn at random, that estimates the KL's Hessian; gradient and "
+        "KL use all steps",
     )
-    line_searches: Annotated[int, Field(ge=1, le=100)] = Field(15, description="step sizes to try at most")
-    line_shrink: Annotated[float, Field(gt=0, lt=1)] = Field(0.8, description="each is so much of the last")
+    line_searches: Annotated[int, Field(ge=1, le=100)] = Field(
+        15, description="maximum number of step sizes that the line search tries"
+    )
+    line_shrink: Annotated[float, Field(gt=0, lt=1)] = Field(
+        0.8, description="factor between two step sizes that the line search tries"
+    )
 
 
 class MAMLTRPOLearner:
-    """A trust-region step on what adapting leads to.
+    """A trust-region step on the return after adaptation.
 
         max over θ  E_tasks E[ρ A]    subject to  E_tasks E KL(π_old ‖ π) ≤ δ,    ρ = π(a) / π_old(a)
 
-    with π the policy of the weights that θ adapts to on the support phases, through which both are
-    differentiated; which support data θ gathers is taken as given, so that nothing credits it for exploring.
-    The metric is the KL's Hessian, J_θᵀ F J_θ with the Fisher information F of the adapted
-    policies; it is measured on a random part of the steps, as TRPO's authors do, and the line search then
-    checks surrogate and KL on all of them.
+    where π is the policy after the inner steps from θ on the support phases; both expressions are
+    differentiated through these inner steps. The support data are treated as fixed, so θ gets no credit
+    for exploration. The metric is the KL's Hessian, J_θᵀ F J_θ, with the Fisher information F of the adapted
+    policies. It is estimated on a random part of the steps, as TRPO's authors do; the line search then
+    checks surrogate and KL on all steps.
 
     Args:
         observation_space, action_space: of one environment.
@@ -70,7 +88,7 @@ class MAMLTRPOLearner:
         dtype: of the weights.
 
     Raises:
-        UserError: for observations that are pictures.
+        UserError: for image observations.
     """
 
     def __init__(
@@ -97,7 +115,7 @@ class MAMLTRPOLearner:
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step."""
         cfg, whole = self.config, self.outer_problem(trial)
-        problem = whole.parts(self._tasks_at_once(trial))
+        problem = whole.parts(self._numbers_per_task(trial))
         start = parameters_to_vector(self.meta.parameters()).detach()
         gradient, old, before = problem.linearised(start)
         index = _some(whole.support[0].weight.shape[1], cfg.curvature_fraction, generator)
@@ -114,7 +132,7 @@ class MAMLTRPOLearner:
                 cfg.line_searches,
                 before,
             )
-            if found.scale > 0:  # else every bit stays
+            if found.scale > 0:  # otherwise the weights stay exactly as they are
                 new = unflatten(found.x, self.meta)
                 for name, value in self.meta.named_parameters():
                     value.copy_(new[name])  # in place: a recorded rollout reads this memory
@@ -129,7 +147,7 @@ class MAMLTRPOLearner:
         }
 
     def outer_problem(self, trial: Trial) -> OuterProblem:
-        """Return a batch of trials as functions of the flat vector of all that is learnt."""
+        """Return the objective and the constraint of the outer step, for a batch of trials."""
         cfg, lanes = self.config, self.config.episodes_per_phase
         num_phases = len(trial.phases)
         weights = cfg.query_weights or [1.0] * num_phases
@@ -146,25 +164,25 @@ class MAMLTRPOLearner:
         ]
         support = [self.objective.rows(phase, lanes) for phase in trial.phases]
         query = joined(queries, weights)
-        if not cfg.standardise:  # what is not compared within a task is compared between them
+        if not cfg.standardise:  # then they are standardised over all tasks together, not within each
             query = query._replace(advantage=standardised(query.advantage, query.weight))
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
 
-    def _tasks_at_once(self, trial: Trial) -> int:
-        numbers = len(trial.phases) * self.agent.numbers_per_task(trial.phases[0])
-        return max(1, _NUMBERS_AT_ONCE // numbers)
+    def _numbers_per_task(self, trial: Trial) -> int:
+        """Estimate how many numbers the graph of one task holds, through all inner steps."""
+        return len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights as named tensors."""
         return state_of(self.meta)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take on the weights; names and shapes must match exactly."""
+        """Load the weights; names and shapes must match exactly."""
         load_state(state, self.meta)
 
 
 MAML_TRPO = AgentKind(
-    "initial weights from which policy-gradient steps go far, learnt by a trust-region step",
+    "initial weights that adapt by a few policy-gradient steps, learnt by trust-region steps",
     MAMLTRPOConfig,
     MAMLTRPOLearner,
     AT_TEST,

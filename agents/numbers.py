@@ -1,4 +1,4 @@
-"""Kinds of numbers in the configs of agents, which refuse infinities and slips of the pen."""
+"""Types of numbers in the configs of agents; they refuse infinite and implausibly large values."""
 
 from typing import Annotated
 

@@ -1,6 +1,9 @@
-"""MAML's outer problem: a batch of trials as functions of the flat vector of all that is learnt."""
+"""MAML's outer problem: the objective and the KL of a batch of trials, as functions of the flat vector θ.
 
-import math
+θ, a vector [n], holds all parameters that the outer step changes: initial weights, and factors of α if they
+are learnt.
+"""
+
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import NamedTuple
@@ -11,16 +14,17 @@ from torch import Tensor, nn
 from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, normalised
 from rl2meta.agents.policy_gradient import PolicyGradient
 from rl2meta.networks import ActionDistribution
+from rl2meta.parts import in_parts
 from rl2meta.trust_region import Measured, Product, gauss_newton_product
 
 
 class Linearised(NamedTuple):
-    """A point at which an outer step begins.
+    """The surrogate and its gradient at the point where an outer step begins.
 
     Attributes:
-        gradient: of the surrogate.
-        policies: π there, without a graph.
-        measured: the surrogate there, and a KL of 0.
+        gradient: of the surrogate, [n].
+        policies: π at this point, without a graph.
+        measured: the surrogate at this point, and a KL of 0.
     """
 
     gradient: Tensor
@@ -30,13 +34,13 @@ class Linearised(NamedTuple):
 
 @dataclass(frozen=True)
 class OuterProblem:
-    """One batch of trials as functions of the flat vector of all that is learnt.
+    """The objective and the KL of one batch of trials, as functions of the flat vector θ [n].
 
     Attributes:
-        meta: names and shapes of what the vector holds.
-        inner, objective: how a task is adapted to.
-        support: every phase of the trial, as the inner steps see it.
-        query: the last phases, as the outer step sees them: [num_tasks, phases × rows, ...].
+        meta: names and shapes of the parameters in the vector.
+        inner, objective: how the agent adapts to a task.
+        support: the rows of every phase for the inner steps, [num_tasks, rows, ...] each.
+        query: the rows of the last phases for the outer step, [num_tasks, phases × rows, ...].
     """
 
     meta: MetaWeights
@@ -48,70 +52,78 @@ class OuterProblem:
     def take(self, index: Tensor) -> "OuterProblem":
         """Return the same problem on the steps at ``index`` of every phase."""
         rows = self.support[0].weight.shape[1]
-        everywhere = torch.cat([index + start for start in range(0, self.query.weight.shape[1], rows)])
-        support = tuple(phase.take(index) for phase in self.support)
-        query = self.query.take(everywhere)
-        share = self.query.weight.sum(dim=1, keepdim=True)  # of each task among all, of other parts too
+        starts = range(0, self.query.weight.shape[1], rows)
+        everywhere = torch.cat([index + start for start in starts])  # [index] -> [phases × index]
+        support = tuple(phase.take(index) for phase in self.support)  # [num_tasks, index, ...] each
+        query = self.query.take(everywhere)  # [num_tasks, phases × index, ...]
+        # The weight of each task among all tasks, those of other parts included.
+        share = self.query.weight.sum(dim=1, keepdim=True)  # [num_tasks, 1]
         return replace(self, support=support, query=query._replace(weight=share * query.weight))
 
-    def parts(self, at_once: int) -> "Parts":
-        """Return the same problem in parts of at most ``at_once`` tasks, about equally many each."""
-        num_tasks = len(self.query.weight)
-        size = math.ceil(num_tasks / math.ceil(num_tasks / at_once))
-        starts = range(0, num_tasks, size)
-        return Parts(tuple(self._of(slice(start, start + size)) for start in starts))
+    def parts(self, numbers_per_task: int) -> "Parts":
+        """Split the problem into parts that fit in memory, if the graph of a task holds so many numbers.
+
+        The results of the parts are added up, and the number of parts changes the rounding of the sum. So
+        there are as few parts as possible, and their sizes need not be multiples of 16.
+        """
+        tasks = in_parts(len(self.query.weight), numbers_per_task, multiple_of=1)
+        return Parts(tuple(self._of(part) for part in tasks))
 
     def _of(self, tasks: slice) -> "OuterProblem":
         support = tuple(phase.of(tasks) for phase in self.support)
         return replace(self, support=support, query=self.query.of(tasks))
 
     def outputs(self, vector: Tensor) -> Tensor:
-        """Return what the adapted networks put out on the query, [num_tasks, phases × rows, P]."""
-        states = self.inner.replay(unflatten(vector, self.meta), self.support)
+        """Return the outputs of the adapted networks on the query, [num_tasks, phases × rows, P]."""
+        states = self.inner.replay(unflatten(vector, self.meta), self.support)  # [n] -> [num_tasks, ...]
         size = self.support[0].weight.shape[1]
+        # [num_tasks, phases × rows, size] -> one [num_tasks, rows, size] for each phase
         parts = torch.split(self.query.observation, size, dim=1)
         judged = zip(states[-len(parts) :], parts, strict=True)
+        # one [num_tasks, rows, P] for each phase -> [num_tasks, phases × rows, P]
         return torch.cat([self.inner.outputs(state, part) for state, part in judged], dim=1)
 
     def policies(self, vector: Tensor) -> ActionDistribution:
-        """Return π of the adapted weights."""
+        """Return π of the adapted weights, on the rows of the query."""
         policies: ActionDistribution = self.objective.distribution(self.outputs(vector))
         return policies
 
     def surrogate(self, policies: ActionDistribution, old_log_prob: Tensor) -> Tensor:
         """Return E[ρ A]."""
-        ratio = (policies.log_prob(self.query.label) - old_log_prob).exp()
-        return (self.query.weight * self.query.advantage * ratio).sum()
+        ratio = (policies.log_prob(self.query.label) - old_log_prob).exp()  # [num_tasks, phases × rows]
+        return (self.query.weight * self.query.advantage * ratio).sum()  # [num_tasks, phases × rows] -> []
 
     def measure(self, vector: Tensor, old: ActionDistribution) -> Measured:
         """Return E[ρ A] and E KL(old ‖ π)."""
         policies = self.policies(vector)
         surrogate = self.surrogate(policies, old.log_prob(self.query.label))
+        # [num_tasks, phases × rows] -> []
         return Measured(surrogate, (self.query.weight * old.kl(policies)).sum())
 
     def linearised(self, vector: Tensor) -> Linearised:
-        """Return ∇E[ρ A], through the inner steps, where π is π_old, and that π with what it measures."""
+        """Return ∇E[ρ A], through the inner steps, at π = π_old; and π_old with its surrogate and KL."""
         vector = vector.detach().requires_grad_()
         with torch.enable_grad():
             outputs = self.outputs(vector)
             old = self.objective.distribution(outputs.detach())
             surrogate = self.surrogate(self.objective.distribution(outputs), old.log_prob(self.query.label))
-        gradient = torch.autograd.grad(surrogate, vector)[0]
+        gradient = torch.autograd.grad(surrogate, vector)[0]  # [n]
         return Linearised(gradient, old, Measured(surrogate.detach(), torch.zeros_like(surrogate)))
 
     def metric(self, vector: Tensor) -> Product:
-        """Return v -> ∇²E KL(π_old ‖ π) v, where π is π_old."""
+        """Return v -> ∇²E KL(π_old ‖ π) v at π = π_old, for vectors v [n]."""
         with torch.no_grad():
             old = self.policies(vector)
 
         def kl(outputs: Tensor) -> Tensor:
+            # [num_tasks, phases × rows, P] -> []
             return (self.query.weight * old.kl(self.objective.distribution(outputs))).sum()
 
         return gauss_newton_product(self.outputs, kl, vector)
 
 
 def unflatten(vector: Tensor, module: nn.Module) -> dict[str, Tensor]:
-    """Return the named parameters that a flat vector holds, in the shapes of the module's."""
+    """Return the parameters that a flat vector [n] holds, by name, in the shapes of the module's."""
     shapes = {name: value.shape for name, value in module.named_parameters()}
     parts = torch.split(vector, [shape.numel() for shape in shapes.values()])
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
@@ -119,11 +131,11 @@ def unflatten(vector: Tensor, module: nn.Module) -> dict[str, Tensor]:
 
 @dataclass(frozen=True)
 class Parts:
-    """An outer problem in parts of some tasks each: gradient and line search hold the graph of one at a time.
+    """An outer problem in parts, with some of the tasks in each.
 
-    The metric keeps a graph of every part, of the few steps that it is measured on.
-
-    What the parts measure adds up: every weight counts its row among those of all tasks.
+    Gradient and line search hold the graph of one part at a time. The metric keeps the graphs of all parts,
+    but each has only the few steps that estimate the metric. The results of the parts add up, because the
+    weights of the rows sum to 1 over the tasks of all parts together.
 
     Attributes:
         problems: the parts.
@@ -132,15 +144,15 @@ class Parts:
     problems: tuple[OuterProblem, ...]
 
     def linearised(self, vector: Tensor) -> tuple[Tensor, tuple[ActionDistribution, ...], Measured]:
-        """Return the gradient at ``vector``, the policies of each part there, and what is measured there."""
+        """Return the gradient at ``vector``, the policies of each part, and the surrogate and KL."""
         points = [problem.linearised(vector) for problem in self.problems]
-        gradient = torch.stack([point.gradient for point in points]).sum(dim=0)
+        gradient = torch.stack([point.gradient for point in points]).sum(dim=0)  # [parts, n] -> [n]
         return gradient, tuple(point.policies for point in points), _sum([point.measured for point in points])
 
     def metric(self, vector: Tensor, index: Tensor) -> Product:
-        """Return v -> ∇²E KL v, measured on the steps at ``index`` of every phase."""
+        """Return v -> ∇²E KL v, estimated on the steps at ``index`` of every phase."""
         products = [problem.take(index).metric(vector) for problem in self.problems]
-        return lambda v: torch.stack([product(v) for product in products]).sum(dim=0)
+        return lambda v: torch.stack([product(v) for product in products]).sum(dim=0)  # [parts, n] -> [n]
 
     def measure(self, vector: Tensor, old: Sequence[ActionDistribution]) -> Measured:
         """Return E[ρ A] and E KL(old ‖ π)."""
@@ -158,11 +170,14 @@ def _sum(measured: Sequence[Measured]) -> Measured:
 
 
 def joined(phases: Sequence[Rows], weights: Sequence[float]) -> Rows:
-    """Lay phases one after another, each of its weight."""
+    """Concatenate the rows of phases, each multiplied by its weight.
+
+    One [num_tasks, rows, ...] for each phase -> [num_tasks, phases × rows, ...].
+    """
     weighed = [rows._replace(weight=share * rows.weight) for rows, share in zip(phases, weights, strict=True)]
     return _shared(Rows(*(torch.cat(fields, dim=1) for fields in zip(*weighed, strict=True))))
 
 
 def _shared(rows: Rows) -> Rows:
-    """Weigh rows to sum to 1 over all tasks together, each task alike."""
+    """Scale the weights so that they sum to 1 over all tasks, with the same share for each task."""
     return rows._replace(weight=normalised(rows.weight) / len(rows.weight))

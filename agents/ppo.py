@@ -1,7 +1,7 @@
-"""PPO on whole trials: an agent that acts through a core, and what learns it; no core is named here.
+"""PPO on whole trials: an agent that acts through any core, and its learner.
 
 Source: Schulman et al. 2017, *Proximal Policy Optimization Algorithms* (arXiv 1707.06347), applied to trials
-as in Duan et al. 2016 (arXiv 1611.02779), whose "first-order TRPO" is PPO's clipped surrogate in their code.
+as in Duan et al. 2016 (arXiv 1611.02779). In their code, "first-order TRPO" is PPO's clipped surrogate.
 """
 
 from collections.abc import Iterator, Mapping
@@ -23,43 +23,58 @@ from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
 class PPOConfig(BaseModel):
-    """The hyper-parameters of PPO; those with a value at the start and one at the end move linearly."""
+    """The hyper-parameters of PPO; pairs of a value at the start and at the end change linearly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
-    learning_rate: Positive = Field(1e-2, description="Adam's step size at the start")
-    final_learning_rate: NonNegative = Field(0.0, description="Adam's step size at the end")
-    entropy_coefficient: NonNegative = Field(0.05, description="weight of the entropy bonus at the start")
-    final_entropy_coefficient: NonNegative = Field(0.0, description="weight of the entropy bonus at the end")
+    learning_rate: Positive = Field(1e-2, description="Adam's learning rate at the start of training")
+    final_learning_rate: NonNegative = Field(0.0, description="Adam's learning rate at the end of training")
+    entropy_coefficient: NonNegative = Field(
+        0.05, description="weight of the entropy bonus at the start of training"
+    )
+    final_entropy_coefficient: NonNegative = Field(
+        0.0, description="weight of the entropy bonus at the end of training"
+    )
     value_coefficient: NonNegative = Field(0.05, description="weight of the value loss")
     initial_deviation: Positive = Field(
-        1.0, description="standard deviation of continuous actions, in their own units, at the start"
+        1.0,
+        description="standard deviation of continuous actions at the start of training, in the unit of the "
+        "actions",
     )
-    discount: Fraction = Field(1.0, description="γ, across the episodes of a trial, at the start")
-    final_discount: Fraction | None = Field(None, description="γ at the end; null for no change")
-    gae_trace: Fraction = Field(0.95, description="λ of the advantage estimates")
+    discount: Fraction = Field(
+        1.0, description="discount γ at the start of training; it applies across the episodes of a trial"
+    )
+    final_discount: Fraction | None = Field(
+        None, description="discount γ at the end of training; null: no change"
+    )
+    gae_trace: Fraction = Field(0.95, description="λ of generalised advantage estimation")
     clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
-    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(3, description="passes over each batch of trials")
-    minibatches: Count = Field(2, description="minibatches of whole trials in a pass")
-    max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled down to this")
+    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
+        3, description="number of passes over each batch of trials"
+    )
+    minibatches: Count = Field(2, description="number of minibatches in each pass; a trial is never split")
+    max_gradient_norm: Positive = Field(
+        0.5, description="maximum norm of the gradient; a longer gradient is scaled down to it"
+    )
     reward_signal: RewardSignal = Field(
         "auto",
-        description="what the loss takes for reward: as sampled, its expectation, or minus the regret; "
-        "auto is the last that the family emits; the agent's input is the sampled reward in any case",
+        description="reward in the loss: sampled, expected (its expectation), or regret (minus the regret); "
+        "auto: the last of these that the family provides; the agent always observes the sampled reward",
     )
 
 
 class ActorCritic(nn.Module):
-    """What was seen -> core -> policy and value.
+    """A core with two outputs: policy and value.
 
-    The value is given per step that remains of the trial, in units of ``reward_scale`` (which the learner
-    measures on its first batch, so that one learning rate serves rewards of any unit). A return falls with
-    the steps that remain; a network that had to count them first would learn nothing else for a long time.
+    The network predicts the value per remaining step of the trial, in units of ``reward_scale``. The learner
+    measures this scale on its first batch, so the same learning rate works for rewards of any unit. Returns
+    fall as fewer steps remain; without the division by the remaining steps, the network would first have to
+    learn to count them, which takes long.
 
     Args:
         observation_space, action_space: of one environment.
         core: reads the trial.
-        initial_deviation: the standard deviation of continuous actions at the start.
+        initial_deviation: the initial standard deviation of continuous actions.
     """
 
     core: Core
@@ -86,7 +101,7 @@ class ActorCritic(nn.Module):
         self.register_buffer("reward_scale", torch.zeros(()))
 
     def seen(self, inputs: TimeStep, trial_length: int | None = None) -> Seen:
-        """Return what the core looks at of whole trials, with observations [T, B, ...] as they were given."""
+        """Return the input of the core for whole trials, from observations [T, B, ...] not yet encoded."""
         return Seen(*inputs._replace(observation=self.encode(inputs.observation)), trial_length)
 
     def forward(self, seen: Seen) -> tuple[ActionDistribution, Tensor]:
@@ -94,23 +109,23 @@ class ActorCritic(nn.Module):
         return self.judged(self.core(seen))
 
     def judged(self, output: Output) -> tuple[ActionDistribution, Tensor]:
-        """Return π and the scaled value [...] for what the core gave, [..., features]."""
+        """Return π and the scaled value [...] for the core's output, [..., features]."""
         value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
         if output.parameters is not None:
             return self._distribution(output.parameters), value
-        assert self.policy is not None  # of a core that leaves the parameters to it
+        assert self.policy is not None  # it exists if the core gives no parameters
         policy: ActionDistribution = self.policy(output.features)
         return policy, value
 
 
 class PPOCarry(NamedTuple):
-    """What the agent has learnt in the trial.
+    """What the agent has learnt in the trial: the hidden state of its core.
 
     Attributes:
-        state: of the core.
-        generator: of the agent's draws.
-        trial_length: the steps that the trial may take, if that is known.
-        position: where the next step stands, but that its episode may begin there.
+        state: the core's state.
+        generator: random stream of the agent's actions.
+        trial_length: maximum number of steps in the trial; None if unknown.
+        position: of the next step; ``act`` resets its ``episode_step`` if an episode begins there.
     """
 
     state: Any
@@ -120,7 +135,7 @@ class PPOCarry(NamedTuple):
 
 
 class PPOAgent:
-    """Acts by one step of the core; adapting is nothing, for the core's state adapts as it acts."""
+    """Acts by one step of the core. ``adapt`` changes nothing: the core's state adapts at each step."""
 
     phase = Phase(episodes=None)
 
@@ -128,7 +143,7 @@ class PPOAgent:
         self.network = network
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> PPOCarry:
-        """Return the core's first state, and that nothing was seen."""
+        """Return the core's initial state and the position of a trial's first step."""
         state = self.network.core.begin(num_tasks, num_steps)
         device = self.network.reward_scale.device
         nothing = torch.zeros(num_tasks, self.network.observation_size, device=device)
@@ -155,7 +170,7 @@ class PPOAgent:
 
 
 class Batch(NamedTuple):
-    """Whole trials to learn from, time-major [T, B, ...]."""
+    """A batch of whole trials for the loss, time-major [T, B, ...]."""
 
     inputs: TimeStep  # observations encoded
     action: Tensor
@@ -176,11 +191,11 @@ class PPO:
 
         L = −E[min(ρA, clip(ρ, 1−ε, 1+ε)A)] + c_v E[(v − v_target)²] − c_e E[H(π)]
 
-    with ρ = π(a)/π_old(a). Advantages flow across the ends of episodes and stop at the trial's end alone:
-    what an episode teaches is worth what it earns in the next.
+    with ρ = π(a)/π_old(a). Advantages continue across the ends of episodes and stop only at the end of the
+    trial, so an action also gets credit for the rewards of later episodes.
 
     Args:
-        network: what acts, on the device where it learns.
+        network: the agent's network, on the device where it learns.
         config: hyper-parameters.
     """
 
@@ -203,12 +218,12 @@ class PPO:
         return dict(zip(steps[0], means, strict=True))
 
     def batch(self, trajectory: Trajectory, progress: float = 0.0) -> Batch:
-        """Return what an update learns from: advantages and targets of a phase that a ``PPOAgent`` lived.
+        """Return advantages and value targets for the phase of a trial of a ``PPOAgent``.
 
-        On the first batch that pays, this sets the unit of the value.
+        The first batch with a reward other than 0 also sets the unit of the value, ``reward_scale``.
 
         Raises:
-            ValueError: if the agent noted no ``log_prob`` and ``value``.
+            ValueError: if the notes of the agent lack ``log_prob`` or ``value``.
         """
         if not {"log_prob", "value"} <= trajectory.notes.keys():
             raise ValueError(
@@ -217,10 +232,10 @@ class PPO:
             )
         mask = trajectory.mask.float()  # [T, B]
         reward = reward_signal(trajectory, self.config.reward_signal) * mask
-        # γ everywhere, also where an episode ends; 0 where the trial ends, before padding.
+        # γ also where an episode ends; 0 at the last step of the trial, before the padding.
         gamma = linear(self.config.discount, self.config.final_discount, progress)
-        discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])
-        remaining = discounted_lengths(trajectory.steps_left(), gamma)
+        discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B]
+        remaining = discounted_lengths(trajectory.steps_left(), gamma)  # [T, B]
         value = trajectory.notes["value"] * mask * remaining * self.network.reward_scale
         advantage = gae(reward, discount, value, self.config.gae_trace)
         per_step = (advantage + value) / remaining
@@ -236,21 +251,21 @@ class PPO:
         )
 
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
-        """Set the value's unit once, on the first batch that pays: the mean size of the return per step."""
+        """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
         scale = self.network.reward_scale
         scale.copy_(torch.where(scale == 0, masked_mean(reward.abs(), mask), scale))
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield every trial once in each pass, in minibatches of a random order."""
+        """Yield each trial once in every pass, in minibatches of random order."""
         num_trials = batch.mask.shape[1]
         for _ in range(self.config.epochs):
             order = torch.randperm(num_trials, generator=generator).to(batch.mask.device)
             for index in order.chunk(self.config.minibatches):
-                yield batch.trials(index)
+                yield batch.trials(index)  # [T, B, ...] -> [T, B / minibatches, ...]
 
     def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
         """Take one gradient step; return the metrics of the minibatch."""
-        policy, value = self.network(Seen(*batch.inputs, trial_length))
+        policy, value = self.network(Seen(*batch.inputs, trial_length))  # [T, B, ...] -> [T, B]
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         policy_loss = -masked_mean(
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
@@ -268,16 +283,16 @@ class PPO:
         return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return network and optimiser as named tensors."""
+        """Return the states of network and optimiser as named tensors."""
         return state_of(self.network, self.optimizer)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Take on network and optimiser; names and shapes must match exactly."""
+        """Load the states of network and optimiser; names and shapes must match exactly."""
         load_state(state, self.network, self.optimizer)
 
 
 def discounted_lengths(steps: Tensor, gamma: float) -> Tensor:
-    """Return Σ_{k<n} γᵏ for each number n of steps, at least 1."""
+    """Return max(1, Σ_{k<n} γᵏ) for each number n of steps."""
     n = steps.clamp(min=1)
     if gamma == 1.0:
         return n.float()

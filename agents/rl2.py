@@ -1,4 +1,4 @@
-"""RL²: an agent whose activations are the learning algorithm: a core, trained by PPO on whole trials.
+"""RL²: an agent that learns within a trial by the hidden state of its core; PPO trains it on whole trials.
 
 Source: Duan et al. 2016, *RL²: Fast Reinforcement Learning via Slow Reinforcement Learning*
 (arXiv 1611.02779).
@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import gymnasium as gym
 import torch
-from pydantic import Field, model_validator
+from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
 from rl2meta.agents.cores.core import Core
@@ -20,33 +20,43 @@ from rl2meta.learner_state import seeded
 from rl2meta.training import AgentKind
 
 CORES: Mapping[type[Any], Callable[..., Core]] = {LSTMConfig: LSTMCore, GRUConfig: GRUCore}
-"""A core's config -> the core, a class that is built from (observation space, action space, config)."""
+"""Type of a core's config -> the core's class, called with (observation space, action space, config)."""
 CoreConfig = Annotated[LSTMConfig | GRUConfig, Field(discriminator="name")]
 _FORMER_KEYS = tuple(RecurrentConfig.model_fields)
 _FORMER_NAMES = {"embedding.": "core.input.embedding.", "encoder.": "core.input.encoder."}
 
 
 class RL2Config(PPOConfig):
-    """The hyper-parameters of RL²: those of PPO, and a core with its own.
+    """The hyper-parameters of RL²: those of PPO, and the core with its settings.
 
-    The keys of recurrent cores may also stand beside ``core``, where earlier versions had them.
+    The keys of recurrent cores may also stand beside ``core``, as in earlier versions; this is deprecated.
     """
 
-    core: CoreConfig = Field(LSTMConfig(), description="what reads the trial, by name, with its own settings")
+    core: CoreConfig = Field(
+        LSTMConfig(), description="network that reads the trial: its name and its settings"
+    )
 
     @model_validator(mode="before")
     @classmethod
     def _with_core(cls, data: Any) -> Any:
-        """Give a core without a name the default one, and move the keys of earlier versions into it."""
-        if isinstance(data, Mapping) and isinstance(data.get("core"), str):  # the name alone
-            data = {**data, "core": {"name": data["core"]}}
-        if not isinstance(data, Mapping) or not isinstance(data.get("core", {}), Mapping):
+        """Add the default name if a core has none, and move the keys of earlier versions into the core."""
+        if not isinstance(data, Mapping):
             return data
         former = {key: data[key] for key in _FORMER_KEYS if key in data}
+        core = _as_section(data.get("core", {}))
+        if not isinstance(core, Mapping):
+            return data  # pydantic then refuses it
         for key in former:
             deprecated(f"agent.{key}", f"agent.core.{key}")
         rest = {key: value for key, value in data.items() if key not in former}
-        return {**rest, "core": {"name": "lstm", **data.get("core", {}), **former}}
+        return {**rest, "core": {"name": "lstm", **core, **former}}
+
+
+def _as_section(core: Any) -> Any:
+    """Return a core's config, or only its name, as a section of a config."""
+    if isinstance(core, BaseModel):
+        return core.model_dump()
+    return {"name": core} if isinstance(core, str) else core
 
 
 def rl2_learner(
@@ -56,14 +66,14 @@ def rl2_learner(
     device: torch.device | str = "cpu",
     seed: int = 0,
 ) -> PPO:
-    """Return what learns an RL² agent: PPO on whole trials, over the core that the config names.
+    """Return the learner of an RL² agent: PPO on whole trials, with the core that the config names.
 
     Args:
         observation_space: of one environment.
-        action_space: likewise.
+        action_space: of one environment.
         config: hyper-parameters.
-        device: where the network lives.
-        seed: of the initial weights, the same on every device.
+        device: of the network.
+        seed: of the initial weights, which are the same on every device.
     """
 
     def make() -> ActorCritic:
@@ -76,15 +86,17 @@ def rl2_learner(
 
 
 RL2Learner = rl2_learner
-"""The name of earlier versions."""
+"""The name of ``rl2_learner`` in earlier versions."""
 
 RL2 = AgentKind(
-    "a core whose activations learn within the trial, trained by PPO on whole trials", RL2Config, rl2_learner
+    "a core whose hidden state learns within the trial, trained by PPO on whole trials",
+    RL2Config,
+    rl2_learner,
 )
 
 
 def _rename_former(module: Any, state: dict[str, Tensor], *_: Any) -> None:
-    """Give the weights of a checkpoint of an earlier version the names that they have now."""
+    """Rename the weights in checkpoints of earlier versions to their present names."""
     for name in list(state):
         for former, now in _FORMER_NAMES.items():
             if name.startswith(former):

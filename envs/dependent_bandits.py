@@ -1,4 +1,4 @@
-"""Two-armed bandits whose arms depend on each other: what one arm pays also tells of the other."""
+"""Two-armed bandits with dependent arms: the rewards of one arm also give information about the other."""
 
 import math
 from collections.abc import Mapping
@@ -15,27 +15,28 @@ from torch import Tensor
 
 from rl2meta.envs.bandits import Pulls, arm_means
 from rl2meta.envs.batched import TensorVectorEnv
+from rl2meta.models import DependentArms
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 Law = Literal["uniform", "easy", "medium", "hard"]
 MAX_PULLS = 20_000
-"""Longer trials count as intractable: the work grows with their square, here to a second or two."""
+"""Longer trials count as intractable: the time grows with the square of the pulls, here to 1 or 2 seconds."""
 
 _BETTER: Mapping[Law, float] = {"easy": 0.9, "medium": 0.75, "hard": 0.6}
-_CERTAIN = 1e3  # log-odds of one sign where the arms pay 1 and 0; finite, as 0 · ∞ is no number
+_CERTAIN = 1e3  # log-odds of one sign if the arms pay 1 and 0; finite, because 0 · ∞ is NaN
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class DependentBandits:
     """Two Bernoulli arms that pay 1 with the probabilities p₁ and p₂ = 1 − p₁, else 0.
 
-    The law of p₁ is U[0, 1] (``uniform``), or either of two values with equal probability: 0.1 or 0.9
-    (``easy``), 0.25 or 0.75 (``medium``), 0.4 or 0.6 (``hard``). Two *independent* arms are
-    ``BernoulliBandits(num_arms=2)``; the tasks of one family can be played in the other.
+    The distribution of p₁ is U[0, 1] (``uniform``), or one of two values with equal probability: 0.1 or 0.9
+    (``easy``), 0.25 or 0.75 (``medium``), 0.4 or 0.6 (``hard``). For two *independent* arms, use
+    ``BernoulliBandits(num_arms=2)``; both families can play each other's tasks.
 
-    ``easy``, ``medium`` and ``hard`` have two tasks each, and train and test share both. There is nothing
-    to hold out: an agent that was never shown one of the two would have learnt another law, under which one
-    arm is always the better. What is tested on them is the learning within a trial, not generalisation.
+    ``easy``, ``medium`` and ``hard`` have two tasks each, and train and test share both. Holding one out
+    makes no sense: an agent that never saw it would have learnt a different task distribution, where the same
+    arm is always better. These tasks test the learning within a trial, not generalisation.
 
     Source: Wang et al. 2016 (arXiv 1611.05763), section 3.1.
 
@@ -43,7 +44,12 @@ class DependentBandits:
         pydantic.ValidationError: for another law.
     """
 
-    law: Annotated[Law, Field(description=f"of p₁: {', '.join(get_args(Law))}")] = "uniform"
+    law: Annotated[Law, Field(description=f"distribution of p₁: {', '.join(get_args(Law))}")] = "uniform"
+
+    @property
+    def model(self) -> DependentArms:
+        """The model of the tasks."""
+        return DependentArms(_BETTER.get(self.law))
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -78,7 +84,7 @@ class DependentBandits:
         return arm_means(tasks).amax(dim=1)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return the exact value of the best strategy over ``num_episodes`` pulls; None beyond 20,000."""
+        """Return the exact value of the best strategy over ``num_episodes`` pulls; None for over 20,000."""
         return bayes_optimal_dependent(_BETTER.get(self.law), num_episodes)
 
 
@@ -86,22 +92,22 @@ class DependentBandits:
 def bayes_optimal_dependent(better: float | None, num_pulls: int) -> float | None:
     """Return the greatest expected total reward of ``num_pulls`` pulls of two arms with p₂ = 1 − p₁.
 
-    A success of arm 1 and a failure of arm 2 have the same probability, p₁, so every pull is one *sign* for
-    arm 1 with that probability, whichever arm is pulled. No choice tells more than another, so to take the
-    arm of the higher posterior mean m is optimal, and the value is
+    A success of arm 1 and a failure of arm 2 have the same probability, p₁. So a pull of either arm gives a
+    *sign* for arm 1 with this probability. Both arms give the same information, so it is optimal to pull the
+    arm with the higher posterior mean, m or 1 − m, and the value is
 
         Σ_{t < n} Σ_k P_t(k) max(m_t(k), 1 − m_t(k)),
 
-    where k counts the signs for arm 1 among t pulls. P runs forwards from P_0(0) = 1:
+    where k counts the signs for arm 1 in t pulls. Their distribution P_t starts from P_0(0) = 1:
 
         P_{t+1}(k) = P_t(k) (1 − m_t(k)) + P_t(k − 1) m_t(k − 1).
 
     Args:
-        better: p₁ is this or one minus this, with equal probability; None for p₁ ~ U[0, 1].
+        better: p₁ is ``better`` or 1 − ``better``, with equal probability; None for p₁ ~ U[0, 1].
         num_pulls: n.
 
     Returns:
-        The value, or None where n exceeds ``MAX_PULLS``.
+        The value, or None if n exceeds ``MAX_PULLS``.
 
     Raises:
         ValueError: for less than one pull, or ``better`` outside (1/2, 1].

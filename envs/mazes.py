@@ -1,7 +1,7 @@
-"""Grid mazes with hidden goals: what one episode finds pays in the next ones.
+"""Grid mazes with hidden goals: an agent that finds a goal can use it in later episodes.
 
 Cells are numbered in reading order: row · size + column. The actions are stay, up, down, left and right; a
-move into a wall or past the border stays. The observation is the agent's cell, and nothing else.
+move into a wall or across the border has no effect. The observation is only the agent's cell.
 """
 
 from collections.abc import Callable
@@ -15,24 +15,25 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.models import HiddenGoals
 from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns): stay, up, down, left, right
-LayoutName = Annotated[Literal["open", "four_rooms"], Field(description="open or four_rooms")]
-Size = Annotated[int, Field(ge=3, le=32, description="rows, and columns")]
-Horizon = Annotated[int, Field(ge=1, le=10_000, description="steps in an episode, at most")]
-Fraction = Annotated[float, Field(gt=0, lt=1, description="of the tasks that are held out")]
+LayoutName = Annotated[Literal["open", "four_rooms"], Field(description="walls: open or four_rooms")]
+Size = Annotated[int, Field(ge=3, le=32, description="number of rows, and of columns")]
+Horizon = Annotated[int, Field(ge=1, le=10_000, description="maximum number of steps in an episode")]
+Fraction = Annotated[float, Field(gt=0, lt=1, description="fraction of the tasks that is held out")]
 
 
 class Layout(NamedTuple):
     """A maze without its goals, as tables over its cells.
 
     Attributes:
-        next_cell: where an action leads, int64 [cells, 5].
-        distances: d, the fewest steps from cell to cell, int64 [cells, cells]; ``cells`` if there is no way.
-        goals: the cells that can be reached from the start, itself among them, int64 [goals], ascending.
+        next_cell: the cell that an action leads to, int64 [cells, 5].
+        distances: d, length of a shortest path between two cells, int64 [cells, cells]; ``cells`` if none.
+        goals: the cells that can be reached from the start, including the start, int64 [goals], ascending.
         start: the cell in which episodes start.
     """
 
@@ -44,16 +45,17 @@ class Layout(NamedTuple):
 
 @dataclass(frozen=True, config=_STRICT)
 class DarkRooms:
-    """Mazes with a hidden goal cell: every step after which the agent is on it pays 1, any other 0.
+    """Mazes with a hidden goal cell: a step that ends on the goal pays 1, any other step pays 0.
 
-    Episodes start in the free cell nearest to the centre as the crow flies, the first of equals in reading
-    order: the centre; the upper left of the middle four in an even size; the inner corner of the upper left
-    of four rooms, whose walls cross in the centre. They end by termination after ``horizon`` steps. The
-    layout "four_rooms" has walls along the middle row and column, with a door in each of their four halves.
+    Episodes start in the free cell that is nearest to the centre (Euclidean distance), and the first of
+    equals in reading order. This is the centre; with an even size, the upper left of the four middle cells;
+    with four rooms, whose walls cross in the centre, the inner corner of the upper left room. Episodes end by
+    termination after ``horizon`` steps. The layout "four_rooms" has walls along the middle row and column,
+    and a door in each of the four half walls.
 
-    There are as many tasks as cells that can be reached, the start among them: size² in the open layout (81
-    by default), (size − 1)² + 4 with four rooms. A fixed share of them is held out, whatever the seed: test
-    goals are cells that were never a goal in training. Draws are with replacement.
+    There is one task for each cell that can be reached, including the start: size² in the open layout (81 by
+    default), (size − 1)² + 4 with four rooms. A fixed share of them is held out, the same for every seed:
+    test goals are cells that were never a goal in training. Tasks are drawn with replacement.
 
     Source: Laskin et al. 2022 (arXiv 2210.14215), Dark Room.
 
@@ -68,6 +70,11 @@ class DarkRooms:
 
     def __post_init__(self) -> None:
         _check_fit(self.size, self.layout)
+
+    @property
+    def model(self) -> HiddenGoals:
+        """The model of the tasks."""
+        return HiddenGoals(*self.layout_tables()[:3], num_goals=1)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -89,7 +96,7 @@ class DarkRooms:
         return TensorTasks({"goal": goals[_part(len(goals), self.test_fraction, split)]})
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
-        """Draw goals of the split, with replacement."""
+        """Draw goals of a split, with replacement."""
         tasks = self.tasks_of(split)
         return tasks[torch.randint(len(tasks), (num_tasks,), generator=generator)]
 
@@ -98,7 +105,7 @@ class DarkRooms:
         return TensorVectorEnv(self, _Walk(self, _SEARCH, device), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
-        """Return max(0, H + 1 − max(1, d(start, goal))), [num_tasks]: the shortest way, then staying."""
+        """Return max(0, H + 1 − max(1, d(start, goal))), [num_tasks]: a shortest path, then staying."""
         return _optimum(self, _SEARCH, tasks)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
@@ -110,15 +117,16 @@ class DarkRooms:
 class KeyToDoor:
     """Mazes with a hidden key and a hidden door: the key pays 1 once, then reaching the door pays 1.
 
-    Reaching the door with the key ends the episode, as do ``horizon`` steps; either is a termination. Without
-    the key, the door is a cell like any other. Whether the key is held is not observed: the reward told.
-    Layouts and start are those of ``DarkRooms``. Key or door may lie in the start cell: staying gets them.
+    An episode ends by termination when the agent reaches the door with the key, or after ``horizon`` steps.
+    Without the key, the door is a cell like any other. The observation does not show whether the agent holds
+    the key: only the reward does. Layouts and start are those of ``DarkRooms``. Key or door may be in the
+    start cell; the agent gets them by staying there.
 
-    Key and door are any two of the n cells that can be reached, so n (n − 1) tasks, by default 6480. A fixed
-    share of them is held out, whatever the seed: test *pairs* were never one in training, though their key
-    and their door may have been, in other pairs. Draws are with replacement.
+    Key and door are any two different cells of the n that can be reached, so there are n (n − 1) tasks, by
+    default 6480. A fixed share of them is held out, the same for every seed: test *pairs* never occur in
+    training, but their key and their door may occur there in other pairs. Tasks are drawn with replacement.
 
-    Dawdling costs nothing while time suffices: regret is that of the step that makes it too late for a goal.
+    A detour costs nothing while enough time remains: only the step that makes a goal unreachable has regret.
 
     Source: Laskin et al. 2022 (arXiv 2210.14215), Dark Key-to-Door.
 
@@ -133,6 +141,11 @@ class KeyToDoor:
 
     def __post_init__(self) -> None:
         _check_fit(self.size, self.layout)
+
+    @property
+    def model(self) -> HiddenGoals:
+        """The model of the tasks."""
+        return HiddenGoals(*self.layout_tables()[:3], num_goals=2)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -157,7 +170,7 @@ class KeyToDoor:
         return TensorTasks({"key": goals[key], "door": goals[door + (door >= key)]})  # a door skips its key
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
-        """Draw pairs of the split, with replacement."""
+        """Draw pairs of a split, with replacement."""
         tasks = self.tasks_of(split)
         return tasks[torch.randint(len(tasks), (num_tasks,), generator=generator)]
 
@@ -166,7 +179,7 @@ class KeyToDoor:
         return TensorVectorEnv(self, _Walk(self, _FETCH, device), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
-        """Return how many of key and door, in this order, can be reached in time, [num_tasks]."""
+        """Return the number of rewards that can be reached in time, first key then door, [num_tasks]."""
         return _optimum(self, _FETCH, tasks)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
@@ -175,14 +188,14 @@ class KeyToDoor:
 
 
 class _Rules(NamedTuple):
-    """What sets the families apart: (reward, key held, episode over) of an arrival, and V* of a state."""
+    """The rules of a family: (reward, key held, episode over) of an arrival in a cell, and V* of a state."""
 
     arrive: Callable[[TensorTasks, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
     value: Callable[[TensorTasks, Tensor, Tensor, Tensor, Tensor], Tensor]
 
 
 class _Walk:
-    """The dynamics. A state is (2t + held)·n + cell: t steps were taken, held is 1 with the key, else 0."""
+    """The dynamics. A state is (2t + held)·n + cell after t steps; held is 1 with the key, else 0."""
 
     def __init__(self, law: DarkRooms | KeyToDoor, rules: _Rules, device: torch.device) -> None:
         layout = law.layout_tables()
@@ -218,7 +231,7 @@ def _arrive_searching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[T
 
 
 def _search_value(tasks: TensorTasks, distances: Tensor, cell: Tensor, held: Tensor, left: Tensor) -> Tensor:
-    distance = distances[cell, tasks.parameters["goal"]].clamp(min=1)  # on the goal too, a step is to be made
+    distance = distances[cell, tasks.parameters["goal"]].clamp(min=1)  # staying on the goal takes one step
     return (left + 1 - distance).clamp(min=0).float()
 
 
@@ -269,7 +282,7 @@ def _next_cell(free: Tensor) -> Tensor:
 
 
 def _distances(next_cell: Tensor) -> Tensor:
-    """Iterate d(s, g) = minₐ 1 + d(s', g) from d(g, g) = 0, for all pairs at once, to its fixed point."""
+    """Iterate d(s, g) = minₐ 1 + d(s', g) from d(g, g) = 0 to its fixed point, for all pairs at once."""
     num_cells = len(next_cell)
     distances = torch.full((num_cells, num_cells), num_cells, dtype=torch.int16).fill_diagonal_(0)
     while True:
@@ -289,7 +302,7 @@ def _start(free: Tensor) -> int:
 
 @lru_cache(maxsize=16)
 def _part(num_tasks: int, test_fraction: float, split: Split) -> Tensor:
-    """Return the numbers of a split's tasks, at least one: the same always, whatever the seed of a run."""
+    """Return the numbers of a split's tasks, at least one; they do not depend on the seed of a run."""
     order = torch.randperm(num_tasks, generator=named_generator(0, "split", num_tasks))
     num_test = min(max(round(test_fraction * num_tasks), 1), num_tasks - 1)
     return order[:num_test] if split == "test" else order[num_test:]

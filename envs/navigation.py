@@ -12,11 +12,11 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Length = Annotated[float, Field(ge=1e-6, le=1e3, allow_inf_nan=False)]
-_VALUED_AT_ONCE = 2**24  # distances in one call: limits the memory for any number of tasks
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -66,7 +66,8 @@ class PointNavigation:
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return V*_H(g), [num_tasks]: the exact optimum of an episode; see ``best_return``."""
-        parts = torch.split(_goals(tasks), max(1, _VALUED_AT_ONCE // self.horizon))
+        goals = _goals(tasks)
+        parts = (goals[part] for part in in_parts(len(goals), 8 * self.horizon))
         return torch.cat([best_return(self, part, torch.zeros_like(part[:, 0])) for part in parts])
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:

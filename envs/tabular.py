@@ -1,4 +1,4 @@
-"""Random tabular MDPs: a few states, actions of unknown worth, unknown transitions."""
+"""Random tabular MDPs: few states, with unknown rewards and unknown transitions."""
 
 from collections.abc import Iterator
 from typing import Annotated, Any
@@ -11,12 +11,13 @@ from torch import Tensor
 
 from rl2meta.dynamic_programming import Optimum, solve
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.models import TabularMDP
+from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=2, le=1000)]
 _Deviation = Annotated[float, Field(ge=0, le=1e6, allow_inf_nan=False)]
-_SOLVED_AT_ONCE = 2**24  # numbers in the Q* of one call: memory stays bounded however many tasks there are
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -24,7 +25,7 @@ class TabularMDPs:
     """MDPs with mean rewards μ(s, a) ~ N(m, d²) and P(· | s, a) ~ Dirichlet(α, …, α), all independent.
 
     Every visit of (s, a) pays N(μ(s, a), noise²). An episode starts in state 0 and lasts ``horizon`` steps;
-    it ends by termination, as the horizon is the task's own. The state is the observation.
+    it ends by termination, because the horizon is part of the task. The state is the observation.
 
     Source: Duan et al. 2016 (arXiv 1611.02779), section 3.2, with m = d = noise = α = 1.
 
@@ -32,17 +33,38 @@ class TabularMDPs:
         pydantic.ValidationError: for numbers out of range.
     """
 
-    num_states: Annotated[_Count, Field(description="S")] = 10
-    num_actions: Annotated[_Count, Field(description="A")] = 5
+    num_states: Annotated[_Count, Field(description="number of states, S")] = 10
+    num_actions: Annotated[_Count, Field(description="number of actions, A")] = 5
     horizon: Annotated[int, Field(ge=1, le=10_000, description="steps in an episode")] = 10
     reward_mean: Annotated[
         float, Field(ge=-1e3, le=1e3, description="m, the mean of the mean rewards over (s, a)")
     ] = 1.0
-    reward_deviation: Annotated[_Deviation, Field(description="d, their standard deviation")] = 1.0
+    reward_deviation: Annotated[
+        _Deviation, Field(description="d, the standard deviation of the mean rewards over (s, a)")
+    ] = 1.0
     noise: Annotated[_Deviation, Field(description="standard deviation of a reward around its mean")] = 1.0
     concentration: Annotated[
-        float, Field(ge=1e-3, le=1e6, description="α: small, and a step leads nearly always to one state")
+        float,
+        Field(
+            ge=1e-3,
+            le=1e6,
+            description="α of the Dirichlet transitions; with a small α, (s, a) almost always leads to the "
+            "same state",
+        ),
     ] = 1.0
+
+    @property
+    def model(self) -> TabularMDP:
+        """The model of the tasks."""
+        return TabularMDP(
+            self.num_states,
+            self.num_actions,
+            self.horizon,
+            reward_mean=self.reward_mean,
+            reward_deviation=self.reward_deviation,
+            noise=self.noise,
+            concentration=self.concentration,
+        )
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -55,7 +77,7 @@ class TabularMDPs:
         return gym.spaces.Discrete(self.num_actions)
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
-        """Draw rewards [N, S, A] and transitions [N, S, A, S]; a continuum, so no task is drawn twice."""
+        """Draw mean rewards [N, S, A] and transitions [N, S, A, S]; a continuum, so no task comes twice."""
         shape = (num_tasks, self.num_states, self.num_actions)
         means = self.reward_mean + self.reward_deviation * torch.randn(shape, generator=generator)
         transitions = _dirichlet(self.concentration, (*shape, self.num_states), generator)
@@ -66,29 +88,29 @@ class TabularMDPs:
         return TensorVectorEnv(self, _Walk(self), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
-        """Return V*_0(0), [num_tasks]: the exact optimum of an episode."""
+        """Return V*_0(0), [num_tasks]: the exact optimal return of an episode."""
         return torch.cat([optimum.value[:, 0, 0] for optimum in self.optima(tasks)])
 
     def optima(self, tasks: Tasks) -> Iterator[Optimum]:
-        """Solve the MDPs, as many at a time as memory is sure to hold."""
+        """Solve the MDPs in parts that fit in memory."""
         means, transitions = _parameters(tasks)
-        at_once = max(1, _SOLVED_AT_ONCE // (self.horizon * self.num_states * self.num_actions))
-        for part in zip(torch.split(means, at_once), torch.split(transitions, at_once), strict=True):
-            yield solve(*part, self.horizon)
+        numbers = 8 * self.horizon * self.num_states * self.num_actions  # Q* and the intermediate results
+        for part in in_parts(len(tasks), numbers):
+            yield solve(means[part], transitions[part], self.horizon)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return None: the posteriors are too many to enumerate."""
+        """Return None: there are too many posteriors to enumerate."""
         return None
 
 
 class _Walk:
-    """The dynamics. A state is the node t·S + s: t steps have been taken, and s is where they led."""
+    """The dynamics. A state is the node t·S + s: state s of the MDP after t steps of the episode."""
 
     def __init__(self, distribution: TabularMDPs) -> None:
         self._law = distribution
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
-        """Solve the MDPs, and tabulate all that a step looks up by (environment, node or state, action)."""
+        """Solve the MDPs, and make tables by (environment, node or state, action) for the steps."""
         means, transitions = _parameters(tasks)
         regrets = [
             (optimum.value.unsqueeze(-1) - optimum.action_value).flatten(1)
@@ -96,9 +118,9 @@ class _Walk:
         ]
         return TensorTasks(
             {
-                "means": means.flatten(1),
-                "cumulative": transitions.cumsum(dim=-1),
-                "regret": torch.cat(regrets),
+                "means": means.flatten(1),  # [B, S × A]
+                "cumulative": transitions.cumsum(dim=-1),  # [B, S, A, S]
+                "regret": torch.cat(regrets),  # [B, H × S × A]
             }
         )
 
@@ -116,11 +138,11 @@ class _Walk:
         pair = here * num_actions + action
         mean = _look_up(tasks, "means", pair)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        cumulative = tasks.parameters["cumulative"].flatten(0, 2)
+        cumulative = tasks.parameters["cumulative"].flatten(0, 2)  # [B × S × A, S]
         first_pair = torch.arange(len(pair), device=pair.device) * (num_states * num_actions)
         chance = torch.rand(len(pair), 1, generator=generator, device=pair.device)
-        there = (cumulative.index_select(0, first_pair + pair) <= chance).sum(dim=1)
-        after = state - here + num_states + there.clamp(max=num_states - 1)  # sums may round to below 1
+        there = (cumulative.index_select(0, first_pair + pair) <= chance).sum(dim=1)  # [B, S] -> [B]
+        after = state - here + num_states + there.clamp(max=num_states - 1)  # a sum may round to below 1
         return Transition(
             state=after,
             reward=mean + self._law.noise * noise,
@@ -137,10 +159,10 @@ def _look_up(tasks: TensorTasks, name: str, index: Tensor) -> Tensor:
 
 
 def _dirichlet(concentration: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:
-    """Draw from Dirichlet(α, …, α) along the last axis.
+    """Draw from Dirichlet(α, …, α) along the last axis, by normalised Gamma(α) variables.
 
-    As normalised Gamma(α) variables; for α = 1 these are exponential. Small ones would all be 0 in floating
-    point, hence their logarithms: Gamma(α) has the law of Gamma(α + 1) U^{1/α}.
+    For α = 1 they are exponential. For small α all of them may round to 0, so this computes logarithms:
+    Gamma(α) has the same distribution as Gamma(α + 1) U^{1/α}.
     """
     if concentration == 1:
         weights = torch.empty(shape).exponential_(generator=generator)

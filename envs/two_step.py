@@ -1,4 +1,4 @@
-"""The two-step task: a choice leads to one of two places by chance, and the good one must be found."""
+"""The two-step task: a choice leads to one of two sides by chance, and the agent must find the good side."""
 
 import math
 from typing import Annotated, Any, Self
@@ -12,45 +12,47 @@ from torch import Tensor
 from rl2meta.envs.bandits import Chance, check_order
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.dependent_bandits import bayes_optimal_dependent
+from rl2meta.models import TwoStepTask
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 MAX_SWITCHES = 64
-"""Switches of the good side that a task holds; after the last the side stays for good."""
+"""Number of switches of the good side in a task; after the last switch the side never changes."""
 
 _NEVER = 2**40  # episodes; 64 such gaps still add up within int64
 
 
 @dataclass(frozen=True, config=ConfigDict(extra="forbid", strict=True))
 class TwoStep:
-    """A first choice leads to a side, mostly as wanted, and one side pays more often than the other.
+    """A first action leads to one of two sides by chance, and one side pays more often than the other.
 
-    An episode has two steps. In S0, action a leads to the side S(1 + a) with probability ``common`` and to
-    the other with 1 − ``common``, the same in all tasks. There any action pays 1 with probability ``high``
-    on the good side and ``low`` on the other, else 0, and the episode ends. The good side is all that
-    distinguishes tasks: either with equal probability, and before each episode but the first it flips with
-    probability ``switch_probability``, at most ``MAX_SWITCHES`` = 64 times in a trial (at 2.5 %, not before
-    some 2,000 episodes). The schedule belongs to the task, so that agents on one task share it. With
-    switch probability 0 there are two tasks only, and train and test share them.
+    An episode has two steps. In S0, action a leads to the side S(1 + a) with probability ``common``, and to
+    the other side with probability 1 − ``common``; this is the same in all tasks. At a side, any action pays
+    1 with probability ``high`` (good side) or ``low`` (other side), else 0, and the episode ends. Tasks
+    differ only in the good side. Initially both sides are equally likely; before each later episode, the good
+    side switches with probability ``switch_probability``, at most ``MAX_SWITCHES`` = 64 times in a trial
+    (with 2.5 %, this takes at least about 2,000 episodes). The switches are part of the task, so all
+    agents on a task see the same. With switch probability 0 there are only two tasks, and train and test
+    share them.
 
-    Words: an episode here is a *trial* in the papers, and a trial here is an *episode* there.
+    Words: an episode here is a *trial* in the papers, and a trial here is an *episode* in the papers.
 
-    Source: the task is of Daw et al. 2011, in the form of Wang et al. 2016 (arXiv 1611.05763), section 3.2:
-    common transitions 0.75, rewards 0.9 and 0.1, trials of 10 episodes in which the good side stays. That
-    the side is drawn anew for each trial but stays within it, and the 10 episodes, are as reproduced in
-    mtrazzi/two-step-task, ``arxiv.ipynb``. Wang et al. 2018 (Nature Neuroscience 21), simulation 4: common
-    transitions 0.8, a switch probability of 2.5 %, trials of 100 episodes.
+    Source: the task is that of Daw et al. 2011, in the form of Wang et al. 2016 (arXiv 1611.05763), section
+    3.2: common transitions 0.75, rewards 0.9 and 0.1, trials of 10 episodes with a constant good side. The 10
+    episodes, and a good side that is drawn for each trial and stays within it, follow the reproduction
+    mtrazzi/two-step-task, ``arxiv.ipynb``. Wang et al. 2018 (Nature Neuroscience 21), simulation 4, have
+    common transitions 0.8, a switch probability of 2.5 %, and trials of 100 episodes.
 
     Raises:
-        pydantic.ValidationError: unless common is in [0.5, 1], low < high, and all else in [0, 1].
+        pydantic.ValidationError: unless common is in [0.5, 1], low < high, and all others are in [0, 1].
     """
 
     common: Annotated[
-        float, Field(ge=0.5, le=1, description="probability that a choice leads to its own side")
+        float, Field(ge=0.5, le=1, description="probability that an action leads to its own side")
     ] = 0.75
-    high: Annotated[Chance, Field(description="probability that the good side pays")] = 0.9
-    low: Annotated[Chance, Field(description="and the other")] = 0.1
+    high: Annotated[Chance, Field(description="probability of a reward at the good side")] = 0.9
+    low: Annotated[Chance, Field(description="probability of a reward at the other side")] = 0.1
     switch_probability: Annotated[
-        Chance, Field(description="that the sides change roles before an episode")
+        Chance, Field(description="probability that the good side changes before an episode")
     ] = 0.0
 
     @model_validator(mode="after")
@@ -59,24 +61,29 @@ class TwoStep:
         return self
 
     @property
+    def model(self) -> TwoStepTask:
+        """The model of the tasks."""
+        return TwoStepTask(self.high, self.low, self.switch_probability)
+
+    @property
     def observation_space(self) -> gym.Space[Any]:
-        """Where the agent is: S0, S1 or S2."""
+        """The place of the agent: S0, S1 or S2."""
         return gym.spaces.Discrete(3)
 
     @property
     def action_space(self) -> gym.Space[Any]:
-        """In S0 the side to make for; elsewhere without effect."""
+        """The side to go to, in S0; elsewhere actions have no effect."""
         return gym.spaces.Discrete(2)
 
     @property
     def horizon(self) -> int:
-        """A choice and a reward."""
+        """Two steps: a choice and a reward."""
         return 2
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
-        """Draw the first good side (0 or 1), [N], and the episodes at which it flips, [N, 64]; both int64.
+        """Draw the first good side (0 or 1), [N], and the episodes at which it switches, [N, 64]; both int64.
 
-        The gaps between flips are geometric, P(gap = g) = s (1 − s)^(g − 1), g >= 1.
+        The gaps between switches are geometric, P(gap = g) = s (1 − s)^(g − 1), g >= 1.
         """
         side = torch.randint(2, (num_tasks,), generator=generator)
         chance = torch.rand(num_tasks, MAX_SWITCHES, generator=generator, dtype=torch.float64)
@@ -88,22 +95,24 @@ class TwoStep:
         return TensorVectorEnv(self, _Dynamics(self), num_envs, device)
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
-        """Return common · high + (1 − common) · low for every task, the good side of each episode known."""
+        """Return common · high + (1 − common) · low, [num_tasks]: the good side of each episode is known."""
         if not isinstance(tasks, TensorTasks):
             raise TypeError(f"expected TensorTasks with 'good_side', got {type(tasks).__name__}")
         best = self.common * self.high + (1 - self.common) * self.low
         return torch.full_like(tasks.parameters["good_side"], best, dtype=torch.float32)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
-        """Return the exact value of the best strategy, where high + low = 1 and the side never switches.
+        """Return the exact value of the best strategy, if high + low = 1 and the side never switches.
 
-        A reward on one side then tells what its lack tells on the other: each episode is one sign of the
-        good side, right with probability ``high``, wherever it was spent. So the agent knows as much as in
-        a dependent bandit that pays high or low, whose value is n low + (high − low) C with C the expected
-        number of right choices. Here a right choice earns (2 common − 1)(high − low) more than a wrong one,
-        which earns w = (1 − common) high + common low: the value is n w + (2 common − 1)(high − low) C.
+        Then a reward at one side gives the same information as no reward at the other: each episode gives one
+        sign of the good side, which is right with probability ``high``, at either side. So the agent has as
+        much information as in a dependent bandit that pays high or low. With C the expected number of right
+        choices, that bandit has the value n low + (high − low) C. Here a wrong choice earns
+        w = (1 − common) high + common low, and a right choice earns (2 common − 1)(high − low) more, so the
+        value is n w + (2 common − 1)(high − low) C.
 
-        Elsewhere the posterior does not live on a lattice, or the choice is also one of what to learn: None.
+        Otherwise the result is None: the posterior has no finite table, or choices also change what the agent
+        learns.
         """
         if self.switch_probability > 0 or not math.isclose(self.high + self.low, 1):
             return None
@@ -115,7 +124,7 @@ class TwoStep:
 
 
 class _Dynamics:
-    """The rules. A state is int64 [B, 2]: the place (0, 1, 2) and the good side (0, 1) of the episode."""
+    """The dynamics. A state is int64 [B, 2]: the place (0, 1, 2) and the good side (0, 1) of the episode."""
 
     def __init__(self, law: TwoStep) -> None:
         self._law = law
@@ -124,7 +133,7 @@ class _Dynamics:
         return tasks
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
-        flips = (tasks.parameters["switches"] <= episode.unsqueeze(1)).sum(dim=1)
+        flips = (tasks.parameters["switches"] <= episode.unsqueeze(1)).sum(dim=1)  # [B, 64] -> [B]
         side = (tasks.parameters["good_side"] + flips) % 2
         return torch.stack([torch.zeros_like(side), side], dim=1)
 
@@ -152,7 +161,7 @@ class _Dynamics:
 
 
 def _geometric(chance: Tensor, probability: float) -> Tensor:
-    """Return int64 gaps >= 1 from uniform draws in [0, 1), never more than ``_NEVER``."""
+    """Return int64 gaps >= 1 from uniform draws in [0, 1), at most ``_NEVER``."""
     if probability == 0:
         return torch.full_like(chance, _NEVER, dtype=torch.int64)
     survival = torch.log1p(torch.tensor(-probability, dtype=chance.dtype))  # ln(1 − s); −∞ for s = 1

@@ -171,7 +171,7 @@ def compare(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of these tasks; default: the first run's.")] = None,
     episodes: Annotated[
-        int | None, typer.Option(help="Number of episodes in a trial; default: the most of any run.")
+        int | None, typer.Option(help="Episodes in a trial; default: the longest trial of the runs.")
     ] = None,
     scratch: Scratch = 0,
     settings: Settings = None,
@@ -246,8 +246,9 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG_OR_FAMILY",
-            help="A YAML file, a shipped config, my_package.my_module:MyTasks, or a family's name.",
+            metavar="TARGET",
+            help="A YAML file, a shipped config, my_package.my_module:MyTasks or :MY_AGENT, or the name of a "
+            "family or an agent.",
         ),
     ],
     overrides: Annotated[
@@ -255,7 +256,7 @@ def check(
         typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as distribution.horizon=100."),
     ] = None,
 ) -> None:
-    """Check a family of tasks, and print in plain words what must change before training can use it.
+    """Check a family of tasks or an agent, and print in plain words what must change before it can be used.
 
     For example: rl2meta check my_package.my_module:MyTasks
     """

@@ -2,11 +2,13 @@
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self
+from typing import Any, Protocol, Self, cast
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
+from torch.func import vmap
+from torch.nn import functional
 
 from rl2meta.learner_state import under
 from rl2meta.spaces import encoding
@@ -200,26 +202,80 @@ def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], 
 
 
 def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run a layer, or several in a row, by weights of their own for each task: one batched product a layer.
+    """Run a layer, or several in a row, by weights of their own for each task: one batched call a layer.
 
     ``vmap`` of ``functional_call`` gives the same, and takes longer for the few rows of a step.
 
     Args:
-        module: a Linear layer, something without weights, or a Sequential of such.
+        module: a Linear, Conv2d or LayerNorm layer, something without weights, or a Sequential of such.
         weights: by name, [N, ...] each.
-        x: [N, rows, in_features].
+        x: [N, rows, ...]; what one task's network gets is [rows, ...].
 
     Returns:
-        [N, rows, out_features].
+        [N, rows, ...].
+
+    Raises:
+        TypeError: for any other module with parameters or buffers: all tasks would share them.
     """
-    if isinstance(module, nn.Linear):
-        return torch.baddbmm(weights["bias"].unsqueeze(1), x, weights["weight"].mT)
-    if isinstance(module, nn.Sequential):
-        for name, layer in module.named_children():
-            x = stacked(layer, under(f"{name}.", weights), x)
+    kind = type(module)  # exactly: a class derived from it may compute something else
+    if kind in _ELEMENTWISE:
+        return cast(Tensor, module(x))
+    if kind is nn.Sequential:
+        names = {layer: name for name, layer in module.named_children()}  # one layer may stand twice
+        for layer in cast(nn.Sequential, module):
+            x = stacked(layer, under(f"{names[layer]}.", weights), x)
         return x
-    result: Tensor = module(x)
-    return result
+    if kind in _STACKED:
+        return _STACKED[kind](module, weights, x)
+    own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
+    if own:
+        raise TypeError(
+            "expected a Linear, Conv2d or LayerNorm layer, a Sequential of such, or a module without "
+            f"parameters and buffers, got {kind.__name__} with {', '.join(own)}, which all tasks would "
+            "share; build the network of known layers, or add this one to rl2meta.networks.stacked"
+        )
+    return cast(Tensor, vmap(module)(x))  # it may look at axes by their number, or across the rows of a task
+
+
+def _stacked_linear(layer: nn.Linear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    rows = x.flatten(1, -2) if x.dim() > 3 else x  # [N, all rows, in_features]
+    if layer.bias is None:  # torch's types leave that out
+        y = torch.bmm(rows, weights["weight"].mT)  # type: ignore[unreachable]
+    else:
+        y = torch.baddbmm(weights["bias"].unsqueeze(1), rows, weights["weight"].mT)
+    return y.reshape(*x.shape[:-1], -1) if x.dim() > 3 else y  # [N, rows, ..., out_features]
+
+
+def _stacked_layer_norm(layer: nn.LayerNorm, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    y = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
+    own = {name: _beside(weights[name], y) for name, _ in layer.named_parameters()}
+    if "weight" in own:
+        y = y * own["weight"]
+    return y + own["bias"] if "bias" in own else y
+
+
+def _beside(weight: Tensor, y: Tensor) -> Tensor:
+    """[N, *shape] -> [N, 1, ..., 1, *shape], with as many axes as y [N, rows, ..., *shape]."""
+    return weight[(slice(None), *[None] * (y.dim() - weight.dim()))]
+
+
+def _stacked_conv2d(layer: nn.Conv2d, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Run one convolution whose groups are the tasks' own: x [N, rows, C, H, W]."""
+    if layer.padding_mode != "zeros":
+        raise TypeError(
+            f"expected a Conv2d with padding_mode='zeros', got {layer.padding_mode!r}; "
+            "pad in a layer of its own, such as nn.CircularPad2d"
+        )
+    y = functional.conv2d(
+        x.transpose(0, 1).flatten(1, 2),  # [rows, N × C, H, W]
+        weights["weight"].flatten(0, 1),  # [N × out channels, C / groups, ...]
+        None if layer.bias is None else weights["bias"].flatten(),
+        layer.stride,
+        layer.padding,
+        layer.dilation,
+        layer.groups * len(x),
+    )
+    return y.reshape(len(y), len(x), -1, *y.shape[2:]).transpose(0, 1)  # [N, rows, out channels, ...]
 
 
 class Tanh(nn.Module):
@@ -233,3 +289,13 @@ class Tanh(nn.Module):
         if x.device.type == "cpu" and x.dtype == torch.float32:
             return 2 * torch.sigmoid(x + x) - 1
         return torch.tanh(x)
+
+
+_STACKED: Mapping[type[nn.Module], Callable[..., Tensor]] = {
+    nn.Linear: _stacked_linear,
+    nn.LayerNorm: _stacked_layer_norm,
+    nn.Conv2d: _stacked_conv2d,
+}
+_ELEMENTWISE = frozenset(
+    {Tanh, nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity}
+)

@@ -54,17 +54,10 @@ class RolloutWorker:
     Args:
         distribution: where the environments come from.
         device: where environments and trajectories live.
-        most_envs: environments that an evaluation runs side by side, at most; None for as many as fit.
     """
 
-    def __init__(
-        self,
-        distribution: TaskDistribution,
-        device: torch.device | str = "cpu",
-        most_envs: int | None = None,
-    ) -> None:
+    def __init__(self, distribution: TaskDistribution, device: torch.device | str = "cpu") -> None:
         self.distribution = distribution
-        self.most_envs = most_envs
         self.device = torch.device(device)
         self._stage = Stage(distribution, self.device)
 

@@ -165,7 +165,11 @@ class TaskVectorEnv(Protocol):
 
 
 class TaskDistribution(Protocol):
-    """The law of the tasks; holds no generator and no state."""
+    """The law of the tasks; holds no generator and no state.
+
+    It may also have ``model``, one of ``rl2meta.models``: what its tasks are, read by ``models.model_of``.
+    References are defined on models; without one there is none but a random agent.
+    """
 
     @property
     def observation_space(self) -> gym.Space[Any]:

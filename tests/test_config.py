@@ -28,10 +28,10 @@ def faults(text: str = GOOD, *overrides: str) -> str:
 
 
 def test_a_good_config() -> None:
-    config = load(GOOD, "training.updates=20", "agent.hidden_size=7", "training.updates=30")
+    config = load(GOOD, "training.updates=20", "agent.core.hidden_size=7", "training.updates=30")
     assert config.settings.training.updates == 30  # the last override wins
     assert config.distribution.num_arms == 5
-    assert config.agent.model_dump()["hidden_size"] == 7
+    assert config.agent.model_dump()["core"]["hidden_size"] == 7
     assert config.agent.model_dump()["learning_rate"] == 1e-3  # YAML 1.1 alone would read a string
 
 

@@ -8,14 +8,16 @@ import torch
 from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
+from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.ppo import PPO
 from rl2meta.agents.references.bandits import bernoulli_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
-from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
+from rl2meta.agents.references.mazes import hidden_goal_references
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.devices import set_precision
 from rl2meta.envs.bandits import BernoulliBandits
@@ -25,7 +27,7 @@ from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.randomness import generator
-from rl2meta.rollout import RolloutWorker
+from rl2meta.rollout import RolloutWorker, Stage, Worker
 from rl2meta.speed import envs, recurrent
 from rl2meta.speed.envs import env_suite
 from rl2meta.speed.measuring import measure
@@ -43,9 +45,9 @@ def _exact_products() -> None:
     set_precision("float32")  # as every command does
 
 
-def _learner(device: str) -> RL2Learner:
-    config = RL2Config(hidden_size=16)
-    return RL2Learner(BANDITS.observation_space, BANDITS.action_space, config, device, seed=0)
+def _learner(device: str, core: Any = LSTMConfig) -> PPO:
+    config = RL2Config(core=core(hidden_size=16))
+    return rl2_learner(BANDITS.observation_space, BANDITS.action_space, config, device, seed=0)
 
 
 def test_weights_and_tasks_are_those_of_the_cpu() -> None:
@@ -53,34 +55,30 @@ def test_weights_and_tasks_are_those_of_the_cpu() -> None:
     assert all(torch.equal(ours[name], theirs[name].cpu()) for name in ours)
 
 
-def test_acting_agrees_with_the_fused_pass() -> None:
-    learner = _learner("cuda")
+@pytest.mark.parametrize("core", [LSTMConfig, GRUConfig])
+def test_acting_agrees_with_the_fused_pass(core: Any) -> None:
+    learner = _learner("cuda", core)
     tasks = sample_tasks(BANDITS, 64, 0, "train")
     (trajectory,) = RolloutWorker(BANDITS, "cuda").run(learner.agent, tasks, 10, 1).phases
-    policy, _ = learner.network(learner.network.inputs(trajectory.inputs))
+    policy, _ = learner.network(learner.network.seen(trajectory.inputs, trajectory.most_steps))
     torch.testing.assert_close(
         policy.log_prob(trajectory.action), trajectory.notes["log_prob"], atol=1e-4, rtol=1e-4
     )
 
 
 def test_a_rollout_does_not_wait_for_the_device() -> None:
-    learner, worker = _learner("cuda"), RolloutWorker(BANDITS, "cuda")
-    tasks = sample_tasks(BANDITS, 64, 0, "train").to(torch.device("cuda"))
-    worker.run(learner.agent, tasks, 3, 1)  # the first run may set things up
-    torch.cuda.set_sync_debug_mode("error")
-    try:
-        trajectory = worker._run_phase(
-            worker._make_envs(64), learner.agent, *_started(learner, worker, tasks), 3
-        )[0]
-    finally:
-        torch.cuda.set_sync_debug_mode("default")
-    assert trajectory.reward.is_cuda
-
-
-def _started(learner: RL2Learner, worker: RolloutWorker, tasks: object) -> tuple[object, object]:
-    observation, _ = worker._make_envs(64).reset(seed=0, options={"tasks": tasks})
-    carry = learner.agent.begin(64, torch.Generator("cuda").manual_seed(0))
-    return carry, worker._first_step(observation)
+    learner, device = _learner("cuda"), torch.device("cuda")
+    tasks = sample_tasks(BANDITS, 64, 0, "train").to(device)
+    stage, source = Stage(BANDITS, device), generator(0, "agent", device=device)
+    plan = learner.agent.phase.plan(3)
+    with torch.no_grad():
+        stage.live(learner.agent, tasks, plan, source, 0)  # the first run may set things up
+        torch.cuda.set_sync_debug_mode("error")
+        try:
+            (trajectory,) = stage.live(learner.agent, tasks, plan, source, None)
+        finally:
+            torch.cuda.set_sync_debug_mode("default")
+    assert trajectory.reward.is_cuda and trajectory.notes["log_prob"].is_cuda
 
 
 def test_a_cuda_graph_replays_the_rollout_of_its_tasks_and_its_seed() -> None:
@@ -89,8 +87,11 @@ def test_a_cuda_graph_replays_the_rollout_of_its_tasks_and_its_seed() -> None:
     for seed in (3, 4, 5):
         tasks = sample_tasks(BANDITS, 64, seed, "train")
         want, got = (worker.run(learner.agent, tasks, 10, seed) for worker in (plain, recording))
-        for name in ("action", "reward", "log_prob", "value"):
-            assert torch.equal(getattr(got.phases[0], name), getattr(want.phases[0], name)), (seed, name)
+        (one,), (other,) = got.phases, want.phases
+        for name in ("action", "reward"):
+            assert torch.equal(getattr(one, name), getattr(other, name)), (seed, name)
+        for name in ("log_prob", "value"):
+            assert torch.equal(one.notes[name], other.notes[name]), (seed, name)
         learner.update(got, 0.0, torch.Generator())
 
 
@@ -101,7 +102,7 @@ def test_learns_by_replays_in_tf32_what_it_learns_without() -> None:
     assert min(exact, rounded) > 6.2 and abs(exact - rounded) < 0.2
 
 
-def _learnt(worker: RolloutWorker) -> float:
+def _learnt(worker: Worker) -> float:
     curve: list[float] = []
     meta_train(
         _learner("cuda"),
@@ -168,16 +169,20 @@ def test_maml_adapts_and_learns_as_on_the_cpu(kind: str) -> None:
 def _on_cpu(phase: Trajectory) -> Trajectory:
     inputs = TimeStep(*(field.cpu() for field in phase.inputs))
     others = {name: value for name, value in vars(phase).items() if isinstance(value, Tensor)}
-    return replace(phase, inputs=inputs, **{name: value.cpu() for name, value in others.items()})
+    named = {
+        name: {key: value.cpu() for key, value in getattr(phase, name).items()} for name in ("notes", "truth")
+    }
+    return replace(phase, inputs=inputs, **{name: value.cpu() for name, value in others.items()}, **named)
 
 
 FAMILIES = [
     (BANDITS, bernoulli_references(5, 10)),
-    (DependentBandits(), dependent_references("uniform", 10)),
+    (BernoulliBandits(3, 0.2, 0.7), bernoulli_references(3, 10, 0.2, 0.7)),
+    (DependentBandits(), dependent_references(None, 10)),
     (TwoStep(switch_probability=0.1), two_step_references(0.9, 0.1, 0.1)),
     (TabularMDPs(), tabular_references(10, 5, 10)),
-    (DarkRooms(), dark_room_references(*DarkRooms().layout_tables()[:3])),
-    (KeyToDoor(), key_to_door_references(*KeyToDoor().layout_tables()[:3])),
+    (DarkRooms(), hidden_goal_references(*DarkRooms().layout_tables()[:3], 1)),
+    (KeyToDoor(), hidden_goal_references(*KeyToDoor().layout_tables()[:3], 2)),
 ]
 
 

@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
+from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.ppo import PPO
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
@@ -43,7 +45,7 @@ class Echo:
 def _tensors(trial: Trial) -> list[Tensor]:
     found = []
     for phase in trial.phases:
-        fields = [*phase.inputs, *vars(phase).values()]
+        fields = [*phase.inputs, *phase.notes.values(), *phase.truth.values(), *vars(phase).values()]
         found += [field for field in fields if isinstance(field, Tensor)]
     return found
 
@@ -52,8 +54,14 @@ def _weights(learner: Any) -> list[Tensor]:
     return list((learner.meta if hasattr(learner, "meta") else learner.network).parameters())
 
 
-def _rl2(law: Any) -> RL2Learner:
-    return RL2Learner(law.observation_space, law.action_space, RL2Config(hidden_size=8))
+def _rl2(law: Any) -> PPO:
+    config = RL2Config(core=LSTMConfig(hidden_size=8))
+    return rl2_learner(law.observation_space, law.action_space, config)
+
+
+def _gru(law: Any) -> PPO:
+    core = GRUConfig(hidden_size=8, previous_observation=True)
+    return rl2_learner(law.observation_space, law.action_space, RL2Config(core=core))
 
 
 def _maml(law: Any) -> MAMLTRPOLearner:
@@ -66,9 +74,10 @@ def _maml(law: Any) -> MAMLTRPOLearner:
     [
         (BernoulliBandits(num_arms=3), _rl2, 5),
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _rl2, 3),
+        (TabularMDPs(num_states=3, num_actions=2, horizon=4), _gru, 3),
         (PointNavigation(horizon=6), _maml, 3),
     ],
-    ids=["bandits", "MDPs", "navigation"],
+    ids=["bandits", "MDPs", "MDPs by a GRU", "navigation"],
 )
 def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
     law: Any, make: Callable[[Any], Any], episodes: int
@@ -83,6 +92,8 @@ def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
         want = plain.run(learner.agent, tasks, episodes, seed)
         got = recording.run(learner.agent, tasks, episodes, seed)
         assert got.tasks is tasks and len(got.phases) == len(want.phases)
+        assert set(got.phases[0].truth) == set(want.phases[0].truth)
+        assert {"log_prob"} <= set(got.phases[0].notes) == set(want.phases[0].notes)
         for a, b in zip(_tensors(got), _tensors(want), strict=True):
             assert torch.equal(a, b)
         places = [value.data_ptr() for value in _weights(learner)]

@@ -8,11 +8,17 @@ import numpy as np
 import pytest
 import torch
 
-from rl2meta import evaluation
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.errors import UserError
-from rl2meta.evaluation import AgentResult, Ceilings, ceilings, evaluate, write_evaluation
+from rl2meta.evaluation import (
+    TENSORS_TOGETHER,
+    AgentResult,
+    Ceilings,
+    ceilings,
+    evaluate,
+    write_evaluation,
+)
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
@@ -43,13 +49,20 @@ def test_rewards_are_expectations_and_the_same_seed_gives_the_same() -> None:
     assert set(np.unique(first.rewards)) != {0.0, 1.0}
 
 
-def test_chunks_change_what_runs_side_by_side_and_nothing_else(monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = _evaluate("greedy")
-    monkeypatch.setattr(evaluation, "CHUNK", 128)
-    parts = _evaluate("greedy")
-    assert parts.rewards.shape == whole.rewards.shape
-    assert np.array_equal(parts.rewards[:, 0], whole.rewards[:, 0])  # first pulls: arm 0 on every task
-    assert abs(parts.returns().mean() - whole.returns().mean()) < 0.2
+def test_the_first_batches_of_more_tasks_are_the_same() -> None:
+    tasks, worker = sample_tasks(BANDITS, 2 * TENSORS_TOGETHER + 5, 0, "test"), RolloutWorker(BANDITS)
+    for name in ("thompson", "greedy"):
+        more = evaluate(REFERENCES[name].build(), worker, tasks, 10, 3)
+        first = evaluate(REFERENCES[name].build(), worker, tasks[:TENSORS_TOGETHER], 10, 3)
+        assert more.rewards.shape == (len(tasks), 10)
+        assert np.array_equal(more.rewards[:TENSORS_TOGETHER], first.rewards)
+
+
+def test_every_batch_has_luck_of_its_own() -> None:
+    one = sample_tasks(BANDITS, 1, 0, "test")
+    same = one[torch.zeros(2 * TENSORS_TOGETHER, dtype=torch.int64)]
+    rewards = evaluate(REFERENCES["thompson"].build(), RolloutWorker(BANDITS), same, 10, 3).rewards
+    assert not np.array_equal(rewards[:TENSORS_TOGETHER], rewards[TENSORS_TOGETHER:])
 
 
 def test_ceilings_of_the_demo() -> None:

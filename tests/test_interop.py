@@ -319,7 +319,7 @@ def test_adapt_gets_the_phases_that_were_lived(corridor: Any, episodes: int) -> 
             assert phase.last.sum() == episodes
             assert phase.last[-1]
             assert torch.equal(phase.action[:-1], phase.inputs.action[1:].argmax(2))
-            assert not phase.truth
+            assert phase.named("regret") is phase.named("expected_reward") is None and not phase.truth
 
 
 class Counting:

@@ -1,7 +1,6 @@
 from collections.abc import Callable
 
 import gymnasium as gym
-import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -9,71 +8,8 @@ from torch.func import functional_call, vmap
 
 from rl2meta.agents.maml_regression import RegressionNetwork
 from rl2meta.agents.policy_gradient import PolicyNetwork
-from rl2meta.networks import Categorical, Gaussian, RecurrentCore, Tanh, action_head, mlp, stacked
+from rl2meta.networks import Categorical, Gaussian, Tanh, action_head, mlp, stacked
 from rl2meta.randomness import generator
-
-
-def _numpy_lstm(core: RecurrentCore, xs: np.ndarray) -> np.ndarray:
-    """The LSTM of Hochreiter and Schmidhuber, gate by gate (PyTorch's order: i, f, g, o)."""
-    params = {name: p.detach().numpy().astype(np.float64) for name, p in core.lstm.named_parameters()}
-    sigmoid = lambda x: 1 / (1 + np.exp(-x))  # noqa: E731
-    for layer in range(core.lstm.num_layers):
-        w, u, b, d = (params[f"{n}_l{layer}"] for n in ("weight_ih", "weight_hh", "bias_ih", "bias_hh"))
-        h = c = np.zeros((xs.shape[1], core.lstm.hidden_size))
-        outs = []
-        for x in xs:
-            i, f, g, o = np.split(x @ w.T + b + h @ u.T + d, 4, axis=1)
-            c = sigmoid(f) * c + sigmoid(i) * np.tanh(g)
-            h = sigmoid(o) * np.tanh(c)
-            outs.append(h)
-        xs = np.stack(outs)
-    return xs
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_one_step_at_a_time_equals_all_at_once_equals_numpy(layers: int) -> None:
-    core = RecurrentCore(3, 8, layers)
-    x = torch.randn(11, 5, 3)
-    state, stepped = core.begin(5), []
-    for row in x:
-        features, state = core.step(row, state)
-        stepped.append(features)
-    torch.testing.assert_close(torch.stack(stepped), core(x), atol=1e-6, rtol=1e-5)
-    np.testing.assert_allclose(core(x).detach().numpy(), _numpy_lstm(core, x.double().numpy()), atol=1e-6)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-@pytest.mark.parametrize("learning", [True, False])
-def test_many_rows_step_through_the_fused_layer_and_few_cell_by_cell_to_the_same(
-    layers: int, learning: bool
-) -> None:
-    core, calls = RecurrentCore(3, 8, layers), []
-    x = torch.randn(9, 64, 3, generator=generator(0, "x"))
-    core.lstm.register_forward_hook(lambda *call: calls.append(call))
-    with torch.set_grad_enabled(learning):
-        together, parts, steps = core.begin(64), [core.begin(1), core.begin(63)], []
-        for row in x:
-            features, together = core.step(row, together)
-            assert len(calls) == 1
-            apart = [core.step(*part) for part in zip(row.split([1, 63]), parts, strict=True)]
-            assert len(calls) == 1
-            calls.clear()
-            parts = [state for _, state in apart]
-            steps.append(features)
-            _close(features, torch.cat([each for each, _ in apart]))
-            for one, others in zip(together, zip(*parts, strict=True), strict=True):
-                _close(one, torch.cat(others, dim=1))
-        _close(torch.stack(steps), core(x))
-
-
-def _close(one: Tensor, other: Tensor) -> None:
-    torch.testing.assert_close(one, other, atol=1e-6, rtol=0)
-
-
-def test_the_forget_gate_starts_open() -> None:
-    core = RecurrentCore(2, 4, 1)
-    assert core.lstm.bias_ih_l0[4:8].tolist() == [1.0] * 4
-    assert core.lstm.bias_ih_l0.sum() == 4 and core.lstm.bias_hh_l0.abs().sum() == 0
 
 
 def test_categorical_agrees_with_torch_distributions() -> None:
@@ -217,11 +153,12 @@ def test_a_zero_observation_leaves_no_layer_dead() -> None:
 
 
 def test_continuous_policies_start_with_the_deviation_that_is_asked_for() -> None:
+    from rl2meta.agents.cores.recurrent import LSTMConfig
     from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-    from rl2meta.agents.rl2 import RL2Config, RL2Learner
+    from rl2meta.agents.rl2 import RL2Config, rl2_learner
 
     spaces = gym.spaces.Box(-1, 1, (3,)), gym.spaces.Box(-1, 1, (2,))
-    rl2 = RL2Learner(*spaces, RL2Config(hidden_size=4, initial_deviation=0.25))
+    rl2 = rl2_learner(*spaces, RL2Config(core=LSTMConfig(hidden_size=4), initial_deviation=0.25))
     maml = MAMLTRPOLearner(*spaces, MAMLTRPOConfig(hidden_sizes=[4], initial_deviation=0.25))
     for head in (rl2.network.policy, maml.inner.network.head):
         policy = head(torch.randn(20_000, 4))
@@ -255,19 +192,74 @@ STACKED: dict[str, Callable[[], nn.Module]] = {
     "linear policy": lambda: PolicyNetwork(5, BOX, []),
     "regression": lambda: RegressionNetwork(5, 2, [7, 6]),
     "linear regression": lambda: RegressionNetwork(5, 2, []),
+    "no bias": lambda: nn.Sequential(nn.Linear(5, 3, bias=False), nn.Tanh()),
+    "layer norm": lambda: nn.LayerNorm(5),
+    "layer norm without bias": lambda: nn.LayerNorm(5, bias=False),
+    "layer norm without weights": lambda: nn.Sequential(
+        nn.Linear(5, 4), nn.LayerNorm(4, elementwise_affine=False)
+    ),
+    "normed layers": lambda: nn.Sequential(
+        nn.Linear(5, 7), nn.LayerNorm(7, eps=0.1), nn.ReLU(), nn.Linear(7, 2)
+    ),
+    "one activation twice": lambda: _one_activation_twice(nn.Tanh()),
+    "one layer twice": lambda: _one_activation_twice(nn.Linear(5, 5)),
+    "over the rows of a task": lambda: nn.Sequential(nn.Linear(5, 3, bias=False), nn.Softmax(dim=0)),
+    "over the entries of a row": lambda: nn.Sequential(nn.Linear(5, 3), nn.Softmax(dim=1)),
+    "batch norm without weights": lambda: nn.Sequential(
+        nn.Linear(5, 3, bias=False), nn.BatchNorm1d(3, affine=False, track_running_stats=False)
+    ),
+    "dropout that rests": lambda: nn.Sequential(nn.Linear(5, 3), nn.Dropout().eval()),
+}
+
+
+def _one_activation_twice(activation: nn.Module) -> nn.Sequential:
+    return nn.Sequential(nn.Linear(5, 5), activation, nn.Linear(5, 5), activation)
+
+
+PICTURES: dict[str, Callable[[], nn.Module]] = {
+    "convolution": lambda: nn.Conv2d(4, 6, 3),
+    "convolution without bias": lambda: nn.Conv2d(4, 6, 3, bias=False),
+    "strides": lambda: nn.Conv2d(4, 2, (3, 2), stride=(2, 1)),
+    "padding": lambda: nn.Conv2d(4, 2, 3, padding=(1, 2)),
+    "same": lambda: nn.Conv2d(4, 2, (3, 5), padding="same"),
+    "dilation": lambda: nn.Conv2d(4, 2, 2, dilation=(2, 3)),
+    "groups": lambda: nn.Conv2d(4, 6, 3, groups=2, padding=1, stride=2),
+    "layer norm of pictures": lambda: nn.LayerNorm((4, 7, 6)),
+    "layer norm of lines": lambda: nn.Sequential(nn.Conv2d(4, 2, 2, bias=False), nn.LayerNorm(5)),
+    "linear on lines": lambda: nn.Linear(6, 3),
+    "pools": lambda: nn.Sequential(nn.Conv2d(4, 4, 2), nn.MaxPool2d(2), nn.AvgPool2d(2)),
+    "norm of each picture": lambda: nn.Sequential(nn.Conv2d(4, 2, 2, bias=False), nn.InstanceNorm2d(2)),
+    "encoder": lambda: nn.Sequential(
+        nn.Conv2d(4, 3, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.LayerNorm(18), nn.Linear(18, 2)
+    ),
+    "encoder with pools": lambda: nn.Sequential(
+        nn.Sequential(nn.Conv2d(4, 3, 2), Tanh(), nn.MaxPool2d(2)), nn.Flatten(), nn.Linear(18, 2)
+    ),
 }
 
 
 @pytest.mark.parametrize("make", STACKED.values(), ids=STACKED)
 def test_stacked_weights_give_what_each_tasks_own_network_gives(make: Callable[[], nn.Module]) -> None:
     """Outputs, gradients and second derivatives are those of vmap over functional calls."""
-    module, source = make().double(), torch.Generator().manual_seed(0)
+    _agrees_with_vmap(make().double(), (5,))
+
+
+@pytest.mark.parametrize("make", PICTURES.values(), ids=PICTURES)
+@pytest.mark.parametrize("rows", [1, 6])
+def test_stacked_weights_read_pictures_as_each_tasks_own_network_does(
+    make: Callable[[], nn.Module], rows: int
+) -> None:
+    _agrees_with_vmap(make().double(), (4, 7, 6), rows)
+
+
+def _agrees_with_vmap(module: nn.Module, shape: tuple[int, ...], rows: int = 6) -> None:
+    source = torch.Generator().manual_seed(0)
 
     def drawn(*shape: int) -> Tensor:
         return torch.randn(shape, generator=source, dtype=torch.float64).requires_grad_()
 
     weights = {name: drawn(4, *weight.shape) for name, weight in module.named_parameters()}
-    x, along = drawn(4, 6, 5), [drawn(*weight.shape).detach() for weight in weights.values()]
+    x, along = drawn(4, rows, *shape), [drawn(*weight.shape).detach() for weight in weights.values()]
 
     def ours() -> Tensor:
         own: Callable[..., Tensor] | None = getattr(module, "stacked", None)
@@ -284,6 +276,77 @@ def test_stacked_weights_give_what_each_tasks_own_network_gives(make: Callable[[
     ):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
         assert other.abs().max() > 1e-3  # there is something to compare
+
+
+class _Scaled(nn.Module):
+    """A layer that nobody knows."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(5))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.scale * x
+
+
+class _Doubled(nn.Linear):
+    """A known layer that computes something else."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return 2 * super().forward(x)
+
+
+class _Halved(nn.Module):
+    """No layer that anybody knows, but without weights."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / 2
+
+
+@pytest.mark.parametrize(
+    ("unknown", "named"),
+    [
+        (nn.LSTM(5, 3), "LSTM with weight_ih_l0"),
+        (nn.BatchNorm1d(5), "BatchNorm1d with weight, bias, running_mean"),
+        (nn.BatchNorm1d(5, affine=False), "BatchNorm1d with running_mean"),
+        (nn.Bilinear(5, 5, 2), "Bilinear with weight, bias"),
+        (nn.PReLU(), "PReLU with weight"),
+        (_Scaled(), "_Scaled with scale"),
+        (_Doubled(5, 5), "_Doubled with weight, bias"),
+        (nn.Sequential(nn.ReLU(), nn.ModuleList([_Scaled()])), "ModuleList with 0.scale"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_a_module_whose_weights_all_tasks_would_share_is_refused(unknown: nn.Module, named: str) -> None:
+    network = nn.Sequential(nn.Linear(5, 5), unknown)
+    weights = {name: weight.expand(4, *weight.shape) for name, weight in network.named_parameters()}
+    with pytest.raises(TypeError, match=rf"got {named}.*, which all tasks would share; build the network of"):
+        stacked(network, weights, torch.randn(4, 6, 5))
+
+
+def test_a_convolution_that_is_padded_otherwise_is_refused() -> None:
+    layer = nn.Conv2d(4, 2, 3, padding=1, padding_mode="circular")
+    weights = {name: weight.expand(3, *weight.shape) for name, weight in layer.named_parameters()}
+    with pytest.raises(
+        TypeError, match="expected a Conv2d with padding_mode='zeros', got 'circular'; pad in"
+    ):
+        stacked(layer, weights, torch.randn(3, 2, 4, 5, 5))
+
+
+def test_a_module_without_weights_passes_whoever_wrote_it() -> None:
+    x = torch.randn(4, 6, 5)
+    assert torch.equal(stacked(_Halved(), {}, x), x / 2)
+    assert torch.equal(stacked(nn.Sequential(nn.Unflatten(1, (5, 1)), nn.Flatten()), {}, x), x)
+
+
+def test_linear_layers_and_tanh_are_to_the_bit_what_they_were() -> None:
+    network = mlp(5, [7, 6], Tanh)
+    weights = {name: torch.randn(4, *weight.shape) for name, weight in network.named_parameters()}
+    x = y = torch.randn(4, 6, 5)
+    for layer in (0, 2):
+        y = torch.baddbmm(weights[f"{layer}.bias"].unsqueeze(1), y, weights[f"{layer}.weight"].mT)
+        y = 2 * torch.sigmoid(y + y) - 1
+    assert torch.equal(stacked(network, weights, x), y)
 
 
 def _derivatives(outputs: Tensor, leaves: list[Tensor], along: list[Tensor]) -> list[Tensor]:

@@ -15,11 +15,12 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 
+from rl2meta.agents.cores.recurrent import LSTMConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.errors import UserError
-from rl2meta.evaluation import evaluate
+from rl2meta.evaluation import SINGLES_TOGETHER, evaluate
 from rl2meta.experiments.components import COMPONENTS, make_worker, references_of
 from rl2meta.experiments.config import Components, RunConfig, load_config
 from rl2meta.experiments.rehearsal import rehearse
@@ -156,16 +157,18 @@ def test_the_horizon_of_an_id_is_written_out() -> None:
 def test_evaluations_keep_few_environments_side_by_side() -> None:
     config = load()
     worker = make_worker(config, torch.device("cpu"))
-    assert worker.most_envs == 256
-    worker.most_envs = 6
     made = []
     make_envs = worker.distribution.make_envs
     worker.distribution.make_envs = lambda n, device: made.append(n) or make_envs(n, device)  # type: ignore[method-assign]
     agent = references_of(config, 2)["random"].build()
-    held_out = sample_tasks(config.distribution, 14, 0, "test")
+    num_tasks = 2 * SINGLES_TOGETHER + 2
+    held_out = sample_tasks(config.distribution, num_tasks, 0, "test")
     result = evaluate(agent, worker, held_out, 2, seed=0)
-    assert result.rewards.shape == (14, 2) and made == [6, 2]  # 6, 6 again, and the 2 that are left
+    assert result.rewards.shape == (num_tasks, 2)
+    assert made == [SINGLES_TOGETHER, 2]  # those that are there are used again
     assert (result.steps > 5).all() and (result.rewards == result.steps).all()
+    first = evaluate(agent, worker, held_out[:SINGLES_TOGETHER], 2, seed=0)
+    assert np.array_equal(first.steps, result.steps[:SINGLES_TOGETHER])
 
 
 # Truth, oracles, references
@@ -174,7 +177,8 @@ def test_evaluations_keep_few_environments_side_by_side() -> None:
 def test_the_truth_of_an_environment_reaches_the_evaluation() -> None:
     agent = references_of(load(), 2)  # defined on every family without references of its own
     assert list(agent) == ["random"]
-    learner = RL2Learner(NUMBERS.observation_space, NUMBERS.action_space, RL2Config(hidden_size=4))
+    config = RL2Config(core=LSTMConfig(hidden_size=4))
+    learner = rl2_learner(NUMBERS.observation_space, NUMBERS.action_space, config)
     held_out = sample_tasks(NUMBERS, 5, 0, "test")
     result = evaluate(learner.agent, RolloutWorker(NUMBERS), held_out, 2, seed=0)
     assert result.regrets is not None
@@ -222,7 +226,7 @@ def test_recurrent_ppo_trains_on_trials_of_a_plug_in() -> None:
 def test_our_agents_in_evaluate_policy_earn_what_they_earn_in_a_rollout(kind: str) -> None:
     spaces = NUMBERS.observation_space, NUMBERS.action_space
     learner = (
-        RL2Learner(*spaces, RL2Config(hidden_size=8))
+        rl2_learner(*spaces, RL2Config(core=LSTMConfig(hidden_size=8)))
         if kind == "rl2"
         else MAMLTRPOLearner(*spaces, MAMLTRPOConfig(hidden_sizes=[8], episodes_per_phase=2))
     )

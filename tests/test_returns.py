@@ -1,9 +1,17 @@
+from dataclasses import replace
+
+import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from rl2meta.returns import discounted_returns, gae
+from rl2meta.agents.references.bandits import bernoulli_references
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.errors import UserError
+from rl2meta.returns import discounted_returns, gae, reward_signal
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import sample_tasks
 
 
 def _random(seed: int, steps: int) -> tuple[Tensor, Tensor, Tensor]:
@@ -49,3 +57,19 @@ def test_a_zero_discount_cuts_and_a_positive_one_lets_value_flow() -> None:
     flows = gae(reward, torch.tensor([1.0, 1.0, 1.0]), value, 1.0)
     cut = gae(reward, torch.tensor([1.0, 0.0, 1.0]), value, 1.0)
     assert flows.tolist() == [5, 5, 5] and cut.tolist() == [0, 0, 5]
+
+
+def test_reward_signals() -> None:
+    bandits = BernoulliBandits(num_arms=3)
+    agent, tasks = bernoulli_references(3, 6)["random"].build(), sample_tasks(bandits, 16, 0, "train")
+    trajectory = RolloutWorker(bandits).run(agent, tasks, 6, 1).phases[0]
+    assert torch.equal(reward_signal(trajectory, "sampled"), trajectory.reward)
+    assert torch.equal(reward_signal(trajectory, "expected"), trajectory.truth["expected_reward"])
+    assert torch.equal(reward_signal(trajectory, "regret"), -trajectory.truth["regret"])
+    without = replace(trajectory, truth={})
+    assert torch.equal(reward_signal(trajectory, "auto"), -trajectory.truth["regret"])
+    assert torch.equal(reward_signal(without, "auto"), without.reward)
+    with pytest.raises(
+        UserError, match=r"expected one that the task family emits, sampled or auto, got 'regret'"
+    ):
+        reward_signal(without, "regret")

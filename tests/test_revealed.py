@@ -7,7 +7,8 @@ import numpy as np
 import pytest
 import torch
 
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.cores.recurrent import LSTMConfig
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.envs.checking import check_distribution
@@ -100,8 +101,8 @@ def test_tasks_without_parameters_cannot_be_revealed() -> None:
 @pytest.mark.parametrize("family", [BANDITS, MDPS], ids=str)
 def test_rl2_trains_on_it(family: TaskDistribution) -> None:
     told, rows = Revealed(family), list[dict[str, Any]]()
-    config = RL2Config(hidden_size=8, minibatches=2)
-    learner = RL2Learner(told.observation_space, told.action_space, config, CPU)
+    config = RL2Config(core=LSTMConfig(hidden_size=8), minibatches=2)
+    learner = rl2_learner(told.observation_space, told.action_space, config, CPU)
     before = {name: value.clone() for name, value in learner.state_dict().items()}
     budget = Budget(updates=2, trials_per_update=8, episodes_per_trial=3)
     meta_train(learner, told, RolloutWorker(told), budget, 0, lambda row: rows.append(row) or False)  # type: ignore[func-returns-value]

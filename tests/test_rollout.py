@@ -7,8 +7,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.bandits import IndexAgent, Statistics
+from rl2meta.agents.references.bandits import IndexAgent
+from rl2meta.agents.references.priors import Statistics
 from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.batched import TensorVectorEnv
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.rollout import RolloutWorker
@@ -85,9 +87,14 @@ def run(family: Any, agent: Any, num_tasks: int = 6, num_episodes: int = 4, seed
 
 
 def assert_equal(one: Trial, other: Trial) -> None:
-    for name in ("reward", "action", "last", "mask", "regret", "expected_reward", "log_prob"):
-        for a, b in zip(one.phases, other.phases, strict=True):
+    for a, b in zip(one.phases, other.phases, strict=True):
+        for name in ("reward", "action", "last", "mask"):
             assert torch.equal(getattr(a, name), getattr(b, name)), name
+        assert set(a.truth) == set(b.truth) == {"regret", "expected_reward"}
+        assert set(a.notes) == set(b.notes) == {"log_prob"}
+        for name in a.truth:
+            assert torch.equal(a.truth[name], b.truth[name]), name
+        assert torch.equal(a.notes["log_prob"], b.notes["log_prob"])
 
 
 @pytest.mark.parametrize(
@@ -239,7 +246,9 @@ def test_per_episode_sums_each_episode_of_unequal_length(
                     total = 0.0
                     for t in range(len(phase.mask)):
                         b = lanes * task + lane
-                        total += float(getattr(phase, name)[t, b]) * bool(phase.mask[t, b])
+                        field = phase.named(name)
+                        assert field is not None
+                        total += float(field[t, b]) * bool(phase.mask[t, b])
                         if phase.last[t, b] and phase.mask[t, b]:
                             rows[-1].append(total)
                             total = 0.0
@@ -323,7 +332,7 @@ def test_a_trial_has_phases(corridor: Any) -> None:
 
 
 def test_agent_and_environments_draw_from_streams_of_their_own() -> None:
-    bandits, seeds = BernoulliBandits(num_arms=2), list[int]()
+    seeds = list[int]()
 
     class Nosy(IndexAgent):
         def begin(
@@ -332,10 +341,20 @@ def test_agent_and_environments_draw_from_streams_of_their_own() -> None:
             seeds.append(generator.initial_seed())
             return super().begin(num_tasks, generator)
 
-    worker = RolloutWorker(bandits)
-    worker.run(Nosy(2, lambda seen: seen.pulls), sample_tasks(bandits, 4, 0, "train"), 2, 5)
-    assert worker._envs is not None
-    assert seeds[0] != worker._envs._generator.initial_seed()  # type: ignore[attr-defined]
+    class Told(BernoulliBandits):
+        def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
+            made.append(super().make_envs(num_envs, device))
+            return made[-1]
+
+    made, law = list[TensorVectorEnv](), Told(num_arms=2)
+    worker, tasks = RolloutWorker(law), sample_tasks(law, 4, 0, "train")
+    agent = Nosy(2, lambda seen: seen.pulls)
+    worker.run(agent, tasks, 2, 5)
+    source = made[0].seed(1)  # the environments' own for good, which the next run seeds
+    worker.run(agent, tasks, 2, 5)
+    theirs = source.initial_seed()
+    assert len(made) == 1 and made[0].seed(1) is source and theirs != source.initial_seed()
+    assert seeds[0] == seeds[1] != theirs
 
 
 class Reckless:

@@ -1,4 +1,4 @@
-"""What a core is: a network that reads a trial one step at a time, or a whole trial at once."""
+"""The interface of cores: networks that read a trial one step at a time, or a whole trial at once."""
 
 from dataclasses import dataclass
 from functools import cached_property
@@ -9,12 +9,12 @@ from torch import Tensor
 
 
 class Position(NamedTuple):
-    """Where in its trial a single step stands.
+    """The position of a single step in its trial.
 
     Attributes:
         previous_observation: o_{t-1}, encoded, [B, size]; zeros at a trial's start.
-        episode_step: steps taken in the episode so far, int64 [B].
-        trial_step: steps taken in the trial so far, the same in every row.
+        episode_step: number of steps so far in the episode, int64 [B].
+        trial_step: number of steps so far in the trial, the same in every row.
     """
 
     previous_observation: Tensor
@@ -24,15 +24,15 @@ class Position(NamedTuple):
 
 @dataclass(frozen=True)
 class Seen:
-    """What a core may look at: one step of B trials, or all T steps of them.
+    """The input of a core: one step of B trials, or all T steps of B trials.
 
     Attributes:
         observation: o_t, encoded as a float vector, [B, size], or [T, B, size] for whole trials.
         action: a_{t-1}, encoded, [..., action size]; zeros at a trial's start.
         reward: r_{t-1}, float [...].
-        first: o_t begins an episode, bool [...].
-        trial_length: the steps that the trial may take; None where nobody knows.
-        position: where a single step stands; None for whole trials, which tell it themselves.
+        first: true if o_t begins an episode, bool [...].
+        trial_length: maximum number of steps in the trial; None if unknown.
+        position: of a single step; None for whole trials, where it is computed from the other fields.
     """
 
     observation: Tensor
@@ -51,7 +51,7 @@ class Seen:
 
     @cached_property
     def episode_step(self) -> Tensor:
-        """Steps taken in the episode before o_t is acted on, int64 [...]."""
+        """Number of steps in the episode before the action at o_t, int64 [...]."""
         if self.position is not None:
             return self.position.episode_step
         step = torch.arange(len(self.first), device=self.first.device).unsqueeze(1)  # [T, 1]
@@ -59,7 +59,7 @@ class Seen:
 
     @cached_property
     def trial_step(self) -> Tensor:
-        """Steps taken in the trial before o_t is acted on, int64, [] or [T, 1]."""
+        """Number of steps in the trial before the action at o_t, int64, [] or [T, 1]."""
         device = self.first.device
         if self.position is not None:
             return torch.full((), self.position.trial_step, device=device)
@@ -67,12 +67,12 @@ class Seen:
 
 
 class Output(NamedTuple):
-    """What a core gives for each step.
+    """The output of a core for each step.
 
     Attributes:
         features: of the trial so far, [..., out_features].
         parameters: of the policy's distribution (logits; or means and log standard deviations), [..., P];
-            None from a core that leaves them to a linear layer on its features.
+            None if a linear layer on the features computes them.
     """
 
     features: Tensor
@@ -80,28 +80,28 @@ class Output(NamedTuple):
 
 
 class Core(Protocol):
-    """A network that reads trials: one step after another by ``step``, or all steps at once by calling it.
+    """A network that reads trials: step by step with ``step``, or all steps at once when called.
 
-    Both are the same function. A core is a ``torch.nn.Module``, built from the observation space, the action
-    space and the core's own config.
+    Both compute the same function. A core is a ``torch.nn.Module``; its constructor takes the observation
+    space, the action space and the core's config.
     """
 
     @property
     def out_features(self) -> int:
-        """The length of the features that it gives."""
+        """The length of the core's features."""
         ...
 
     @property
     def gives_parameters(self) -> bool:
-        """Whether it gives the parameters of the policy's distribution too."""
+        """Whether the core also computes the parameters of the policy's distribution."""
         ...
 
     def begin(self, rows: int, steps: int | None) -> Any:
-        """Return the state at the start of ``rows`` trials of at most ``steps`` steps, None if not known."""
+        """Return the state at the start of ``rows`` trials; ``steps`` is their maximum length, if known."""
         ...
 
     def step(self, seen: Seen, state: Any) -> tuple[Output, Any]:
-        """Read one step of every trial, [B, ...]; return what it gives, and the next state."""
+        """Read one step of every trial, [B, ...]; return the output and the next state."""
         ...
 
     def __call__(self, seen: Seen) -> Output:

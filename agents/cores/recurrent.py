@@ -1,9 +1,9 @@
-"""Recurrent cores: an LSTM and a GRU, each with two ways through the same weights.
+"""Recurrent cores: an LSTM and a GRU.
 
-One step is one call of a cell, a whole trial is one fused call.
+With the same weights, a single step calls a cell, and a whole trial takes one fused call.
 
-Sources: the GRU is that of Duan et al. 2016 (arXiv 1611.02779), section 2.2; the LSTM with a forget bias of 1
-that of Jozefowicz et al. 2015, so that what is learnt early in a trial is kept by default.
+Sources: the GRU is that of Duan et al. 2016 (arXiv 1611.02779), section 2.2. The LSTM has a forget bias of 1
+(Jozefowicz et al. 2015), so by default it keeps what it learns early in a trial.
 """
 
 from typing import Annotated, Any, Literal
@@ -21,7 +21,7 @@ from rl2meta.networks import mlp
 from rl2meta.spaces import encoding
 
 LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
-_FUSED_ROWS = 64  # on a CPU: with fewer, the fused layer takes longer than one cell after another
+_FUSED_ROWS = 64  # on a CPU, with fewer rows the fused layer takes longer than separate cells
 
 
 class RecurrentConfig(BaseModel):
@@ -30,13 +30,15 @@ class RecurrentConfig(BaseModel):
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     embedding_sizes: list[Count] = Field(
-        [], description="units in each ReLU layer between the input and the recurrent layer; none by default"
+        [], description="units in each ReLU layer between the input and the recurrent layer"
     )
     previous_observation: bool = Field(
-        False, description="show o_{t-1} beside a_{t-1} and r_{t-1}, which were chosen and paid there"
+        False,
+        description="add the previous observation to the input, which always holds the previous action and "
+        "reward",
     )
     hidden_size: Count = Field(48, description="units in each recurrent layer")
-    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="recurrent layers")
+    num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="number of recurrent layers")
 
 
 class LSTMConfig(RecurrentConfig):
@@ -52,12 +54,12 @@ class GRUConfig(RecurrentConfig):
 
 
 class InputLayer(nn.Module):
-    """(o_t, o_{t-1} if it is asked for, a_{t-1}, r_{t-1}, first) -> embedding.
+    """(o_t, o_{t-1} if ``previous_observation`` is true, a_{t-1}, r_{t-1}, first) -> embedding.
 
-    Where o_t is a picture, features of an ``ImageEncoder`` stand for it.
+    If o_t is an image, the features of an ``ImageEncoder`` replace it.
 
     Raises:
-        UserError: if a picture before is asked for.
+        UserError: if ``previous_observation`` is true and observations are images.
     """
 
     def __init__(
@@ -67,7 +69,7 @@ class InputLayer(nn.Module):
         self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None
         if self.encoder is not None and config.previous_observation:
             raise UserError(
-                "agent.core.previous_observation: expected false where observations are pictures, got true; "
+                "agent.core.previous_observation: expected false if observations are images, got true; "
                 "leave it out"
             )
         self._recalls = config.previous_observation
@@ -78,11 +80,12 @@ class InputLayer(nn.Module):
         self.out_features = [in_features, *config.embedding_sizes][-1]
 
     def forward(self, seen: Seen) -> Tensor:
-        """Return the embedding of a step or of whole trials, [..., out_features]."""
+        """Return the embedding of one step or of whole trials, [..., out_features]."""
         observed = [seen.observation if self.encoder is None else self.encoder(seen.observation)]
         if self._recalls:
             observed.append(seen.previous_observation)
         flags = torch.stack([seen.reward, seen.first.float()], dim=-1)  # [..., 2]
+        # [..., in_features] -> [..., out_features]
         embedded: Tensor = self.embedding(torch.cat([*observed, seen.action, flags], dim=-1))
         return embedded
 

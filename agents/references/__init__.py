@@ -1,1 +1,1 @@
-"""Algorithms with proofs, on the same protocol as the agents that learn to learn."""
+"""References: classical algorithms with known behaviour, with the same interface as the trained agents."""

@@ -1,4 +1,4 @@
-"""A reference for any family: what acting without looking earns."""
+"""A reference for any family: an agent that acts at random."""
 
 from typing import Any, NamedTuple
 
@@ -12,12 +12,12 @@ from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
 class Draws(NamedTuple):
-    """The carry: where actions come from, and a Box's bounds on the same device.
+    """The carry: the agent's random stream, and a Box's bounds on the same device.
 
     Attributes:
-        generator: of the draws.
-        low, high: of a Box with what is infinite set to 0, in its shape; of no entries for Discrete.
-        bounded: bool, both bounds are finite.
+        generator: random stream of the actions.
+        low, high: a Box's bounds in its shape, 0 where one is infinite; empty for Discrete.
+        bounded: bool, true where both bounds are finite.
     """
 
     generator: torch.Generator
@@ -27,11 +27,11 @@ class Draws(NamedTuple):
 
 
 class UniformAgent:
-    """Takes any action with equal probability, whatever it sees.
+    """Takes every action with equal probability and ignores observations.
 
-    In a Box, entries between finite bounds are uniform; of those without one or both, where nothing is
-    uniform, they are standard normal, and the worker clips them to the bound that there is. Integers are
-    uniform from bound to bound, both included.
+    In a Box, entries with two finite bounds are uniform between them. Other entries are standard normal,
+    because no uniform distribution exists there; the worker clips them to a finite bound. Integers are
+    uniform between their bounds, both included.
 
     Args:
         action_space: Discrete or Box.
@@ -50,7 +50,7 @@ class UniformAgent:
         self._space = action_space
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Draws:
-        """Return the generator, and the bounds where it lives."""
+        """Return the generator, and the bounds on its device."""
         return Draws(generator, *(torch.as_tensor(x, device=generator.device) for x in _bounds(self._space)))
 
     def act(self, carry: Draws, step: TimeStep) -> tuple[Choice, Draws]:
@@ -69,7 +69,7 @@ class UniformAgent:
 
 
 def random_references(action_space: gym.Space[Any]) -> dict[str, Reference]:
-    """Return what any family can be measured against, by name."""
+    """Return the references that exist for every family, by name."""
     return {"random": Reference("any action", lambda: UniformAgent(action_space))}
 
 
@@ -77,17 +77,17 @@ def _bounds(space: gym.spaces.Discrete | gym.spaces.Box) -> tuple[Any, Any, Any]
     """Return low, high and whether both are finite, as arrays."""
     if isinstance(space, gym.spaces.Discrete):
         return np.zeros(0), np.zeros(0), np.zeros(0, bool)
-    bounded = space.bounded_below & space.bounded_above  # of integers, low and high are never infinite
+    bounded = space.bounded_below & space.bounded_above  # the bounds of integers are never infinite
     low, high = (np.where(bounded, bound, 0).astype(np.float32) for bound in (space.low, space.high))
     return low, high, bounded
 
 
 def _draw(carry: Draws, rows: int, whole: bool) -> Tensor:
-    """Return float [rows, *shape of the Box]; numbers that are ``whole`` are so as floats, too."""
+    """Draw float [rows, *shape of the Box]; if ``whole``, the floats are integers."""
     share, normal = (carry.low.new_empty(rows, *carry.low.shape) for _ in range(2))
     share.uniform_(generator=carry.generator)
     normal.normal_(generator=carry.generator)
-    # Not low + share × (high − low), which overflows where the bounds are those of all floats.
+    # low + share × (high − low) would overflow if the bounds are the largest floats.
     inside = (1 - share) * carry.low + share * (carry.high + whole)
     if whole:
         inside, normal = inside.floor(), normal.round()

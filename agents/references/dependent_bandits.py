@@ -1,7 +1,7 @@
-"""References for two-armed bandits with p₂ = 1 − p₁: those that know it, and those that do not."""
+"""References for two-armed bandits with p₂ = 1 − p₁; some use this dependence, others do not."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Protocol
@@ -9,12 +9,13 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.bandits import BetaPrior, IndexAgent, Rule, Statistics, bernoulli_references
+from rl2meta.agents.references.bandits import IndexAgent, Rule, bernoulli_references
+from rl2meta.agents.references.priors import BetaPrior, Statistics
 from rl2meta.agents.references.reference import Reference, require
 
 
 class JointPrior(Protocol):
-    """What is believed of p₁, where p₂ = 1 − p₁."""
+    """A prior of p₁, with p₂ = 1 − p₁."""
 
     def mean(self, seen: Statistics) -> Tensor:
         """Return the posterior mean of p₁, [B, 1]."""
@@ -27,7 +28,7 @@ class JointPrior(Protocol):
 
 @dataclass(frozen=True)
 class UniformPrior:
-    """p₁ ~ U[0, 1]: after k signs for arm 1 in t pulls, Beta(k + 1, t − k + 1)."""
+    """p₁ ~ U[0, 1]; after k signs for arm 1 in t pulls, the posterior is Beta(k + 1, t − k + 1)."""
 
     def mean(self, seen: Statistics) -> Tensor:
         """Return (k + 1) / (t + 2)."""
@@ -52,7 +53,7 @@ class TwoPointPrior:
         return 0.5 + (self.better - 0.5) * (0.5 * self._log_odds(seen)).tanh()
 
     def sample(self, seen: Statistics) -> Tensor:
-        """Draw one of the two."""
+        """Draw one of the two values."""
         log_odds = self._log_odds(seen)
         chance = torch.rand(log_odds.shape, generator=seen.generator, device=log_odds.device)
         return torch.where(chance < log_odds.sigmoid(), self.better, 1 - self.better)
@@ -63,7 +64,7 @@ class TwoPointPrior:
 
 
 def greedy(seen: Statistics, prior: JointPrior) -> Tensor:
-    """Score by the posterior mean: Bayes-optimal, as either arm tells as much as the other."""
+    """Score by the posterior mean: Bayes-optimal, because both arms give the same information."""
     return _both(prior.mean(seen))
 
 
@@ -72,29 +73,24 @@ def thompson(seen: Statistics, prior: JointPrior) -> Tensor:
     return _both(prior.sample(seen))
 
 
-_PRIORS: Mapping[str, JointPrior] = {
-    "uniform": UniformPrior(),
-    "easy": TwoPointPrior(0.9),
-    "medium": TwoPointPrior(0.75),
-    "hard": TwoPointPrior(0.6),
-}
+def dependent_references(better: float | None, num_pulls: int) -> dict[str, Reference]:
+    """Return the references of two arms with p₂ = 1 − p₁, by name.
 
-
-def dependent_references(law: str, num_pulls: int) -> dict[str, Reference]:
-    """Return the references of ``DependentBandits`` by name; ``ucb1`` and ``*_independent`` know no law.
+    ``ucb1`` and ``*_independent`` treat the arms as independent.
 
     Args:
-        law: uniform, easy, medium or hard.
+        better: p₁ is ``better`` or 1 − ``better``, with equal probability; None for p₁ ~ U[0, 1].
         num_pulls: n, pulls in a trial; only the Gittins index depends on it.
 
     Raises:
-        ValueError: for another law.
+        ValueError: for ``better`` outside (1/2, 1).
 
     Source: Wang et al. 2016 (arXiv 1611.05763), section 3.1, compare with UCB, Thompson sampling and the
     Gittins index for independent arms.
     """
-    require(law in _PRIORS, f"a law of {', '.join(_PRIORS)}, got {law!r}")
-    prior, independent = _PRIORS[law], bernoulli_references(2, num_pulls)
+    require(better is None or 0.5 < better < 1, f"better in (1/2, 1), or None, got {better}")
+    prior: JointPrior = UniformPrior() if better is None else TwoPointPrior(better)
+    independent = bernoulli_references(2, num_pulls)
     best = partial(greedy, prior=prior)
 
     def kept(name: str) -> Reference:
@@ -117,9 +113,9 @@ def _agent(rule: Rule, best: Rule | None = None) -> Callable[[], IndexAgent]:
 
 
 def _pooled(seen: Statistics) -> Statistics:
-    """Count as pulls of arm 1 all pulls, and as its successes all signs for it, [B, 1].
+    """Return statistics of arm 1, [B, 1], that count every pull of both arms as a pull of arm 1.
 
-    A failure of arm 2 has the probability 1 − p₂ = p₁, that of a success of arm 1.
+    A failure of arm 2 counts as a success of arm 1, because it has the same probability, 1 − p₂ = p₁.
     """
     signs = seen.totals[:, 0] + seen.pulls[:, 1] - seen.totals[:, 1]
     return seen._replace(pulls=seen.pulls.sum(dim=1, keepdim=True), totals=signs.unsqueeze(1))

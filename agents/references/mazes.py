@@ -1,8 +1,8 @@
-"""Maze algorithms with known behaviour, as agents: posterior sampling over where the hidden goals are.
+"""Maze algorithms with known behaviour, as agents: posterior sampling of the hidden goals' cells.
 
-Both families are one search: goals that are different cells must be reached in a fixed order (one goal in
-Dark Rooms, key and then door in Key-to-Door), and a step that ends on the goal that is due pays. The prior is
-uniform over all the family's tasks, those for training and those held out: no reference knows the partition.
+Both families are the same search problem: the agent must reach goals in different cells in a fixed order (one
+goal in Dark Rooms, key and then door in Key-to-Door), and a step that ends on the next goal pays. The prior
+is uniform over all tasks of the family, training and held-out: no reference knows the split.
 """
 
 from dataclasses import dataclass, field
@@ -16,16 +16,16 @@ from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
 class Belief(NamedTuple):
-    """The carry: what is known of B mazes with n cells and m goals.
+    """The carry: what is known about B mazes with n cells and m goals.
 
     Attributes:
-        possible: where each goal may be, bool [B, m, n]; that no two are in one cell comes on top.
-        guess: the goals that are believed in for now, a draw from the posterior, int64 [B, m].
-        due: the goals reached in this episode, the last not counted: the number of the next, int64 [B].
-        cell: where the agent was before its last action, int64 [B].
-        next_cell: where an action leads, int64 [n, actions], on the generator's device.
-        towards: the first action of a shortest path between two cells, int64 [n, n], there too.
-        generator: of the agent's draws.
+        possible: bool [B, m, n], whether each goal may be in each cell; two goals are never in one cell.
+        guess: the cells of the goals in the current draw from the posterior, int64 [B, m].
+        due: index of the next goal in this episode, int64 [B]; it stays m − 1 once the last is reached.
+        cell: the cell of the agent before its last action, int64 [B].
+        next_cell: the cell that an action leads to, int64 [n, actions], on the generator's device.
+        towards: the first action of a shortest path between two cells, int64 [n, n], on the same device.
+        generator: random stream of the agent.
     """
 
     possible: Tensor
@@ -39,17 +39,17 @@ class Belief(NamedTuple):
 
 @dataclass(frozen=True)
 class PosteriorSampling:
-    """Draws the goals from the posterior and walks a shortest path to the one that is due, over and over.
+    """Draws the goals from the posterior and walks a shortest path to the next one.
 
-    Every task of the prior is as likely as another until it is excluded: a cell that paid nothing is not the
-    goal that was due there, one that paid is. A draw lasts for an episode; arrived in vain, the agent waits.
+    All tasks that are still possible are equally likely. A cell that paid is the goal that was due; a cell
+    that did not pay is not. A draw lasts for an episode; if its cell does not pay, the agent waits there.
 
     Attributes:
-        next_cell: where an action leads, int64 [n, actions].
-        distances: the fewest steps from cell to cell, int64 [n, n].
+        next_cell: the cell that an action leads to, int64 [n, actions].
+        distances: length of a shortest path between two cells, int64 [n, n].
         goals: the cells that may be goals, int64.
         num_goals: m.
-        resample: draw anew within an episode too, as soon as what was drawn is excluded.
+        resample: also draw again within an episode, as soon as the current draw is excluded.
 
     Source: Osband et al. 2013 (arXiv 1306.0940), where a draw lasts for an episode.
     """
@@ -62,7 +62,7 @@ class PosteriorSampling:
     phase: Phase = field(default=Phase(episodes=None), init=False)  # the carry moves while it acts
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Belief:
-        """Return the prior; the first step draws from it."""
+        """Return the prior; the first step makes a draw from it."""
         device, num_cells = generator.device, len(self.next_cell)
         possible = torch.zeros(num_cells, dtype=torch.bool, device=device)
         possible[self.goals.to(device)] = True
@@ -78,7 +78,7 @@ class PosteriorSampling:
         )
 
     def act(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief]:
-        """Learn from the last reward, draw where a new draw is due, and walk."""
+        """Learn from the last reward, draw goals where necessary, and walk towards the next one."""
         known = _learn(carry, step)
         again = step.first
         if self.resample:
@@ -89,16 +89,16 @@ class PosteriorSampling:
         return Choice(action, action), known._replace(guess=guess)
 
     def adapt(self, carry: Belief, trajectory: Trajectory) -> Belief:
-        """Learn nothing more: all was learnt while acting."""
+        """Return the carry as it is: the agent learns while it acts."""
         return carry
 
 
 @dataclass(frozen=True)
 class RandomWalk:
-    """Takes any action with equal probability; the carry is the generator.
+    """Takes every action with equal probability; the carry is the generator.
 
     Attributes:
-        num_actions: how many there are.
+        num_actions: number of actions.
     """
 
     num_actions: int
@@ -121,48 +121,37 @@ class RandomWalk:
         return carry
 
 
-def dark_room_references(next_cell: Tensor, distances: Tensor, goals: Tensor) -> dict[str, Reference]:
-    """Return the references of ``DarkRooms`` by name.
+def hidden_goal_references(
+    next_cell: Tensor, distances: Tensor, goals: Tensor, num_goals: int
+) -> dict[str, Reference]:
+    """Return the references of mazes with hidden goals by name.
 
     Args:
-        next_cell: where an action leads, int64 [cells, actions].
-        distances: the fewest steps from cell to cell, int64 [cells, cells].
-        goals: the cells that may be the goal, int64.
+        next_cell: the cell that an action leads to, int64 [cells, actions].
+        distances: length of a shortest path between two cells, int64 [cells, cells].
+        goals: the cells that may be goals, int64; no two goals are in one cell.
+        num_goals: number of goals that the agent must reach in order; 1 for Dark Rooms, 2 for Key-to-Door.
     """
-    return _references(next_cell, distances, goals, num_goals=1)
 
-
-def key_to_door_references(next_cell: Tensor, distances: Tensor, goals: Tensor) -> dict[str, Reference]:
-    """Return the references of ``KeyToDoor`` by name.
-
-    Args:
-        next_cell: where an action leads, int64 [cells, actions].
-        distances: the fewest steps from cell to cell, int64 [cells, cells].
-        goals: the cells that may be key or door, but not both, int64.
-    """
-    return _references(next_cell, distances, goals, num_goals=2)
-
-
-def _references(next_cell: Tensor, distances: Tensor, goals: Tensor, num_goals: int) -> dict[str, Reference]:
     def sampling(resample: bool) -> PosteriorSampling:
         return PosteriorSampling(next_cell, distances, goals, num_goals, resample)
 
     return {
         "random": Reference("any action", lambda: RandomWalk(next_cell.shape[1])),
         "psrl": Reference(
-            "the shortest path to the goals of one posterior sample an episode", lambda: sampling(False)
+            "the shortest path to the goals of one posterior sample per episode", lambda: sampling(False)
         ),
         "psrl_resampling": Reference(
-            "psrl, but with a new sample whenever the last is refuted", lambda: sampling(True)
+            "psrl, but with a new sample whenever a reward excludes the last one", lambda: sampling(True)
         ),
     }
 
 
 def _learn(carry: Belief, step: TimeStep) -> Belief:
-    """Take in the reward of the last action.
+    """Update the belief with the reward of the last action.
 
-    Where it led is computed, not observed: an episode's first observation is the start, but the reward that
-    comes with it was paid where the episode before ended.
+    The cell that paid is computed, not observed: the first observation of an episode is the start, but the
+    reward that comes with it belongs to the cell where the previous episode ended.
     """
     moved = step.action.sum(dim=1) > 0  # there was no action before a trial's first step
     found = moved & (step.reward > 0)
@@ -180,15 +169,15 @@ def _learn(carry: Belief, step: TimeStep) -> Belief:
 
 
 def _draw(belief: Belief) -> Tensor:
-    """Draw the goals from the posterior, int64 [B, m], one after another and each in a cell of its own.
+    """Draw the goals from the posterior, int64 [B, m], one after another, all in different cells.
 
-    That is uniform over the possible tasks: until a goal is found, nothing is known of those after it,
-    so that each of its cells leaves them equally many.
+    This is uniform over the possible tasks: until a goal is found, nothing is known about later goals, so
+    each of its possible cells leaves the same number of cells for them.
     """
     free = torch.ones_like(belief.possible[:, 0])
     cells = []
     for possible in belief.possible.unbind(1):
-        rank = (possible & free).cumsum(dim=1)  # a cell that may be the goal is the first of its rank
+        rank = (possible & free).cumsum(dim=1)  # [B, n]; a possible cell is the first with its rank
         chance = torch.rand(len(free), 1, generator=belief.generator, device=free.device)
         chosen = (chance * rank[:, -1:]).long().clamp(max=rank[:, -1:] - 1)  # the product may round up
         cells.append((rank <= chosen).sum(dim=1))

@@ -1,4 +1,4 @@
-"""What the command line needs to know of a reference: how to build it, and what to tune."""
+"""The description of a reference for the command line: how to build it, and which constants to tune."""
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -9,12 +9,12 @@ from rl2meta.trial import Agent
 
 @dataclass(frozen=True)
 class Reference:
-    """How to build a reference, and what to tune of it.
+    """How to build a reference, and which of its constants to tune.
 
     Attributes:
         description: one line.
-        build: constants by keyword -> agent; every constant has a default, and bad ones raise ValueError.
-        grid: the values of each constant among which training tasks choose; empty if there is none.
+        build: constants by keyword -> agent; every constant has a default, and bad values raise ValueError.
+        grid: candidate values of each constant, to be tuned on training tasks; empty if there are none.
     """
 
     description: str
@@ -23,6 +23,6 @@ class Reference:
 
 
 def require(condition: bool, expected: str) -> None:
-    """Raise ValueError that says what was ``expected`` unless ``condition`` holds."""
+    """Raise a ValueError with what was ``expected``, unless ``condition`` holds."""
     if not condition:
         raise ValueError(f"expected {expected}")

@@ -1,7 +1,7 @@
-"""Explorers of small MDPs with known behaviour, as agents: what RL² and MAML are measured against.
+"""Exploration algorithms for small MDPs with known behaviour, as agents: references for RL² and MAML.
 
-Every one of them believes something of the MDP, makes a plan for each episode from what it believes, and
-takes the best action of the plan. They differ only in the planner (``planning.py``) and in the prior.
+Each of them has a posterior of the MDP, makes a plan for each episode from it, and takes the best action of
+the plan. They differ only in the planner (``planning.py``) and in the prior.
 """
 
 from dataclasses import dataclass, field, replace
@@ -24,19 +24,17 @@ from rl2meta.agents.references.planning import (
 from rl2meta.agents.references.reference import Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
-_SMALLEST_VARIANCE = 1e-12  # so that a deviation or noise of 0 has a precision
-_ROUNDING = 1e-6  # relative: what sums of the same numbers in another order may differ by
-_PLANNED_AT_ONCE = {"cpu": 2**17}  # numbers of P that fit a core's cache, with what is computed from them
-_PLANNED_AT_ONCE_ELSEWHERE = 2**26
+_SMALLEST_VARIANCE = 1e-12  # so that a standard deviation of 0 has a finite precision
+_ROUNDING = 1e-6  # relative difference between sums of the same numbers in a different order
 
 
 class Counts(NamedTuple):
-    """What was seen of B MDPs.
+    """Counts and sums of the steps in B MDPs.
 
     Attributes:
-        visits: of (s, a), float [B, S, A].
-        totals: the sum of the rewards of (s, a), [B, S, A].
-        transitions: from (s, a) to s', float [B, S, A, S].
+        visits: number of visits of (s, a), float [B, S, A].
+        totals: sum of the rewards of (s, a), [B, S, A].
+        transitions: number of transitions from (s, a) to s', float [B, S, A, S].
     """
 
     visits: Tensor
@@ -44,9 +42,9 @@ class Counts(NamedTuple):
     transitions: Tensor
 
     def after(self, trajectory: Trajectory) -> "Counts":
-        """Return the counts with [T, B] more steps, those on padding left out.
+        """Return the counts after [T, B] more steps, without padding.
 
-        Where an episode or the trajectory ends, the next state was not seen, so no transition is counted.
+        At the end of an episode or of the trajectory, the next state is unknown, so no transition counts.
         """
         num_states, num_actions = self.visits.shape[1:]
         state, mask = trajectory.inputs.observation.long(), trajectory.mask
@@ -61,7 +59,7 @@ class Counts(NamedTuple):
 
 @dataclass(frozen=True)
 class Prior:
-    """μ(s, a) ~ N(m, 1/τ) seen with noise of precision τ', and P(· | s, a) ~ Dirichlet(α, …, α).
+    """μ(s, a) ~ N(m, 1/τ), rewards with noise of precision τ', and P(· | s, a) ~ Dirichlet(α, …, α).
 
     Attributes:
         num_states: S.
@@ -80,7 +78,7 @@ class Prior:
     concentration: float
 
     def posterior(self, counts: Counts, episode: int, generator: torch.Generator) -> Posterior:
-        """Return N((τ m + τ' R) / (τ + τ' n), 1 / (τ + τ' n)) after n rewards of sum R, and α + counts."""
+        """Return N((τ m + τ' R) / (τ + τ' n), 1 / (τ + τ' n)) after n rewards with sum R, and α + counts."""
         precision = self.precision + self.noise_precision * counts.visits
         mean = (self.precision * self.mean + self.noise_precision * counts.totals) / precision
         weights = self.concentration + counts.transitions
@@ -88,14 +86,14 @@ class Prior:
 
 
 class Experience(NamedTuple):
-    """The carry.
+    """The carry: counts of past steps, and the plan for the current episode.
 
     Attributes:
-        counts: what was seen.
+        counts: counts and sums of past steps.
         plan: Q_t(s, a) of the current episode, [B, H, S, A].
-        step: t, steps taken in the current episode, known without asking the device.
-        episode: episodes that were lived through before.
-        generator: of the agent's draws.
+        step: t, number of steps so far in the current episode; a Python number, so it needs no device.
+        episode: number of completed episodes.
+        generator: random stream of the agent.
     """
 
     counts: Counts
@@ -107,16 +105,16 @@ class Experience(NamedTuple):
 
 @dataclass(frozen=True)
 class TabularAgent:
-    """Plans each episode by what it believes, and takes the best action of the plan, any one of equals.
+    """Plans each episode from its posterior, and takes the best action of the plan; ties are random.
 
-    Equals are common, as nothing tells pairs apart that were never tried. To take the first of them would
-    be to try the same action twice where a state comes twice in an episode, and to learn less from it.
+    Ties are common, because pairs (s, a) that were never tried have equal values. If the agent always took
+    the first of equal actions, it would repeat the same action in a state, and learn less in an episode.
 
     Attributes:
-        prior: what it believes before it has seen anything.
+        prior: of the MDP.
         horizon: H, the steps in an episode.
         planner: makes the plan.
-        epsilon: the probability of a uniform action instead, at each step.
+        epsilon: at each step, the probability of a uniform action instead.
     """
 
     prior: Prior
@@ -126,7 +124,7 @@ class TabularAgent:
     phase: Phase = field(default=Phase(episodes=1), init=False)
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Experience:
-        """Return the plan for MDPs of which nothing was seen yet."""
+        """Return the plan for the first episode, from the prior alone."""
         shape = (num_tasks, self.prior.num_states, self.prior.num_actions)
         nothing = torch.zeros(shape, device=generator.device)
         nowhere = torch.zeros((*shape, self.prior.num_states), device=generator.device)
@@ -135,7 +133,7 @@ class TabularAgent:
     def act(self, carry: Experience, step: TimeStep) -> tuple[Choice, Experience]:
         """Take the plan's best action.
 
-        The mode leaves ε out, but not the draws that a plan was made from: they hold for the episode.
+        The mode ignores ε, but not the posterior samples of the plan: a plan holds for the whole episode.
         """
         value = _rows(carry.plan[:, carry.step], step.observation.long())
         mode = _any_best(value, carry.generator)
@@ -143,18 +141,12 @@ class TabularAgent:
         return Choice(action, mode), carry._replace(step=carry.step + 1)
 
     def adapt(self, carry: Experience, trajectory: Trajectory) -> Experience:
-        """Learn from an episode and plan the next."""
+        """Learn from the last episode and plan the next one."""
         return self._planned(carry.counts.after(trajectory), carry.episode + 1, carry.generator)
 
     def _planned(self, counts: Counts, episode: int, generator: torch.Generator) -> Experience:
-        """Plan some tasks at a time: on a CPU that is faster, as their numbers stay in the cache."""
-        at_once = _PLANNED_AT_ONCE.get(generator.device.type, _PLANNED_AT_ONCE_ELSEWHERE)
-        num_tasks = max(1, at_once // counts.transitions[0].numel())
-        plans = [
-            self.planner(self.prior.posterior(Counts(*part), episode, generator), self.horizon)
-            for part in zip(*(torch.split(count, num_tasks) for count in counts), strict=True)
-        ]
-        return Experience(counts, torch.cat(plans), 0, episode, generator)
+        posterior = self.prior.posterior(counts, episode, generator)
+        return Experience(counts, self.planner(posterior, self.horizon), 0, episode, generator)
 
     def _explored(self, mode: Tensor, generator: torch.Generator) -> Tensor:
         chance = torch.rand(mode.shape, generator=generator, device=mode.device)
@@ -179,15 +171,15 @@ def tabular_references(
 ) -> dict[str, Reference]:
     """Return the references of ``TabularMDPs`` by name.
 
-    The Bayesian ones know the law that the MDPs are drawn from. The published baselines took the mean of
-    the mean rewards for 0; as ``…_mean0`` these are there too, if it is not 0.
+    The Bayesian ones know the task distribution. The published baselines assumed a prior mean of 0 for the
+    mean rewards; if m is not 0, the references ``…_mean0`` make the same assumption.
 
     Args:
         num_states: S.
         num_actions: A.
         horizon: H.
         reward_mean: m, the mean of the mean rewards.
-        reward_deviation: d, their standard deviation.
+        reward_deviation: d, the standard deviation of the mean rewards.
         noise: the standard deviation of a reward around its mean.
         concentration: α of the transitions.
 
@@ -233,18 +225,18 @@ def _bayesian(prior: Prior, horizon: int) -> dict[str, Reference]:
     return {
         "greedy": Reference("the best plan for the posterior's mean MDP", lambda: agent(greedy)),
         "epsilon_greedy": Reference(
-            "greedy, but at times any action", build_epsilon_greedy, {"epsilon": _EPSILONS}
+            "greedy, but any action with probability epsilon", build_epsilon_greedy, {"epsilon": _EPSILONS}
         ),
         "psrl": Reference("the best plan for one posterior sample", lambda: agent(psrl)),
         "opsrl": Reference(
-            "psrl, optimistic over some posterior samples", build_opsrl, {"samples": _SAMPLES}
+            "psrl with the highest value of several posterior samples", build_opsrl, {"samples": _SAMPLES}
         ),
-        "beb": Reference("greedy, with bonuses for what was seldom tried", build_beb, {"scaling": _SCALINGS}),
+        "beb": Reference("greedy, with bonuses for rarely tried pairs", build_beb, {"scaling": _SCALINGS}),
     }
 
 
 def _ucrl2(num_states: int, num_actions: int, horizon: int) -> Reference:
-    """Its prior is worth next to nothing, and only keeps pairs that were never tried from dividing by 0."""
+    """Return UCRL2; its prior has almost no weight and only avoids a division by 0 for untried pairs."""
     prior = Prior(num_states, num_actions, mean=0.0, precision=1e-4, noise_precision=1.0, concentration=1e-5)
 
     def build(scaling: float = 0.4) -> TabularAgent:  # tunable
@@ -255,12 +247,12 @@ def _ucrl2(num_states: int, num_actions: int, horizon: int) -> Reference:
 
 
 def _add(counts: Tensor, index: Tensor, amount: Tensor) -> Tensor:
-    """Add ``amount`` [T, B] at ``index`` [T, B] of each row of ``counts`` [B, ...], laid flat."""
+    """Add ``amount`` [T, B] at ``index`` [T, B] of each flattened row of ``counts`` [B, ...]."""
     return counts.flatten(1).scatter_add(1, index.T, amount.T).view(counts.shape)
 
 
 def _any_best(value: Tensor, generator: torch.Generator) -> Tensor:
-    """Return the position of a row's maximum, each of equals with the same probability, [B, A] -> [B]."""
+    """Return the index of a row's maximum; equal maxima have the same probability, [B, A] -> [B]."""
     best = value.amax(dim=1, keepdim=True)
     equal = value >= best - _ROUNDING * best.abs()
     chance = torch.rand(value.shape, generator=generator, device=value.device)
@@ -269,5 +261,5 @@ def _any_best(value: Tensor, generator: torch.Generator) -> Tensor:
 
 def _rows(table: Tensor, state: Tensor) -> Tensor:
     """Return the row of each task's ``state`` [B] in ``table`` [B, S, A], [B, A]."""
-    index = state.view(-1, 1, 1).expand(-1, 1, table.shape[-1])
+    index = state.view(-1, 1, 1).expand(-1, 1, table.shape[-1])  # [B, 1, A]
     return table.gather(1, index).squeeze(1)

@@ -1,4 +1,4 @@
-"""References for the two-step task, and the figure by which its field tells them apart."""
+"""References for the two-step task, and the stay probabilities by which its literature compares agents."""
 
 import math
 from collections.abc import Callable
@@ -17,10 +17,10 @@ class Memory(NamedTuple):
     """The carry of B trials.
 
     Attributes:
-        known: what has been learnt: log-odds [B] of side 0 being the good one, or values Q(a) [B, 2].
-        place: the last observation (0, 1, 2), int64 [B]; 0 before the first, when nothing was paid yet.
+        known: what the agent has learnt: log-odds [B] that side 0 is the good one, or values Q(a) [B, 2].
+        place: the last observation (0, 1, 2), int64 [B]; 0 before the first step.
         choice: the last action in S0, int64 [B].
-        generator: of the rules' draws.
+        generator: random stream of the rules.
     """
 
     known: Tensor
@@ -30,20 +30,21 @@ class Memory(NamedTuple):
 
 
 Rule = Callable[[Memory], Tensor]
-"""Chooses the side to make for, int64 [B]."""
+"""Chooses the side to go to, int64 [B]."""
 
 
 @dataclass(frozen=True)
 class TwoStepAgent:
     """Learns from each finished episode and chooses a side by ``rule``.
 
-    It takes the whole trial as one phase, as what was paid is known at the next episode's first step.
+    The whole trial is one phase, because the agent sees the reward of an episode at the next episode's first
+    step.
 
     Attributes:
-        start: what is known at first, [...] for each trial.
-        learn: (memory, reward [B]) -> what is known once the last episode paid ``reward``.
+        start: initial value of ``Memory.known``, [...] for each trial.
+        learn: (memory, reward [B]) -> the new ``known``, after an episode with this reward.
         rule: chooses in S0; may draw from the memory's generator.
-        best: chooses for ``Choice.mode``.
+        best: chooses in S0 for ``Choice.mode``.
     """
 
     start: tuple[float, ...] | float
@@ -53,13 +54,13 @@ class TwoStepAgent:
     phase: Phase = field(default=Phase(), init=False)
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Memory:
-        """Return the memory of trials that have not begun."""
+        """Return the memory at the start of trials."""
         known = torch.tensor(self.start, device=generator.device)
         nowhere = torch.zeros(num_tasks, dtype=torch.int64, device=generator.device)
         return Memory(known.expand(num_tasks, *known.shape), nowhere, nowhere, generator)
 
     def act(self, carry: Memory, step: TimeStep) -> tuple[Choice, Memory]:
-        """Learn where an episode has just been paid; choose in S0, and take action 0 elsewhere."""
+        """Learn if an episode has just ended; choose a side in S0, and take action 0 elsewhere."""
         paid = step.first & (carry.place > 0)
         known = torch.where(_like(paid, carry.known), self.learn(carry, step.reward), carry.known)
         memory = carry._replace(known=known, place=step.observation)
@@ -69,7 +70,7 @@ class TwoStepAgent:
         return Choice(action, mode), memory
 
     def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
-        """Return the carry: it moves while the agent acts."""
+        """Return the carry as it is: the agent learns while it acts."""
         return carry
 
 
@@ -77,8 +78,8 @@ class TwoStepAgent:
 class Filter:
     """The exact posterior of the good side, which may switch between episodes: a hidden Markov model.
 
-    With L the log-odds of side 0, e the log-likelihood ratio of what was paid where, and s the probability
-    of a switch,
+    With L the log-odds of side 0, e the log-likelihood ratio of the reward at the reached side, and s the
+    probability of a switch,
 
         L ← ln((1 − s) exp(L + e) + s) − ln(s exp(L + e) + 1 − s).
     """
@@ -98,7 +99,7 @@ class Filter:
 
 
 def direct_values(memory: Memory, reward: Tensor, rate: float) -> Tensor:
-    """Return Q(a) + α (r − Q(a)) for the choice made in S0, [B, 2]: model-free, blind to where it led."""
+    """Return Q(a) + α (r − Q(a)) for the action in S0, [B, 2]: model-free, it ignores the reached side."""
     chosen = torch.nn.functional.one_hot(memory.choice, 2)
     return memory.known + rate * chosen * (reward.unsqueeze(1) - memory.known)
 
@@ -109,7 +110,7 @@ def uniform(memory: Memory) -> Tensor:
 
 
 def likelier_side(memory: Memory) -> Tensor:
-    """Choose the side that is likelier to be the good one; side 0 if they are equal."""
+    """Choose the side that is more likely to be the good one; side 0 if they are equal."""
     return (memory.known < 0).long()
 
 
@@ -120,26 +121,26 @@ def sampled_side(memory: Memory) -> Tensor:
 
 
 def better_value(memory: Memory) -> Tensor:
-    """Choose the action of the higher value; action 0 if they are equal."""
+    """Choose the action with the higher value; action 0 if they are equal."""
     return memory.known.argmax(dim=1)
 
 
 def epsilon_greedy(memory: Memory, epsilon: float) -> Tensor:
-    """Choose the action of the higher value, but with probability ε either."""
+    """Choose the action with the higher value; with probability ε, choose at random."""
     chance = torch.rand(memory.place.shape, generator=memory.generator, device=memory.place.device)
     return torch.where(chance < epsilon, uniform(memory), better_value(memory))
 
 
 def two_step_references(high: float, low: float, switch_probability: float) -> dict[str, Reference]:
-    """Return the references of ``TwoStep`` by name; common transitions are to be more likely than rare ones.
+    """Return the references of ``TwoStep`` by name; they assume that common transitions are more likely.
 
-    ``greedy`` and ``thompson`` know the law but for the 64 switches that a task can hold at most. Where
-    high + low = 1, either side tells as much of the good one, and ``greedy`` is Bayes-optimal.
+    ``greedy`` and ``thompson`` know the task distribution, except that a task has at most 64 switches. If
+    high + low = 1, both sides give the same information, and ``greedy`` is Bayes-optimal.
 
     Args:
         high: the probability of a reward on the good side.
-        low: and on the other.
-        switch_probability: of the good side's flip before an episode.
+        low: the probability of a reward on the other side.
+        switch_probability: the probability that the good side changes before an episode.
 
     Raises:
         ValueError: unless 0 <= low < high <= 1 and 0 <= switch_probability <= 1.
@@ -153,10 +154,10 @@ def two_step_references(high: float, low: float, switch_probability: float) -> d
 
     return {
         "random": Reference("either action", filtering(uniform)),
-        "greedy": Reference("the likelier side, by the exact posterior", filtering(likelier_side)),
+        "greedy": Reference("the more likely side, by the exact posterior", filtering(likelier_side)),
         "thompson": Reference("a side drawn from the exact posterior", filtering(sampled_side)),
         "model_free": Reference(
-            "values of the first actions, learnt from rewards alone",
+            "values of the first actions, learnt only from rewards",
             _build_model_free,
             {"rate": _RATES, "epsilon": _EPSILONS},
         ),
@@ -175,11 +176,11 @@ def _build_model_free(rate: float = 0.3, epsilon: float = 0.1) -> TwoStepAgent: 
 
 
 def stay_probabilities(trial: Trial) -> Tensor:
-    """Return how often a first action was repeated after each kind of episode, [2, 2]; NaN where none was.
+    """Return how often a first action is repeated after each kind of episode, [2, 2]; NaN for no episodes.
 
-    Rows: the episode before was unrewarded, rewarded; columns: its transition was rare, common. An agent
-    that knows the transitions stays after a reward that followed a common one and leaves after a reward
-    that followed a rare one; a model-free agent stays after a reward.
+    Rows: the previous episode had no reward, a reward; columns: its transition was rare, common. An agent
+    that knows the transitions repeats the action after a reward that followed a common transition, and
+    changes it after a reward that followed a rare one; a model-free agent repeats it after any reward.
 
     Source: Daw et al. 2011 (Neuron 69), figure 2; Wang et al. 2016 (arXiv 1611.05763), section 3.2.
     """
@@ -192,7 +193,7 @@ def stay_probabilities(trial: Trial) -> Tensor:
 
 
 def _log_ratio(one: float, other: float) -> float:
-    """Return ln(one / other), held finite so that certainty remains a number."""
+    """Return ln(one / other), with both clipped at 10⁻¹² so that the result is finite."""
     return math.log(max(one, 1e-12) / max(other, 1e-12))
 
 

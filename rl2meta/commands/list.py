@@ -18,7 +18,7 @@ from rl2meta.experiments.catalogue import (
     offered,
 )
 from rl2meta.experiments.components import AGENTS as KINDS
-from rl2meta.experiments.components import FAMILIES, REFERENCES
+from rl2meta.experiments.components import FAMILIES, default_references
 from rl2meta.experiments.papers import papers
 from rl2meta.experiments.plugins import Parts
 from rl2meta.experiments.sections import TrainingConfig
@@ -34,8 +34,7 @@ def print_components() -> None:
     _print(title, _offered(FAMILY_GROUP, FAMILIES))
     for name in DISTRIBUTIONS:
         _print(f"settings of {name}", _settings(FAMILIES[name].__pydantic_fields__))
-    for name, factory in REFERENCES.items():
-        known = factory(FAMILIES[name](), 1)
+    for name, known in default_references().items():
         _print(f"references on {name}", {key: reference.description for key, reference in known.items()})
     for name in AGENTS:
         for title, fields in _sections(f"settings of agent {name}", KINDS[name].config):

@@ -1,4 +1,4 @@
-"""What exists, by name: where it is written, and a line about it. Importing this loads no torch."""
+"""The built-in agents, families and configs by name, each with one line. Importing this loads no torch."""
 
 from collections.abc import Mapping
 from importlib.metadata import EntryPoint, entry_points
@@ -12,11 +12,11 @@ AGENT_GROUP = "rl2meta.agents"
 
 
 class Entry(NamedTuple):
-    """Something built in.
+    """A built-in agent or family.
 
     Attributes:
         path: ``module:name``.
-        line: what it is; a test compares it with what its own file says.
+        line: one line of description; a test compares it with the line in the module.
     """
 
     path: str
@@ -26,15 +26,15 @@ class Entry(NamedTuple):
 AGENTS: Mapping[str, Entry] = {
     "rl2": Entry(
         "rl2meta.agents.rl2:RL2",
-        "a core whose activations learn within the trial, trained by PPO on whole trials",
+        "a core whose hidden state learns within the trial, trained by PPO on whole trials",
     ),
     "maml_trpo": Entry(
         "rl2meta.agents.maml_trpo:MAML_TRPO",
-        "initial weights from which policy-gradient steps go far, learnt by a trust-region step",
+        "initial weights that adapt by a few policy-gradient steps, learnt by trust-region steps",
     ),
     "maml_regression": Entry(
         "rl2meta.agents.maml_regression:MAML_REGRESSION",
-        "initial weights from which gradient steps on squared errors go far, learnt by Adam",
+        "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     ),
 }
 
@@ -53,7 +53,7 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     ),
     "two_step": Entry(
         "rl2meta.envs.two_step:TwoStep",
-        "A first choice leads to a side, mostly as wanted, and one side pays more often than the other.",
+        "A first action leads to one of two sides by chance, and one side pays more often than the other.",
     ),
     "tabular_mdps": Entry(
         "rl2meta.envs.tabular:TabularMDPs",
@@ -61,7 +61,7 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     ),
     "dark_rooms": Entry(
         "rl2meta.envs.mazes:DarkRooms",
-        "Mazes with a hidden goal cell: every step after which the agent is on it pays 1, any other 0.",
+        "Mazes with a hidden goal cell: a step that ends on the goal pays 1, any other step pays 0.",
     ),
     "key_to_door": Entry(
         "rl2meta.envs.mazes:KeyToDoor",
@@ -69,15 +69,16 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     ),
     "point_navigation": Entry(
         "rl2meta.envs.navigation:PointNavigation",
-        "Points that start in (0, 0) and pay their distance to a hidden goal g ~ U[−side/2, side/2]².",
+        "Points that start at (0, 0); the reward is minus the distance to a hidden goal "
+        "g ~ U[−side/2, side/2]².",
     ),
     "sinusoids": Entry(
         "rl2meta.envs.sinusoids:Sinusoids",
-        "Curves y = A sin(x − φ), with an amplitude A and a phase φ to be told from a few points.",
+        "Curves y = A sin(x − φ); the agent must learn the amplitude A and the phase φ from a few points.",
     ),
     "gymnasium": Entry(
         "rl2meta.envs.gym_tasks:GymnasiumTasks",
-        "The environments of one Gymnasium id, whose parameters are drawn anew for every task.",
+        "The environments of one Gymnasium id, with parameters drawn for every task.",
     ),
     "set_task_envs": Entry(
         "rl2meta.envs.task_conventions:SetTaskEnvs",
@@ -85,29 +86,29 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     ),
     "benchmark_tasks": Entry(
         "rl2meta.envs.task_conventions:BenchmarkTasks",
-        "The tasks of a benchmark object by Meta-World's convention: ML1, ML10, ML45 and their like.",
+        "The tasks of a benchmark object that follows Meta-World's convention, such as ML1, ML10 and ML45.",
     ),
     "cheetah_directions": Entry(
         "rl2meta.envs.locomotion:CheetahDirections",
-        "Half-cheetahs that have to run forward (d = 1) or backward (d = −1): r = d·v − 0.05·‖a‖².",
+        "Half-cheetahs that must run forward (d = 1) or backward (d = −1): r = d·v − 0.05·‖a‖².",
     ),
     "cheetah_velocities": Entry(
         "rl2meta.envs.locomotion:CheetahVelocities",
-        "Half-cheetahs that have to run at a speed g ~ U[low, high]: r = −|v − g| − 0.05·‖a‖².",
+        "Half-cheetahs that must run at a speed g ~ U[low, high]: r = −|v − g| − 0.05·‖a‖².",
     ),
     "ant_directions": Entry(
         "rl2meta.envs.locomotion:AntDirections",
-        "Ants that have to run forward (d = 1) or backward (d = −1): r = d·v − costs + 0.05.",
+        "Ants that must run forward (d = 1) or backward (d = −1): r = d·v − costs + 0.05.",
     ),
     "ant_velocities": Entry(
         "rl2meta.envs.locomotion:AntVelocities",
-        "Ants that have to run at a speed g ~ U[low, high]: r = −|v − g| + 1 − costs + 0.05.",
+        "Ants that must run at a speed g ~ U[low, high]: r = −|v − g| + 1 − costs + 0.05.",
     ),
 }
 
 
 def offered(group: str) -> dict[str, EntryPoint]:
-    """Return what installed packages offer in an entry-point group, by name."""
+    """Return the entry points of installed packages in a group, by name."""
     return {point.name: point for point in entry_points(group=group)}
 
 
@@ -119,17 +120,17 @@ def shipped_configs() -> dict[str, str]:
 
 
 def list_agents() -> dict[str, str]:
-    """Return the agents that ``agent.name`` may name, each with a line; those of packages too."""
+    """Return the agents for ``agent.name``, each with one line, including those of installed packages."""
     return _listed(AGENTS, AGENT_GROUP)
 
 
 def list_distributions() -> dict[str, str]:
-    """Return the families that ``distribution.name`` may name, each with a line; those of packages too."""
+    """Return the families for ``distribution.name``, each with one line, including those of packages."""
     return _listed(DISTRIBUTIONS, FAMILY_GROUP)
 
 
 def list_configs() -> dict[str, str]:
-    """Return the shipped configs, each with a line."""
+    """Return the shipped configs, each with one line."""
     return {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
 
 

@@ -1,4 +1,4 @@
-"""Several runs on one law: what they are called, and how long their trials are."""
+"""Several runs on one task distribution: their names in a comparison, and the length of their trials."""
 
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from rl2meta.experiments.judging import SCRATCH, Subject, folder_name, within
 from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.run import Run
 
-_LONGEST_NAME = 120  # of a folder; file systems take 255 bytes
+_LONGEST_NAME = 120  # of a folder; file systems allow 255 bytes
 
 
 @dataclass(frozen=True)
@@ -20,9 +20,9 @@ class Field:
     """The runs of a comparison.
 
     Attributes:
-        labels: how each was called, or given.
+        labels: name or path of each run, as the caller gave it.
         runs: in the same order.
-        configs: as they are judged, all in trials of one length.
+        configs: their experiments in the evaluation, all with the same length of trials.
     """
 
     labels: Sequence[str]
@@ -31,12 +31,12 @@ class Field:
 
     @property
     def common(self) -> RunConfig:
-        """The first run's experiment on the law as it is, whatever its agent is told of the tasks."""
+        """The first run's experiment, without revealing the tasks to the agent."""
         first = self.configs[0]
         return replace(first, settings=first.settings.model_copy(update={"reveal_task": False}))
 
     def named(self, taken: Collection[str]) -> dict[str, tuple[Run, RunConfig]]:
-        """Return run and judged experiment by the name it gets; no name is among ``taken``."""
+        """Return each run and its experiment in the evaluation by a name that is not in ``taken``."""
         short = [_short(label, run) for label, run in zip(self.labels, self.runs, strict=True)]
         names = [
             name if short.count(name) == 1 else label for name, label in zip(short, self.labels, strict=True)
@@ -45,14 +45,14 @@ class Field:
         return dict(zip(names, zip(self.runs, self.configs, strict=True), strict=True))
 
     def facts(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-        """Return what evaluation.json says of each run."""
+        """Return the facts that evaluation.json holds for each run."""
         return {
-            name: {"path": label, "agent": subject.trained.agent_name, **subject.facts()}
-            for (name, subject), label in zip(subjects.items(), self.labels, strict=True)
+            name: {"path": _path(run), "agent": subject.trained.agent_name, **subject.facts()}
+            for (name, subject), run in zip(subjects.items(), self.runs, strict=True)
         }
 
     def default_folder(self) -> Path | None:
-        """Return ``compare-NAME1-NAME2`` beside the first run; None if that has no folder."""
+        """Return ``compare-NAME1-NAME2`` beside the first run; None if the first run has no folder."""
         path = self.runs[0].path
         if path is None:
             return None
@@ -67,16 +67,17 @@ class Field:
 def field_of(
     labels: Sequence[str | None], runs: Sequence[Run], episodes: int | None, settings: Sequence[str]
 ) -> Field:
-    """Return the runs as they are compared.
+    """Return the runs with their names and their experiments in the comparison.
 
     Args:
-        labels: how each run is called; None for one that is called after its folder.
+        labels: name of each run; None for a run that is named after its folder.
         runs: the runs.
-        episodes: in a trial; None for the longest of the runs'.
-        settings: what a run adapts with, as ``NAME:agent.KEY=VALUE``.
+        episodes: episodes in a trial; None for the longest trial of the runs.
+        settings: changes to the agent of a run, as ``NAME:agent.KEY=VALUE``.
 
     Raises:
-        UserError: for fewer than two runs, one that stands twice, runs on different laws, or a bad setting.
+        UserError: for fewer than two runs, the same run twice, different task distributions, or a bad
+        setting.
     """
     _refuse_too_few(runs)
     for other in runs[1:]:
@@ -94,7 +95,7 @@ def field_of(
 
 
 def law_of(config: RunConfig) -> dict[str, Any]:
-    """Return the settings of the law of an experiment's tasks, whatever its agent is told of them."""
+    """Return the settings of an experiment's task distribution, without ``reveal_task``."""
     return {key: value for key, value in config.flat().items() if key.startswith("distribution.")}
 
 
@@ -105,12 +106,16 @@ def _label(label: str | None, run: Run, place: int) -> str:
 
 
 def _short(label: str, run: Run) -> str:
-    """Return the name of the run's folder, unless the run is called something else."""
+    """Return the label of a run, or the name of its folder if the label is the folder's path."""
     return label if run.path is None or label != str(run.path) else folder_name(run.path)
 
 
+def _path(run: Run) -> str | None:
+    return None if run.path is None else str(run.path)
+
+
 def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
-    """Return the overrides of each run from what stands as ``NAME:KEY=VALUE``."""
+    """Return the overrides of each run from settings ``NAME:KEY=VALUE``."""
     chosen: dict[str, list[str]] = {name: [] for name in names}
     for setting in settings:
         name, colon, override = setting.partition(":")
@@ -125,12 +130,12 @@ def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str
 
 def _refuse_too_few(runs: Sequence[Run]) -> None:
     if len(runs) < 2:
-        raise UserError("DIR: expected two run folders or more, got one; use `rl2meta evaluate` for it")
+        raise UserError("DIR: expected at least two run folders, got one; use `rl2meta evaluate` for it")
     paths = [run.path for run in runs if run.path is not None]
     if len({path.resolve() for path in paths}) < len(paths):
         said = " ".join(map(str, paths))
         raise UserError(
-            f"DIR: expected different run folders, got one of them twice in {said}; name each once"
+            f"DIR: expected different run folders, got the same one twice in {said}; name each only once"
         )
 
 
@@ -149,7 +154,7 @@ def _refuse_another_law(first: Run, other: Run) -> None:
 
 
 def _of_length(config: RunConfig, num_episodes: int) -> RunConfig:
-    """Return the experiment with evaluations of ``num_episodes`` episodes a trial."""
+    """Return the experiment with ``num_episodes`` episodes in each trial of an evaluation."""
     settings = config.settings
     evaluation = settings.evaluation.model_copy(update={"episodes_per_trial": num_episodes})
     return replace(config, settings=settings.model_copy(update={"evaluation": evaluation}))

@@ -1,55 +1,29 @@
 """What the names in a config stand for, and the parts of an experiment that are made of them."""
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
-from rl2meta.agents.references.anything import random_references
-from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
-from rl2meta.agents.references.dependent_bandits import dependent_references
-from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
+from rl2meta.agents.references.catalogue import references_on
 from rl2meta.agents.references.reference import Reference
-from rl2meta.agents.references.tabular import tabular_references
-from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
+from rl2meta.experiments.yaml_text import text_of
+from rl2meta.models import model_of, said_model
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker, Worker
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import AgentKind, Learner
-from rl2meta.workers.plugged_in import AT_ONCE, PluggedIn
 
 FAMILIES: Parts[Any] = Parts(catalogue.DISTRIBUTIONS, catalogue.FAMILY_GROUP, load_family)
 AGENTS: Parts[AgentKind] = Parts(catalogue.AGENTS, catalogue.AGENT_GROUP, load_agent)
 COMPONENTS = Components(FAMILIES, AGENTS)
-
-ReferenceFactory = Callable[[Any, int], dict[str, Reference]]
-REFERENCES: Mapping[str, ReferenceFactory] = {
-    "bernoulli_bandits": lambda d, episodes: bernoulli_references(
-        d.num_arms, episodes, uniform_prior=(d.low, d.high) == (0, 1)
-    ),
-    "gaussian_bandits": lambda d, episodes: gaussian_references(d.num_arms, episodes, d.mean),
-    "dependent_bandits": lambda d, episodes: dependent_references(d.law, episodes),
-    "two_step": lambda d, episodes: two_step_references(d.high, d.low, d.switch_probability),
-    "tabular_mdps": lambda d, episodes: tabular_references(
-        d.num_states,
-        d.num_actions,
-        d.horizon,
-        reward_mean=d.reward_mean,
-        reward_deviation=d.reward_deviation,
-        noise=d.noise,
-        concentration=d.concentration,
-    ),
-    "dark_rooms": lambda d, episodes: dark_room_references(*d.layout_tables()[:3]),
-    "key_to_door": lambda d, episodes: key_to_door_references(*d.layout_tables()[:3]),
-}
 
 
 def make_learner(config: RunConfig, device: torch.device) -> Learner:
@@ -62,8 +36,7 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
 
 def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     """Return the worker that plays an experiment's tasks; ``close`` it when there is nothing left to play."""
-    most = AT_ONCE if isinstance(config.law, PluggedIn) else None
-    return RolloutWorker(config.distribution, device, most)
+    return RolloutWorker(config.distribution, device)
 
 
 def make_training_worker(config: RunConfig, device: torch.device) -> Worker:
@@ -86,17 +59,25 @@ def judged_episodes(config: RunConfig) -> int:
 
 
 def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
-    """Return the references that are defined on the experiment's family, by name.
+    """Return the references that are defined on the model of the experiment's family, by name.
 
-    None where the task is revealed: they read the family's own observations. A family without any of its
-    own has ``random``, which reads nothing.
+    None where the task is revealed: they read the family's own observations. A family that says no model has
+    ``random``, which reads nothing.
+
+    Raises:
+        UserError: for a model that does not fit the family.
     """
     if config.settings.reveal_task:
         return {}
-    factory = REFERENCES.get(config.distribution_name)
-    if factory is None:
-        return random_references(config.law.action_space)
-    return factory(config.law, num_episodes)
+    return references_on(model_of(config.law), config.law.action_space, num_episodes)
+
+
+def default_references() -> dict[str, dict[str, Reference]]:
+    """Return the references on each built-in family that says a model, at its default settings."""
+    built_in = {name: FAMILIES[name] for name in catalogue.DISTRIBUTIONS}
+    ready = {name: family() for name, family in built_in.items() if not _required_keys(family)}
+    laws = {name: family for name, family in ready.items() if said_model(family) is not None}
+    return {name: references_on(model_of(law), law.action_space, 1) for name, law in laws.items()}
 
 
 def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:
@@ -128,7 +109,7 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         UserError: if there is no such config, or it has faults.
     """
     if isinstance(source, Mapping):
-        return load_config(yaml.safe_dump(dict(source), sort_keys=False), "config", overrides, COMPONENTS)
+        return load_config(text_of(source), "config", overrides, COMPONENTS)
     return load_config(_config_text(str(source)), str(source), overrides, COMPONENTS)
 
 
@@ -146,3 +127,7 @@ def _config_text(source: str) -> str:
         return path.read_text(encoding="utf-8")
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {source!r}: expected a readable text file, got: {error}") from None
+
+
+def _required_keys(family: Any) -> list[str]:
+    return [name for name, key in family.__pydantic_fields__.items() if key.is_required()]

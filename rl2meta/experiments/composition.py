@@ -1,4 +1,4 @@
-"""The one place where a training is composed: law, worker and outer loop."""
+"""The single place that combines task distribution, worker and outer loop to a training."""
 
 from collections.abc import Callable
 from typing import Any
@@ -25,16 +25,16 @@ def train_learner(
 
     Args:
         config: the experiment.
-        learner: what learns, on ``device``.
-        device: where to play.
+        learner: on ``device``.
+        device: of the environments.
         callback: called after each update with its metrics; returns true to stop.
-        start: updates already done.
-        env_steps: environment interactions already made.
-        budget: how long and how wide; None for the config's.
-        seed: of all draws; None for the config's.
+        start: number of updates already done.
+        env_steps: number of environment steps already made.
+        budget: number of updates, trials and episodes; None: as in the config.
+        seed: of all random draws; None: as in the config.
 
     Raises:
-        UserError: if the config asks for a worker that cannot be had.
+        UserError: if the worker that the config asks for is not available.
         TrainingDiverged: if a metric is not finite.
     """
     settings = config.settings

@@ -1,4 +1,4 @@
-"""Agents side by side on held-out tasks: play, and write what came of it."""
+"""Evaluate agents side by side on the same held-out tasks."""
 
 import math
 from collections.abc import Callable, Mapping
@@ -24,20 +24,20 @@ from rl2meta.trial import Agent
 _MOST_TASKS = 10**7
 SCRATCH = "PPO from scratch"
 Say = Callable[[str], None]
-"""Told, in a line, what is done next."""
+"""Called with one line of text about the next step."""
 
 
 def silent(line: str) -> None:
-    """Tell nobody."""
+    """Ignore the line."""
 
 
 class Subject(NamedTuple):
-    """A trained agent that is judged.
+    """A trained agent in an evaluation.
 
     Attributes:
-        trained, judged: its experiment as it was trained, and as it is judged.
-        agent: with the settings that it is judged with.
-        update, env_steps: how far it was trained.
+        trained, judged: its experiment in training, and in the evaluation.
+        agent: with the settings of the evaluation.
+        update, env_steps: number of updates and environment steps of its training.
     """
 
     trained: RunConfig
@@ -47,7 +47,7 @@ class Subject(NamedTuple):
     env_steps: int
 
     def facts(self) -> dict[str, Any]:
-        """Return how far it was trained, and with which settings that it is not judged with."""
+        """Return the length of the training, and the training settings that differ in the evaluation."""
         return {
             "trained_with": _trained_with(self.trained, self.judged),
             "update": self.update,
@@ -64,15 +64,15 @@ def make_contest(
     threads: int | None,
     scratch: int,
 ) -> Contest:
-    """Return the contest that the options ask for, what they leave out as in the config.
+    """Return the contest for the options; options that are None are taken from the config.
 
     Raises:
-        UserError: naming the option that is out of range.
+        UserError: if an option is out of range; the message names it.
     """
     defaults = config.settings.evaluation
     num_tasks = within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
-    if scratch:  # of one task alone there is no interval
+    if scratch:  # a single task gives no interval
         within("--scratch", scratch, 2, num_tasks)
     worker = make_worker(config, resolve_device(device))
     contest = Contest(config, worker, seed, num_tasks, scratch)
@@ -82,10 +82,10 @@ def make_contest(
 
 
 def make_subject(name: str, run: Run, judged: RunConfig, contest: Contest) -> Subject:
-    """Return the trained agent of a run, with the settings that it is judged with.
+    """Return the trained agent of a run, with the settings of the evaluation.
 
     Raises:
-        UserError: if the trial does not split into the agent's phases.
+        UserError: if the trial cannot be divided into the agent's phases.
     """
     learner = make_learner(replace(run.config, agent=judged.agent), contest.worker.device)
     learner.load_state_dict(_moved(run, contest.worker.device))
@@ -102,15 +102,15 @@ def _moved(run: Run, device: torch.device) -> dict[str, torch.Tensor]:
 def play(
     contest: Contest, subjects: Mapping[str, Subject], references: Mapping[str, Reference], say: Say
 ) -> tuple[dict[str, AgentResult], Ceilings]:
-    """Put subjects and references on the held-out tasks; return what each earned, and the ceilings.
+    """Evaluate subjects and references on the held-out tasks; return their results and the ceilings.
 
     Args:
-        contest: what they are put on; its environments are closed at the end.
-        subjects: by the name they shall have.
-        references: by name, other than the subjects'.
-        say: told what is played next.
+        contest: the held-out tasks and the seed; its environments are closed at the end.
+        subjects: the trained agents, by their names in the results.
+        references: by name; the names differ from those of the subjects.
+        say: called with one line before each agent.
     """
-    ceilings = contest.ceilings()  # first: what fails here shall not do so after all was played
+    ceilings = contest.ceilings()  # first, so that an error here does not come after the evaluations
     try:
         results = {name: _play(name, subject, contest, say) for name, subject in subjects.items()}
         for name, reference in references.items():
@@ -129,7 +129,7 @@ def within(option: str, value: int, low: int, high: int) -> int:
     """Return ``value``.
 
     Raises:
-        UserError: naming the option, if the value is not from ``low`` to ``high``.
+        UserError: if the value is not from ``low`` to ``high``; the message names the option.
     """
     if not low <= value <= high:
         raise UserError(f"{option}: expected a number from {low} to {high}, got {value}")
@@ -137,7 +137,7 @@ def within(option: str, value: int, low: int, high: int) -> int:
 
 
 def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-    """Return what evaluation.json says of every evaluation."""
+    """Return the facts that evaluation.json holds for every evaluation."""
     played, num_tasks = contest.config.distribution, len(contest.held_out)
     return {
         "num_tasks": num_tasks,
@@ -163,8 +163,8 @@ def _play(name: str, subject: Subject, contest: Contest, say: Say) -> AgentResul
     if not np.isfinite(result.rewards).all():
         first = int(np.isfinite(result.rewards).all(axis=0).argmin())
         raise UserError(
-            f"{name}: expected finite rewards, got others from episode {first} of the trial on; lower the "
-            "step sizes that the agent adapts with, or look for such rewards in the environment"
+            f"{name}: expected finite rewards, got infinite or NaN rewards from episode {first} of the trial "
+            "on; lower the agent's inner learning rates, or look for such rewards in the environment"
         )
     return result
 
@@ -173,14 +173,14 @@ def _learn(contest: Contest, say: Say) -> AgentResult:
     from rl2meta.experiments.scratch import learn_from_scratch  # loads Stable-Baselines3, which takes a while
 
     tasks, law = contest.held_out[: contest.scratch], contest.config.distribution
-    say(f"training {SCRATCH}, SB3's, on each of {len(tasks)} tasks ...")
+    say(f"training {SCRATCH} (Stable-Baselines3) on each of {len(tasks)} tasks ...")
     return learn_from_scratch(
         law, tasks, contest.episodes, contest.seed, lambda done: say(f"  {done}/{len(tasks)} tasks")
     )
 
 
 def _trained_with(trained: RunConfig, judged: RunConfig) -> dict[str, Any]:
-    """Return the settings of training that are others when the agent is judged, as they were then."""
+    """Return the training settings that differ in the evaluation, with their values in training."""
     then, now = trained.flat(), judged.flat()
     changed = [key for key in differing(then, now) if key in then and not key.startswith("evaluation.")]
     if trained.settings.training.episodes_per_trial != judged_episodes(judged):

@@ -1,4 +1,4 @@
-"""What a run leaves on disk while it trains."""
+"""Write the files of a run while it trains."""
 
 from typing import Any
 
@@ -17,7 +17,7 @@ class Recorder:
     """Writes metrics, TensorBoard events and checkpoints of a run into its folder.
 
     Args:
-        run: what is trained; its state when this is made is saved already.
+        run: in training; its present state must already be saved.
         folder: its run folder.
     """
 
@@ -29,7 +29,7 @@ class Recorder:
             self._logger = Logger(str(path), [TensorBoardOutputFormat(str(path))])
 
     def record(self, row: dict[str, Any]) -> None:
-        """Write one update's metrics."""
+        """Write the metrics of one update."""
         self._folder.append_metrics(row)
         for name, value in row.items():
             self._logger.record(f"train/{name}", value)
@@ -37,13 +37,13 @@ class Recorder:
             self._logger.dump(step=row["env_steps"])
 
     def save_if_due(self, stopping: bool) -> None:
-        """Write a checkpoint where the config wants one, after the last update, and before a stop."""
+        """Save a checkpoint at the config's interval, after the last update, and before a stop."""
         run, every = self._run, self._run.config.settings.training.checkpoint_every
         if stopping or run.finished or run.update % every == 0:
             self.save()
 
     def save(self) -> None:
-        """Save the run as it is, unless that was done already."""
+        """Save the present state of the run, unless it is already saved."""
         run, path = self._run, self._folder.checkpoints_path
         if run.update == self._saved:
             return
@@ -58,6 +58,6 @@ class Recorder:
 
 
 def checkpoint_of(config: RunConfig, learner: Learner, update: int, env_steps: int) -> Checkpoint:
-    """Return all that a run needs to go on, and what it was trained as."""
+    """Return a checkpoint: the state from which the run can continue, and its settings."""
     state = {"env_steps": env_steps, "config": config.identity()}
     return Checkpoint(update, learner.state_dict(), state)

@@ -1,4 +1,4 @@
-"""Whether an experiment can be run at all, found out before anything is written."""
+"""A short test of an experiment before a run writes anything."""
 
 import json
 from contextlib import suppress
@@ -20,29 +20,29 @@ _TASKS = 2
 
 
 def draw(law: PluggedIn, num_tasks: int, seed: int, split: Split) -> MappingTasks:
-    """Return tasks of a family that has them to be drawn, and draws the same from the same seed.
+    """Draw tasks of a family with single environments, and check that the draw depends only on the seed.
 
     Raises:
-        UserError: otherwise.
+        UserError: if the family cannot draw tasks, or two draws from the same seed differ.
     """
     tasks, again = (law.sample(num_tasks, generator(seed, "tasks", split), split) for _ in range(2))
     for task, other in zip(tasks.to_dict()["tasks"], again.to_dict()["tasks"], strict=True):
         if json.dumps(task, sort_keys=True) != json.dumps(other, sort_keys=True):
             raise UserError(
-                f"{law}: sample: expected one task from generators of one seed, got {task!s:.100}, then "
-                f"{other!s:.100}; draw from the generator that sample() is given, and from nothing else"
+                f"{law}: sample: expected the same task from generators with the same seed, got "
+                f"{task!s:.100}, then {other!s:.100}; draw only from the generator that sample() gets"
             )
     return tasks
 
 
 def rehearse(config: RunConfig, device: torch.device) -> None:
-    """Take one update on two tasks with a learner that is thrown away.
+    """Take one update on two tasks with a learner that is then discarded.
 
-    What settings only show together (phases that do not fill a trial, a reward that the family does not emit)
-    shows here and not after an hour.
+    Errors that depend on several settings (phases that do not fill a trial, a reward that the family does not
+    provide) appear here and not after an hour of training.
 
     Raises:
-        UserError: naming what does not fit.
+        UserError: if settings do not fit together; the message names them.
     """
     learner = make_learner(config, device)
     length = config.settings.training.episodes_per_trial
@@ -50,18 +50,18 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
     fill(learner.agent.phase, judged_episodes(config), "evaluation.episodes_per_trial")
     seed = derive(config.settings.seed, "rehearsal")
     if isinstance(config.law, PluggedIn):
-        for split in get_args(Split):  # those that it will be judged on too
+        for split in get_args(Split):  # the test tasks too, for the evaluation
             config.law.optimal_return(draw(config.law, _TASKS, seed, split))
     budget = Budget(updates=1, trials_per_update=_TASKS, episodes_per_trial=length)
-    with suppress(TrainingDiverged):  # on two tasks: that says nothing of whole batches
+    with suppress(TrainingDiverged):  # two tasks may diverge where a whole batch does not
         train_learner(config, learner, device, lambda row: True, budget=budget, seed=seed)
 
 
 def fill(phase: Phase, num_episodes: int, key: str) -> None:
-    """Refuse a trial that does not split into an agent's phases.
+    """Refuse a trial that cannot be divided into an agent's phases.
 
     Raises:
-        UserError: naming the key, and lengths that do.
+        UserError: with the key, and lengths of trials that can be divided.
     """
     try:
         phase.plan(num_episodes)

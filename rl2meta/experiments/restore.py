@@ -1,4 +1,4 @@
-"""From a run folder back to a learner."""
+"""Load the learner of a run from its folder."""
 
 import logging
 from pathlib import Path
@@ -19,23 +19,23 @@ _log = logging.getLogger("rl2meta")
 
 
 def load_run_config(folder: RunFolder) -> RunConfig:
-    """Return the experiment that a run folder holds."""
+    """Return the experiment of a run folder."""
     return load_config(folder.config_text(), str(folder.config_path), (), COMPONENTS)
 
 
 def restore(
     folder: RunFolder, config: RunConfig, device: torch.device, fresh_if_never_saved: bool = False
 ) -> tuple[Learner, Checkpoint]:
-    """Return the learner of a run as its newest whole checkpoint has it, and that checkpoint.
+    """Return the learner of a run in the state of its newest complete checkpoint, and that checkpoint.
 
     Args:
-        folder: the run.
-        config: what it holds.
-        device: where the learner shall live.
-        fresh_if_never_saved: begin at update 0, and say so, if the run ended before it saved anything.
+        folder: of the run.
+        config: the experiment of the run.
+        device: of the learner.
+        fresh_if_never_saved: begin at update 0, with a warning, if the run ended before its first checkpoint.
 
     Raises:
-        UserError: if there is no whole checkpoint, or it does not fit the config.
+        UserError: if there is no complete checkpoint, or it does not fit the config.
     """
     saved = checkpoints.newest(folder.checkpoints_path, _log.warning, device)
     learner = make_learner(config, device)
@@ -56,11 +56,11 @@ def restore(
 
 
 def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> None:
-    """What a checkpoint was trained as must still stand in config.yaml."""
+    """Refuse a config.yaml whose settings differ from those in the checkpoint."""
     if not {"env_steps", "config"} <= saved.state.keys():
         raise UserError(
             f"{folder.checkpoints_path}: expected checkpoints of `rl2meta train`, got one that holds "
-            f"{sorted(saved.state)}; restore the run's own"
+            f"{sorted(saved.state)}; restore the original checkpoints of the run"
         )
     now, then = config.identity(), completed(saved.state["config"], COMPONENTS)
     changed = [f"{key} is {now.get(key)!r}, was {then.get(key)!r}" for key in differing(now, then)]
@@ -72,14 +72,14 @@ def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> No
 
 
 def load_run(path: str | Path, device: str = "cpu") -> Run:
-    """Return the run in a folder, as its newest whole checkpoint has it.
+    """Return the run in a folder, in the state of its newest complete checkpoint.
 
     Args:
         path: the run folder.
-        device: where the agent shall live.
+        device: of the agent.
 
     Raises:
-        UserError: if there is no such run, or no whole checkpoint in it.
+        UserError: if there is no such run, or it has no complete checkpoint.
     """
     folder = RunFolder.open(Path(path))
     config = load_run_config(folder)

@@ -1,4 +1,4 @@
-"""A training that was begun or finished: its agent, its law, its metrics, and where it lies on disk."""
+"""A run: one training, with its agent, its task distribution, its metrics and its folder."""
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -12,16 +12,17 @@ from rl2meta.training import Learner
 from rl2meta.trial import Agent
 
 
-@dataclass
+@dataclass(repr=False)
 class Run:
-    """A training, as far as it has come.
+    """One training, unfinished or finished.
 
     Attributes:
         config: its experiment.
-        learner: what learns; its state is that of ``update``.
-        path: its run folder; None for one that was trained without.
-        update: updates done.
-        env_steps: environment interactions made.
+        learner: in its state after ``update`` updates.
+        path: its run folder; None for a run without a folder.
+        update: number of updates done.
+        env_steps: number of environment steps made.
+        rows: metrics of the updates, for a run without a folder.
     """
 
     config: RunConfig
@@ -29,32 +30,38 @@ class Run:
     path: Path | None = None
     update: int = 0
     env_steps: int = 0
-    rows: list[dict[str, Any]] = field(default_factory=list, repr=False)
+    rows: list[dict[str, Any]] = field(default_factory=list)
+
+    def __repr__(self) -> str:
+        where = "nowhere on disk" if self.path is None else self.path
+        updates = self.config.settings.training.updates
+        what = f"{self.config.agent_name} on {self.distribution}"
+        return f"<Run of {what}, update {self.update}/{updates}, {where}>"
 
     @property
     def agent(self) -> Agent[Any]:
-        """What is trained."""
+        """The agent in training."""
         return self.learner.agent
 
     @property
     def distribution(self) -> TaskDistribution:
-        """The law of its tasks, as the agent meets it."""
+        """Its task distribution; with revealed tasks if the config says so."""
         law: TaskDistribution = self.config.distribution
         return law
 
     @property
     def episodes_per_trial(self) -> int:
-        """Episodes in a trial, as in training."""
+        """Number of episodes in a trial of the training."""
         return self.config.settings.training.episodes_per_trial
 
     @property
     def finished(self) -> bool:
-        """Whether every update that the config asks for is done."""
+        """Whether all updates of the config are done."""
         return self.update >= self.config.settings.training.updates
 
     @property
     def metrics(self) -> list[dict[str, Any]]:
-        """One row for each update: ``update``, ``env_steps``, ``mean_return``, and what the learner tells.
+        """One row for each update: ``update``, ``env_steps``, ``mean_return``, and the learner's metrics.
 
         Raises:
             UserError: if the file of the run folder cannot be read.

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
@@ -43,6 +44,9 @@ def train(
     on_start: Callable[[Run], None] | None = None,
 ) -> Run:
     """Train the agent of an experiment.
+
+    This sets torch's number of CPU threads and its precision to those of the config, on which the bits of a
+    run depend.
 
     Args:
         config: the name of a shipped config, a YAML file, or its sections as a mapping.
@@ -133,15 +137,17 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
     """Give a learner the network of another run; return what config.yaml says of it."""
     other = start_from if isinstance(start_from, Run) else load_run(start_from)
     state = other.learner.state_dict()
-    weights = {name: tensor for name, tensor in state.items() if name.startswith("network.")}
+    weights = {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
     try:
         learner.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"start_from: expected a run whose network has the shapes of this one's, got {other.path}; give "
-            f"both the same agent and sizes ({error})"
+            "start_from: expected a run whose network has the shapes of this one's, got "
+            f"{other.path or 'another'}; give both the same agent and sizes ({error})"
         ) from None
-    return f"started_from: {{path: {str(other.path)!r}, update: {other.update}}}\n"
+    origin = {"path": None if other.path is None else str(other.path), "update": other.update}
+    text: str = yaml.safe_dump({"started_from": origin}, allow_unicode=True)
+    return text
 
 
 def _train(

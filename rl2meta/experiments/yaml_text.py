@@ -31,6 +31,7 @@ class _Loader(yaml.SafeLoader):
 # PyYAML's constructors raise other errors, too: for dates, numbers of 5,000 digits, and deep nesting.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_EXPECTED = "a number, a string, a boolean, None, or lists and mappings of them"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
@@ -62,13 +63,26 @@ def overrides_of(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
     return [f"{key}={_as_text(key, value)}" for key, value in given.items()]
 
 
+def text_of(sections: Mapping[str, Any]) -> str:
+    """Return the sections of a config as text.
+
+    Raises:
+        UserError: for a value that no config can hold.
+    """
+    try:
+        text: str = yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        value = error.args[-1]
+        raise UserError(f"config: expected {_EXPECTED}, got {type(value).__name__} {value!r:.80}") from None
+    return text
+
+
 def _as_text(key: str, value: Any) -> str:
     try:
         return json.dumps(value, ensure_ascii=False, allow_nan=False)  # YAML reads it as the same value
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{key}: expected a number, a string, a boolean, None, or lists and mappings of them, got "
-            f"{type(value).__name__} {value!r:.80} ({error})"
+            f"{key}: expected {_EXPECTED}, got {type(value).__name__} {value!r:.80} ({error})"
         ) from None
 
 

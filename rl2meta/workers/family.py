@@ -20,8 +20,9 @@ class SingleFamily(Protocol):
 
     A family may also have two more methods. ``set_task(env, task)`` gives another task to an environment that
     ``make_env`` made; this saves time where making one is slow. ``optimal_return(task) -> float`` is the best
-    expected return of an episode. Environments that know ``regret`` (>= 0) and ``expected_reward`` put them
-    into the info of every step.
+    expected return of an episode. An attribute ``model``, one of ``rl2meta.models``, gives it the references
+    of that model. Environments that know ``regret`` (>= 0) and ``expected_reward`` put them into the info of
+    every step.
     """
 
     @property

@@ -8,6 +8,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl2meta.errors import UserError
+from rl2meta.models import Model, said_model
 from rl2meta.randomness import derive, generator
 from rl2meta.tasks import MappingTasks, Split, Tasks, refuse_other_shapes
 from rl2meta.workers.crew import Crew, Stepper
@@ -17,11 +19,6 @@ from rl2meta.workers.scout import first_look
 from rl2meta.workers.settings import WorkerSettings
 from rl2meta.workers.solo import Solo
 
-AT_ONCE = 256
-"""Number of environments side by side in an evaluation, or the number of lanes if a phase has more of them.
-
-The random numbers of an evaluation depend on it.
-"""
 _SEED_BITS = 31  # of an environment's seed: some libraries do not accept more
 _ENDLESS = -1
 
@@ -50,6 +47,16 @@ class PluggedIn:
         family = self.family
         nameless = type(family).__repr__ is object.__repr__
         return (self._called or type(family).__name__) if nameless else str(family)
+
+    @property
+    def model(self) -> Model | None:
+        """What the family says that its tasks are, or None."""
+        try:
+            return said_model(self.family)
+        except UserError:
+            raise
+        except (Exception, SystemExit) as error:
+            raise EnvironmentFault(f"{self}: model: {told(error)}") from None
 
     @cached_property
     def observation_space(self) -> gym.Space[Any]:

@@ -27,7 +27,7 @@ def _draws(space: Space, rows: int = 30_000, seed: int = 0, steps: int = 1) -> T
     carry, actions = agent.begin(rows, generator(seed, "agent")), []
     for _ in range(steps):
         choice, carry = agent.act(carry, _step(rows))
-        assert torch.equal(choice.action, choice.mode)
+        assert torch.equal(choice.action, choice.mode) and not choice.notes
         actions.append(choice.action)
     return torch.cat(actions)
 

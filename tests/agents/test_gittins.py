@@ -1,4 +1,7 @@
+from functools import lru_cache
+
 import pytest
+import scipy.integrate
 import torch
 
 from rl2meta.agents.references.gittins import gittins_index, gittins_indices
@@ -14,26 +17,37 @@ def states(num_pulls: int) -> list[tuple[int, int, int]]:
     ]
 
 
-def lookup(num_pulls: int, rows: list[tuple[int, int, int]]) -> torch.Tensor:
-    return gittins_index(num_pulls, *torch.tensor(rows).unbind(dim=1))
+Bounds = tuple[float, float]
 
 
-def value(s: int, f: int, remaining: int, known: float, *, must_play: bool = False) -> float:
+def lookup(num_pulls: int, rows: list[tuple[int, int, int]], bounds: Bounds = (0.0, 1.0)) -> torch.Tensor:
+    return gittins_index(num_pulls, *torch.tensor(rows).unbind(dim=1), *bounds)
+
+
+@lru_cache
+def posterior_mean(s: int, f: int, bounds: Bounds) -> float:
+    above, below = (scipy.integrate.quad(lambda p, s=s: p**s * (1 - p) ** f, *bounds)[0] for s in (s + 1, s))
+    return float(above / below)
+
+
+def value(
+    s: int, f: int, remaining: int, known: float, bounds: Bounds = (0.0, 1.0), *, must_play: bool = False
+) -> float:
     """The best total of ``remaining`` pulls of this arm and a known one, by plain recursion."""
     if remaining == 0:
         return 0.0
-    mean = (s + 1) / (s + f + 2)
-    won, lost = value(s + 1, f, remaining - 1, known), value(s, f + 1, remaining - 1, known)
+    mean = posterior_mean(s, f, bounds)
+    won, lost = (value(*after, remaining - 1, known, bounds) for after in ((s + 1, f), (s, f + 1)))
     play = mean * (1 + won) + (1 - mean) * lost
     # Choosing anew at every pull, without a word on retirement: that retiring is for good is a theorem.
-    return play if must_play else max(play, known + value(s, f, remaining - 1, known))
+    return play if must_play else max(play, known + value(s, f, remaining - 1, known, bounds))
 
 
-def index_by_bisection(s: int, f: int, remaining: int) -> float:
-    low, high = 0.0, 1.0
+def index_by_bisection(s: int, f: int, remaining: int, bounds: Bounds = (0.0, 1.0)) -> float:
+    low, high = bounds
     for _ in range(20):
         known = (low + high) / 2
-        playing = value(s, f, remaining, known, must_play=True) > remaining * known + 1e-12
+        playing = value(s, f, remaining, known, bounds, must_play=True) > remaining * known + 1e-12
         low, high = (known, high) if playing else (low, known)
     return (low + high) / 2
 
@@ -49,6 +63,20 @@ def test_equals_bisection_over_a_plain_recursion() -> None:
     rows = [(0, 0, 4), (1, 0, 3), (0, 1, 3), (1, 1, 2), (0, 2, 2), (0, 0, 3), (0, 0, 2), (2, 0, 2)]
     expected = torch.tensor([index_by_bisection(*row) for row in rows])
     torch.testing.assert_close(lookup(4, rows), expected, atol=2e-5, rtol=0)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "digits"),
+    # In a narrow interval a pull teaches little beside a thousandth of it, the distance of the grid's points.
+    [((0.0, 0.5), 2e-5), ((0.2, 0.7), 2e-5), ((0.9, 1.0), 2e-5), ((0.4, 0.401), 2e-4)],
+)
+def test_other_bounds_equal_the_bisection_too(bounds: Bounds, digits: float) -> None:
+    rows = [(0, 0, 4), (1, 0, 3), (0, 1, 3), (1, 1, 2), (0, 2, 2), (0, 0, 2), (2, 0, 2), (0, 3, 1), (3, 0, 1)]
+    expected = torch.tensor([index_by_bisection(*row, bounds) for row in rows], dtype=torch.float64)
+    tolerance = digits * (bounds[1] - bounds[0])
+    torch.testing.assert_close(lookup(4, rows, bounds), expected, atol=tolerance, rtol=0)
+    longer = gittins_indices(60, *bounds)
+    assert bounds[0] <= longer.min() and longer.max() <= bounds[1]
 
 
 def test_two_pulls_left_by_hand() -> None:

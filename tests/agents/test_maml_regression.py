@@ -129,4 +129,4 @@ def test_families_that_reveal_nothing_are_refused() -> None:
     learner = learner_of()
     phase = lived(learner, 1).phases[0]
     with pytest.raises(UserError, match="expected targets to learn from"):
-        learner.inner.objective.rows(replace(phase, target=None), 5)
+        learner.inner.objective.rows(replace(phase, truth={}), 5)

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from rl2meta.agents.references.mazes import dark_room_references, key_to_door_references
+from rl2meta.agents.references.mazes import hidden_goal_references
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
 from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.rollout import RolloutWorker
@@ -20,8 +20,8 @@ PSRL = pytest.mark.parametrize("name", ["psrl", "psrl_resampling"])
 
 def agent_of(law: Any, name: str) -> Any:
     layout = law.layout_tables()
-    factory = dark_room_references if isinstance(law, DarkRooms) else key_to_door_references
-    return factory(layout.next_cell, layout.distances, layout.goals)[name].build()
+    num_goals = 1 if isinstance(law, DarkRooms) else 2
+    return hidden_goal_references(*layout[:3], num_goals)[name].build()
 
 
 def run(law: Any, name: str, episodes: int = 10, num_tasks: int = 300, seed: int = 0) -> AgentResult:

@@ -315,7 +315,7 @@ def test_ties_are_broken_evenly_and_a_planned_best_action_is_taken() -> None:
     for t in range(3):
         choice, carry = agent.act(carry, step_in(state, 5))
         assert torch.equal(choice.action, plan[torch.arange(4000), t, state].argmax(dim=1))
-        assert torch.equal(choice.mode, choice.action)
+        assert torch.equal(choice.mode, choice.action) and not choice.notes
 
 
 @pytest.mark.parametrize(("name", "epsilon"), [("random", 1.0), ("epsilon_greedy", 0.3)])

@@ -84,7 +84,7 @@ def test_only_paid_episodes_teach_and_the_next_first_step_tells() -> None:
         choice, carry = agent.act(carry, step)
         known.append(carry.known.tolist())
         actions.append(choice.action.tolist())
-        assert torch.equal(choice.action, choice.mode)
+        assert torch.equal(choice.action, choice.mode) and not choice.notes
     sign = math.log(9)
     np.testing.assert_allclose(
         known, [[0, 0], [0, 0], [sign, -sign], [sign, -sign], [2 * sign, -2 * sign]], rtol=1e-5

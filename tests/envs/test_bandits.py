@@ -219,10 +219,11 @@ def test_arms_are_drawn_between_their_bounds(low: float, high: float) -> None:
     assert abs(float(drawn.mean()) - (low + high) / 2) < 4 * (high - low) / (12 * drawn.numel()) ** 0.5
 
 
-def test_other_bounds_have_no_known_bayes_optimum() -> None:
+def test_other_bounds_have_another_bayes_optimum() -> None:
     assert BernoulliBandits(2).bayes_optimal_return(1) == 0.5
-    assert BernoulliBandits(2, low=0.5).bayes_optimal_return(1) is None
-    assert BernoulliBandits(2, high=0.5).bayes_optimal_return(1) is None
+    assert BernoulliBandits(2, low=0.5).bayes_optimal_return(1) == pytest.approx(0.75)
+    assert BernoulliBandits(2, high=0.5).bayes_optimal_return(1) == pytest.approx(0.25)
+    assert BernoulliBandits(2, 0.2, 0.7).bayes_optimal_return(500) is None  # intractable, as on [0, 1]
 
 
 def test_a_mean_moves_all_gaussian_arms() -> None:

@@ -1,20 +1,33 @@
 import time
+from functools import lru_cache
 
 import pytest
+import scipy.integrate
 
 from rl2meta.envs.bayes_optimal import bayes_optimal_bernoulli
 
 
-def plain_recursion(arms: tuple[tuple[int, int], ...], pulls_left: int) -> float:
+def integral(successes: int, failures: int, bounds: tuple[float, float]) -> float:
+    return float(scipy.integrate.quad(lambda p: p**successes * (1 - p) ** failures, *bounds)[0])
+
+
+@lru_cache
+def posterior_mean(successes: int, failures: int, bounds: tuple[float, float]) -> float:
+    return integral(successes + 1, failures, bounds) / integral(successes, failures, bounds)
+
+
+def plain_recursion(
+    arms: tuple[tuple[int, int], ...], pulls_left: int, bounds: tuple[float, float] = (0.0, 1.0)
+) -> float:
     """The definition: every arm tried in every state, nothing shared, nothing sorted."""
     if pulls_left == 0:
         return 0.0
     values = []
     for i, (successes, failures) in enumerate(arms):
-        mean = (successes + 1) / (successes + failures + 2)
+        mean = posterior_mean(successes, failures, bounds)
         success = (*arms[:i], (successes + 1, failures), *arms[i + 1 :])
         failure = (*arms[:i], (successes, failures + 1), *arms[i + 1 :])
-        won, lost = plain_recursion(success, pulls_left - 1), plain_recursion(failure, pulls_left - 1)
+        won, lost = (plain_recursion(after, pulls_left - 1, bounds) for after in (success, failure))
         values.append(mean * (1 + won) + (1 - mean) * lost)
     return max(values)
 
@@ -24,6 +37,15 @@ def plain_recursion(arms: tuple[tuple[int, int], ...], pulls_left: int) -> float
 def test_equals_a_recursion_that_knows_nothing_of_exchangeable_arms(num_arms: int, num_pulls: int) -> None:
     expected = plain_recursion(((0, 0),) * num_arms, num_pulls)
     assert bayes_optimal_bernoulli(num_arms, num_pulls) == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("bounds", [(0.0, 0.5), (0.2, 0.7), (0.9, 1.0), (0.4, 0.41)])
+@pytest.mark.parametrize(("num_arms", "num_pulls"), [(1, 3), (2, 1), (2, 4), (3, 3)])
+def test_other_bounds_equal_the_recursion_too(
+    num_arms: int, num_pulls: int, bounds: tuple[float, float]
+) -> None:
+    expected = plain_recursion(((0, 0),) * num_arms, num_pulls, bounds)
+    assert bayes_optimal_bernoulli(num_arms, num_pulls, *bounds) == pytest.approx(expected, abs=1e-9)
 
 
 @pytest.mark.parametrize(

@@ -9,9 +9,13 @@ import pytest
 import torch
 from walks import Counted, MovedWalks, QuietWalks, SelfishWalks, Walks
 
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.envs.checking import check_distribution
 from rl2meta.envs.gym_tasks import GymnasiumTasks
+from rl2meta.evaluation import evaluate
+from rl2meta.parts import at_most
 from rl2meta.randomness import derive
+from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import MappingTasks, sample_tasks
 from rl2meta.workers.plugged_in import PluggedIn
 from rl2meta.workers.settings import WorkerSettings
@@ -86,6 +90,29 @@ def test_any_number_of_processes_plays_what_a_plain_loop_does(processes: int) ->
         assert_same(steps, by_hand(law, trial))
     assert any(step["terminated"].any() for step in played[0][1:])  # else little was tried out
     assert any(step["truncated"].any() for steps in played for step in steps[1:])
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_no_number_of_processes_or_of_tasks_at_a_time_changes_an_evaluation(lanes: int) -> None:
+    config = MAMLTRPOConfig(hidden_sizes=[16], episodes_per_phase=lanes, inner_learning_rates=[1.0])
+    law = plugged(Walks())
+    agent = MAMLTRPOLearner(law.observation_space, law.action_space, config).agent
+    tasks = sample_tasks(law, 108, 0, "test")
+
+    def lived(processes: int) -> Any:
+        worker = RolloutWorker(plugged(Walks(), processes))
+        result = evaluate(agent, worker, tasks, 2 * lanes, seed=0)
+        worker.close()
+        return result
+
+    whole = lived(0)
+    numbers = agent.numbers_per_task(RolloutWorker(law).run(agent, tasks[:1], lanes, 0).phases[0])
+    others = [lived(2), lived(3)]
+    with at_most(16 * numbers):
+        others += [lived(0), lived(2)]
+    for other in others:
+        for name in ("rewards", "regrets", "steps"):
+            assert np.array_equal(getattr(other, name), getattr(whole, name))
 
 
 @pytest.mark.parametrize("family", [MovedWalks(), SelfishWalks()])

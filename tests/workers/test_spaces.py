@@ -10,7 +10,8 @@ import torch
 from gymnasium import spaces
 from manifold import BOX, DONE, SEEN, Manifolds, Odds
 
-from rl2meta.agents.rl2 import RL2Config, RL2Learner
+from rl2meta.agents.cores.recurrent import LSTMConfig
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.images import is_image
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
@@ -22,7 +23,7 @@ from rl2meta.workers.settings import WorkerSettings
 
 LANES = 3
 TASKS = MappingTasks(tuple({"lane": lane} for lane in range(LANES)))
-SMALL = RL2Config(hidden_size=8, epochs=1, minibatches=1)
+SMALL = RL2Config(core=LSTMConfig(hidden_size=8), epochs=1, minibatches=1)
 
 
 def plugged(family: Any, processes: int = 0) -> PluggedIn:
@@ -74,7 +75,7 @@ def test_workers_show_the_same(name: str) -> None:
 
 
 def learns(law: PluggedIn) -> None:
-    learner = RL2Learner(law.observation_space, law.action_space, SMALL)
+    learner = rl2_learner(law.observation_space, law.action_space, SMALL)
     worker = RolloutWorker(law)
     for update in range(2):
         trial = worker.run(learner.agent, sample_tasks(law, 6, update, "train"), 2, update)

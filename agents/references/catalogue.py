@@ -1,0 +1,58 @@
+"""The references of each model of the world; any family that declares a model gets its references."""
+
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import gymnasium as gym
+
+from rl2meta.agents.references.anything import random_references
+from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
+from rl2meta.agents.references.dependent_bandits import dependent_references
+from rl2meta.agents.references.mazes import hidden_goal_references
+from rl2meta.agents.references.reference import Reference
+from rl2meta.agents.references.tabular import tabular_references
+from rl2meta.agents.references.two_step import two_step_references
+from rl2meta.models import (
+    BernoulliArms,
+    DependentArms,
+    GaussianArms,
+    HiddenGoals,
+    Model,
+    TabularMDP,
+    TwoStepTask,
+)
+
+Factory = Callable[[Any, int], dict[str, Reference]]
+
+FACTORIES: Mapping[type[Model], Factory] = {
+    BernoulliArms: lambda m, episodes: bernoulli_references(m.num_arms, episodes, m.low, m.high),
+    GaussianArms: lambda m, episodes: gaussian_references(m.num_arms, episodes, m.mean),
+    DependentArms: lambda m, episodes: dependent_references(m.better, episodes),
+    TwoStepTask: lambda m, episodes: two_step_references(m.high, m.low, m.switch_probability),
+    TabularMDP: lambda m, episodes: tabular_references(
+        m.num_states,
+        m.num_actions,
+        m.horizon,
+        reward_mean=m.reward_mean,
+        reward_deviation=m.reward_deviation,
+        noise=m.noise,
+        concentration=m.concentration,
+    ),
+    HiddenGoals: lambda m, episodes: hidden_goal_references(m.next_cell, m.distances, m.goals, m.num_goals),
+}
+"""Type of model -> function that builds its references from (model, episodes in a trial)."""
+
+
+def references_on(
+    model: Model | None, action_space: gym.Space[Any], num_episodes: int
+) -> dict[str, Reference]:
+    """Return the references that are defined on a model, by name.
+
+    Args:
+        model: the model of the tasks; for None, the only reference is ``random``.
+        action_space: of the tasks.
+        num_episodes: episodes in a trial of the evaluation; references that plan use this number.
+    """
+    if model is None:
+        return random_references(action_space)
+    return FACTORIES[type(model)](model, num_episodes)

@@ -1,0 +1,253 @@
+"""Models of the world: what a family of tasks says that its tasks are.
+
+A family names its model in one attribute, ``model``; ``model_of`` reads it. Algorithms that know the law of
+the tasks are defined on models, so that whoever wrote a family, all that fits its model is there at once.
+This module imports no torch: a family that plays in worker processes may import it.
+
+Beside its numbers each model says what it fits: ``num_actions``; ``num_observations`` and ``horizon``, None
+where any fits.
+"""
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import gymnasium as gym
+
+from rl2meta.errors import UserError
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+    from rl2meta.tasks import TaskDistribution
+
+
+@dataclass(frozen=True)
+class BernoulliArms:
+    """Arms that pay 1 with probability pᵢ ~ U[low, high], independently, else 0; an episode is one pull.
+
+    Attributes:
+        num_arms: k.
+        low: the least that pᵢ can be.
+        high: the most.
+
+    Raises:
+        ValueError: unless num_arms >= 1 and 0 <= low < high <= 1.
+    """
+
+    num_arms: int
+    low: float = 0.0
+    high: float = 1.0
+    horizon: ClassVar[int] = 1
+    num_observations: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        _require(self.num_arms >= 1, "num_arms >= 1", self.num_arms)
+        _require(0 <= self.low < self.high <= 1, "0 <= low < high <= 1", (self.low, self.high))
+
+    @property
+    def num_actions(self) -> int:
+        """One action per arm."""
+        return self.num_arms
+
+
+@dataclass(frozen=True)
+class GaussianArms:
+    """Arms that pay N(μᵢ, 1) with μᵢ ~ N(mean, 1), independently; an episode is one pull.
+
+    Attributes:
+        num_arms: k.
+        mean: of the arms' means.
+
+    Raises:
+        ValueError: unless num_arms >= 1 and the mean is finite.
+    """
+
+    num_arms: int
+    mean: float = 0.0
+    horizon: ClassVar[int] = 1
+    num_observations: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        _require(self.num_arms >= 1, "num_arms >= 1", self.num_arms)
+        _require(math.isfinite(self.mean), "a finite mean", self.mean)
+
+    @property
+    def num_actions(self) -> int:
+        """One action per arm."""
+        return self.num_arms
+
+
+@dataclass(frozen=True)
+class DependentArms:
+    """Two arms that pay 1 with the probabilities p₁ and p₂ = 1 − p₁, else 0; an episode is one pull.
+
+    Attributes:
+        better: p₁ is this or one minus this, with equal probability; None for p₁ ~ U[0, 1].
+
+    Raises:
+        ValueError: for ``better`` outside (1/2, 1).
+    """
+
+    better: float | None = None
+    num_actions: ClassVar[int] = 2
+    horizon: ClassVar[int] = 1
+    num_observations: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        _require(self.better is None or 0.5 < self.better < 1, "better in (1/2, 1), or None", self.better)
+
+
+@dataclass(frozen=True)
+class TwoStepTask:
+    """The two-step task: in S0, action a mostly leads to the side S(1 + a), and one side pays more often.
+
+    An episode is a choice in S0 and a reward of 1 or 0 at a side. Before each episode but the first, the good
+    side changes with probability ``switch_probability``.
+
+    Attributes:
+        high: the probability of a reward on the good side.
+        low: on the other side.
+        switch_probability: of a change of the good side before an episode.
+
+    Raises:
+        ValueError: unless 0 <= low < high <= 1 and 0 <= switch_probability <= 1.
+
+    Source: Daw et al. 2011 (Neuron 69), in the form of Wang et al. 2016 (arXiv 1611.05763), section 3.2.
+    """
+
+    high: float
+    low: float
+    switch_probability: float = 0.0
+    num_actions: ClassVar[int] = 2
+    horizon: ClassVar[int] = 2
+    num_observations: ClassVar[int] = 3
+
+    def __post_init__(self) -> None:
+        _require(0 <= self.low < self.high <= 1, "0 <= low < high <= 1", (self.low, self.high))
+        switch = self.switch_probability
+        _require(0 <= switch <= 1, "switch_probability in [0, 1]", switch)
+
+
+@dataclass(frozen=True)
+class TabularMDP:
+    """MDPs with mean rewards μ(s, a) ~ N(m, d²) and P(· | s, a) ~ Dirichlet(α, …, α), all independent.
+
+    A visit of (s, a) pays N(μ(s, a), noise²), and the state is the observation.
+
+    Attributes:
+        num_states: S.
+        num_actions: A.
+        horizon: H, the steps in every episode.
+        reward_mean: m.
+        reward_deviation: d.
+        noise: the standard deviation of a reward around its mean.
+        concentration: α.
+
+    Raises:
+        ValueError: for counts below 1, negative deviations, or a concentration that is not above 0.
+    """
+
+    num_states: int
+    num_actions: int
+    horizon: int
+    reward_mean: float = 1.0
+    reward_deviation: float = 1.0
+    noise: float = 1.0
+    concentration: float = 1.0
+
+    def __post_init__(self) -> None:
+        counts = (self.num_states, self.num_actions, self.horizon)
+        _require(min(counts) >= 1, "num_states, num_actions and horizon >= 1", counts)
+        deviations = (self.reward_deviation, self.noise)
+        _require(min(deviations) >= 0, "reward_deviation and noise >= 0", deviations)
+        _require(self.concentration > 0, "concentration > 0", self.concentration)
+
+    @property
+    def num_observations(self) -> int:
+        """The state is the observation."""
+        return self.num_states
+
+
+@dataclass(frozen=True, eq=False)
+class HiddenGoals:
+    """A maze with hidden goals in different cells, to be reached in order; the cell is the observation.
+
+    A step that ends on the goal that is due pays 1, any other 0, and the next goal is due then; the last one
+    stays due until the episode ends. Every placement of the goals is equally likely.
+
+    Attributes:
+        next_cell: where an action leads, int64 [cells, actions].
+        distances: the fewest steps from cell to cell, int64 [cells, cells].
+        goals: the cells that may be goals, int64.
+        num_goals: m; 1 to search, 2 to fetch and carry.
+
+    Raises:
+        ValueError: unless 1 <= num_goals <= the number of cells that may be goals.
+    """
+
+    next_cell: "Tensor"
+    distances: "Tensor"
+    goals: "Tensor"
+    num_goals: int
+    horizon: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        most = len(self.goals)
+        _require(1 <= self.num_goals <= most, f"num_goals from 1 to {most}", self.num_goals)
+
+    @property
+    def num_actions(self) -> int:
+        """The moves."""
+        return int(self.next_cell.shape[1])
+
+    @property
+    def num_observations(self) -> int:
+        """The cell is the observation."""
+        return len(self.next_cell)
+
+
+Model = BernoulliArms | GaussianArms | DependentArms | TwoStepTask | TabularMDP | HiddenGoals
+
+
+def said_model(family: Any) -> Model | None:
+    """Return the model that a family (or a class of families) says in ``model``; None where it says none.
+
+    A ``model`` that is of another kind means something else to its family, and says none.
+
+    Raises:
+        UserError: for a class of models where a model is due.
+    """
+    said = getattr(family, "model", None)
+    if isinstance(said, type) and issubclass(said, Model):
+        raise UserError(f"{family}: model: expected a model, got its class; write {said.__name__}(...)")
+    return said if isinstance(said, Model) else None
+
+
+def model_of(distribution: "TaskDistribution") -> Model | None:
+    """Return the model of the world that a family says its tasks are an instance of, or None.
+
+    Raises:
+        UserError: for a model that does not fit the family's spaces or horizon.
+    """
+    model = said_model(distribution)
+    if model is None:
+        return None
+    wanted = {
+        "action_space": gym.spaces.Discrete(model.num_actions),
+        "observation_space": model.num_observations and gym.spaces.Discrete(model.num_observations),
+        "horizon": model.horizon,
+    }
+    found = {name: getattr(distribution, name) for name, value in wanted.items() if value is not None}
+    faults = [f"{name} {wanted[name]}, got {got}" for name, got in found.items() if got != wanted[name]]
+    if faults:
+        raise UserError(
+            f"{distribution}: model {type(model).__name__}: expected {'; '.join(faults)}; change the model, "
+            "or leave it out"
+        )
+    return model
+
+
+def _require(condition: bool, expected: str, got: object) -> None:
+    if not condition:
+        raise ValueError(f"expected {expected}, got {got}")
