@@ -171,8 +171,7 @@ def compare(
     ] = None,
     seed: Annotated[int | None, typer.Option(help="Seed of these tasks; default: the first run's.")] = None,
     episodes: Annotated[
-        int | None,
-        typer.Option(help="Episodes in a trial; default: the longest trial of the runs."),
+        int | None, typer.Option(help="Episodes in a trial; default: the longest trial of the runs.")
     ] = None,
     scratch: Scratch = 0,
     settings: Settings = None,
