@@ -1,4 +1,4 @@
-"""What will go: said once, with its successor."""
+"""Warnings about deprecated names, each only once."""
 
 import functools
 import logging
@@ -8,5 +8,5 @@ _log = logging.getLogger("rl2meta")
 
 @functools.cache
 def deprecated(former: str, successor: str) -> None:
-    """Say, once in a process, that ``former`` is deprecated and what takes its place."""
+    """Warn, once in a process, that ``former`` is deprecated and ``successor`` replaces it."""
     _log.warning("%s is deprecated; use %s", former, successor)

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 Backup = Callable[[Tensor, int], Tensor]
-"""V_{t+1} [B, S] and the steps to go after step t, H − 1 − t, to Q_t [B, S, A]."""
+"""(V_{t+1} [B, S], number of steps after step t, H − 1 − t) -> Q_t [B, S, A]."""
 
 
 class Optimum(NamedTuple):
@@ -29,7 +29,8 @@ def solve(rewards: Tensor, transitions: Tensor, horizon: int) -> Optimum:
 
     Args:
         rewards: r(s, a), [B, S, A].
-        transitions: P(s' | s, a), [B, S, A, S]; rows that sum to less than 1 end the episode by the rest.
+        transitions: P(s' | s, a), [B, S, A, S]; if a row sums to less than 1, the rest is the probability
+            that the episode ends.
         horizon: H.
     """
     expected = expectation(transitions)
@@ -40,7 +41,7 @@ def backward_induction(backup: Backup, value: Tensor, horizon: int) -> Optimum:
     """Return V_t(s) = maxₐ Q_t(s, a) and Q_t = backup(V_{t+1}, H − 1 − t) for t = H − 1 … 0.
 
     Args:
-        backup: what a step is worth, given what the states after it are worth.
+        backup: computes Q_t from V_{t+1}.
         value: V_H, [B, S].
         horizon: H.
     """
@@ -65,10 +66,10 @@ def evaluate_policy(rewards: Tensor, transitions: Tensor, policy: Tensor) -> Ten
 def expectation(transitions: Tensor) -> Callable[[Tensor], Tensor]:
     """Return the map from V [B, S] to Σ_s' P(s' | s, a) V(s'), [B, S, A], for P [B, S, A, S].
 
-    P is laid out once with s' before (s, a), as vector times matrix is several times faster than matrix
-    times vector for many small matrices.
+    P is copied once with s' before (s, a), because for many small matrices a product vector times matrix is
+    several times faster than matrix times vector.
     """
-    next_first = transitions.flatten(1, 2).transpose(1, 2).contiguous()
+    next_first = transitions.flatten(1, 2).transpose(1, 2).contiguous()  # [B, S, S × A]
     return lambda value: (value.unsqueeze(1) @ next_first).view(transitions.shape[:-1])
 
 

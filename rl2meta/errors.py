@@ -1,8 +1,8 @@
-"""The one kind of error that is the user's to mend."""
+"""The error for mistakes that the user can correct."""
 
 
 class UserError(Exception):
-    """A mistake in what the user gave: the command line shows the message alone and exits with code 2.
+    """A mistake in the user's input; the command line shows only the message and exits with code 2.
 
-    The message says what was expected, what came, and what to do.
+    The message says what was expected, what the program got, and what to do.
     """

@@ -1,4 +1,4 @@
-"""Observations that are pictures: which are, and what turns their flat pixels into features."""
+"""Image observations: which spaces are images, and the encoder from flat pixels to features."""
 
 from typing import Any, TypeGuard
 
@@ -11,11 +11,11 @@ _FEATURES = 64
 
 
 def is_image(space: gym.Space[Any]) -> TypeGuard[gym.spaces.Box]:
-    """Return whether the elements of ``space`` are pictures.
+    """Return whether the elements of ``space`` are images.
 
-    A Box is one if it holds uint8 within 0..255 in two or three axes, or floats in three. A Box of two axes
-    that is not uint8 is a matrix, and as a vector when flattened as any other Box; so is a Box of other
-    integers or other bounds, whose entries may be codes and not brightness.
+    A Box contains images if it has uint8 within 0..255 in two or three axes, or floats in three axes. Any
+    other Box is flattened to a vector: floats in two axes are a matrix, and other integers or other bounds
+    may be codes instead of brightness.
     """
     if not isinstance(space, gym.spaces.Box):
         return False
@@ -25,17 +25,18 @@ def is_image(space: gym.Space[Any]) -> TypeGuard[gym.spaces.Box]:
 
 
 class ImageEncoder(nn.Module):
-    """Pixels, flat as ``spaces.encoding`` gives them, -> features: three convolutions and a linear layer.
+    """Flat pixels, as from ``spaces.encoding``, -> features: three convolutions and a linear layer.
 
-    Two axes are one channel. Of three, the smaller of the first and the last is the channel axis, the first
-    if they are equal, as Stable-Baselines3 decides. Brightness in uint8 is scaled to 0..1; floats are taken
-    as they are. A convolution halves height and width, rounded up, so that any picture has some left.
+    An image of two axes has one channel. With three axes, the smaller of the first and the last is the
+    channel axis, and the first if they are equal, as in Stable-Baselines3. Brightness in uint8 is scaled to
+    0..1; floats are not scaled. Each convolution halves height and width, rounded up, so no image is too
+    small.
 
-    Weights keep the size of what passes (orthogonal, √2 for the ReLU); biases are PyTorch's and not 0, so
-    that a black picture has a gradient.
+    Weights are orthogonal with gain √2, which keeps the scale of activations through the ReLU. Biases are
+    PyTorch's default and not 0, so a black image has a gradient.
 
     Args:
-        space: of one picture.
+        space: of one image.
 
     Raises:
         ValueError: for a space that ``is_image`` refuses.
@@ -45,8 +46,8 @@ class ImageEncoder(nn.Module):
         super().__init__()
         if not is_image(space):
             raise ValueError(
-                "expected a Box of pictures (uint8 within 0..255 in two or three axes, or floats in three), "
-                f"got {space}; take its flat encoding as it is"
+                "expected a Box of images (uint8 within 0..255 in two or three axes, or floats in three), "
+                f"got {space}; use its flat encoding without an encoder"
             )
         self.out_features = _FEATURES
         self._axes = space.shape if len(space.shape) == 3 else (1, *space.shape)
@@ -59,9 +60,10 @@ class ImageEncoder(nn.Module):
     def forward(self, pixels: Tensor) -> Tensor:
         """Return features [..., out_features] of flat pixels [..., H × W × C] in the space's own order."""
         leading = pixels.shape[:-1]
+        # [..., H × W × C] -> [rows, C, H, W]
         pictures = pixels.reshape(leading.numel(), *self._axes).movedim(self._channel_axis, 1)
-        features: Tensor = self.layers(pictures / self._white)
-        return features.reshape(*leading, self.out_features)
+        features: Tensor = self.layers(pictures / self._white)  # [rows, out_features]
+        return features.reshape(*leading, self.out_features)  # [..., out_features]
 
 
 def _layers(channels: int, height: int, width: int) -> nn.Sequential:

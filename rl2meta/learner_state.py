@@ -1,4 +1,4 @@
-"""A learner's state: initial weights of a seed; network and optimiser as named tensors, and back."""
+"""A learner's state: initial weights from a seed; network and optimiser to and from named tensors."""
 
 from collections.abc import Callable, Mapping
 from typing import TypeVar
@@ -10,7 +10,7 @@ Network = TypeVar("Network", bound=nn.Module)
 
 
 def state_of(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:
-    """Return ``network.…`` and, of the moments that the optimiser keeps, ``optimizer.….…``."""
+    """Return the network's state as ``network.…``, and the optimiser's moments as ``optimizer.….…``."""
     state = {f"network.{name}": tensor for name, tensor in network.state_dict().items()}
     moments = {} if optimizer is None else optimizer.state_dict()["state"]
     for index, named in moments.items():
@@ -21,10 +21,10 @@ def state_of(network: nn.Module, optimizer: torch.optim.Optimizer | None = None)
 def load_state(
     state: Mapping[str, Tensor], network: nn.Module, optimizer: torch.optim.Optimizer | None = None
 ) -> None:
-    """Take on what ``state_of`` returned; names and shapes of the network must match exactly.
+    """Load a state from ``state_of``; names and shapes of the network must match exactly.
 
     Raises:
-        RuntimeError: if they do not.
+        RuntimeError: if they do not match.
     """
     network.load_state_dict(under("network.", state))
     if optimizer is None:
@@ -38,12 +38,12 @@ def load_state(
 
 
 def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """Return what stands under ``prefix`` by the rest of its name."""
+    """Return the tensors whose names begin with ``prefix``, without the prefix in their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}
 
 
 def seeded(make: Callable[[], Network], seed: int) -> Network:
-    """Build a network whose initial weights depend on the seed alone; the global state stays as it was."""
+    """Build a network with initial weights from the seed; the global random state does not change."""
     with torch.random.fork_rng(devices=[]):
         torch.default_generator.manual_seed(seed)
         return make()

@@ -1,11 +1,11 @@
-"""How many tasks are computed at a time: the one place where memory decides it."""
+"""Divide tasks into parts that fit in memory; only this module decides their sizes."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 
 MOST_NUMBERS = 2**27
-"""Numbers in a part, at most: half a gigabyte in float32."""
+"""Maximum count of numbers in a part: half a gigabyte in float32."""
 _ALIGNED = 16
 _LIMIT: ContextVar[int | None] = ContextVar("limit", default=None)
 
@@ -13,21 +13,21 @@ _LIMIT: ContextVar[int | None] = ContextVar("limit", default=None)
 def in_parts(
     num_tasks: int, numbers_per_task: int, most_numbers: int = MOST_NUMBERS, multiple_of: int = _ALIGNED
 ) -> list[slice]:
-    """Return the tasks in as few parts as memory allows, about equally many in each.
+    """Divide tasks into as few parts as memory allows, with about the same number of tasks in each.
 
-    For work that is done for every task on its own, and whose results are put together again: that changes
-    no digit. Matrix products are rounded by where in memory a matrix begins, so a part begins 16 tasks after
-    another, or a multiple: there every tensor lies as it does in one piece. (Where memory holds fewer than
-    16 tasks, the last bit of a product may differ.)
+    This serves work on each task alone, whose results are concatenated; the parts change no digit of them.
+    The rounding of matrix products depends on the memory address of a matrix. So the sizes of parts are
+    multiples of 16 tasks, and every tensor has the same alignment as without parts. (If memory holds less
+    than 16 tasks, the last bit of a product may differ.)
 
     Args:
         num_tasks: N >= 0.
-        numbers_per_task: about how many numbers the work on a task holds at once, >= 1.
-        most_numbers: in all tasks of a part; a single task may have more.
-        multiple_of: of so many tasks is every part but the last; ignored where not so many fit.
+        numbers_per_task: approximately how many numbers the work on a task holds at once, >= 1.
+        most_numbers: maximum count of numbers in a part; a part of a single task may exceed it.
+        multiple_of: the size of every part except the last is a multiple of this; ignored if it does not fit.
 
     Returns:
-        Slices of range(N), in order; a single empty one for no tasks.
+        Slices of range(N), in order; a single empty slice for no tasks.
 
     Raises:
         ValueError: for numbers that are too small.
@@ -49,9 +49,9 @@ def in_parts(
 
 @contextmanager
 def at_most(numbers: int) -> Iterator[None]:
-    """Let no part hold more than so many numbers, inside ``with``: for a machine with little memory.
+    """Inside ``with``, limit every part to so many numbers: for a machine with little memory.
 
-    A learner that adds up what its parts come to is rounded otherwise then, in the last bits.
+    Where a learner adds up the results of parts, the last bits of the sum may change.
     """
     token = _LIMIT.set(numbers)
     try:

@@ -1,4 +1,4 @@
-"""What an arm that pays 1 or 0 with an unknown probability is expected to pay next."""
+"""Predictive means of a Bernoulli arm with an unknown probability of success."""
 
 import math
 from functools import lru_cache
@@ -15,14 +15,14 @@ def predictive_means(num_pulls: int, low: float = 0.0, high: float = 1.0) -> _Fl
 
         p̂(s, N) = Z(s + 1, N + 1) / Z(s, N),   Z(s, N) = ∫ p^s (1 − p)^(N − s) dp from low to high
 
-    On [0, 1] that is (s + 1) / (N + 2). Elsewhere Z is computed for the most pulls by Gauss-Legendre
-    quadrature, and from there downwards by Z(s, N) = Z(s, N + 1) + Z(s + 1, N + 1): sums of positive numbers,
-    which lose no digits. Logarithms stand for the numbers, which may be as small as 2^−N.
+    On [0, 1] this is (s + 1) / (N + 2). For other bounds, Gauss-Legendre quadrature gives Z for N = n, and
+    Z(s, N) = Z(s, N + 1) + Z(s + 1, N + 1) gives Z for smaller N; sums of positive numbers lose no digits.
+    The computation uses logarithms, because Z may be as small as 2^−N.
 
     Args:
         num_pulls: n.
-        low: the least that p can be.
-        high: the most.
+        low: lower bound of p.
+        high: upper bound of p.
 
     Returns:
         float64 [n (n + 1) / 2], read-only: for each N < n, each s <= N, at N (N + 1) / 2 + s.
@@ -44,8 +44,8 @@ def predictive_means(num_pulls: int, low: float = 0.0, high: float = 1.0) -> _Fl
 def _log_integrals(num_pulls: int, low: float, high: float) -> _Floats:
     """Return ln Z(s, N) for s = 0 … N, where N is ``num_pulls``.
 
-    Half of N nodes and one more are exact for polynomials of degree N; beyond some hundreds fewer do as
-    well, as all but about √N of the Chebyshev coefficients of p^s (1 − p)^(N − s) vanish in float64.
+    With N / 2 + 1 nodes, quadrature is exact for polynomials of degree N. If N is several hundred or more,
+    fewer nodes are enough: in float64 only about √N Chebyshev coefficients of p^s (1 − p)^(N − s) are not 0.
     """
     num_nodes = min(num_pulls // 2 + 1, 32 + 6 * math.isqrt(num_pulls))  # tunable
     place, weight = np.polynomial.legendre.leggauss(num_nodes)

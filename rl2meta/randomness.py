@@ -1,4 +1,4 @@
-"""Named random streams: every draw of a run is a function of one seed and of what it is drawn for."""
+"""Named random streams: every random draw of a run depends only on one seed and on its purpose."""
 
 import zlib
 
@@ -9,15 +9,15 @@ Path = str | int
 
 
 def derive(seed: int, *path: Path) -> int:
-    """Return the seed of the stream that ``path`` names under ``seed``.
+    """Return the seed of the random stream that ``path`` names under ``seed``.
 
-    Streams of different paths are independent, and neighbouring seeds share none of theirs (unlike
-    ``seed + index``). Nothing depends on what other streams have consumed, so a run that is resumed at
-    update 500 draws what the undisturbed run drew there.
+    Streams of different paths are independent, and different seeds share no streams (unlike ``seed +
+    index``). No stream depends on draws from other streams, so a run that is resumed at update 500 makes the
+    same draws as a run without interruption.
 
     Args:
         seed: the seed of the whole run, >= 0.
-        path: what is drawn, outermost first, such as ``("train", 12, "tasks")``.
+        path: the purpose of the draws, from general to specific, such as ``("train", 12, "tasks")``.
 
     Returns:
         An integer in [0, 2⁶³).
@@ -37,7 +37,7 @@ def generator(seed: int, *path: Path, device: torch.device | str = "cpu") -> tor
 
 
 def _words(path: tuple[Path, ...]) -> list[int]:
-    """Encode a path for SeedSequence; the leading 0 or 1 keeps the number 7 apart from a name."""
+    """Encode a path for SeedSequence; a leading 0 marks a number, a leading 1 a name."""
     words: list[int] = []
     for part in path:
         words += [0, part] if isinstance(part, int) else [1, zlib.crc32(part.encode())]

@@ -1,4 +1,4 @@
-"""Rewards, returns and advantages: arrays in, arrays out. No gamma and no done; the discount is data."""
+"""Rewards, returns and advantages as functions of tensors; discounts, one per step, replace done flags."""
 
 from typing import Literal
 
@@ -16,13 +16,13 @@ def gae(reward: Tensor, discount: Tensor, value: Tensor, trace: float) -> Tensor
 
         δₜ = rₜ + γₜ vₜ₊₁ − vₜ        Aₜ = δₜ + γₜ λ Aₜ₊₁
 
-    with v and A zero after the last row. λ = 0 gives δ, λ = 1 the discounted return minus the value. The
-    discount says where value flows: γ inside an episode; 0 where nothing that follows counts. Write 0 at an
-    episode's end to cut there, keep γ to let value flow into the next episode of the trial.
+    with v and A zero after the last row. λ = 0 gives δ; λ = 1 gives the discounted return minus the value.
+    The discount is γ inside an episode, and 0 where later rewards do not count. At an episode's end, 0 stops
+    the return there; γ continues it into the next episode of the trial.
 
     Args:
         reward: rₜ, [T, ...].
-        discount: γₜ, applied to what follows step t, [T, ...].
+        discount: γₜ, of the rewards after step t, [T, ...].
         value: vₜ, [T, ...].
         trace: λ in [0, 1].
 
@@ -46,16 +46,16 @@ def discounted_returns(reward: Tensor, discount: Tensor) -> Tensor:
 
 
 def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
-    """Return what the loss takes for reward, [T, B].
+    """Return the reward for the loss, [T, B]: the sampled reward, the expected reward, or minus the regret.
 
-    Neither of the latter two is ever an input of the agent. All three have the same optimal policies at
-    γ = 1; the expected reward lacks the noise of sampling, and the negative regret also the luck of having
-    drawn an easy task. Where episodes have several steps, −regret is in the mean r + V*(s') − V*(s): it holds
-    already what an action leads to within its episode, and γ weighs only the worth of what it teaches. At
-    γ = 0 the optimal policy takes the action of the highest E[Q*(s, a) | history].
+    The agent never observes the expected reward or the regret. With γ = 1, all three have the same optimal
+    policies. The expected reward has no sampling noise; minus the regret also has no noise from easy and hard
+    tasks. If episodes have several steps, −regret is on average r + V*(s') − V*(s). It already contains the
+    consequences of an action within its episode, so γ weights only the value of what the agent learns from
+    it. With γ = 0, the optimal policy takes the action with the highest E[Q*(s, a) | history].
 
     Raises:
-        UserError: if the family does not emit the signal.
+        UserError: if the family does not provide the signal.
     """
     usable = {"sampled": trajectory.reward}
     if "expected_reward" in trajectory.truth:
@@ -71,15 +71,15 @@ def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
 
 
 def masked_mean(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
-    """Return Σ x m / Σ m over all entries, or over the axes ``dim``, which stay with length 1.
+    """Return Σ x m / Σ m over all entries, or over the axes ``dim``, which are kept with length 1.
 
-    The mask m is 0 or 1, or any weights >= 0.
+    The mask m has entries 0 and 1, or any weights >= 0.
     """
     keep = dim is not None
     return (x * mask).sum(dim, keepdim=keep) / mask.sum(dim, keepdim=keep)
 
 
 def standardised(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
-    """Return (x − mean) / (standard deviation), both as ``masked_mean`` takes them."""
+    """Return (x − mean) / (standard deviation), both computed with ``masked_mean``."""
     centred = x - masked_mean(x, mask, dim)
     return centred / (masked_mean(centred.square(), mask, dim).sqrt() + 1e-8)

@@ -15,7 +15,7 @@ _LARGEST_IDENTITY = 1024
 
 @dataclass(frozen=True)
 class Encoding:
-    """How a batch of a space's elements becomes float vectors.
+    """The encoding of a space's elements as float vectors.
 
     Attributes:
         size: the length of the vector.
@@ -44,10 +44,10 @@ def encoding(space: gym.Space[Any]) -> Encoding:
 
 
 def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
-    """Return what moves an action into ``space``: clipped to a Box's bounds, anything else as it is.
+    """Return a function that clips actions to a Box's bounds, and returns actions of other spaces unchanged.
 
-    A Gaussian policy knows no bounds; what it drew is what its log-probability is of, and what is clipped
-    is what the environment takes.
+    A Gaussian policy has no bounds. Its log-probability is that of the action before clipping; the
+    environment gets the clipped action.
     """
     if not isinstance(space, gym.spaces.Box):
         return lambda action: action
@@ -56,8 +56,8 @@ def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callab
 
 
 def _one_hot(index: Tensor, size: int) -> Tensor:
-    # An identity's rows, not F.one_hot: that reads the largest index back to the host to check it.
-    if size > _LARGEST_IDENTITY:  # of whose identity not even one would fit
+    # F.one_hot would read the largest index back from the device to check it; the identity's rows do not.
+    if size > _LARGEST_IDENTITY:  # an identity matrix of this size takes too much memory
         return (index.unsqueeze(-1) == torch.arange(size, device=index.device)).float()
     return F.embedding(index, _identity(size, index.device))
 

@@ -1,8 +1,9 @@
-"""A step as long as a trust region allows: pure functions of flat vectors.
+"""The longest step within a trust region, as pure functions of flat vectors.
 
     s = H⁻¹g        β = √(2δ / sᵀHs)        θ ← θ + β ρᵏ s,   k = 0, 1, …
 
-Nothing here knows of policies. What is maximised comes as numbers, the metric as its products with vectors.
+This module knows nothing about policies: it gets the objective as numbers, and the metric as a function that
+multiplies it with vectors.
 
 Source: Schulman et al. 2015 (arXiv 1502.05477), section 6 and appendix C.
 """
@@ -20,7 +21,7 @@ Product = Callable[[Tensor], Tensor]
 def hessian_product(function: Callable[[Tensor], Tensor], x: Tensor) -> Product:
     """Return v -> ∇²f(x) v for a scalar function of a tensor; v has the shape of x.
 
-    The graph of ∇f is kept, so that each product costs one pass back through it (Pearlmutter 1994).
+    The graph of ∇f is kept, so each product costs one backward pass through it (Pearlmutter 1994).
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
@@ -35,22 +36,22 @@ def hessian_product(function: Callable[[Tensor], Tensor], x: Tensor) -> Product:
 def gauss_newton_product(
     outputs: Callable[[Tensor], Tensor], loss: Callable[[Tensor], Tensor], x: Tensor
 ) -> Product:
-    """Return v -> Jᵀ ∇²ℓ J v, with J the Jacobian of ``outputs`` at x, and ∇²ℓ the Hessian of ``loss`` there.
+    """Return v -> Jᵀ ∇²ℓ J v, with the Jacobian J of ``outputs`` and the Hessian ∇²ℓ of ``loss``, both at x.
 
-    It is the Hessian of ℓ∘outputs wherever ∇ℓ is zero. So it is for a KL divergence from the current outputs,
-    whose value and gradient are zero and whose Hessian is the Fisher metric; and no third derivative is
-    ever taken, even if ``outputs`` hold a gradient.
+    This is the Hessian of ℓ∘outputs wherever ∇ℓ is zero. A KL divergence from the current outputs is such a
+    case: its value and gradient are zero, and its Hessian is the Fisher metric. No third derivative is
+    computed, even if ``outputs`` contains a gradient.
 
     Args:
         outputs: x [n] -> a tensor.
-        loss: that tensor -> a scalar.
-        x: where, [n].
+        loss: this tensor -> a scalar.
+        x: the point, [n].
     """
     x = x.detach().requires_grad_()
     with torch.enable_grad():
         z = outputs(x)
         u = torch.zeros_like(z).requires_grad_()
-        # Jᵀu is linear in u, so its derivative along v is Jv: forward mode out of two passes back.
+        # Jᵀu is linear in u, so its derivative in direction v is Jv: forward mode by two backward passes.
         (pulled,) = torch.autograd.grad(z, x, u, create_graph=True)
     curved = hessian_product(loss, z)
 
@@ -62,10 +63,10 @@ def gauss_newton_product(
 
 
 def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> tuple[Tensor, Tensor]:
-    """Return x with Hx ≈ b, exact after n iterations for a positive definite H of size n; and b − Hx.
+    """Return x with Hx ≈ b, and b − Hx; x is exact after n iterations if H is positive definite of size n.
 
-    It stops, without asking the device, where it has converged, and where it meets a direction that is not of
-    positive curvature, with what it has until then.
+    When it has converged, or finds a direction without positive curvature, x no longer changes. The remaining
+    iterations still run, so nothing is read back from the device.
 
     Source: Hestenes & Stiefel 1952.
     """
@@ -86,9 +87,9 @@ def conjugate_gradient(product: Product, b: Tensor, iterations: int) -> tuple[Te
 
 
 def longest_step(product: Product, gradient: Tensor, max_kl: float, iterations: int) -> Tensor:
-    """Return β s, with s = H⁻¹g and β = √(2δ / sᵀHs): where the quadratic model of the KL reaches δ.
+    """Return β s, with s = H⁻¹g and β = √(2δ / sᵀHs): there the quadratic model of the KL reaches δ.
 
-    Zero where there is no gradient, or no positive curvature along it.
+    The step is zero if the gradient is zero, or has no positive curvature in its direction.
     """
     direction, residual = conjugate_gradient(product, gradient, iterations)
     square = direction.dot(gradient - residual)
@@ -97,11 +98,11 @@ def longest_step(product: Product, gradient: Tensor, max_kl: float, iterations: 
 
 
 class Measured(NamedTuple):
-    """What a line search looks at, scalars.
+    """The two scalars that a line search measures.
 
     Attributes:
-        surrogate: what is to rise.
-        kl: the distance from the start, which may not exceed the radius.
+        surrogate: the objective, which must increase.
+        kl: the distance from the start, which must not exceed the radius.
     """
 
     surrogate: Tensor
@@ -109,12 +110,12 @@ class Measured(NamedTuple):
 
 
 class Found(NamedTuple):
-    """Where a line search ended.
+    """The result of a line search.
 
     Attributes:
-        x: the vector that was accepted, or the very ``start`` that was given.
-        measured: what was measured there.
-        scale: the fraction of the step that was taken; 0 if none was accepted.
+        x: the accepted vector, or ``start`` itself if none was accepted.
+        measured: the surrogate and the KL at x.
+        scale: the accepted fraction of the step; 0 if none was accepted.
     """
 
     x: Tensor
@@ -131,11 +132,11 @@ def line_search(
     tries: int = 10,
     before: Measured | None = None,
 ) -> Found:
-    """Return the first of start + step, start + ρ step, start + ρ² step, … that is better and near enough.
+    """Return the first acceptable point of start + step, start + ρ step, start + ρ² step, etc.
 
-    Better: the surrogate is above that of ``start``. Near: the KL is at most ``max_kl``. Numbers that are not
-    finite are neither. If none is, the answer is ``start`` itself, so that no half a step stays behind.
-    ``before`` is what ``measure`` gives at ``start``, where that is known already.
+    A point is acceptable if its surrogate is larger than at ``start``, its KL is at most ``max_kl``, and both
+    are finite. If no point is acceptable, the result is ``start`` itself. ``before`` is the result of
+    ``measure`` at ``start``, if it is already known.
     """
     if before is None:
         before = measure(start)

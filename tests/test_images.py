@@ -47,7 +47,7 @@ def _encoded(space: gym.spaces.Box, element: np.ndarray) -> Tensor:
 def test_what_is_an_image(space: gym.Space[object], image: bool) -> None:
     assert is_image(space) is image
     if not image and isinstance(space, gym.spaces.Box):
-        with pytest.raises(ValueError, match=r"expected a Box of pictures .* take its flat encoding"):
+        with pytest.raises(ValueError, match=r"expected a Box of images .* use its flat encoding"):
             ImageEncoder(space)
 
 

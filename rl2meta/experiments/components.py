@@ -1,4 +1,4 @@
-"""What the names in a config stand for, and the parts of an experiment that are made of them."""
+"""Look up the names in a config, and build the parts of an experiment from them."""
 
 import os
 from collections.abc import Mapping, Sequence
@@ -27,7 +27,7 @@ COMPONENTS = Components(FAMILIES, AGENTS)
 
 
 def make_learner(config: RunConfig, device: torch.device) -> Learner:
-    """Return the untrained learner of an experiment; its weights depend on the seed alone."""
+    """Return the untrained learner of an experiment; its weights depend only on the seed."""
     distribution: TaskDistribution = config.distribution
     seed = derive(config.settings.seed, "parameters")
     make = AGENTS[config.agent_name].learner
@@ -35,15 +35,15 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
 
 
 def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
-    """Return the worker that plays an experiment's tasks; ``close`` it when there is nothing left to play."""
+    """Return a worker for an experiment's tasks; call ``close`` after its last use."""
     return RolloutWorker(config.distribution, device)
 
 
 def make_training_worker(config: RunConfig, device: torch.device) -> Worker:
-    """Return the worker of an experiment's training: one that replays a CUDA graph where it is to.
+    """Return the worker of an experiment's training; with ``cuda_graphs``, it replays a CUDA graph.
 
     Raises:
-        UserError: if it is to and cannot.
+        UserError: if the config asks for CUDA graphs and the device is not a GPU.
     """
     if not config.settings.cuda_graphs:
         return make_worker(config, device)
@@ -53,7 +53,7 @@ def make_training_worker(config: RunConfig, device: torch.device) -> Worker:
 
 
 def judged_episodes(config: RunConfig) -> int:
-    """Return how many episodes a trial has when the agent is judged: as in training by default."""
+    """Return the number of episodes in a trial of the evaluation; by default the same as in training."""
     settings = config.settings
     return settings.evaluation.episodes_per_trial or settings.training.episodes_per_trial
 
@@ -61,8 +61,8 @@ def judged_episodes(config: RunConfig) -> int:
 def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
     """Return the references that are defined on the model of the experiment's family, by name.
 
-    None where the task is revealed: they read the family's own observations. A family that says no model has
-    ``random``, which reads nothing.
+    The result is empty if the task is revealed, because references read the family's own observations. For a
+    family without a model it is ``random``, which ignores observations.
 
     Raises:
         UserError: for a model that does not fit the family.
@@ -73,7 +73,7 @@ def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
 
 
 def default_references() -> dict[str, dict[str, Reference]]:
-    """Return the references on each built-in family that says a model, at its default settings."""
+    """Return the references of each built-in family with a model, at its default settings."""
     built_in = {name: FAMILIES[name] for name in catalogue.DISTRIBUTIONS}
     ready = {name: family() for name, family in built_in.items() if not _required_keys(family)}
     laws = {name: family for name, family in ready.items() if said_model(family) is not None}
@@ -81,10 +81,10 @@ def default_references() -> dict[str, dict[str, Reference]]:
 
 
 def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:
-    """Return the references that ``against`` names, or the config's evaluation; 'all' and 'none' are words.
+    """Return the references that ``against`` names, or the config if it is None; 'all' and 'none' also work.
 
     Raises:
-        UserError: naming every reference that is not known.
+        UserError: if references are unknown; the message names all of them.
     """
     known = references_of(config, judged_episodes(config))
     wanted, source = (
@@ -103,7 +103,7 @@ def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -
 
 
 def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
-    """Return the experiment called ``source``: a shipped config, a YAML file, or its sections.
+    """Return the experiment of ``source``: the name of a shipped config, a YAML file, or sections.
 
     Raises:
         UserError: if there is no such config, or it has faults.
@@ -118,7 +118,7 @@ def _config_text(source: str) -> str:
     if source in shipped:
         return shipped[source]
     path = Path(source)
-    if not os.path.exists(path):  # not Path.exists, which raises for names that are too long
+    if not os.path.exists(path):  # Path.exists raises for names that are too long
         raise UserError(
             f"config {source!r}: expected a YAML file or a shipped config, got neither"
             f"{suggestion(source, shipped)}"

@@ -1,7 +1,7 @@
-"""Experiments as data: YAML and overrides in, one frozen, validated config out.
+"""Read an experiment from YAML and overrides into one frozen, validated config.
 
-All faults are reported at once, each with its key, what was expected and what came. This module knows the
-names of no agent and no task family: they come as ``Components``.
+All faults are reported at once, each with its key, the expected value and the given value. This module knows
+no names of agents and task families: it gets them as ``Components``.
 """
 
 import difflib
@@ -27,9 +27,9 @@ from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
 WHERE = ("device", "threads", "cuda_graphs", WORKERS)
-"""Settings of where a run happens, which may change when it goes on."""
+"""Settings about where a run computes; they may change when it is resumed."""
 RECORDED = ("versions", "started_from")
-"""What config.yaml of a run folder records beside the settings; it is ignored when the file is read."""
+"""Keys of a run folder's config.yaml that are not settings; they are ignored when the file is read."""
 
 
 _REPR = reprlib.Repr()
@@ -38,12 +38,12 @@ _REPR.maxstring = _REPR.maxother = 80
 
 @dataclass(frozen=True)
 class Components:
-    """What a config may name.
+    """The agents and families that a config may name.
 
     Attributes:
-        distributions: name -> what makes a task distribution, or a family of single environments, of the
-            section's keys. ``UserError`` where a plug-in cannot be imported.
-        agents: name -> the agent. ``UserError`` where a plug-in cannot be imported.
+        distributions: name -> function that builds a task distribution, or a family of single environments,
+            from the keys of the section. A lookup raises ``UserError`` if a plug-in cannot be imported.
+        agents: name -> the agent. A lookup raises ``UserError`` if a plug-in cannot be imported.
     """
 
     distributions: Mapping[str, Callable[..., Any]]
@@ -55,9 +55,9 @@ class RunConfig:
     """A validated experiment.
 
     Attributes:
-        settings: seed, device, training, evaluation and the rest of what no agent or family owns.
-        distribution_name, law: the law of the tasks, whatever the agent is told of them.
-        arguments: what the law was made of.
+        settings: seed, device, training, evaluation and all other settings outside agent and family.
+        distribution_name, law: the task distribution, without revealed tasks.
+        arguments: the settings of the task distribution.
         agent_name, agent: the agent and its hyper-parameters.
     """
 
@@ -70,11 +70,11 @@ class RunConfig:
 
     @property
     def distribution(self) -> Any:
-        """The law as the agent meets it: with the tasks revealed, if the settings say so."""
+        """The task distribution for the agent; with revealed tasks if the settings say so."""
         return Revealed(self.law) if self.settings.reveal_task else self.law
 
     def to_yaml(self, **more: Any) -> str:
-        """Return the config with every default written out; ``more`` replaces or adds top-level keys."""
+        """Return the config with all defaults as YAML; ``more`` replaces or adds top-level keys."""
         data = {
             **self.settings.model_dump(exclude={"training", "evaluation", "workers"}),
             "distribution": {"name": self.distribution_name, **self.arguments},
@@ -87,11 +87,11 @@ class RunConfig:
         return yaml.safe_dump({**data, **more}, sort_keys=False, allow_unicode=True)
 
     def flat(self) -> dict[str, Any]:
-        """Return every setting by its dotted key, as it would stand in YAML."""
+        """Return every setting by its dotted key, with its value as in YAML."""
         return _flat(yaml.safe_load(self.to_yaml()))
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that decide what is learnt: all but where, how often saved, and how judged."""
+        """Return the settings that affect what is learnt: all but ``WHERE``, saving and evaluation."""
         free = (*WHERE, "evaluation.", "training.checkpoint_every", "training.keep_checkpoints")
         return {key: value for key, value in self.flat().items() if not key.startswith(free)}
 
@@ -101,12 +101,12 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
 
     Args:
         text: YAML.
-        source: what to call the text in messages.
+        source: name of the text in messages.
         overrides: ``key.subkey=value`` with YAML values; the last one wins.
-        components: what may be named.
+        components: the agents and families that the text may name.
 
     Raises:
-        UserError: naming every fault found.
+        UserError: if there are faults; the message lists all of them.
     """
     raw = parse(text, source)
     faults = [fault for override in overrides if (fault := apply_override(raw, override))]
@@ -121,13 +121,13 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     if faults:
         source = " ".join([source, *(["with", *overrides] if overrides else [])])
         raise UserError(f"{source}: {_count(faults)}\n" + "\n".join(f"  {fault}" for fault in faults))
-    assert settings is not None and distribution is not None and agent is not None  # else there were faults
+    assert settings is not None and distribution is not None and agent is not None  # there are no faults
     name, family, given = distribution
     return RunConfig(settings, name, law, _arguments(family, given), *agent[:2])
 
 
 def completed(identity: Mapping[str, Any], components: Components) -> dict[str, Any]:
-    """Return an earlier version's identity, new keys at their defaults; as it is if it cannot be read."""
+    """Return the identity of an earlier version with defaults for new keys, or unchanged if it has faults."""
     raw: dict[str, Any] = {}
     for key, value in identity.items():
         *sections, last = key.split(".")
@@ -139,7 +139,7 @@ def completed(identity: Mapping[str, Any], components: Components) -> dict[str, 
 
 
 def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
-    """Return the keys whose values differ, those that only one side has among them."""
+    """Return the keys whose values differ, including keys that only one side has."""
     return [key for key in {**some, **others} if some.get(key) != others.get(key)]
 
 
@@ -153,7 +153,7 @@ def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 def _component(
     raw: dict[str, Any], section: str, known: Mapping[str, Any]
 ) -> tuple[tuple[str, Any, dict[str, Any]] | None, list[str]]:
-    """Take ``section`` out of ``raw`` and build what it names: ((name, object, keys) or None, faults)."""
+    """Remove ``section`` from ``raw`` and build its part: ((name, object, keys) or None, faults)."""
     options = raw.pop(section, None)
     if not isinstance(options, dict) or "name" not in options:
         return None, [
@@ -181,7 +181,7 @@ def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tu
 
 
 def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any, list[str]]:
-    """Return the law of what was built: itself, or where it makes single environments, played by workers."""
+    """Return the task distribution of a family; a family of single environments is run by workers."""
     if distribution is None or settings is None:
         return None, []
     name, family, given = distribution
@@ -198,7 +198,7 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
 
 
 def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
-    """Return the keys that make a family, those that were left out too where it tells them."""
+    """Return the settings of a family, including defaults if the family is a dataclass."""
     if not is_dataclass(family) or isinstance(family, type):
         return given
     try:
@@ -212,7 +212,7 @@ def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
 def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
     loc = [str(part) for part in details["loc"]]
     sections = [kind, *(_section(kind, loc[: i + 1]) for i in range(len(loc)))]
-    # The name of a part, such as a core, stands in the place of a fault and not among the keys.
+    # pydantic's location of a fault includes the name of a part, such as a core, which is not a key.
     keys = [part for i, part in enumerate(loc) if not _is_choice(sections[i])]
     path = ".".join((*where, *keys))
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
@@ -229,7 +229,7 @@ def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
 
 
 def _section(kind: Any, loc: Sequence[str]) -> Any:
-    """Return what stands at a place of a config of ``kind``: a model, a choice between models, or else."""
+    """Return the type at a place in a config of ``kind``: a model, a choice of models, or another type."""
     for part in loc:
         if _is_choice(kind):
             kind = next((each for each in get_args(kind) if each.model_fields["name"].default == part), None)
@@ -240,7 +240,7 @@ def _section(kind: Any, loc: Sequence[str]) -> Any:
 
 
 def _is_choice(kind: Any) -> bool:
-    """Return whether a section is one of several models, told apart by their names."""
+    """Return whether a section is a choice between several models, each with a name."""
     models = get_args(kind)
     return len(models) > 1 and all("name" in getattr(each, "model_fields", {}) for each in models)
 
@@ -253,7 +253,7 @@ def _fields(kind: Any) -> list[str]:
 
 
 def suggestion(name: str, known: Iterable[str]) -> str:
-    """Return ``; did you mean X? Known: ...`` for a name that is not among the known ones."""
+    """Return ``; did you mean X? Known: ...`` for an unknown name."""
     near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
     did_you_mean = f"; did you mean {near[0]!r}?" if near else ";"
     return f"{did_you_mean} Known: {_listed(known)}"
@@ -264,7 +264,7 @@ def _listed(names: Iterable[str]) -> str:
 
 
 def _short(value: Any) -> str:
-    """Describe a value in a line, however large it is."""
+    """Describe a value in one line, shortened if it is long."""
     return _REPR.repr(value)
 
 

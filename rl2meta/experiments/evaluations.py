@@ -1,4 +1,4 @@
-"""Judging trained agents on held-out tasks, from Python: one run, or several side by side."""
+"""Evaluate trained agents on held-out tasks, from Python: one run, or several side by side."""
 
 import shutil
 import tempfile
@@ -26,7 +26,7 @@ Against = str | Sequence[str]
 
 
 class Text(str):
-    """Text that shows itself as it is in a notebook and at the prompt."""
+    """Text that a notebook and the prompt show without quotes and escapes."""
 
     def __repr__(self) -> str:
         return str(self)
@@ -34,7 +34,7 @@ class Text(str):
 
 @dataclass(frozen=True)
 class Figure:
-    """A figure in a file, which a notebook shows.
+    """A figure in a file; a notebook shows it as an image.
 
     Attributes:
         path: of the PNG.
@@ -49,12 +49,12 @@ class Figure:
 
 @dataclass(frozen=True)
 class Evaluation:
-    """Agents on the same held-out tasks.
+    """Results of agents on the same held-out tasks.
 
     Attributes:
         results: by name, the trained agents first: ``rewards``, ``regrets``, ``steps`` by task and episode.
-        ceilings: the exact values that no agent can beat, where they are known.
-        facts: what evaluation.json says of the evaluation.
+        ceilings: the exact values that no agent can beat; None where unknown.
+        facts: the facts about the evaluation in evaluation.json.
         path: the folder with evaluation.json, curves, arrays and figures; None for a run without a folder.
     """
 
@@ -65,18 +65,18 @@ class Evaluation:
     _temporary: list[Path] = field(default_factory=list, repr=False)
 
     def table(self) -> Text:
-        """Return what each agent earned, as text: returns and regrets with 95 % intervals over tasks."""
+        """Return a table of the agents as text: returns and regrets with 95 % intervals over tasks."""
         return Text(tables(self.results, self.ceilings, self.facts))
 
     def figure(self, name: str = "regret") -> Figure:
-        """Return a figure, drawn from the files of the evaluation; it shows itself in a notebook.
+        """Return a figure, drawn from the files of the evaluation; a notebook shows it.
 
         Args:
-            name: ``regret`` or ``returns``, cumulative, or ``adaptation``, the return of an episode after so
-                many episodes.
+            name: ``regret`` or ``returns``, cumulative over the trial; or ``adaptation``, the return of an
+                episode over the number of episodes before it.
 
         Raises:
-            UserError: for another name, and for ``regret`` where the family's optimum is not known.
+            UserError: for another name, and for ``regret`` if the family's optimum is unknown.
         """
         from rl2meta.plotting import plot_adaptation, plot_regret, plot_returns  # loads matplotlib
 
@@ -88,7 +88,7 @@ class Evaluation:
         return Figure(path if path.exists() else plots[name](folder), self)
 
     def _folder(self) -> Path:
-        """Return the folder of the files; without one, a temporary one that lives as long as this."""
+        """Return the folder of the files; without a folder, a temporary one that exists as long as self."""
         if self.path is not None:
             return self.path
         if not self._temporary:
@@ -115,23 +115,24 @@ def evaluate(
     threads: int | None = None,
     say: Say = silent,
 ) -> Evaluation:
-    """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings.
+    """Evaluate a trained agent by its regret on held-out tasks, beside references and exact ceilings.
 
-    What is left out is as in the run's config.
+    For options that are None, the values of the run's config apply.
 
     Args:
-        run: a run, or the folder of one, whose newest whole checkpoint is judged.
-        overrides: judge it on other tasks than it was trained on (``{"distribution.high": 0.5}``), in longer
-            trials (``evaluation.episodes_per_trial``), or with what its kind lets change after training.
-        tasks: how many held-out tasks.
-        seed: which held-out tasks, and which luck.
+        run: a run, or a run folder, whose newest complete checkpoint is evaluated.
+        overrides: settings of the evaluation that differ from training: other tasks
+            (``{"distribution.high": 0.5}``), longer trials (``evaluation.episodes_per_trial``), or settings
+            of the agent that may change after training.
+        tasks: number of held-out tasks.
+        seed: of the held-out tasks, and of the random streams of environments and agents.
         against: names of references, ``"all"`` or ``"none"``.
-        scratch: on so many of the tasks Stable-Baselines3's PPO learns from scratch.
+        scratch: number of tasks on which Stable-Baselines3's PPO also learns from scratch.
         out: a new folder for the results; by default ``evaluation``, ``evaluation_2``, ... in the run folder.
-            A run without a folder writes none.
-        device: where to play.
-        threads: CPU threads.
-        say: told, in a line, what is done next.
+            For a run without a folder, the default is to write nothing.
+        device: of the environments and the agent.
+        threads: number of CPU threads.
+        say: called with one line of text before each step.
 
     Raises:
         UserError: for a folder without a run, an option out of range, or an override that does not fit.
@@ -162,26 +163,27 @@ def compare(
     threads: int | None = None,
     say: Say = silent,
 ) -> Evaluation:
-    """Judge several trained agents side by side, on the same held-out tasks and with the same luck.
+    """Evaluate several trained agents side by side, on the same held-out tasks and with the same luck.
 
-    What is left out is as in the first run's config, but a trial is as long as the longest of the runs'.
+    For options that are None, the values of the first run's config apply; a trial has as many episodes as the
+    longest trial of the runs.
 
     Args:
-        runs: runs or their folders, on one law, named by their folders; or by name. Differences are to the
-            first.
-        tasks: how many held-out tasks.
-        seed: which held-out tasks, and which luck.
-        episodes: in a trial.
+        runs: runs or run folders with the same task distribution, in a list (their names are those of the
+            folders) or in a mapping by name. Differences in the results are to the first run.
+        tasks: number of held-out tasks.
+        seed: of the held-out tasks, and of the random streams of environments and agents.
+        episodes: number of episodes in a trial.
         against: names of references, ``"all"`` or ``"none"``.
-        settings: what a run adapts with, as ``NAME:agent.KEY=VALUE``.
-        scratch: on so many of the tasks Stable-Baselines3's PPO learns from scratch.
+        settings: changes to the agent of a run, as ``NAME:agent.KEY=VALUE``.
+        scratch: number of tasks on which Stable-Baselines3's PPO also learns from scratch.
         out: a new folder for the results; by default ``compare-NAME1-NAME2`` beside the first run.
-        device: where to play.
-        threads: CPU threads.
-        say: told, in a line, what is done next.
+        device: of the environments and the agents.
+        threads: number of CPU threads.
+        say: called with one line of text before each step.
 
     Raises:
-        UserError: for fewer than two runs, runs on different laws, or an option out of range.
+        UserError: for fewer than two runs, different task distributions, or an option out of range.
     """
     labels: Sequence[str | None] = list(runs) if isinstance(runs, Mapping) else [None] * len(runs)
     loaded = [_loaded(each) for each in (runs.values() if isinstance(runs, Mapping) else runs)]
@@ -210,7 +212,7 @@ def _names_of(against: Against | None) -> Sequence[str] | None:
 
 @contextmanager
 def _target(default: Path | None, out: str | Path | None) -> Iterator[Path | None]:
-    """Make the folder for the results; none where there is no place for it."""
+    """Make the folder for the results; yield None if there is neither a default nor ``out``."""
     if default is None and out is None:
         yield None
         return

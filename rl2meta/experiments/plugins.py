@@ -1,4 +1,4 @@
-"""Parts that a config names: the built-in ones, those that packages offer, and any ``module:name``."""
+"""Agents and families for the names in a config: built-in, from packages, or any ``module:name``."""
 
 import importlib
 import os
@@ -15,15 +15,15 @@ Part = TypeVar("Part")
 
 
 class Parts(Mapping[str, Part], Generic[Part]):
-    """Every part of one kind that a config may name; a part is imported when it is asked for.
+    """All parts of one kind (agents or families) by name; a lookup imports the part.
 
-    Iterating yields the names of the built-in parts and of those that packages offer. What cannot be imported
-    is a ``UserError`` when it is asked for.
+    Iteration yields the names of built-in parts and of parts in packages. A lookup raises ``UserError`` if
+    the part cannot be imported.
 
     Args:
-        built_in: by name; they win over a package's of the same name.
+        built_in: by name; a built-in part wins over a package's part of the same name.
         group: the entry-point group of packages.
-        load: returns the part that ``module:name`` names.
+        load: imports and returns the part of ``module:name``.
     """
 
     def __init__(self, built_in: Mapping[str, Entry], group: str, load: Callable[[str], Part]) -> None:
@@ -52,7 +52,7 @@ def load_family(path: str) -> Any:
     """Return the family that ``module:Class`` names.
 
     Raises:
-        UserError: if there is no such thing, with the reason.
+        UserError: if it cannot be imported or is not a family; the message gives the reason.
     """
     found = load(path, "module:Class, such as my_package.my_module:MyTasks")
     if not callable(found):
@@ -69,7 +69,7 @@ def load_agent(path: str) -> AgentKind:
     """Return the agent that ``module:name`` names, which must be an ``AgentKind``.
 
     Raises:
-        UserError: if there is no such thing, with the reason.
+        UserError: if it cannot be imported or is not an ``AgentKind``; the message gives the reason.
     """
     found = load(path, "module:name, such as my_package.my_module:MY_AGENT")
     if not isinstance(found, AgentKind):
@@ -81,10 +81,14 @@ def load_agent(path: str) -> AgentKind:
 
 
 def load(path: str, expected: str) -> Any:
-    """Return what ``module:name`` names; messages say that ``expected`` was.
+    """Return the object that ``module:name`` names.
+
+    Args:
+        path: ``module:name``.
+        expected: the form of ``path``, for error messages.
 
     Raises:
-        UserError: if there is no such thing, with the reason.
+        UserError: if there is no such object; the message gives the reason.
     """
     module_name, _, attribute = path.partition(":")
     if not module_name or not attribute or module_name.startswith("."):
@@ -113,7 +117,7 @@ def _imported(module_name: str, path: str) -> Any:
 
 
 def _fault(error: BaseException, module_name: str, path: str) -> UserError:
-    """Say why an import failed, without our frames and those of the import system."""
+    """Return the reason of a failed import, without stack frames of this file and of the import system."""
     frame = error.__traceback__
     while frame is not None and _is_machinery(frame.tb_frame.f_code.co_filename):
         frame = frame.tb_next
@@ -125,7 +129,7 @@ def _is_machinery(file: str) -> bool:
 
 
 def _is_its_own(thing: Any, name: str, module_name: str) -> bool:
-    """Return whether a name of a module is public, and an agent or a class or function of its own."""
+    """Return whether a name is public and the module defines it, as an agent, a class or a function."""
     own = isinstance(thing, AgentKind) or (
         callable(thing) and getattr(thing, "__module__", None) == module_name
     )

@@ -1,4 +1,4 @@
-"""An evaluation as text: what was played, what each agent earned, and how that changed as it adapted."""
+"""An evaluation as text: tasks, return and regret of each agent, and how they changed in the trial."""
 
 import io
 from collections.abc import Iterator, Mapping, Sequence
@@ -27,12 +27,12 @@ class _Line(NamedTuple):
 
 
 def tables(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> str:
-    """Return what was played, what each agent earned, and how that changed as it adapted.
+    """Return the tasks, the return and regret of each agent, and how they changed in the trial, as text.
 
     Args:
-        results: by name, the first being what the others are compared with.
+        results: by name; all others are compared with the first.
         ceilings: the exact values beside them.
-        facts: what evaluation.json says of the evaluation.
+        facts: the facts about the evaluation in evaluation.json.
     """
     return "\n".join(_lines(results, ceilings, facts))
 
@@ -84,13 +84,13 @@ def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
 
 
 def _num_adaptations(result: AgentResult) -> int:
-    """Return how often an agent adapts that lives through several episodes between; 0 for all others."""
+    """Return how often an agent adapts, if its blocks have several episodes; 0 for other agents."""
     block = result.episodes_per_block
     return result.rewards.shape[1] // block - 1 if block > 1 else 0
 
 
 def _adaptation_table(results: Mapping[str, AgentResult]) -> Table:
-    """Return the first columns that there is room for, and the last of each agent."""
+    """Return a table of as many first blocks as fit the width, and the last block of each agent."""
     cells = {name: _adaptation_cells(result) for name, result in results.items()}
     each = (
         max(len("after 100"), *(len(cell) for row in cells.values() for cell in row)) + 3
@@ -118,7 +118,7 @@ def _table(names: Sequence[str], numbers: Sequence[str], words: Sequence[str]) -
 
 
 def _as_text(table: Table) -> str:
-    """Return a table as wide as it is: figures that are cut off are worse than long lines."""
+    """Return a table in its full width, because cut numbers would be worse than long lines."""
     console = Console(file=io.StringIO(), width=1000)
     width = max(_WIDTH, Measurement.get(console, console.options, table).maximum)
     with console.capture() as captured:

@@ -1,4 +1,4 @@
-"""Training an experiment, and going on with one that stopped."""
+"""Train an experiment, or resume a run that stopped."""
 
 import logging
 import platform
@@ -45,29 +45,28 @@ def train(
 ) -> Run:
     """Train the agent of an experiment.
 
-    This sets torch's number of CPU threads and its precision to those of the config, on which the bits of a
-    run depend.
+    This sets torch's number of CPU threads and its precision to those of the config, because the exact
+    numbers of a run depend on them.
 
     Args:
         config: the name of a shipped config, a YAML file, or its sections as a mapping.
         overrides: settings to change, by dotted key: ``{"agent.core.hidden_size": 64}``; or as text,
             ``["agent.core.hidden_size=64"]``.
-        run_dir: a new folder for config, metrics, TensorBoard events and checkpoints; None to leave nothing
-            on disk.
-        start_from: another run, whose network's weights this one begins with; its optimiser starts anew.
-        callbacks: each is called after each update with the run and the update's metrics; one that returns
-            False stops the training there, after a checkpoint.
+        run_dir: a new folder for config, metrics, TensorBoard events and checkpoints; None: write nothing.
+        start_from: another run, whose weights are the initial weights of this one; the optimiser starts new.
+        callbacks: each is called after each update with the run and the update's metrics; if one returns
+            False, the training saves a checkpoint and stops.
         on_start: called with the run before its first update.
 
     Returns:
-        The run, as far as it was trained.
+        The run; it is unfinished if a callback stopped it.
 
     Raises:
         UserError: for a config with faults, a folder that is in use, or a training that diverges.
     """
     experiment, text, device = _settled(read_config(config, overrides_of(overrides)))
-    rehearse(experiment, device)  # before the folder: a fault leaves none behind
-    chosen_references(experiment)  # a name that is mistyped shall not show after hours of training
+    rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
+    chosen_references(experiment)  # finds a mistyped name now and not after hours of training
     learner = make_learner(experiment, device)
     if start_from is not None:
         text += _begin_with(learner, start_from)
@@ -89,17 +88,17 @@ def resume(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
 ) -> Run:
-    """Go on with the run in a folder from its newest checkpoint; one that is finished is returned as it is.
+    """Continue the run in a folder from its newest checkpoint; return a finished run without changes.
 
     Args:
         run_dir: the run folder.
-        config: what the run was started with, if that is to be checked.
-        overrides: settings of the workers, which change no result; with ``config`` those of the start too.
+        config: the config that the run was started with, to check that it is the same; None: no check.
+        overrides: settings of the workers, which change no result; with ``config``, also those of the start.
         callbacks: as for ``train``.
-        on_start: called with the run before its next update; not if it is finished already.
+        on_start: called with the run before its next update; not called for a finished run.
 
     Raises:
-        UserError: if there is no such run, it is in use, or a setting has another value than at the start.
+        UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
     folder, given = RunFolder.open(Path(run_dir)), overrides_of(overrides)
     where = [override for override in given if override.startswith(WORKERS)]
@@ -125,7 +124,7 @@ def resume(
 
 
 def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
-    """Return an experiment with its device and threads settled, its text for a run folder, and the device."""
+    """Return the experiment with its actual device and threads, its text for a run folder, and the device."""
     device = resolve_device(config.settings.device)
     threads = set_threads(config.settings.threads)
     set_precision(config.settings.precision)
@@ -134,7 +133,7 @@ def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
 
 
 def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
-    """Give a learner the network of another run; return what config.yaml says of it."""
+    """Load the weights of another run into a learner; return the line about it for config.yaml."""
     other = start_from if isinstance(start_from, Run) else load_run(start_from)
     state = other.learner.state_dict()
     weights = {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
@@ -142,8 +141,8 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
         learner.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            "start_from: expected a run whose network has the shapes of this one's, got "
-            f"{other.path or 'another'}; give both the same agent and sizes ({error})"
+            "start_from: expected a run whose network has the same shapes, got "
+            f"{other.path or 'another'}; use the same agent and sizes for both runs ({error})"
         ) from None
     origin = {"path": None if other.path is None else str(other.path), "update": other.update}
     text: str = yaml.safe_dump({"started_from": origin}, allow_unicode=True)
@@ -183,24 +182,24 @@ def _train(
 def _after_update(
     run: Run, recorder: Recorder | None, callbacks: Sequence[Callback], row: dict[str, Any]
 ) -> bool:
-    """Keep what an update brought, tell the callbacks, and return whether to stop."""
+    """Record the metrics of an update, call the callbacks, and return whether to stop."""
     run.update, run.env_steps = row["update"], row["env_steps"]
     if recorder is None:
         run.rows.append(row)
     else:
         recorder.record(row)
-    stop = any([callback(run, row) is False for callback in callbacks])  # every one is to hear of it
+    stop = any([callback(run, row) is False for callback in callbacks])  # calls all of them
     if recorder is not None:
         recorder.save_if_due(stop)
     return stop
 
 
 def _stopped_by(error: EnvironmentFault, run: Run, recorder: Recorder | None) -> UserError:
-    """Save a run whose environments failed, and say how to go on."""
+    """Save a run whose environments failed, and return an error that says how to continue."""
     if recorder is None:
         return UserError(f"{error}\nstopped at update {run.update}; mend the environment and train again")
     recorder.save()
-    assert run.path is not None  # of a run with a recorder
+    assert run.path is not None  # a run with a recorder has a folder
     return UserError(
         f"{error}\nstopped and saved at update {run.update}/{run.config.settings.training.updates}; mend the "
         f"environment and continue with:\n  {resume_command(run.path)}"
@@ -208,17 +207,17 @@ def _stopped_by(error: EnvironmentFault, run: Run, recorder: Recorder | None) ->
 
 
 def resume_command(path: Path) -> str:
-    """Return what to type to go on with the run in a folder."""
+    """Return the command that resumes the run in a folder."""
     return f"rl2meta train --resume --run-dir {quoted(path)}"
 
 
 def quoted(path: Path) -> str:
-    """Return a path as a shell takes it."""
+    """Return a path quoted for the shell."""
     return shlex.quote(f"./{path}" if str(path).startswith("-") else str(path))
 
 
 def _refuse_changes(config: RunConfig, named: RunConfig) -> None:
-    """A resumed run keeps its config; one that is named all the same must say the same."""
+    """Refuse a config that differs from the config of the run to resume."""
     changed = list(_changes(config.flat(), named.flat()))
     if changed:
         raise UserError(
