@@ -66,7 +66,8 @@ class PointNavigation:
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return V*_H(g), [num_tasks]: the exact optimum of an episode; see ``best_return``."""
-        parts = (_goals(tasks)[part] for part in in_parts(len(tasks), 8 * self.horizon))
+        goals = _goals(tasks)
+        parts = (goals[part] for part in in_parts(len(goals), 8 * self.horizon))
         return torch.cat([best_return(self, part, torch.zeros_like(part[:, 0])) for part in parts])
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:

@@ -1,4 +1,4 @@
-"""The command line. Heavy imports wait until a command needs them, so that help answers at once."""
+"""The command line. Slow imports wait until a command needs them, so that help appears at once."""
 
 import os
 import sys
@@ -23,16 +23,16 @@ app = typer.Typer(
 
 
 def main() -> None:
-    """Run the command line; a user's mistake ends with its message and exit code 2, without a traceback."""
-    # Read when torch loads: how long an idle thread spins before it sleeps. Never spinning costs most of the
-    # speed on an idle machine, long spinning on a busy one (docs/results.md has figures).
+    """Run the command line; a user's mistake gives its message and exit code 2, without a traceback."""
+    # How long an idle thread spins before it sleeps; it is read when torch loads. On an idle machine, no
+    # spinning makes torch much slower; on a busy machine, long spinning does (figures: docs/results.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     keep_memory()
-    sys.path.append(os.getcwd())  # so that modules of the folder one works in are found, behind all others
+    sys.path.append(os.getcwd())  # last, so that modules of the current folder are found after all others
     for stream in (sys.stdout, sys.stderr):
         if hasattr(stream, "reconfigure"):  # not under a test's capture
-            stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, and no traceback
+            stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, not an error
     from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 
     try:
@@ -84,18 +84,18 @@ def train(
     run_dir: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where everything about the run goes (required); new, unless resumed."
+            metavar="DIR", help="The folder for all files of the run (required); a new one, unless --resume."
         ),
     ] = None,
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     start_from: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Another run, whose network's weights this one begins with."),
+        typer.Option(metavar="DIR", help="Another run; training starts with the weights of its network."),
     ] = None,
 ) -> None:
     """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
 
-    Ctrl-C and SIGTERM save, and say how to go on.
+    Ctrl-C and SIGTERM save a checkpoint, stop, and print how to continue.
     """
     from rl2meta.commands.train import resume_run, start_run
 
@@ -121,27 +121,27 @@ def evaluate(
         list[str] | None,
         typer.Argument(
             metavar="KEY=VALUE",
-            help="Judge it on other tasks than it was trained on, such as distribution.reward_mean=0, in "
-            "longer trials, evaluation.episodes_per_trial=20, or with what its kind lets change after "
-            "training, agent.KEY=VALUE.",
+            help="Settings to change for the evaluation: the tasks, such as distribution.reward_mean=0; the "
+            "length of a trial, evaluation.episodes_per_trial=20; agent.KEY=VALUE if the agent allows KEY to "
+            "change after training.",
         ),
     ] = None,
     tasks: Annotated[
-        int | None, typer.Option(help="Held-out tasks; the config's number if not given.")
+        int | None, typer.Option(help="Number of held-out tasks; default: as in the config.")
     ] = None,
-    seed: Annotated[int | None, typer.Option(help="Which held-out tasks; the config's if not given.")] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of these tasks; default: as in the config.")] = None,
     against: Annotated[
         str | None,
-        typer.Option(help="References, comma-separated, or 'all' or 'none'; the config's if not given."),
+        typer.Option(help="References, comma-separated, or 'all' or 'none'; default: as in the config."),
     ] = None,
     scratch: Scratch = 0,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder for the results; DIR/evaluation[_N] if not given.")
+        Path | None, typer.Option(help="A new folder for the results; default: DIR/evaluation[_N].")
     ] = None,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; the config's if not given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: as in the config.")] = None,
 ) -> None:
-    """Judge a trained agent by its regret on held-out tasks, beside references and exact ceilings."""
+    """Evaluate a trained agent on held-out tasks: its regret beside references and exact ceilings."""
     from rl2meta.commands.evaluate import evaluate_run
 
     evaluate_run(
@@ -162,31 +162,29 @@ def compare(
     run_dirs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="Run folders on one task law; differences are to the first of them."
+            metavar="DIR...", help="Run folders with one task distribution; differences are to the first."
         ),
     ],
     against: Annotated[str, typer.Option(help="References, comma-separated, or 'all' or 'none'.")] = "all",
     tasks: Annotated[
-        int | None, typer.Option(help="Held-out tasks; the first run's number if not given.")
+        int | None, typer.Option(help="Number of held-out tasks; default: as in the first run.")
     ] = None,
-    seed: Annotated[
-        int | None, typer.Option(help="Which held-out tasks; the first run's if not given.")
-    ] = None,
+    seed: Annotated[int | None, typer.Option(help="Seed of these tasks; default: the first run's.")] = None,
     episodes: Annotated[
-        int | None, typer.Option(help="Episodes in a trial; the longest of the runs' if not given.")
+        int | None, typer.Option(help="Episodes in a trial; default: the longest trial of the runs.")
     ] = None,
     scratch: Scratch = 0,
     settings: Settings = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            help="A new folder for the results; compare-NAME1-NAME2[_N] beside the first run if not given."
+            help="A new folder for the results; default: compare-NAME1-NAME2[_N] beside the first run."
         ),
     ] = None,
     device: Device = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; the first run's if not given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: as in the first run.")] = None,
 ) -> None:
-    """Judge several trained agents side by side, on the same held-out tasks."""
+    """Evaluate several trained agents side by side, on the same held-out tasks."""
     from rl2meta.commands.evaluate import compare_runs
 
     compare_runs(
@@ -208,29 +206,27 @@ def reproduce(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="duan2016-bandits or duan2016-mdps.")],
     cells: Annotated[
         list[str] | None,
-        typer.Option(metavar="CELL", help="Such as n=10,k=5; may stand several times. All if not given."),
+        typer.Option(metavar="CELL", help="Such as n=10,k=5; may be given several times. Default: all."),
     ] = None,
     budget: Annotated[
         float | None,
-        typer.Option(
-            help="Environment steps to train each cell on, at most, such as 2e6; its config's if not given."
-        ),
+        typer.Option(help="Maximum number of environment steps to train a cell; default: as in its config."),
     ] = None,
     tasks: Annotated[
-        int | None, typer.Option(help="Held-out tasks of each cell; its config's number if not given.")
+        int | None, typer.Option(help="Number of held-out tasks of each cell; default: as in its config.")
     ] = None,
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="Where runs and table go and are found again; runs/TABLE if not given."
+            metavar="DIR", help="The folder for the runs and the table, new or old; default: runs/TABLE."
         ),
     ] = None,
     device: Annotated[
-        str, typer.Option(help="auto, cpu, cuda or cuda:N; a run goes on where it was begun.")
+        str, typer.Option(help="auto, cpu, cuda or cuda:N; a continued run keeps its device.")
     ] = "auto",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per core.")] = None,
 ) -> None:
-    """Fill a published table: train or reuse each cell, evaluate every column, and go on where it stopped."""
+    """Fill a published table: train each cell or reuse its run, then evaluate; a second call continues."""
     from rl2meta.commands.reproduce import reproduce
 
     code = reproduce(
@@ -250,8 +246,9 @@ def check(
     target: Annotated[
         str,
         typer.Argument(
-            metavar="CONFIG_OR_FAMILY",
-            help="A YAML file, a shipped config, my_package.my_module:MyTasks, or a family's name.",
+            metavar="TARGET",
+            help="A YAML file, a shipped config, my_package.my_module:MyTasks or :MY_AGENT, or the name of a "
+            "family or an agent.",
         ),
     ],
     overrides: Annotated[
@@ -259,9 +256,9 @@ def check(
         typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as distribution.horizon=100."),
     ] = None,
 ) -> None:
-    """Try out a family of tasks, and say in plain words what must change before it can be trained on.
+    """Check a family of tasks or an agent, and print in plain words what must change before it can be used.
 
-    Such as: rl2meta check my_package.my_module:MyTasks
+    For example: rl2meta check my_package.my_module:MyTasks
     """
     from rl2meta.commands.check import run_checks
 
@@ -279,16 +276,16 @@ def list_components() -> None:
 @app.command()
 def benchmark(
     suite: Suites = "train",
-    seconds: Annotated[float, typer.Option(help="How long to measure each contestant, in all.")] = 30.0,
-    against: Annotated[str | None, typer.Option(help="'sb3' for sb3-contrib's RecurrentPPO.")] = None,
+    seconds: Annotated[float, typer.Option(help="Total seconds to measure each implementation.")] = 30.0,
+    against: Annotated[str | None, typer.Option(help="'sb3': also sb3-contrib's RecurrentPPO.")] = None,
     configs: LearningConfigs = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs of each in learning; 3 if not given.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each config in learning; default: 3.")] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="Of products on a GPU: float32 or tf32.")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; one per core if not given.")] = None,
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file for the figures.")] = None,
 ) -> None:
-    """Measure speed, in turns within one run; or how soon training reaches a score (learning)."""
+    """Measure speed, in turns within one run; with the suite learning: how soon training reaches a score."""
     from rl2meta.commands.benchmark import run_benchmark
 
     run_benchmark(

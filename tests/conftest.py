@@ -1,16 +1,20 @@
 """Families of tasks, and an agent, that exist only here."""
 
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from types import ModuleType
 
 import gymnasium as gym
 import numpy as np
 import pytest
 import torch
+from pydantic import BaseModel
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.tasks import Split, TensorTasks
-from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
+from rl2meta.training import AgentKind
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 torch.set_num_threads(1)  # tests run side by side, one process a core
 
@@ -104,3 +108,38 @@ class NextArm:
 def next_arm() -> Callable[[int], NextArm]:
     """Agents that adapt after so many pulls side by side."""
     return NextArm
+
+
+class LanesConfig(BaseModel):
+    """Settings of ``NextArm``."""
+
+    lanes: int
+
+
+@dataclass(frozen=True)
+class NothingToLearn:
+    """A learner whose agent stays as it is."""
+
+    agent: NextArm
+
+    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> Mapping[str, float]:
+        return {}
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, torch.Tensor]) -> None: ...
+
+
+@pytest.fixture
+def arms_in_turn(monkeypatch: pytest.MonkeyPatch) -> str:
+    """The name, in a config, of the kind of ``NextArm``; its ``lanes`` may change after training."""
+    module = ModuleType("arms_in_turn")
+    module.__dict__["ARMS_IN_TURN"] = AgentKind(
+        "pulls one arm after another",
+        LanesConfig,
+        lambda seen, done, config, device, seed: NothingToLearn(NextArm(config.lanes)),
+        at_test=("lanes",),
+    )
+    monkeypatch.setitem(sys.modules, module.__name__, module)
+    return "arms_in_turn:ARMS_IN_TURN"

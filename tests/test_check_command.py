@@ -93,7 +93,10 @@ DEADLY = {
     "HangsInClose": ANY.format("0, close") + r"did not return within 0.5 s .*\n +File .*in close",
 }
 FAMILIES = {
-    "NoGenerator": r"NoGenerator: sample: expected the same task from generators .*, got .*draw only from the",
+    "NoGenerator": (
+        r"NoGenerator: sample: expected the same task from generators with the same seed, got .*draw only "
+        r"from the"
+    ),
     "NoMapping": r"NoMapping: sample: expected a mapping for a task, got int \d",
     "Objects": r"sample: expected a task of numbers, .*got Lamp .*build it in make_env",
     "NumbersAsNames": r"sample: expected strings as the names in a task, got int 1",
@@ -287,7 +290,7 @@ def config(folder: Path, name: str, *overrides: str, **more: Any) -> tuple[str, 
     """Write the config of a small run -> the arguments of ``rl2meta train``."""
     small = {
         "distribution": {"name": f"faulty_families:{name}", **more},
-        "agent": {"name": "rl2", "hidden_size": 8},
+        "agent": {"name": "rl2", "core": {"hidden_size": 8}},
         "training": {"updates": 5, "trials_per_update": 4, "episodes_per_trial": 2},
         "device": "cpu",
         "threads": 1,
@@ -328,14 +331,61 @@ def test_a_fault_of_few_tasks_stops_the_run_with_the_same_words(run: Run, tmp_pa
 
 
 def _seed(met: bool) -> int:
-    """Return the seed of a run whose rehearsal meets, or does not meet, switch 2."""
+    """Return the seed of a run whose rehearsal meets switch 2 in its first environment, or in none."""
     from faulty_families import Lamps
 
-    def switches(seed: int) -> list[int]:
-        return [task["switch"] for task in draw(PluggedIn(Lamps()), 2, seed, "train").entries]
-
     for seed in range(100):
-        first, later = switches(seed)[0] == 2, 2 in switches(derive(seed, "rehearsal"))
-        if first and later if met else not first and not later:
+        rehearsed = derive(derive(seed, "rehearsal"), "train", 0)
+        switches = [task["switch"] for task in draw(PluggedIn(Lamps()), 2, rehearsed, "train").entries]
+        if switches[0] == 2 if met else 2 not in switches:
             return seed
     raise AssertionError("expected such a seed among the first 100")
+
+
+AGENTS_AND_WORDS = {
+    "faulty_agents:IN_PLACE": (r"FAULT  adapt leaves .*\n +adapt: expected a new carry .*\n  ok ", 1),
+    "faulty_agents:ONE_ACTION": (
+        r"FAULT  a trial, .*\n +act: action: expected integers .*\nthe rest was not",
+        1,
+    ),
+    "faulty_agents:NO_MODEL": (r"FAULT  its config, .*\n +config: expected a pydantic model", 1),
+    "faulty_agents:NO_DEFAULTS": (
+        r"faulty_agents:NO_DEFAULTS: 1 fault\n +agent.units: expected a value, got",
+        0,
+    ),
+    "faulty_agents:GOOD agent.unit=3": (r"agent.unit: unknown key; did you mean 'units'\?", 0),
+    "faulty_agents:NO_KIND": (r"faulty_agents:NO_KIND: expected a class, got dict", 0),
+    "rl3": (r"'rl3': expected a YAML file, .*an agent, .*did you mean 'rl2'\?", 0),
+}
+
+
+@pytest.mark.parametrize("target", AGENTS_AND_WORDS)
+def test_a_faulty_agent_is_told_by_its_fault(run: Run, target: str) -> None:
+    said, (message, faults) = run("check", *target.split()), AGENTS_AND_WORDS[target]
+    refused(said, message)
+    assert said[1].count("FAULT  ") == faults
+
+
+@pytest.mark.parametrize("target", ["rl2 agent.core.hidden_size=8", "faulty_agents:GOOD"])
+def test_good_agents_are_well(run: Run, target: str) -> None:
+    code, said = run("check", *target.split())
+    assert code == 0 and said.startswith(f"checking agent {target.split()[0]}\n"), said
+    assert said.endswith("all is well\n") and "adapt leaves the old carry alone" in said
+    assert run("check", *target.split(), "distribution.num_arms=2")[1].startswith(
+        f"checking agent {target.split()[0]} on BernoulliBandits(num_arms=2"
+    )
+
+
+def test_the_agent_of_a_config_is_checked_where_it_comes_from_elsewhere(run: Run, tmp_path: Path) -> None:
+    """On the config's own tasks and with its settings, after the family."""
+    small = {
+        "distribution": {"name": "faulty_families:Lamps"},
+        "agent": {"name": "faulty_agents:IN_PLACE", "units": 4},
+        "training": {"updates": 1, "trials_per_update": 2, "episodes_per_trial": 2},
+    }
+    (tmp_path / "config.yaml").write_text(yaml.safe_dump(small))
+    said = run("check", tmp_path / "config.yaml", HERE)
+    refused(
+        said, r"ok     agent faulty_agents:IN_PLACE, a trial and an update\n(  ok     agent: .*\n)+  FAULT"
+    )
+    assert said[1].count("FAULT") == 1 and "FAULT  agent: adapt leaves the old carry alone" in said[1]

@@ -19,7 +19,7 @@ import yaml
 
 from rl2meta import cli
 from rl2meta.experiments import checkpoints
-from rl2meta.experiments.components import AGENTS, DISTRIBUTIONS, shipped_configs
+from rl2meta.experiments.catalogue import AGENTS, DISTRIBUTIONS, shipped_configs
 from rl2meta.experiments.papers import papers
 
 Result = tuple[int, str, str]
@@ -305,8 +305,8 @@ def test_an_ascii_terminal_gets_figures_and_no_traceback(copy: Path) -> None:
 
 
 def test_resume_refuses_another_config_and_takes_the_same(run: Run, copy: Path) -> None:
-    code, _, err = run("train", "smoke", "agent.hidden_size=3", *SMALL, "--resume", "--run-dir", copy)
-    assert code == 2 and "agent.hidden_size is 16, not 3" in err
+    code, _, err = run("train", "smoke", "agent.core.hidden_size=3", *SMALL, "--resume", "--run-dir", copy)
+    assert code == 2 and "agent.core.hidden_size is 16, not 3" in err
     assert run("train", "smoke", *SMALL, "--resume", "--run-dir", copy)[0] == 0
 
 
@@ -328,7 +328,10 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("train", empty, *new), "got an empty file"),
         (("train", broken, *new), "expected a readable text file"),
         (("train", tmp_path, *new), "expected a readable text file"),
-        (("train", "smoke", "agent.hiden_size=3", *new), "agent.hiden_size: unknown key; did you mean"),
+        (
+            ("train", "smoke", "agent.core.hiden_size=3", *new),
+            "agent.core.hiden_size: unknown key; did you mean",
+        ),
         (("train", "smoke", "device=cuda:7", *new), "'cuda:7'; it is not there"),
         (("train", "smoke", "--run-dir", trained), "is already in use"),
         (("train", "smoke", "--run-dir", empty), "is already in use (a file)"),
@@ -338,8 +341,11 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("evaluate", trained, "distribution.num_arms=3"), "expected tasks with the action_space of the"),
         (("evaluate", trained, "distribution.low=0.9", "distribution.high=0.5"), "expected low < high"),
         (("evaluate", trained, "distribution.lo=0.9"), "distribution.lo: unknown key; did you mean 'low'"),
-        (("evaluate", trained, "agent.hidden_size=3"), "expected an override of what the agent is judged on"),
-        (("evaluate", trained, "seed=3"), "expected an override of what the agent is judged on"),
+        (
+            ("evaluate", trained, "agent.core.hidden_size=3"),
+            "expected an override of a setting that may change",
+        ),
+        (("evaluate", trained, "seed=3"), "expected an override of a setting that may change"),
         (("evaluate", trained, "distribution.name=gausian"), "did you mean 'gaussian_bandits'"),
         (("reproduce", "duan"), "unknown table 'duan'"),
         (("evaluate", trained, "--tasks", 1), "--tasks: expected a number from 2 to 10000000, got 1"),
@@ -351,9 +357,9 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("benchmark", "--suite", "maml", "--against", "sb3"), "--against: expected --suite train"),
         (("benchmark", "--seconds", 0), "--seconds: expected a number more than 0"),
         (("train", "smoke", "agent.name=[1]", *new), "agent.name: unknown agent [1]"),
-        (("train", "smoke", "agent.hidden_size=" + "9" * 30, *new), "expected less than or equal to"),
+        (("train", "smoke", "agent.core.hidden_size=" + "9" * 30, *new), "expected less than or equal to"),
         (("train", "smoke", "distribution.num_arms=" + "9" * 30, *new), "expected less than or equal to"),
-        (("train", "smoke", "agent.hidden_size=1000000", *new), "expected a size that fits into memory"),
+        (("train", "smoke", "agent.core.hidden_size=1000000", *new), "expected a size that fits into memory"),
         (("train", "x" * 5000, *new), "expected a YAML file or a shipped config"),
         (("train", "smoke", "--run-dir", tmp_path / ("x" * 300)), "File name too long"),
         (("evaluate", "x" * 5000), "File name too long"),

@@ -2,17 +2,14 @@
 
 import json
 import shutil
-from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from rl2meta import cli
-from rl2meta.commands import judging
-from rl2meta.commands.compare import compare_runs
+from rl2meta.commands.evaluate import compare_runs
 from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import read_config
@@ -113,21 +110,14 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path: Path) -> None:
     assert sorted(runs.rglob("*")) == before
 
 
-def test_a_trial_must_fill_the_phases_of_every_run(
-    runs: Path, monkeypatch: pytest.MonkeyPatch, next_arm: Callable[[int], Any]
-) -> None:
-    saved = SimpleNamespace(update=1, state={"env_steps": 2})
-    lanes = {"one": 7, "two": 4}
-    monkeypatch.setattr(
-        judging,
-        "restore",
-        lambda folder, *_, **__: (SimpleNamespace(agent=next_arm(lanes[folder.path.name])), saved),
-    )
+def test_a_trial_must_fill_the_phases_of_every_run(arms_in_turn: str, tmp_path: Path) -> None:
+    for name, lanes in {"one": 7, "two": 4, "half": 2}.items():
+        agent = [f"agent.name={arms_in_turn}", f"agent.lanes={lanes}"]
+        start_run("smoke", [*BRIEF, *agent, f"training.episodes_per_trial={lanes}"], tmp_path / name)
     with pytest.raises(UserError, match=r"^two .*num_episodes=7 .* 4 episodes .*use 4 or 8"):
-        _compare(runs / "one", runs / "two")
-    lanes["one"] = 2
-    _compare(runs / "one", runs / "two", episodes=4, out=runs.parent / "filled")
-    blocks = [entry["episodes_per_block"] for entry in _said(runs.parent / "filled")["agents"].values()]
+        _compare(tmp_path / "one", tmp_path / "two")
+    _compare(tmp_path / "half", tmp_path / "two", episodes=4, out=tmp_path / "filled")
+    blocks = [entry["episodes_per_block"] for entry in _said(tmp_path / "filled")["agents"].values()]
     assert blocks == [2, 4, 1]  # the last is the reference's
 
 

@@ -28,10 +28,10 @@ def faults(text: str = GOOD, *overrides: str) -> str:
 
 
 def test_a_good_config() -> None:
-    config = load(GOOD, "training.updates=20", "agent.hidden_size=7", "training.updates=30")
+    config = load(GOOD, "training.updates=20", "agent.core.hidden_size=7", "training.updates=30")
     assert config.settings.training.updates == 30  # the last override wins
     assert config.distribution.num_arms == 5
-    assert config.agent.model_dump()["hidden_size"] == 7
+    assert config.agent.model_dump()["core"]["hidden_size"] == 7
     assert config.agent.model_dump()["learning_rate"] == 1e-3  # YAML 1.1 alone would read a string
 
 
@@ -72,8 +72,8 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         ("seed: 1", "seed: -1", "seed: expected greater than or equal to 0, got -1"),
         ("seed: 1", "device: gpu", "device: expected auto, cpu, cuda or cuda:N, got 'gpu'"),
         ("seed: 1", "threads: 0", "threads: expected greater than or equal to 1, got 0"),
-        ("seed: 1", "seed: 1\nseed: 2", "the key 'seed' stands twice; remove one"),
-        ("updates: 10", "updates: 10, updates: 11", "the key 'updates' stands twice; remove one"),
+        ("seed: 1", "seed: 1\nseed: 2", "the key 'seed' is there twice; remove one"),
+        ("updates: 10", "updates: 10, updates: 11", "the key 'updates' is there twice; remove one"),
         ("seed: 1", "? [1]\n: 2", "[1] cannot be a key"),
         ("updates: 10", "3: 10", "training.3: expected Keys should be strings, got 3"),
         ("{updates", "{updates: {a: 1}, x", "training.updates: expected a valid integer, got {'a': 1}"),

@@ -8,8 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from rl2meta.commands.compare import compare_runs
-from rl2meta.commands.evaluate import evaluate_run
+from rl2meta.commands.evaluate import compare_runs, evaluate_run
 from rl2meta.commands.train import resume_run, start_run
 from rl2meta.errors import UserError
 
@@ -34,7 +33,7 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     start_run("maml_navigation", [*NAVIGATION, episodes], folder / "maml")
     start_run("pretrained_navigation", [*NAVIGATION, "training.episodes_per_trial=4"], folder / "pretrained")
     start_run("oracle_navigation", [*NAVIGATION, "training.episodes_per_trial=4"], folder / "oracle")
-    rl2 = ["training.updates=2", "training.trials_per_update=4", "threads=1", "agent.hidden_size=8"]
+    rl2 = ["training.updates=2", "training.trials_per_update=4", "threads=1", "agent.core.hidden_size=8"]
     start_run("rl2_navigation", [*rl2, "agent.minibatches=2", "distribution.horizon=6"], folder / "rl2")
     bandit = ["training.updates=2", "training.trials_per_update=8", "threads=1"]
     start_run("maml_bandit", [*bandit, "agent.hidden_sizes=[8]"], folder / "maml_bandit")
@@ -170,5 +169,5 @@ def test_each_run_of_a_comparison_may_adapt_with_rates_of_its_own(runs: Path, tm
     for fault in (f"other:{rates}", rates, "maml:distribution.side=2"):
         with pytest.raises(UserError, match=r"expected NAME:agent\.KEY=VALUE .* one of maml, pretrained"):
             compare_runs(paths, **options, out=tmp_path / "none", settings=[fault])
-    with pytest.raises(UserError, match="what it is cannot change after training"):
+    with pytest.raises(UserError, match="the agent itself cannot change after training"):
         compare_runs(paths, **options, out=tmp_path / "none", settings=["maml:agent.hidden_sizes=[3]"])

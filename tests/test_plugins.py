@@ -1,13 +1,13 @@
 """Families of somebody else's package, from its installation to the figures."""
 
 import csv
-import importlib.metadata
 import json
 import os
 import re
 import shutil
 import subprocess
 import sys
+from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -15,9 +15,11 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
-from rl2meta.experiments.components import DISTRIBUTIONS
-from rl2meta.experiments.plugins import GROUP, Families, load, offered
+from rl2meta.experiments.catalogue import DISTRIBUTIONS, FAMILY_GROUP, Entry, offered
+from rl2meta.experiments.components import FAMILIES
+from rl2meta.experiments.plugins import Parts, load_family
 
 OUTSIDE = Path(__file__).parent / "outside"
 ONE = "{choice: [0, 1, 2, 3]}"
@@ -39,7 +41,10 @@ WAYS = {
     "reset_options": f'name: gymnasium\nid: "lamps:Lamp-v0"\nvary_options: {{switch: {ONE}}}',
     "native": "name: lamp_rows\nnum_switches: 3",
 }
-AGENTS = {"rl2": "{name: rl2, hidden_size: 8}", "maml_trpo": "{name: maml_trpo, episodes_per_phase: 2}"}
+AGENTS = {
+    "rl2": "{name: rl2, core: {hidden_size: 8}}",
+    "maml_trpo": "{name: maml_trpo, episodes_per_phase: 2}",
+}
 Shell = Callable[..., "list[Said]"]
 
 
@@ -108,7 +113,9 @@ def test_the_families_of_a_package_are_known_by_name(shell: Shell) -> None:
         "check lampz",
     )
     assert listed.code == 0
-    (ours,) = re.findall(rf"other packages \(entry points {GROUP}\)\n(.*?)\n\n", listed.text, re.DOTALL)
+    (ours,) = re.findall(
+        rf"other packages \(entry points {FAMILY_GROUP}\)\n(.*?)\n\n", listed.text, re.DOTALL
+    )
     assert re.search(r"^ +lamps +Rooms in each of which another switch is the right .*\(lamps\.f", ours, re.M)
     assert re.search(r"^ +lamp_rows +Press one switch a day; .* \(lamps\.batched:LampRows\)", ours, re.M)
     assert re.search(r"^ +lamps_of_tomorrow +cannot be imported: .*'electricity_of_tomorrow'", ours, re.M)
@@ -154,16 +161,17 @@ def entries(monkeypatch: pytest.MonkeyPatch, installed: Path) -> None:
 
 @pytest.mark.usefixtures("entries")
 def test_a_package_offers_what_its_entry_points_name() -> None:
-    found = offered()
+    found = offered(FAMILY_GROUP)
     assert {"lamps", "lamp_rows", "lamps_of_tomorrow"} <= found.keys()
     assert found["lamps"].value == "lamps.families:Lamps"
 
 
 @pytest.mark.usefixtures("entries")
 def test_families_are_a_mapping_of_all_that_a_config_may_name() -> None:
-    families = Families(DISTRIBUTIONS)
-    assert set(families) == {*DISTRIBUTIONS, *offered()} and len(families) == len(set(families))
-    assert families["two_step"] is DISTRIBUTIONS["two_step"]
+    families = FAMILIES
+    known = {*DISTRIBUTIONS, *offered(FAMILY_GROUP)}
+    assert set(families) == known and len(families) == len(known)
+    assert families["two_step"] is TwoStep
     assert families["lamps"] is families["lamps.families:Lamps"] and families["lamps"].__name__ == "Lamps"
     for name in ("two_step", "lamps", "lamps_of_tomorrow", "anything:At_all"):
         assert name in families
@@ -177,22 +185,27 @@ def test_families_are_a_mapping_of_all_that_a_config_may_name() -> None:
 
 @pytest.mark.usefixtures("entries")
 def test_a_built_in_family_wins_over_a_packages_of_the_same_name() -> None:
-    assert Families({"lamps": dict})["lamps"] is dict
+    built_in = {"lamps": Entry("collections:OrderedDict", "")}
+    assert Parts(built_in, FAMILY_GROUP, load_family)["lamps"] is OrderedDict
 
 
 def test_an_entry_point_is_imported_when_it_is_asked_for_and_not_before(
-    monkeypatch: pytest.MonkeyPatch,
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    point = importlib.metadata.EntryPoint("late", "a_module_that_is_not_there:Family", GROUP)
-    monkeypatch.setattr("rl2meta.experiments.plugins.entry_points", lambda group: [point] * (group == GROUP))
-    families = Families({})
-    assert list(families) == ["late"] and "late" in families
+    package = tmp_path / "late-1.0.dist-info"
+    package.mkdir()
+    (package / "METADATA").write_text("Metadata-Version: 2.1\nName: late\nVersion: 1.0\n")
+    offer = f"[{FAMILY_GROUP}]\nlate = a_module_that_is_not_there:Family\n"
+    (package / "entry_points.txt").write_text(offer)
+    monkeypatch.syspath_prepend(str(tmp_path))
+    families = Parts({}, FAMILY_GROUP, load_family)
+    assert "late" in list(families) and "late" in families
     with pytest.raises(UserError, match="got none of the name a_module_that_is_not_there"):
         families["late"]
 
 
 def test_a_path_leads_into_classes() -> None:
-    assert load("collections:OrderedDict.fromkeys")([1]) == {1: None}
+    assert load_family("collections:OrderedDict.fromkeys")([1]) == {1: None}
 
 
 @pytest.mark.parametrize(
@@ -216,7 +229,7 @@ def test_a_path_leads_into_classes() -> None:
 )
 def test_a_path_that_names_no_family_is_refused(path: str, message: str) -> None:
     with pytest.raises(UserError, match=re.escape(message)):
-        load(path)
+        load_family(path)
 
 
 def test_ctrl_c_during_an_import_is_no_fault_of_the_module(
@@ -225,4 +238,4 @@ def test_ctrl_c_during_an_import_is_no_fault_of_the_module(
     (tmp_path / "interrupted_lamp.py").write_text("raise KeyboardInterrupt\n")
     monkeypatch.syspath_prepend(str(tmp_path))
     with pytest.raises(KeyboardInterrupt):
-        load("interrupted_lamp:Lamp")
+        load_family("interrupted_lamp:Lamp")

@@ -157,7 +157,7 @@ def test_another_budget_in_a_later_cell_is_told_before_the_first_is_trained(tmp_
             "duan2016-bandits",
             [],
             100.0,
-            "--budget: expected the 10,240 environment steps of an update or more",
+            "--budget: expected at least the 10,240 environment steps of one update",
         ),
         ("duan2016-bandits", [], float("nan"), "--budget: expected"),
         ("few tasks", [], None, "evaluation.tasks: expected greater than or equal to 2, got 1"),

@@ -10,7 +10,7 @@ of the implementation used there (TabulaRL, Osband).
 import math
 from collections.abc import Callable, Iterator
 from functools import reduce, wraps
-from typing import Concatenate, NamedTuple, ParamSpec
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -18,7 +18,6 @@ from torch import Tensor
 from rl2meta.dynamic_programming import backward_induction, expectation, solve
 from rl2meta.parts import in_parts
 
-_Constants = ParamSpec("_Constants")
 _CACHED = {"cpu": 2**17}  # entries of P that fit in a core's cache, with all intermediate results
 _LOT = {"cpu": 2**17}  # entries of P that are drawn in one call; another number would change the draws
 _ELSEWHERE = 2**26
@@ -62,17 +61,13 @@ def indifferent(posterior: Posterior, horizon: int) -> Tensor:
     return posterior.mean.new_zeros(num_tasks, horizon, num_states, num_actions)
 
 
-def _some_at_a_time(
-    plan: Callable[Concatenate[Posterior, int, _Constants], Tensor],
-) -> Callable[Concatenate[Posterior, int, _Constants], Tensor]:
+def _some_at_a_time(plan: Callable[..., Tensor]) -> Callable[..., Tensor]:
     """Make a planner without random draws process some MDPs at a time."""
 
     @wraps(plan)
-    def planner(
-        posterior: Posterior, horizon: int, /, *args: _Constants.args, **kwargs: _Constants.kwargs
-    ) -> Tensor:
+    def planner(posterior: Posterior, horizon: int, **constants: float) -> Tensor:
         parts = (posterior.of(part) for part in _parts(posterior.weights))
-        return torch.cat([plan(part, horizon, *args, **kwargs) for part in parts])
+        return torch.cat([plan(part, horizon, **constants) for part in parts])
 
     return planner
 

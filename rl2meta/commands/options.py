@@ -1,4 +1,4 @@
-"""Options of the command line that several commands share, or that take many lines to say."""
+"""Options of the command line that several commands share, or that have long help texts."""
 
 from typing import Annotated
 
@@ -6,22 +6,22 @@ import typer
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Scratch = Annotated[
-    int, typer.Option(help="Beside them, SB3's PPO from scratch on each of the first so many tasks.")
+    int, typer.Option(help="Number of tasks on which SB3's PPO also learns from scratch, each on its own.")
 ]
 Settings = Annotated[
     list[str] | None,
     typer.Option(
         "--set",
         metavar="NAME:KEY=VALUE",
-        help="A setting that the run in folder NAME adapts with, such as "
-        "maml:agent.inner_learning_rates=[0.2,0.1]; may stand several times.",
+        help="A setting of the run in folder NAME that may change after training, such as "
+        "maml:agent.inner_learning_rates=[0.2,0.1]; may be given several times.",
     ),
 ]
 Suites = Annotated[
     str,
     typer.Option(
         help="What to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), references, "
-        "workers, learning (seconds to a score)."
+        "workers, learning (seconds until a score is reached)."
     ),
 ]
 LearningConfigs = Annotated[
@@ -29,6 +29,6 @@ LearningConfigs = Annotated[
     typer.Option(
         "--config",
         metavar="NAME",
-        help="What learning trains, such as rl2_bandit; may stand several times. All if not given.",
+        help="A config for the suite learning, such as rl2_bandit; may be given several times. Default: all.",
     ),
 ]

@@ -1,4 +1,4 @@
-"""What a person sees while training runs: a live bar on a terminal, plain lines elsewhere."""
+"""The progress display of training: a live bar in a terminal, plain lines elsewhere."""
 
 import sys
 import time
@@ -13,17 +13,17 @@ SECONDS_BETWEEN_LINES = 5.0
 
 
 def say(line: str) -> None:
-    """Print a line; an output that is gone or full is no reason to stop training."""
+    """Print a line; if the output is closed or full, do nothing: training must go on."""
     with suppress(OSError):
         print(line, flush=True)
 
 
 class TrainingProgress:
-    """Shows updates done, steps, steps/s, mean return and time left.
+    """Shows the number of updates done, steps, steps/s, mean return and time left.
 
     Args:
-        updates: of the whole run.
-        done: updates done before this process began.
+        updates: number of updates of the whole run.
+        done: number of updates done before this process began.
     """
 
     def __init__(self, updates: int, done: int) -> None:

@@ -1,4 +1,4 @@
-"""``rl2meta reproduce``: a published table, filled with our own figures."""
+"""``rl2meta reproduce``: fill a published table with our own figures."""
 
 import json
 import math
@@ -21,7 +21,7 @@ from rl2meta.files import write_atomically, writing
 
 
 class _Experiment(NamedTuple):
-    """A cell, ready to be trained: what it is called in the configs, and where its run is."""
+    """A cell, ready for training: its name, its config, its overrides and its run folder."""
 
     cell: str
     source: str
@@ -40,9 +40,10 @@ def reproduce(
     device: str,
     threads: int | None = None,
 ) -> int:
-    """Train or reuse each cell, evaluate every column on the same tasks, write the table; return exit code.
+    """Train each cell or reuse its run, evaluate all columns on the same tasks, write the table.
 
-    The table is written anew after each cell. Called again it continues where it stopped.
+    The table is written again after each cell. A second call continues where the first one stopped. Returns
+    the exit code.
     """
     paper = load_paper(name)
     folder = Path("runs") / name if out is None else out
@@ -50,7 +51,7 @@ def reproduce(
         raise UserError(f"--out: expected a folder, or none yet, got the file {folder}")
     resolve_device(device)
     common = [f"device={device}", *([] if threads is None else [f"threads={threads}"])]
-    # All of it is looked at first: a mistake in the last cell shall not show after the first one's hours.
+    # All cells are checked first: a mistake in the last cell must not appear after hours of training.
     if tasks is not None:
         common.append(f"evaluation.tasks={tasks}")
     wanted = chosen_cells(paper, list(cells)).items()
@@ -60,7 +61,7 @@ def reproduce(
         say(f"[{number}/{len(experiments)}] {name} {experiment.cell}")
         code = _train(experiment)
         if code:
-            say(f"and then this table with the same command, which goes on with {experiment.cell}")
+            say(f"then continue this table with the same command; it continues with {experiment.cell}")
             return code
         if _evaluation(paper, experiment.run_dir, num_tasks[experiment.cell]) is None:
             _evaluate(paper, experiment, device, threads)
@@ -72,7 +73,7 @@ def reproduce(
 def _experiment(
     label: str, cell: Cell, budget: float | None, common: Sequence[str], folder: Path
 ) -> _Experiment:
-    """Return the cell's experiment; with a budget, of as many updates as its environment steps pay for."""
+    """Return the cell's experiment; ``budget`` limits its environment steps and so its updates."""
     overrides = [*cell.overrides, *common]
     config = read_config(cell.config, overrides)
     if budget is not None:
@@ -80,7 +81,7 @@ def _experiment(
         steps = training.trials_per_update * training.episodes_per_trial * config.distribution.horizon
         if not math.isfinite(budget) or budget < steps:
             raise UserError(
-                f"--budget: expected the {steps:,} environment steps of an update or more, got {budget:g}"
+                f"--budget: expected at least the {steps:,} environment steps of one update, got {budget:g}"
             )
         overrides.append(f"training.updates={int(budget // steps)}")
         config = read_config(cell.config, overrides)
@@ -98,7 +99,7 @@ def _refuse_another_run(experiment: _Experiment) -> None:
     if changed:
         raise UserError(
             f"{experiment.run_dir}: expected the run of this cell, got one with other settings: "
-            f"{'; '.join(changed)}. Give the --budget that it was begun with, or another --out"
+            f"{'; '.join(changed)}. Give the --budget that it was started with, or another --out"
         )
 
 
@@ -107,7 +108,7 @@ def _has_run(run_dir: Path) -> bool:
 
 
 def _train(experiment: _Experiment) -> int:
-    """Begin the run, or go on with it where and as it was begun, unless it is trained already."""
+    """Start the run, or continue it with the settings it was started with; do nothing if it is finished."""
     if not _has_run(experiment.run_dir):
         return start_run(experiment.source, experiment.overrides, experiment.run_dir)
     saved = checkpoints.newest(RunFolder.open(experiment.run_dir).checkpoints_path, say)
@@ -130,12 +131,12 @@ def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int |
 
 
 def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any] | None:
-    """Return the newest evaluation of the trained run with all columns and the config's seed, or None.
+    """Return the newest evaluation of the finished run with all columns and the config's seed, or None.
 
     Args:
         paper: names the columns.
-        run_dir: where to look; there may be no run.
-        tasks: how many it must be of; None for any number.
+        run_dir: the run folder; it may be missing.
+        tasks: the number of tasks that the evaluation must have; None: any number.
     """
     if not _has_run(run_dir):
         return None
@@ -153,19 +154,19 @@ def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any
 
 
 def _read(path: Path) -> dict[str, Any]:
-    """Return what an evaluation says; nothing, with a warning, if its file is damaged."""
+    """Return the content of an evaluation; an empty dict, with a warning, if its file is damaged."""
     try:
         said = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         said = error
     if isinstance(said, dict) and isinstance(said.get("agents"), dict):
         return said
-    say(f"warning: {path}: expected an evaluation, got something else; it is passed over")
+    say(f"warning: {path}: expected an evaluation, got something else; it is ignored")
     return {}
 
 
 def _write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> None:
-    """Write table.md and table.json of every cell that has been evaluated so far, in this call or before."""
+    """Write table.md and table.json with every cell that was evaluated so far, in this call or before."""
     known = {cell: _evaluation(paper, folder / cell, num_tasks.get(cell)) for cell in paper.cells}
     cells = {cell: _filled(paper, cell, said) for cell, said in known.items() if said is not None}
     data = {"source": paper.source, "notes": paper.notes, "cells": cells}

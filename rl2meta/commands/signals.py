@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal: at once where nothing is at stake, after the update while training."""
+"""Ctrl-C, SIGTERM and a lost terminal: training stops after the current update, other commands at once."""
 
 import signal
 from collections.abc import Callable, Iterator
@@ -10,7 +10,7 @@ Handler = Callable[[int, FrameType | None], None]
 
 
 class Interrupted(BaseException):
-    """A signal asked the process to end; no ordinary ``except`` swallows it."""
+    """A signal asked the process to end; ``except Exception`` does not catch it."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"interrupted by {signal.Signals(number).name}")
@@ -24,9 +24,9 @@ def raise_interrupted(number: int, frame: FrameType | None) -> None:
 
 @contextmanager
 def handled(handler: Handler) -> Iterator[None]:
-    """Hand SIGINT, SIGTERM and SIGHUP to ``handler`` inside the block.
+    """Call ``handler`` for SIGINT, SIGTERM and SIGHUP inside the block.
 
-    A signal that the parent process chose to ignore (``nohup``) stays ignored.
+    A signal that the parent process ignores (``nohup``) stays ignored.
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]

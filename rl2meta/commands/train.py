@@ -13,11 +13,7 @@ from rl2meta.experiments.trainings import quoted, resume, resume_command, train
 
 
 class Terminal:
-    """Shows how a training goes, and stops it when a signal asks.
-
-    Args:
-        began: the word for how the run begins, such as "training".
-    """
+    """Shows how a training goes, and stops it when a signal asks."""
 
     def __init__(self) -> None:
         self.started: Run | None = None

@@ -1,1 +1,1 @@
-"""Experiments: from a config to a trained agent and its evaluation, without a terminal."""
+"""Experiments: from a config to a trained agent and its evaluation, without the command line."""

@@ -1,7 +1,7 @@
-"""Checkpoints that survive a kill at any moment, tell when they are damaged, and run no code on load.
+"""Checkpoints that survive a kill at any moment, detect damage, and run no code when they are loaded.
 
-One checkpoint is a folder ``update_00000100/`` of two files: ``tensors.safetensors``, and ``state.json``
-with the rest and the digests of both.
+One checkpoint is a folder ``update_00000100/`` with two files: ``tensors.safetensors``, and ``state.json``
+with everything else and the digests of both files.
 """
 
 import hashlib
@@ -31,18 +31,18 @@ _NAME = re.compile(r"update_(\d{8,})(\.replaced)?")
 
 
 class CorruptCheckpoint(UserError):
-    """A checkpoint that is not what was saved; the message names its path and what is wrong."""
+    """A checkpoint differs from what was saved; the message names its path and says what is wrong."""
 
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """All that a run needs to go on.
+    """Everything that a run needs to continue.
 
     Attributes:
-        update: the number of meta-updates that the run has behind it, >= 0.
-        tensors: weights and optimiser moments by name; they may share memory and live on any device.
-        state: what JSON can give back: None, bools, ints, finite floats, strings, lists, dicts keyed by
-            strings.
+        update: the number of meta-updates done, >= 0.
+        tensors: weights and optimiser moments by name; they may share memory and be on any device.
+        state: values that JSON can give back: None, bools, ints, finite floats, strings, lists, and dicts
+            with strings as keys.
     """
 
     update: int
@@ -51,15 +51,16 @@ class Checkpoint:
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
-    """Write ``checkpoint`` below ``folder`` and return its path.
+    """Write ``checkpoint`` into a new folder inside ``folder`` and return its path.
 
-    A kill or a power cut at any moment leaves either the whole checkpoint or leftovers that ``newest``
-    ignores and the next ``save`` removes. A different checkpoint of the same update is replaced, and
-    is not lost before the new one is in place. One process saves at a time (``RunFolder.locked``).
+    After a kill or a power cut at any moment there is either the whole checkpoint or leftovers, which
+    ``newest`` ignores and the next ``save`` removes. A different checkpoint of the same update is replaced,
+    and it is removed only after the new one is in place. Only one process may save at a time
+    (``RunFolder.locked``).
 
     Raises:
-        ValueError: if the update is negative or the state is more than JSON can give back.
-        UserError: if the disk refuses; what was saved before is then still there.
+        ValueError: if the update is negative or the state holds values that JSON cannot give back.
+        UserError: if it cannot be written to the disk; all earlier checkpoints are then still there.
     """
     target = folder / _name(checkpoint.update)
     files = _encode(checkpoint)
@@ -72,10 +73,10 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
 
 
 def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Return the checkpoint at ``path`` with its tensors on ``device``, after verifying every byte.
+    """Return the checkpoint at ``path`` with its tensors on ``device``; every byte is verified first.
 
     Raises:
-        CorruptCheckpoint: if a file is missing, cut short or altered, or the format is not known.
+        CorruptCheckpoint: if a file is missing, cut short or altered, or the format is unknown.
     """
     saved = _read_state(path)
     data = _read(path, TENSORS)
@@ -95,15 +96,15 @@ def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
 def newest(
     folder: Path, warn: Callable[[str], None], device: torch.device | str = "cpu"
 ) -> Checkpoint | None:
-    """Return the newest checkpoint below ``folder`` that is whole, or None if none was ever saved.
+    """Return the newest undamaged checkpoint in ``folder``, or None if none was ever saved.
 
     Args:
-        folder: where ``save`` wrote.
-        warn: is told of each damaged checkpoint that is passed over.
-        device: where the tensors shall live.
+        folder: the folder that ``save`` wrote into.
+        warn: called with a message for each damaged checkpoint that is skipped.
+        device: the device for the tensors.
 
     Raises:
-        UserError: if there are checkpoints but none is whole; a fresh start would hide the loss.
+        UserError: if there are checkpoints but all are damaged; a fresh start would hide the loss.
     """
     paths = _found(folder)
     for path in paths:
@@ -120,13 +121,13 @@ def newest(
 
 
 def prune(folder: Path, keep: int) -> None:
-    """Remove what is older than the ``keep`` newest whole checkpoints; with fewer than that, nothing.
+    """Remove all checkpoints that are older than the ``keep`` newest undamaged ones.
 
-    Damaged ones among the newest stay: they are evidence, and a resumed run replaces them.
+    Damaged checkpoints among the newest are not removed: they are evidence, and a resumed run replaces them.
 
     Raises:
         ValueError: if ``keep`` < 1.
-        UserError: if the disk refuses.
+        UserError: if the disk does not allow it.
     """
     if keep < 1:
         raise ValueError(f"expected to keep at least 1 checkpoint, got keep={keep}")
@@ -134,7 +135,7 @@ def prune(folder: Path, keep: int) -> None:
     paths = iter(found)
     whole = (path for path in paths if _is_whole(path))
     if keep > len(found) or next(itertools.islice(whole, keep - 1, None), None) is None:
-        return  # fewer than ``keep``
+        return  # there are fewer than ``keep`` undamaged ones
     with writing(folder):
         for path in paths:
             _remove(path)
@@ -150,7 +151,7 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
     """Return the content of the checkpoint's files; the same checkpoint gives the same bytes."""
     for where in _not_json(checkpoint.state, "state"):
         raise ValueError(f"expected what JSON can give back, got {where}")
-    # A fresh copy of each: safetensors refuses tensors that share memory, which tied weights do.
+    # Copies, because safetensors does not accept tensors that share memory, and tied weights share memory.
     copies = {
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in checkpoint.tensors.items()
@@ -166,7 +167,7 @@ def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 
 def _not_json(value: Any, where: str) -> Iterator[str]:
-    """Yield the places in ``value`` that JSON would refuse or give back as something else."""
+    """Yield the places in ``value`` that JSON cannot hold or would give back as something else."""
     if isinstance(value, dict):
         for key, item in value.items():
             if not isinstance(key, str):
@@ -211,7 +212,7 @@ def _read_state(path: Path) -> dict[str, Any]:
 def _is_sealed(raw: bytes, body: dict[str, Any]) -> bool:
     try:
         return raw == _sealed(body)
-    except ValueError:  # Python reads NaN and Infinity, which save never writes
+    except ValueError:  # the file holds NaN or Infinity, which Python can read, but which save never writes
         return False
 
 
@@ -232,7 +233,7 @@ def _holds(target: Path, files: dict[str, bytes]) -> bool:
 
 
 def _put(target: Path, files: dict[str, bytes]) -> None:
-    """Write beside ``target`` and rename into place; a folder in the way waits under another name."""
+    """Write to a temporary folder beside ``target`` and rename it; an old target is renamed first."""
     temporary, replaced = _beside(target, ".tmp"), _beside(target, ".replaced")
     try:
         temporary.mkdir()
@@ -250,7 +251,7 @@ def _put(target: Path, files: dict[str, bytes]) -> None:
 
 
 def _clean(folder: Path) -> None:
-    """Remove what a killed ``save`` or ``prune`` left, and put back what was about to be replaced."""
+    """Remove what a killed ``save`` or ``prune`` left, and restore a checkpoint that was being replaced."""
     for path in folder.glob("update_*.tmp"):
         shutil.rmtree(path)
     for replaced in folder.glob("update_*.replaced"):
@@ -262,7 +263,7 @@ def _clean(folder: Path) -> None:
 
 
 def _remove(path: Path) -> None:
-    # Renamed first: a kill inside rmtree would leave something that looks like a damaged checkpoint.
+    # Renamed first: a kill during rmtree would otherwise leave what looks like a damaged checkpoint.
     temporary = _beside(path, ".removed.tmp")
     path.rename(temporary)
     shutil.rmtree(temporary)
@@ -273,7 +274,7 @@ def _beside(path: Path, ending: str) -> Path:
 
 
 def _found(folder: Path) -> list[Path]:
-    """Return what looks like a checkpoint, newest first; one about to be replaced after its replacement."""
+    """Return the paths that look like checkpoints, newest first; a replaced one follows its replacement."""
     if not folder.is_dir():
         return []
     matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]

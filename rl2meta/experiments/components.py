@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from rl2meta.agents.references.catalogue import references_on
 from rl2meta.agents.references.reference import Reference
@@ -15,6 +14,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
+from rl2meta.experiments.yaml_text import text_of
 from rl2meta.models import model_of, said_model
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker, Worker
@@ -109,7 +109,7 @@ def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str]
         UserError: if there is no such config, or it has faults.
     """
     if isinstance(source, Mapping):
-        return load_config(yaml.safe_dump(dict(source), sort_keys=False), "config", overrides, COMPONENTS)
+        return load_config(text_of(source), "config", overrides, COMPONENTS)
     return load_config(_config_text(str(source)), str(source), overrides, COMPONENTS)
 
 

@@ -1,4 +1,4 @@
-"""Held-out tasks, and the same luck for every agent that is put on them."""
+"""The evaluation protocol: the same held-out tasks and the same luck for every agent."""
 
 import itertools
 from collections.abc import Iterator
@@ -15,19 +15,19 @@ from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
 
 TUNING_TASKS = 10_000
-FEWEST_TUNING_TASKS = 1_000  # where fewer than TUNING_TASKS are judged, no more than these need be tuned on
-_TUNING_STEPS = 1_000_000  # of each constant: where trials are long, fewer tasks tell as much
+FEWEST_TUNING_TASKS = 1_000  # the minimum when an evaluation has fewer than TUNING_TASKS tasks
+_TUNING_STEPS = 1_000_000  # for each choice of constants: with long trials, fewer tasks are enough
 
 
 class Contest:
-    """Where agents are put side by side: the same held-out tasks and the same luck for each.
+    """Agents side by side: each gets the same held-out tasks and the same luck.
 
     Args:
-        config: its distribution, its trial's length, and the seed of the tuning.
+        config: gives the distribution, the number of episodes in a trial, and the seed of the tuning.
         worker: plays that distribution.
         seed: of the held-out tasks and of the luck.
-        num_tasks: how many there are.
-        scratch: on how many of them an agent learns from scratch.
+        num_tasks: the number of held-out tasks.
+        scratch: the number of these tasks on which an agent learns from scratch.
     """
 
     def __init__(
@@ -38,11 +38,11 @@ class Contest:
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
 
     def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> AgentResult:
-        """Run the agent on the held-out tasks; ``worker`` where it is told more or less of them."""
+        """Run the agent on the held-out tasks, with its own ``worker`` if it observes them differently."""
         return evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed)
 
     def evaluate_reference(self, reference: Reference) -> AgentResult:
-        """Choose the reference's constants on training tasks, then evaluate it on the held-out ones."""
+        """Choose the reference's constants on training tasks, then evaluate it on the held-out tasks."""
         grid = list(_constants(reference))
         best = grid[0] if len(grid) == 1 else self._tuned(reference, grid)
         return replace(self.evaluate(reference.build(**best)), constants=best)
@@ -59,7 +59,7 @@ class Contest:
 
         def score(constants: dict[str, Any]) -> float:
             agent = reference.build(**constants)
-            luck = derive(seed, "tuning")  # not that of the held-out evaluation, whatever its seed
+            luck = derive(seed, "tuning")  # differs from the luck of the evaluation, for any seed
             return float(evaluate(agent, self.worker, tuning, self.episodes, luck).returns().mean())
 
         return max(grid, key=score)

@@ -1,6 +1,8 @@
 """Evaluate trained agents on held-out tasks, from Python: one run, or several side by side."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -39,6 +41,7 @@ class Figure:
     """
 
     path: Path
+    _of: "Evaluation" = field(repr=False)  # whose folder may be a temporary one
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()
@@ -59,7 +62,7 @@ class Evaluation:
     ceilings: Ceilings
     facts: Mapping[str, Any]
     path: Path | None = None
-    _scratch: list[Any] = field(default_factory=list, repr=False)
+    _temporary: list[Path] = field(default_factory=list, repr=False)
 
     def table(self) -> Text:
         """Return a table of the agents as text: returns and regrets with 95 % intervals over tasks."""
@@ -82,16 +85,18 @@ class Evaluation:
             raise UserError(f"figure: expected one of {', '.join(plots)}, got {name!r}")
         folder = self._folder()
         path = folder / f"{name}.png"
-        return Figure(path if path.exists() else plots[name](folder))
+        return Figure(path if path.exists() else plots[name](folder), self)
 
     def _folder(self) -> Path:
         """Return the folder of the files; without a folder, a temporary one that exists as long as self."""
         if self.path is not None:
             return self.path
-        if not self._scratch:
-            self._scratch.append(tempfile.TemporaryDirectory(prefix="rl2meta-"))
-            self._write(Path(self._scratch[0].name))
-        return Path(self._scratch[0].name)
+        if not self._temporary:
+            folder = Path(tempfile.mkdtemp(prefix="rl2meta-"))
+            weakref.finalize(self, shutil.rmtree, folder, ignore_errors=True)
+            self._write(folder)
+            self._temporary.append(folder)
+        return self._temporary[0]
 
     def _write(self, folder: Path) -> None:
         write_evaluation(folder, self.results, self.ceilings, self.facts)
@@ -219,7 +224,7 @@ def _written(evaluation: Evaluation) -> Evaluation:
     """Write the files and draw the figures, if there is a folder for them."""
     if evaluation.path is not None:
         evaluation._write(evaluation.path)
-        regret = all(result.regrets is not None for result in evaluation.results.values())
+        regret = any(result.regrets is not None for result in evaluation.results.values())
         evaluation.figure("regret" if regret else "returns")
         evaluation.figure("adaptation")
     return evaluation

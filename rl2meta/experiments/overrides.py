@@ -11,7 +11,12 @@ _TRAINING_EPISODES = "training.episodes_per_trial="
 
 
 def judged(trained: RunConfig, overrides: Sequence[str]) -> RunConfig:
-    """Return the experiment as it is judged, on tasks that the trained agent can play."""
+    """Return the config for the evaluation of a trained agent.
+
+    Raises:
+        UserError: for an override of a setting that cannot change after training, or if the spaces of the
+            tasks differ from those in training.
+    """
     _refuse_others(trained, overrides)
     config = load_config(trained.to_yaml(), "the run's config", overrides, COMPONENTS)
     for name in ("observation_space", "action_space"):
@@ -25,17 +30,17 @@ def judged(trained: RunConfig, overrides: Sequence[str]) -> RunConfig:
 
 
 def _refuse_others(trained: RunConfig, overrides: Sequence[str]) -> None:
-    """Of an agent that is trained, only what it is judged on may change, and what its kind allows."""
+    """Refuse overrides of anything but the tasks, the trial, the workers and what the agent's kind allows."""
     settings = [f"agent.{key}=" for key in AGENTS[trained.agent_name].at_test]
     for override in overrides:
         if override.startswith(_TRAINING_EPISODES):
             raise UserError(
-                f"{override!r}: expected the length of the trials that the agent is judged in, got that of "
-                f"its training; use {_EPISODES}{override.removeprefix(_TRAINING_EPISODES)}"
+                f"{override!r}: expected the number of episodes in a trial of the evaluation, got the number "
+                f"in training; use {_EPISODES}{override.removeprefix(_TRAINING_EPISODES)}"
             )
         if not override.startswith(("distribution.", _EPISODES, WORKERS, *settings)):
             known = ", ".join(f"{key}VALUE" for key in ("distribution.KEY=", *settings))
             raise UserError(
-                f"{override!r}: expected an override of what the agent is judged on, such as {known} or "
-                f"{_EPISODES}N; what it is cannot change after training"
+                f"{override!r}: expected an override of a setting that may change after training, such as "
+                f"{known} or {_EPISODES}N; the agent itself cannot change after training"
             )

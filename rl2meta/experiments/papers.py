@@ -1,4 +1,4 @@
-"""The published tables that ``rl2meta reproduce`` fills: data, in ``configs/papers``."""
+"""The published tables that ``rl2meta reproduce`` fills; ``configs/papers`` holds their data."""
 
 from importlib.resources import files
 
@@ -10,10 +10,10 @@ from rl2meta.experiments.config import suggestion
 
 
 class Cell(BaseModel):
-    """One setup of a table.
+    """One experiment of a table.
 
     Attributes:
-        config, overrides: the experiment.
+        config, overrides: the config of the experiment, and changes of it.
         published: the paper's name of a column -> its mean return.
     """
 
@@ -28,9 +28,9 @@ class Paper(BaseModel):
     """A published table.
 
     Attributes:
-        source: where it stands.
-        notes: what a reader must know before comparing.
-        agents: our name -> the paper's, or None where the paper has no such column; the trained one first.
+        source: the paper and the table.
+        notes: what a reader must know before comparing the figures.
+        agents: our name -> the paper's, or None if the paper has no such column; the trained agent is first.
         cells: by name.
     """
 
@@ -53,7 +53,7 @@ def load_paper(name: str) -> Paper:
     """Return the table called ``name``.
 
     Raises:
-        UserError: if there is none.
+        UserError: if there is no such table.
     """
     known = papers()
     if name not in known:
@@ -62,10 +62,10 @@ def load_paper(name: str) -> Paper:
 
 
 def chosen_cells(paper: Paper, names: list[str]) -> dict[str, Cell]:
-    """Return the cells that are called for, all if none is named, in the order of the table.
+    """Return the named cells, or all if no name is given, in the order of the table.
 
     Raises:
-        UserError: naming a cell that is not in the table.
+        UserError: if the table has no cell of one of the names; the message names it.
     """
     wanted = [name.replace(" ", "") for name in names]
     for name in wanted:

@@ -1,4 +1,4 @@
-"""What a run leaves on disk: its configuration, metrics, checkpoints and evaluations."""
+"""The folder of a run on disk: its config, metrics, checkpoints and evaluations."""
 
 import itertools
 import json
@@ -18,7 +18,7 @@ _LOCK = ".lock"
 
 
 class _Line(NamedTuple):
-    """One line of the metrics, as it stands in the file and as what it says."""
+    """One line of the metrics: its text and its parsed content."""
 
     text: str
     row: dict[str, Any]
@@ -26,7 +26,7 @@ class _Line(NamedTuple):
 
 @dataclass(frozen=True)
 class RunFolder:
-    """The folder of one run; ``create`` starts one and ``open`` finds one.
+    """The folder of one run; ``create`` makes a new one and ``open`` returns an existing one.
 
     Attributes:
         path: the folder; it exists.
@@ -36,19 +36,19 @@ class RunFolder:
 
     @classmethod
     def create(cls, path: Path, config_text: str) -> Self:
-        """Start a run folder at ``path``, parents included, with ``config_text`` as its config.yaml.
+        """Make a run folder at ``path``, and its parents, with ``config_text`` as its config.yaml.
 
-        Two processes that create the same folder at once cannot both succeed.
+        If two processes create the same folder at the same time, at most one of them succeeds.
 
         Raises:
-            UserError: if ``path`` is a file or a folder with something in it, or cannot be written.
+            UserError: if ``path`` is a file or a folder that is not empty, or cannot be written.
         """
         _refuse_used(path)
         folder = cls(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
         with folder.locked():
-            _refuse_used(path)  # again: another process may have been faster
+            _refuse_used(path)  # again: another process may have created it meanwhile
             with writing(path):
                 write_atomically(folder.config_path, config_text)
         return folder
@@ -58,7 +58,7 @@ class RunFolder:
         """Return the run folder at ``path``.
 
         Raises:
-            UserError: if there is none, or it holds no config.yaml.
+            UserError: if there is no folder, or it holds no config.yaml.
         """
         folder = cls(path)
         with writing(path):
@@ -76,26 +76,26 @@ class RunFolder:
 
     @property
     def config_path(self) -> Path:
-        """The configuration that the run was started with."""
+        """The config that the run was started with."""
         return self.path / "config.yaml"
 
     @property
     def metrics_path(self) -> Path:
-        """One JSON object a line, one line an update."""
+        """The file of metrics: one JSON object per line, one line per update."""
         return self.path / "metrics.jsonl"
 
     @property
     def checkpoints_path(self) -> Path:
-        """The folder that ``rl2meta.experiments.checkpoints`` fills."""
+        """The folder of the checkpoints; see ``rl2meta.experiments.checkpoints``."""
         return self.path / "checkpoints"
 
     @property
     def tensorboard_path(self) -> Path:
-        """The folder to point TensorBoard at."""
+        """The log folder for TensorBoard."""
         return self.path / "tensorboard"
 
     def config_text(self) -> str:
-        """Return config.yaml as it stands.
+        """Return the text of config.yaml.
 
         Raises:
             UserError: if it cannot be read.
@@ -107,10 +107,10 @@ class RunFolder:
 
     @contextmanager
     def locked(self) -> Iterator[None]:
-        """Keep every other process from writing to the run until the block ends, or this process does.
+        """Prevent other processes from writing to the run until the block or this process ends.
 
         Raises:
-            UserError: at once, if another process holds the run.
+            UserError: if another process is writing to the run; it does not wait.
         """
         lock = FileLock(self.path / _LOCK, timeout=0)
         with writing(self.path):
@@ -118,7 +118,7 @@ class RunFolder:
                 lock.acquire()
             except Timeout:
                 raise UserError(
-                    f"another process is writing to {self.path}; wait for it to end or choose another "
+                    f"another process is writing to {self.path}; wait until it ends or choose another "
                     "--run-dir"
                 ) from None
         try:
@@ -127,13 +127,13 @@ class RunFolder:
             lock.release()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
-        """Add one line to the metrics and hand it to the operating system before returning.
+        """Add one line to the metrics; when this returns, the operating system has it.
 
         Args:
-            row: what JSON can hold, with the number of the update under "update".
+            row: values that JSON can hold, with the number of the update under "update".
 
         Raises:
-            ValueError: if "update" is missing or a number is not finite (JSON has no word for it).
+            ValueError: if "update" is missing or a number is not finite (JSON cannot represent it).
             UserError: if the line cannot be written.
         """
         _check_row(row)
@@ -142,13 +142,13 @@ class RunFolder:
             file.write(line)
 
     def truncate_metrics(self, update: int) -> int:
-        """Keep the rows up to ``update``, that one included, atomically; return how many there are.
+        """Remove the rows after ``update`` atomically; return the number of rows that remain.
 
-        A resumed run calls it with the update of its checkpoint. It also drops the half line that a kill
-        may have left at the end.
+        A resumed run calls it with the update of its checkpoint. It also removes an incomplete last line,
+        which a kill may have left.
 
         Raises:
-            UserError: if a line that was ended cannot be read, or the file cannot be written.
+            UserError: if a complete line cannot be read, or the file cannot be written.
         """
         if not self.metrics_path.exists():
             return 0
@@ -158,22 +158,22 @@ class RunFolder:
         return len(kept)
 
     def read_metrics(self) -> list[dict[str, Any]]:
-        """Return the rows in the order they were appended, without a half line at the end.
+        """Return the rows in the order in which they were appended, without an incomplete last line.
 
         Raises:
-            UserError: if a line that was ended cannot be read.
+            UserError: if a complete line cannot be read.
         """
         return [line.row for line in self._lines()] if self.metrics_path.exists() else []
 
     @contextmanager
     def new_evaluation_folder(self, out: Path | None) -> Iterator[Path]:
-        """Make a folder for one evaluation, which no other process gets too; leave none behind if it fails.
+        """Make a folder for one evaluation, for this process only; remove it if it stays empty.
 
         Args:
-            out: where it shall be; None for ``evaluation``, ``evaluation_2``, ... inside the run.
+            out: the path of the folder; None: ``evaluation``, ``evaluation_2``, ... inside the run folder.
 
         Raises:
-            UserError: if ``out`` exists, or cannot be made.
+            UserError: if ``out`` exists or cannot be made.
         """
         with new_folder(self.path / "evaluation", out) as folder:
             yield folder
@@ -192,11 +192,11 @@ class RunFolder:
 
 @contextmanager
 def new_folder(default: Path, out: Path | None) -> Iterator[Path]:
-    """Make a folder for results, which no other process gets too; leave none behind if it stays empty.
+    """Make a folder for results, for this process only; remove it if it stays empty.
 
     Args:
-        default: where it shall be unless ``out`` says so; numbered from 2 on where that is taken.
-        out: where it shall be, or None.
+        default: the path if ``out`` is None; if it exists, a number is added, from _2 on.
+        out: the path of the folder, or None.
 
     Raises:
         UserError: if ``out`` exists, or the folder cannot be made.
@@ -236,7 +236,7 @@ def _new_folder(path: Path) -> Path:
 
 
 def _is_used(path: Path) -> bool:
-    """Say whether ``path`` is a file, or a folder with more in it than a lock."""
+    """Return whether ``path`` is a file, or a folder that holds anything but a lock."""
     with writing(path):
         if not path.is_dir():
             return path.exists()

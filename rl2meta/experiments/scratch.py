@@ -1,4 +1,4 @@
-"""What a task costs an agent that brings nothing along: Stable-Baselines3's PPO from scratch on each one."""
+"""How much of each task an agent without meta-training needs: Stable-Baselines3's PPO, from scratch."""
 
 import random
 import time
@@ -20,9 +20,9 @@ from rl2meta.randomness import derive
 from rl2meta.tasks import TaskDistribution, Tasks
 
 _NET_ARCH = [64, 64]
-_LARGEST_BATCH = 64  # Stable-Baselines3's own
+_LARGEST_BATCH = 64  # Stable-Baselines3's default
 _EPISODES_PER_UPDATE = 10
-_FEWEST_STEPS, _MOST_STEPS = 8, 2048  # of an update; the most is Stable-Baselines3's own
+_FEWEST_STEPS, _MOST_STEPS = 8, 2048  # of an update; 2048 is Stable-Baselines3's default
 
 
 def learn_from_scratch(
@@ -32,18 +32,19 @@ def learn_from_scratch(
     seed: int,
     progress: Callable[[int], None] | None = None,
 ) -> AgentResult:
-    """Train a new PPO on each task for ``num_episodes`` episodes; return all that they earned meanwhile.
+    """Train a new PPO on each task for ``num_episodes`` episodes; return the rewards during the training.
 
-    Every interaction counts, the first ones too. Stable-Baselines3's settings (MlpPolicy, 64-64), but for an
-    update every ten episodes, or where these are few steps every 8, or where they are many every 2,048: its
-    2,048 steps would be a whole short trial. Runs on the CPU, with torch's threads as they are, and leaves
-    the global random generators, which Stable-Baselines3 seeds, as they were.
+    Every interaction counts, also the first ones. The settings are the defaults of Stable-Baselines3
+    (MlpPolicy, 64-64) with one change: an update comes after ten episodes, but after at least 8 and at most
+    2,048 steps. The default of 2,048 steps could be longer than a short trial. It runs on the CPU and does
+    not change the number of torch's threads. Stable-Baselines3 seeds the global random generators; their
+    states are restored at the end.
 
     Args:
         distribution: the family of the tasks.
-        tasks: one run of PPO each.
-        num_episodes: of each run, exactly.
-        seed: of the networks, the actions and the environments; task i has the i-th stream of it.
+        tasks: one run of PPO for each.
+        num_episodes: exact number of episodes of each run.
+        seed: of the networks, the actions and the environments; task i uses the i-th stream of it.
         progress: called after each task with the number of tasks done.
 
     Raises:
@@ -62,14 +63,15 @@ def learn_from_scratch(
 
 
 class _Life(gym.Wrapper[Any, Any, Any, Any]):
-    """One task, whose every episode is put on record.
+    """An environment with one task that records its episodes.
 
-    A reset with a seed sets the task, any other keeps it.
+    A reset with a seed sets the task; any other reset keeps it.
 
     Attributes:
-        episodes: of each, the sums of the rewards (the expected ones where the family emits them, as in
-            ``rl2meta.evaluation``), of the regrets (0 where it emits none) and of the steps.
-        emits_regret: the family emits them.
+        episodes: for each episode [3]: the sum of the rewards (the expected rewards if the family emits
+            them, as in ``rl2meta.evaluation``), the sum of the regrets (0 if it emits none), the number of
+            steps.
+        emits_regret: whether the family emits regrets.
     """
 
     def __init__(self, env: gym.Env[Any, Any], task: Tasks) -> None:
@@ -89,7 +91,7 @@ class _Life(gym.Wrapper[Any, Any, Any, Any]):
         return self.env.reset(seed=seed, options=options)
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
-        """Act once."""
+        """Take one step."""
         observation, reward, terminated, truncated, info = self.env.step(action)
         self.emits_regret = "regret" in info
         self._now += (info.get("expected_reward", reward), info.get("regret", 0.0), 1)
@@ -99,7 +101,7 @@ class _Life(gym.Wrapper[Any, Any, Any, Any]):
 
 
 class _StopAfter(BaseCallback):
-    """Ends the training with the last episode, wherever the next update would be."""
+    """Ends the training right after the last episode, also between two updates."""
 
     def __init__(self, life: _Life, num_episodes: int) -> None:
         super().__init__()
@@ -120,7 +122,7 @@ def _learn(distribution: TaskDistribution, task: Tasks, num_episodes: int, seed:
             batch_size=batch_size,
             policy_kwargs={"net_arch": _NET_ARCH},
             device="cpu",
-            seed=seed % 2**32,  # NumPy's global generator takes no more
+            seed=seed % 2**32,  # NumPy's global generator accepts no more
         )
         try:
             ppo.learn(num_episodes * distribution.horizon, callback=_StopAfter(life, num_episodes))
@@ -138,7 +140,7 @@ def _sizes(horizon: int) -> tuple[int, int]:
 
 @contextmanager
 def _global_randomness_kept() -> Iterator[None]:
-    """Put the global generators back as they were."""
+    """Restore the states of the global random generators at the end."""
     states = random.getstate(), np.random.get_state(), torch.get_rng_state()
     try:
         yield

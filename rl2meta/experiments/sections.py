@@ -1,4 +1,4 @@
-"""What an experiment says of itself beside its tasks and its agent: where it runs, how long, how judged."""
+"""The sections of a config beside its tasks and its agent: where to run, how long, how to evaluate."""
 
 import re
 from typing import Annotated
@@ -18,47 +18,59 @@ class _Section(BaseModel):
 
 
 class TrainingConfig(_Section):
-    """How long and how wide to train, and how often to save."""
+    """How long to train, on how many tasks at a time, and how often to save."""
 
-    updates: Count = Field(description="updates of the learner in the whole run")
-    trials_per_update: Count = Field(description="tasks drawn for each update, one trial each")
-    episodes_per_trial: Count = Field(description="episodes in a trial; for bandits, pulls")
-    checkpoint_every: Count = Field(100, description="updates between checkpoints; the last is always saved")
-    keep_checkpoints: Count = Field(3, description="older ones are removed")
+    updates: Count = Field(description="number of updates of the learner in the whole run")
+    trials_per_update: Count = Field(description="number of tasks drawn for each update, one trial each")
+    episodes_per_trial: Count = Field(description="number of episodes in a trial; for bandits: of pulls")
+    checkpoint_every: Count = Field(
+        100, description="number of updates between checkpoints; the last update is always saved"
+    )
+    keep_checkpoints: Count = Field(
+        3, description="number of newest checkpoints to keep; older ones are removed"
+    )
 
     def budget(self) -> Budget:
-        """Return what ``meta_train`` needs of it."""
+        """Return the part that ``meta_train`` needs."""
         return Budget(self.updates, self.trials_per_update, self.episodes_per_trial)
 
 
 class EvaluationConfig(_Section):
-    """What ``rl2meta evaluate`` does unless its options say otherwise."""
+    """The defaults of ``rl2meta evaluate``; its options replace them."""
 
     tasks: Annotated[int, Field(ge=2, le=10**7)] = 10_000
     seed: Seed = 0
     against: Annotated[list[str], Field(strict=False)] = Field(default_factory=lambda: ["all"])
-    episodes_per_trial: Count | None = Field(None, description="episodes in a trial; null for as in training")
+    episodes_per_trial: Count | None = Field(
+        None, description="number of episodes in a trial; null: as in training"
+    )
 
 
 class RunSettings(_Section):
-    """What an experiment says beside its tasks and its agent."""
+    """The settings of an experiment beside its tasks and its agent."""
 
     seed: Seed = 0
     device: str = "auto"
     threads: Annotated[int, Field(ge=1, le=1024)] | None = Field(
-        None, description="CPU threads of torch; null for one per core"
+        None, description="number of CPU threads of torch; null: one per core"
     )
     precision: Precision = Field(
-        "float32", description="of products on a GPU; tf32 lets its matrix units round factors to 10 bits"
+        "float32",
+        description="precision of matrix products on a GPU; with tf32 the GPU may round factors to 10 bits",
     )
     cuda_graphs: bool = Field(
-        False, description="record training's rollouts once and replay them, on a GPU, without its launches"
+        False,
+        description="on a GPU, record the rollouts of training once as CUDA graphs and replay them, which "
+        "saves the time to launch each kernel",
     )
-    reveal_task: bool = Field(False, description="put the task's parameters into the observation: an oracle")
+    reveal_task: bool = Field(
+        False, description="put the task's parameters into the observation, for an oracle"
+    )
     training: TrainingConfig
     evaluation: EvaluationConfig = Field(default_factory=EvaluationConfig)
     workers: WorkerSettings = Field(
-        default_factory=WorkerSettings, description="of plugged-in environments; of no use to batched ones"
+        default_factory=WorkerSettings,
+        description="worker processes of plugged-in environments; batched families do not use them",
     )
 
     @field_validator("device")

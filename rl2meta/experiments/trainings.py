@@ -1,6 +1,5 @@
 """Train an experiment, or resume a run that stopped."""
 
-import json
 import logging
 import platform
 import shlex
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import yaml
 
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
@@ -141,11 +141,12 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
         learner.load_state_dict(weights)
     except (RuntimeError, ValueError, KeyError) as error:
         raise UserError(
-            f"start_from: expected a run whose network has the same shapes, got {other.path}; use the same "
-            f"agent and sizes for both runs ({error})"
+            "start_from: expected a run whose network has the same shapes, got "
+            f"{other.path or 'another'}; use the same agent and sizes for both runs ({error})"
         ) from None
     origin = {"path": None if other.path is None else str(other.path), "update": other.update}
-    return f"started_from: {json.dumps(origin)}\n"
+    text: str = yaml.safe_dump({"started_from": origin}, allow_unicode=True)
+    return text
 
 
 def _train(

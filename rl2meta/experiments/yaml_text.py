@@ -1,4 +1,4 @@
-"""Configs as text: YAML that holds no surprises, and overrides of its keys."""
+"""Configs as text: strict YAML, and overrides of its keys."""
 
 import json
 import re
@@ -12,7 +12,7 @@ from rl2meta.errors import UserError
 
 
 class _Loader(yaml.SafeLoader):
-    """SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number."""
+    """A SafeLoader that refuses duplicate keys and reads ``1e-3`` as a number."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen = set()
@@ -22,15 +22,16 @@ class _Loader(yaml.SafeLoader):
                 raise ConstructorError(None, None, f"{key!r} cannot be a key", key_node.start_mark)
             if key in seen:
                 raise ConstructorError(
-                    None, None, f"the key {key!r} stands twice; remove one", key_node.start_mark
+                    None, None, f"the key {key!r} is there twice; remove one", key_node.start_mark
                 )
             seen.add(key)
         return super().construct_mapping(node, deep)
 
 
-# What PyYAML's constructors stumble over comes through as it is: dates, numbers of 5,000 digits, nesting.
+# PyYAML's constructors raise other errors, too: for dates, numbers of 5,000 digits, and deep nesting.
 _NOT_YAML = (yaml.YAMLError, ValueError, LookupError, AttributeError, TypeError, RecursionError)
 _EXPONENT = re.compile(r"^[-+]?(\d+(\.\d*)?|\.\d+)[eE][-+]?\d+$")
+_EXPECTED = "a number, a string, a boolean, None, or lists and mappings of them"
 _Loader.add_implicit_resolver("tag:yaml.org,2002:float", _EXPONENT, list("-+.0123456789"))
 
 
@@ -38,7 +39,7 @@ def parse(text: str, source: str) -> dict[str, Any]:
     """Return the sections of a config.
 
     Raises:
-        UserError: naming ``source``, if it is no YAML, or no sections.
+        UserError: if the text is not YAML or has no sections; the message names ``source``.
     """
     try:
         raw = yaml.load(text, _Loader)  # a SafeLoader
@@ -52,23 +53,36 @@ def parse(text: str, source: str) -> dict[str, Any]:
 
 
 def overrides_of(given: Mapping[str, Any] | Sequence[str] | None) -> list[str]:
-    """Return overrides as text, ``key.subkey=value``, from text or from values by dotted key.
+    """Return overrides as text, ``key.subkey=value``; they are given as text, or as a mapping of dotted keys.
 
     Raises:
-        UserError: for a value that no config can hold.
+        UserError: for a value that a config cannot hold.
     """
     if not isinstance(given, Mapping):
         return [given] if isinstance(given, str) else list(given or ())
     return [f"{key}={_as_text(key, value)}" for key, value in given.items()]
 
 
+def text_of(sections: Mapping[str, Any]) -> str:
+    """Return the sections of a config as text.
+
+    Raises:
+        UserError: for a value that no config can hold.
+    """
+    try:
+        text: str = yaml.safe_dump(dict(sections), sort_keys=False, allow_unicode=True)
+    except yaml.YAMLError as error:
+        value = error.args[-1]
+        raise UserError(f"config: expected {_EXPECTED}, got {type(value).__name__} {value!r:.80}") from None
+    return text
+
+
 def _as_text(key: str, value: Any) -> str:
     try:
-        return json.dumps(value, ensure_ascii=False, allow_nan=False)  # which YAML reads as the same
+        return json.dumps(value, ensure_ascii=False, allow_nan=False)  # YAML reads it as the same value
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"{key}: expected a number, a string, a boolean, None, or lists and mappings of them, got "
-            f"{type(value).__name__} {value!r:.80} ({error})"
+            f"{key}: expected {_EXPECTED}, got {type(value).__name__} {value!r:.80} ({error})"
         ) from None
 
 
@@ -78,7 +92,7 @@ def _names_a_part(keys: Sequence[str]) -> bool:
 
 
 def apply_override(raw: dict[str, Any], override: str) -> str | None:
-    """Apply ``a.b=value`` in place, or return what is wrong with it."""
+    """Apply ``a.b=value`` in place; return None, or a message if the override is wrong."""
     path, equals, value = override.partition("=")
     keys = path.split(".")
     if not equals or not all(keys):
@@ -93,6 +107,6 @@ def apply_override(raw: dict[str, Any], override: str) -> str | None:
     except _NOT_YAML:
         return f"{override!r}: expected a YAML value after '='"
     if _names_a_part(keys) and section.get("name") != parsed:
-        section.clear()  # what was set of one part says nothing of another
+        section.clear()  # settings of the old part do not belong to the new one
     section[keys[-1]] = parsed
     return None

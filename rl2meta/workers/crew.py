@@ -242,7 +242,7 @@ class Crew:
             setup = self._setups[worker]
             said = f"environments {setup.first} to {setup.last - 1}: {said}"
         number, past = f"restart {self._restarts} of at most {limit}", max(0, len(self._orders) - 1)
-        _log.warning("%s; worker %d starts again (%s) and lives through %d steps", said, worker, number, past)
+        _log.warning("%s; worker %d starts again (%s) and replays %d steps", said, worker, number, past)
 
     def _said(self, fault: Fault) -> str:
         if not self._orders:

@@ -94,7 +94,7 @@ def test_what_happens_once_is_survived_and_changes_nothing(
     envs.close()
     (record,) = caplog.records
     assert re.match(where_it_was(1, AT[where], where) + SAID[how], record.message)
-    assert re.search(r"restart 1 of at most 20\) and lives through \d+ steps", record.message)
+    assert re.search(r"restart 1 of at most 20\) and replays \d+ steps", record.message)
     if how == "hang":
         assert record.created - began < TIMEOUT + 1
     assert len(pids) == 2

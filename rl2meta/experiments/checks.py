@@ -1,0 +1,254 @@
+"""What ``rl2meta check`` asks of a family of tasks, of a config, or of an agent; it prints nothing."""
+
+import logging
+import os
+import re
+import warnings
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, NamedTuple
+
+import gymnasium as gym
+import torch
+import yaml
+from gymnasium.utils.env_checker import check_env as gymnasium_check
+from stable_baselines3.common.env_checker import check_env as sb3_check
+
+from rl2meta.envs.batched import TaskEnv
+from rl2meta.envs.checking import ConformanceError, check_distribution
+from rl2meta.errors import UserError
+from rl2meta.experiments import catalogue
+from rl2meta.experiments.agent_checks import agent_results
+from rl2meta.experiments.components import AGENTS, COMPONENTS, FAMILIES, read_config
+from rl2meta.experiments.config import RunConfig, load_config, suggestion
+from rl2meta.experiments.plugin_checks import TASKS, Check, Finding, here, plugin_checks
+from rl2meta.experiments.plugins import load
+from rl2meta.experiments.rehearsal import draw, rehearse
+from rl2meta.training import AgentKind
+from rl2meta.workers.faults import told
+from rl2meta.workers.plugged_in import PluggedIn
+
+_CPU = torch.device("cpu")
+
+
+class Result(NamedTuple):
+    """What a check found.
+
+    Attributes:
+        title: what was checked.
+        findings: what there is to say.
+        ends: nothing was tried after this, as nothing else can be right before it is.
+    """
+
+    title: str
+    findings: list[Finding]
+    ends: bool = False
+
+    @property
+    def faults(self) -> int:
+        """How much must change."""
+        return sum(finding.kind == "FAULT" for finding in self.findings)
+
+
+class Examination(NamedTuple):
+    """What is checked, and what comes of it.
+
+    Attributes:
+        subject: what is checked, in words.
+        results: of each check, as it is done.
+    """
+
+    subject: str
+    results: Iterator[Result]
+
+
+def examine(target: str, overrides: Sequence[str] = ()) -> Examination:
+    """Return the checks of a config, or of the family or the agent that ``target`` names.
+
+    Args:
+        target: a YAML file, a shipped config, the name of a family or an agent, or ``module:name`` of one.
+        overrides: settings to change, such as ``distribution.horizon=100`` or ``agent.learning_rate=0.1``.
+
+    Raises:
+        UserError: for a target that is none of these, or a config with faults.
+    """
+    if _names_agent(target):
+        config = _experiment("bernoulli_bandits", target, target, overrides)
+        given = any(override.startswith("distribution.") for override in overrides)
+        where = f" on {config.law}" if given else ""
+        return Examination(
+            f"agent {target}{where}", _agent_results(config, _here(config) if given else None, None)
+        )
+    config = _config(target, overrides)
+    return Examination(str(config.law), _config_results(config))
+
+
+def _config(target: str, overrides: Sequence[str]) -> RunConfig:
+    """Return the experiment to check: a config, or a family with agents of few settings on it."""
+    known = catalogue.shipped_configs()
+    if target in known or os.path.exists(target):
+        return read_config(target, overrides)
+    if target not in FAMILIES:
+        module, _, attribute = target.rpartition(".")
+        meant = f"; for a class: {module}:{attribute}" if module and not target.endswith(".yaml") else ""
+        if target in gym.registry:
+            meant = f"; for a Gymnasium id: gymnasium distribution.id={target}, and what varies"
+        raise UserError(
+            f"{target!r}: expected a YAML file, a shipped config, the name of a family or an agent, or "
+            f"module:Class or module:AGENT, got none of them{meant}"
+            f"{suggestion(target, [*known, *FAMILIES, *AGENTS])}"
+        )
+    return _experiment(target, "rl2", target, overrides)
+
+
+def _experiment(family: str, agent: str, source: str, overrides: Sequence[str]) -> RunConfig:
+    experiment = {
+        "distribution": {"name": family},
+        "agent": {"name": agent},
+        "training": {"updates": 1, "trials_per_update": 2, "episodes_per_trial": 2},
+    }
+    return load_config(yaml.safe_dump(experiment), source, overrides, COMPONENTS)
+
+
+def _names_agent(target: str) -> bool:
+    """Return whether a target is an agent and nothing else; what cannot be loaded is told of later."""
+    if target in catalogue.shipped_configs() or os.path.exists(target) or target in set(FAMILIES):
+        return False
+    if target in set(AGENTS):
+        return True
+    try:
+        return ":" in target and isinstance(load(target, "module:name"), AgentKind)
+    except UserError:
+        return False
+
+
+def _config_results(config: RunConfig) -> Iterator[Result]:
+    for title, check, needed in _checks(config):
+        result = Result(title, _found(check, config))
+        yield result._replace(ends=needed and result.faults > 0)
+        if needed and result.faults:
+            return
+    if config.agent_name not in catalogue.AGENTS:
+        for result in _agent_results(config, _here(config), config.settings.training.episodes_per_trial):
+            yield result._replace(title=f"agent: {result.title}")
+
+
+def _agent_results(config: RunConfig, law: Any, num_episodes: int | None) -> Iterator[Result]:
+    """Check the agent of a config, on a law or on a small one that fits."""
+    kind, seed = AGENTS[config.agent_name], config.settings.seed
+    for checked in agent_results(kind, law, config.agent, seed=seed, num_episodes=num_episodes):
+        findings = [Finding("FAULT", failure) for failure in checked.failures]
+        yield Result(checked.title, findings, checked.needed and bool(findings))
+
+
+def _here(config: RunConfig) -> Any:
+    """Return the law as an agent meets it, with single environments in this process."""
+    if isinstance(config.law, PluggedIn):
+        config = replace(config, law=here(config.law))
+    return config.distribution
+
+
+def _checks(config: RunConfig) -> Iterator[tuple[str, Check, bool]]:
+    """Yield the name of each check, what it does, and whether the others presume it."""
+    single = isinstance(config.law, PluggedIn)
+    if single:
+        yield from ((title, check, True) for title, check in plugin_checks(config))
+    yield "the contract of task distributions", _conform, single
+    yield "Gymnasium's checker", _checker(lambda env: gymnasium_check(env, skip_render_check=True)), False
+    yield "Stable-Baselines3's checker", _checker(lambda env: sb3_check(env, skip_render_check=True)), False
+    for name in dict.fromkeys([*AGENTS, config.agent_name]):
+        yield f"agent {name}, a trial and an update", _trainer(name), False
+
+
+def _found(check: Check, config: RunConfig) -> list[Finding]:
+    found = []
+    with warnings.catch_warnings(record=True) as said, _logged() as records:
+        warnings.simplefilter("always")
+        try:
+            for finding in check(config):
+                found.append(finding)  # one by one: what was found before an error must not be lost
+        except UserError as error:
+            found.append(Finding("FAULT", str(error)))
+        except ConformanceError as error:
+            found += [Finding("FAULT", words) for words in str(error).split("\n- ")[1:]]
+        except (Exception, SystemExit) as error:  # of an environment that is stepped here, or a checker
+            found.append(Finding("FAULT", told(error)))
+    if not found:  # what is logged after a fault is its consequence; without, close() went wrong
+        found = [Finding("FAULT", record.getMessage()) for record in records]
+    return found + [Finding("note", words) for words in _worth_knowing(said)]
+
+
+@contextmanager
+def _logged() -> Iterator[list[logging.LogRecord]]:
+    """Collect what is logged of workers instead of printing it."""
+    records: list[logging.LogRecord] = []
+    log, handler = logging.getLogger("rl2meta.workers"), logging.Handler()
+    handler.addFilter(lambda record: bool(records.append(record)))  # type: ignore[func-returns-value]
+    log.addHandler(handler)
+    log.propagate, before = False, log.propagate
+    try:
+        yield records
+    finally:
+        log.removeHandler(handler)
+        log.propagate = before
+
+
+def _worth_knowing(said: Iterable[warnings.WarningMessage]) -> list[str]:
+    """Return what was warned of, once each, without colours; that the environment is wrapped is no news."""
+    words = (re.sub(r"\x1b\[\d+m|WARN: ", "", str(each.message)) for each in said)
+    return [each for each in dict.fromkeys(words) if "different from the unwrapped version" not in each]
+
+
+def _conform(config: RunConfig) -> Iterator[Finding]:
+    law = config.law
+    if isinstance(law, PluggedIn):
+        law = here(law)  # for every check makes environments of its own
+    check_distribution(law, num_tasks=TASKS, seed=config.settings.seed)
+    yield from ()
+
+
+def _checker(check: Callable[[gym.Env[Any, Any]], None]) -> Check:
+    def checked(config: RunConfig) -> Iterator[Finding]:
+        env = _single(config)
+        try:
+            check(env)
+        except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...: whatever it stumbles over
+            yield Finding("FAULT", f"{type(error).__name__}: {error}")
+        finally:
+            env.close()
+
+    return checked
+
+
+def _single(config: RunConfig) -> gym.Env[Any, Any]:
+    law = config.law
+    if not isinstance(law, PluggedIn):
+        return TaskEnv(law)
+    (task,) = draw(law, 1, config.settings.seed, "train").entries
+    return law.family.make_env(task)
+
+
+def _trainer(name: str) -> Check:
+    """Return the check that trains an agent for an update; one that the config does not name need not fit."""
+
+    def train(config: RunConfig) -> Iterator[Finding]:
+        own = name == config.agent_name
+        try:
+            rehearse(config if own else _with_agent(config, name), _CPU)
+        except (UserError, TypeError, ValueError) as error:
+            yield Finding("FAULT" if own else "unfit", str(error))
+
+    return train
+
+
+def _with_agent(config: RunConfig, name: str) -> RunConfig:
+    settings = AGENTS[name].config()
+    episodes = 2 * getattr(settings, "episodes_per_phase", 1)
+    training = config.settings.training.model_copy(update={"episodes_per_trial": episodes})
+    return replace(
+        config,
+        agent_name=name,
+        agent=settings,
+        settings=config.settings.model_copy(update={"training": training}),
+    )
