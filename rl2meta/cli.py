@@ -276,16 +276,16 @@ def list_components() -> None:
 @app.command()
 def benchmark(
     suite: Suites = "train",
-    seconds: Annotated[float, typer.Option(help="Total seconds to measure each implementation.")] = 30.0,
-    against: Annotated[str | None, typer.Option(help="'sb3': also sb3-contrib's RecurrentPPO.")] = None,
+    seconds: Annotated[float, typer.Option(help="Seconds to measure each workload, in all.")] = 30.0,
+    against: Annotated[str | None, typer.Option(help="A rival: sb3 (sb3-contrib's RecurrentPPO).")] = None,
     configs: LearningConfigs = None,
-    seeds: Annotated[int | None, typer.Option(help="Runs of each config in learning; default: 3.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Learning: runs per config; default 3.")] = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Of products on a GPU: float32 or tf32.")] = "float32",
-    threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per core.")] = None,
-    out: Annotated[Path | None, typer.Option(help="A new JSON file for the figures.")] = None,
+    precision: Annotated[str, typer.Option(help="Of a GPU's products: float32 or tf32.")] = "float32",
+    threads: Annotated[int | None, typer.Option(help="CPU threads; default one per core.")] = None,
+    out: Annotated[Path | None, typer.Option(help="A new JSON file to save the figures to.")] = None,
 ) -> None:
-    """Measure speed, in turns within one run; with the suite learning: how soon training reaches a score."""
+    """Measure the speed of every stage, or how many seconds of training reach a score (suite learning)."""
     from rl2meta.commands.benchmark import run_benchmark
 
     run_benchmark(

@@ -7,6 +7,7 @@ import math
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,16 +18,46 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl2meta import cli
-from rl2meta.experiments import contest
+from rl2meta.agents.maml_trpo import MAMLTRPOConfig
+from rl2meta.commands import benchmark as command
 from rl2meta.memory import keep_memory
-from rl2meta.speed import envs, machine, maml, measuring, recurrent, references, workers
+from rl2meta.speed import maml
+from rl2meta.speed.envs import env_suite
 from rl2meta.speed.machine import Peaks, median_seconds, peak_memory, peaks
-from rl2meta.speed.measuring import measure, table
-from rl2meta.speed.suites import Contestant, Suite
+from rl2meta.speed.measuring import Instruments, measure, table
+from rl2meta.speed.recurrent import Shape, rollout_suite, train_suite
+from rl2meta.speed.references import references_suite
+from rl2meta.speed.report import SHIPPED, Measurement
+from rl2meta.speed.suites import Suite, Workload
 from rl2meta.speed.work import work_of
+from rl2meta.speed.workers import worker_suite
 
 CPU = torch.device("cpu")
+PUBLISHED = Path(__file__).parents[1] / "docs" / "benchmarks"
 TURNS = 2
+BASE = Shape(trials=8, pulls=3, hidden_size=4)
+GROWTH = {"12 trials": BASE._replace(trials=12)}
+MINIATURE = Measurement(
+    suites={
+        "env": partial(env_suite, tasks=8, bandit_tasks=(4, 16), steps=3),
+        "rollout": partial(rollout_suite, base=BASE, growth=GROWTH),
+        "train": partial(train_suite, base=BASE, growth=GROWTH),
+        "maml": partial(
+            maml.maml_suite,
+            episodes=2,
+            base=maml.BASE._replace(tasks=2, horizon=3),
+            growth={name: shape._replace(tasks=2, horizon=3) for name, shape in maml.GROWTH.items()},
+            config=MAMLTRPOConfig(conjugate_gradients=2, line_searches=2),
+        ),
+        "references": partial(references_suite, config="smoke", tasks=20, tuning_tasks=20),
+        "workers": partial(worker_suite, environments=2, steps=2),
+    },
+    turns=TURNS,
+    instruments=Instruments(
+        peaks=partial(peaks, size=32, copied=2**12, timed=partial(median_seconds, seconds=0.0))
+    ),
+)
+"""Every suite, with as little to do as it can have."""
 MEGABYTES = 2**20
 Report = dict[str, Any]
 Benchmark = Callable[..., tuple[str, Report]]
@@ -49,41 +80,11 @@ MACHINE = (
 
 
 @pytest.fixture
-def in_miniature(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Shrink what is measured, and how long."""
-    base = recurrent.Shape(trials=8, pulls=3, hidden_size=4)
-    monkeypatch.setattr(recurrent, "BASE", base)
-    monkeypatch.setattr(recurrent, "_GROWTH", {"cpu": {"12 trials": base._replace(trials=12)}})
-    monkeypatch.setattr(maml, "EPISODES", 2)
-    monkeypatch.setattr(maml, "_ours", partial(_few_tasks, maml._ours))
-    brief = partial(maml.MAMLTRPOConfig, conjugate_gradients=2, line_searches=2)
-    monkeypatch.setattr(maml, "MAMLTRPOConfig", brief)
-    monkeypatch.setattr(envs, "_TASKS", {"cpu": 8})
-    monkeypatch.setattr(envs, "_SIZES", (4, 16))
-    monkeypatch.setattr(envs, "_STEPS", 3)
-    monkeypatch.setattr(references, "CONFIG", "smoke")
-    monkeypatch.setattr(references, "TASKS", 20)
-    monkeypatch.setattr(contest, "FEWEST_TUNING_TASKS", 20)
-    monkeypatch.setattr(workers, "ENVIRONMENTS", 2)
-    monkeypatch.setattr(workers, "_STEPS", 2)
-    monkeypatch.setattr(machine, "_SIZE", {"cpu": 32})
-    monkeypatch.setattr(machine, "_COPIED", {"cpu": 2**12})
-    monkeypatch.setattr(machine, "median_seconds", partial(median_seconds, seconds=0.0))
-    monkeypatch.setattr(measuring, "TURNS", TURNS)
-
-
-def _few_tasks(ours: Callable[..., Contestant], device: torch.device, **setting: Any) -> Contestant:
-    return ours(device, **{**setting, "tasks": 2, "horizon": 3})
-
-
-@pytest.fixture
 def benchmark(
-    in_miniature: None,
-    monkeypatch: pytest.MonkeyPatch,
-    capsys: pytest.CaptureFixture[str],
-    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> Benchmark:
-    """Run ``rl2meta benchmark ARGS`` in this process -> what it said, and what it wrote."""
+    """Run ``rl2meta benchmark ARGS`` in this process and in miniature -> what it said, and what it wrote."""
+    monkeypatch.setattr(command, "run_benchmark", partial(command.run_benchmark, measurement=MINIATURE))
 
     def call(*args: str) -> tuple[str, Report]:
         out = tmp_path / "benchmark.json"
@@ -164,7 +165,7 @@ def test_training_is_benchmarked_against_stable_baselines(benchmark: Benchmark) 
     assert next(iter(suite["contestants"])) == "rl2meta"
     assert suite["contestants"].keys() == {"rl2meta", "12 trials", *rivals}
     assert list(suite["ratios"]) == rivals
-    assert suite["setting"] == {"num_arms": 5, "epochs": 3, "minibatches": 4} | recurrent.BASE._asdict()
+    assert suite["setting"] == {"num_arms": 5, "epochs": 3, "minibatches": 4} | BASE._asdict()
     acting = _forward(rows=1, hidden=4)
     for name in ("rl2meta", "12 trials"):  # three epochs, each pass back less than twice the pass there
         assert 6 * acting < suite["contestants"][name]["flops_per_step"] < 10 * acting
@@ -194,6 +195,17 @@ def test_the_benchmark_of_workers_steps_everyones_environments(benchmark: Benchm
     suite = report["suites"]["workers"]
     _check(said, suite, counted=False)
     assert len(suite["contestants"]) == 4 and list(suite["ratios"]) == list(suite["contestants"])[1:]
+
+
+@pytest.mark.parametrize(("name", "make"), [("rollout", rollout_suite), ("maml", maml.maml_suite)])
+def test_the_shipped_sizes_are_those_of_the_published_figures(
+    name: str, make: Callable[[torch.device], Suite]
+) -> None:
+    published = json.loads((PUBLISHED / f"{name}_cpu.json").read_text())["suites"][name]
+    suite = make(CPU)
+    assert SHIPPED.suites[name] is make and suite.setting == published["setting"]
+    settings = {workload: figures["setting"] for workload, figures in published["contestants"].items()}
+    assert {workload: each.setting for workload, each in suite.workloads.items()} == settings
 
 
 # What the work is
@@ -342,12 +354,9 @@ def test_where_memory_cannot_be_told_the_work_is_done_nevertheless(
 ) -> None:
     if obstacle == "no malloc_trim":
         monkeypatch.setattr(ctypes, "CDLL", lambda name: object())
-    elif obstacle == "no file":
-        monkeypatch.setattr(machine, "_STATUS", tmp_path / "none")
-    else:
-        monkeypatch.setattr(machine, "_RESET", tmp_path)  # a folder
+    files = {"no file": {"status": tmp_path / "none"}, "not allowed": {"reset": tmp_path}}  # a folder
     calls: list[int] = []
-    assert peak_memory(lambda: calls.append(1), CPU) is None
+    assert peak_memory(lambda: calls.append(1), CPU, **files.get(obstacle, {})) is None
     assert calls == [1]
 
 
@@ -359,61 +368,59 @@ def test_the_time_of_a_sleep_is_the_sleep() -> None:
     assert len(calls) == 4  # a median of fewer would not be one
 
 
-def test_peaks_are_those_of_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(machine, "_SIZE", {"cpu": 64})
-    monkeypatch.setattr(machine, "_COPIED", {"cpu": 2**16})
-    monkeypatch.setattr(machine, "median_seconds", lambda work, device: (work(), 0.5)[1])
-    told = peaks(CPU)
+def test_peaks_are_those_of_this_machine() -> None:
+    told = peaks(CPU, size=64, copied=2**16, timed=lambda work, device: (work(), 0.5)[1])
     assert told == Peaks(product=4 * 64**3, onednn=4 * 64**3, copy=4 * 2**16)  # twice in a second
     assert Peaks(2.0, 3.0, 9.0).best == 3 and Peaks(3.0, 2.0, 9.0).best == 3
-    monkeypatch.setattr(machine, "median_seconds", partial(median_seconds, seconds=0.0))
-    measured = peaks(CPU)
+    measured = peaks(CPU, size=64, copied=2**16, timed=partial(median_seconds, seconds=0.0))
     assert min(measured) > 0 and measured.best >= measured.product
 
 
-# How contestants are measured
+# How workloads are measured
 
 
 @pytest.fixture
-def at_rest(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine of two speeds in turn that costs nothing to measure -> what happened, in order."""
-    happened: list[str] = []
+def happened() -> list[str]:
+    """What is measured, in order."""
+    return []
+
+
+@pytest.fixture
+def at_rest(happened: list[str]) -> Instruments:
+    """A machine of two speeds in turn that costs nothing to measure."""
     speeds = itertools.cycle([Peaks(100.0, 200.0, 50.0), Peaks(400.0, 300.0, 150.0)])
 
     def measured(device: torch.device) -> Peaks:
         happened.append("machine")
         return next(speeds)
 
-    monkeypatch.setattr(measuring, "peaks", measured)
-    monkeypatch.setattr(measuring, "peak_memory", lambda unit, device: None)
-    return happened
+    return Instruments(peaks=measured, memory=lambda unit, device: None)
 
 
-def _suite(happened: list[str], **contestants: Contestant) -> Suite:
-    def noted(name: str, each: Contestant) -> Contestant:
+def _suite(happened: list[str], **workloads: Workload) -> Suite:
+    def noted(name: str, each: Workload) -> Workload:
         def unit() -> int:
             happened.append(name)
             return each.unit()
 
         return each._replace(unit=unit)
 
-    return Suite("a title", {}, {name: noted(name, each) for name, each in contestants.items()})
+    return Suite("a title", {}, {name: noted(name, each) for name, each in workloads.items()})
 
 
-def test_contestants_take_turns_and_so_does_the_machine(at_rest: list[str]) -> None:
-    asleep = Contestant(lambda: (time.sleep(0.002), 10)[1], countable=False)
-    measure(_suite(at_rest, A=asleep, B=asleep), CPU, seconds=0.0)
-    assert at_rest == ["machine", "A", "machine", "B"] * measuring.TURNS
-    assert measuring.TURNS == 5
+def test_workloads_take_turns_and_so_does_the_machine(at_rest: Instruments, happened: list[str]) -> None:
+    asleep = Workload(lambda: (time.sleep(0.002), 10)[1], countable=False)
+    measure(_suite(happened, A=asleep, B=asleep), CPU, seconds=0.0, instruments=at_rest)
+    assert happened == ["machine", "A", "machine", "B"] * 5
+    assert SHIPPED.turns == 5
 
 
-def test_a_contestant_works_whole_units_for_its_share_of_the_time(
-    at_rest: list[str], monkeypatch: pytest.MonkeyPatch
+def test_a_workload_runs_whole_units_for_its_share_of_the_time(
+    at_rest: Instruments, happened: list[str]
 ) -> None:
-    monkeypatch.setattr(measuring, "TURNS", 2)
-    asleep = Contestant(lambda: (time.sleep(0.004), 10)[1], countable=False)
-    report = measure(_suite(at_rest, A=asleep), CPU, seconds=0.06)
-    turns = " ".join(at_rest).split("machine")[1:]
+    asleep = Workload(lambda: (time.sleep(0.004), 10)[1], countable=False)
+    report = measure(_suite(happened, A=asleep), CPU, seconds=0.06, turns=2, instruments=at_rest)
+    turns = " ".join(happened).split("machine")[1:]
     assert len(turns) == 2 and all(2 <= turn.count("A") <= 8 for turn in turns)  # 30 ms by 4 ms and a little
     for turn, speed in zip(turns, report["contestants"]["A"]["env_steps_per_second"], strict=True):
         assert (
@@ -424,25 +431,47 @@ def test_a_contestant_works_whole_units_for_its_share_of_the_time(
 LEFT, RIGHT = torch.ones(1, 2), torch.ones(2, 2)
 
 
-def _product() -> int:
-    """8 operations in 4 steps, which read 24 bytes and write 8."""
-    torch.mm(LEFT, RIGHT)
-    return 4
+class Clock:
+    """Stands still until someone puts it forward."""
+
+    def __init__(self) -> None:
+        self.now = 0.0
+
+    def lasting(self, *seconds: float) -> Callable[[], int]:
+        """Return a unit whose calls take so long, one after the other.
+
+        Each has 8 operations in 4 steps, which read 24 bytes and write 8.
+        """
+        durations = iter(seconds)
+
+        def unit() -> int:
+            torch.mm(LEFT, RIGHT)
+            self.now += next(durations)
+            return 4
+
+        return unit
 
 
-def test_ratios_and_fractions_are_those_of_each_turn(
-    at_rest: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(measuring, "TURNS", 2)
-    speeds = iter([10.0, 5.0, 1.0, 60.0, 20.0, 1.0])  # of the contestants in the first turn, in the second
-    monkeypatch.setattr(measuring, "_speed", lambda each, device, seconds: next(speeds))
-    contestants = {
-        "ours": Contestant(_product, {"size": 1}),
-        "theirs": Contestant(_product, rival=True, countable=False),
-        "more": Contestant(_product),
+def test_a_turn_lasts_until_its_share_of_the_time_is_over_by_the_clock(at_rest: Instruments) -> None:
+    clock = Clock()
+    suite = Suite("a title", {}, {"A": Workload(clock.lasting(*[0.25] * 6, *[1.0] * 2), countable=False)})
+    report = measure(suite, CPU, 3.0, turns=2, instruments=replace(at_rest, clock=lambda: clock.now))
+    assert report["contestants"]["A"]["env_steps_per_second"] == [16.0, 4.0]
+    assert clock.now == 6 * 0.25 + 2 * 1.0  # each turn's share is 1.5 s
+
+
+def test_ratios_and_fractions_are_those_of_each_turn(at_rest: Instruments) -> None:
+    clock = Clock()
+    counting = 100.0  # seconds of the unit whose work is counted, which belongs to no turn
+    workloads = {
+        "ours": Workload(clock.lasting(counting, 0.5, 0.125), {"size": 1}),  # 8 steps per second, then 32
+        "theirs": Workload(clock.lasting(1.0, 0.5), rival=True, countable=False),  # 4, then 8
+        "more": Workload(clock.lasting(counting, 4.0, 4.0)),
     }
-    report = measure(Suite("a title", {"tasks": 3}, contestants), CPU, 1.0)
-    assert report["ratios"] == {"theirs": [2.0, 3.0]}
+    instruments = replace(at_rest, clock=lambda: clock.now)
+    report = measure(Suite("a title", {"tasks": 3}, workloads), CPU, 0.1, turns=2, instruments=instruments)
+    assert report["contestants"]["theirs"]["env_steps_per_second"] == [4.0, 8.0]
+    assert report["ratios"] == {"theirs": [2.0, 4.0]}
     assert report["setting"] == {"tasks": 3}
     assert report["machine"] == {
         "matrix_product_flops_per_second": [100.0, 400.0, 400.0, 100.0, 100.0, 400.0],
@@ -452,13 +481,13 @@ def test_ratios_and_fractions_are_those_of_each_turn(
     ours = report["contestants"]["ours"]
     assert ours["setting"] == {"size": 1}
     assert (ours["flops_per_step"], ours["bytes_per_step"]) == (2.0, 8.0)
-    assert ours["fraction_of_matrix_product"] == pytest.approx([20 / 100, 120 / 400])
-    assert ours["fraction_of_best_matrix_product"] == pytest.approx([20 / 200, 120 / 400])
-    assert ours["fraction_of_copy"] == pytest.approx([80 / 50, 480 / 150])
+    assert ours["fraction_of_matrix_product"] == pytest.approx([16 / 100, 64 / 400])
+    assert ours["fraction_of_best_matrix_product"] == pytest.approx([16 / 200, 64 / 400])
+    assert ours["fraction_of_copy"] == pytest.approx([64 / 50, 256 / 150])
     assert report["contestants"]["theirs"].keys() == ALWAYS
 
 
-def test_the_table_shows_every_contestant() -> None:
+def test_the_table_shows_every_workload() -> None:
     def figures(*speeds: float, **more: Any) -> Report:
         return {"setting": {}, "env_steps_per_second": list(speeds), "peak_memory_bytes": None, **more}
 
@@ -489,7 +518,7 @@ def test_where_the_c_library_has_no_name_the_work_is_done(
 
     monkeypatch.setattr(ctypes, "CDLL", windows)
     calls: list[int] = []
-    assert machine.peak_memory(lambda: calls.append(1), torch.device("cpu")) is None and calls == [1]
+    assert peak_memory(lambda: calls.append(1), torch.device("cpu")) is None and calls == [1]
 
 
 def test_making_room_moves_nothing() -> None:

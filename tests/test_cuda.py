@@ -28,10 +28,9 @@ from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker, Stage, Worker
-from rl2meta.speed import envs, recurrent
 from rl2meta.speed.envs import env_suite
 from rl2meta.speed.measuring import measure
-from rl2meta.speed.recurrent import rollout_suite, train_suite
+from rl2meta.speed.recurrent import Shape, rollout_suite, train_suite
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
 from rl2meta.trial import TimeStep, Trajectory, Trial
@@ -115,15 +114,16 @@ def _learnt(worker: Worker) -> float:
     return sum(curve[-10:]) / 10
 
 
-def test_the_benchmark_runs_on_the_gpu(monkeypatch: pytest.MonkeyPatch) -> None:
-    small = recurrent.Shape(64, 3, 16)
-    monkeypatch.setattr(recurrent, "BASE", small)
-    monkeypatch.setitem(recurrent._GROWTH, "cuda", {"more": small._replace(trials=128)})
-    monkeypatch.setattr(envs, "_SIZES", (64,))
-    monkeypatch.setitem(envs._TASKS, "cuda", 128)
+def test_the_benchmark_runs_on_the_gpu() -> None:
+    base = Shape(64, 3, 16)
+    shapes: dict[str, Any] = {"base": base, "growth": {"more": base._replace(trials=128)}}
     device = torch.device("cuda:0")
-    for make in (env_suite, rollout_suite, train_suite):
-        report = measure(make(device, None), device, 0.1)
+    for suite in (
+        env_suite(device, tasks=128, bandit_tasks=(64,)),
+        rollout_suite(device, **shapes),
+        train_suite(device, **shapes),
+    ):
+        report = measure(suite, device, 0.1)
         assert all(min(each["env_steps_per_second"]) > 0 for each in report["contestants"].values())
         assert all(each["peak_memory_bytes"] >= 0 for each in report["contestants"].values())
 

@@ -2,9 +2,11 @@
 
 import json
 import sys
-from collections.abc import Callable
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,27 +14,49 @@ import pytest
 import torch
 from matplotlib.image import imread
 
-from rl2meta import cli, drawing, training
+from rl2meta import cli, drawing
+from rl2meta.commands import benchmark as command
 from rl2meta.errors import UserError
-from rl2meta.evaluation import evaluate
+from rl2meta.evaluation import Evaluation, evaluate
 from rl2meta.experiments.components import make_learner, make_worker, read_config, shipped_configs
-from rl2meta.speed import learning
-from rl2meta.speed.learning import TARGETS, learning_table, measure_learning
+from rl2meta.speed.learning import TARGETS, LearningSuite, learning_table, measure_learning, summary
 from rl2meta.speed.learning_figure import plot_learning
+from rl2meta.speed.report import SHIPPED
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import TrainingDiverged, meta_train
 
 CPU = torch.device("cpu")
 UPDATES, UPDATE_SECONDS, STEPS = 20, 0.5, 8 * 5
 BRIEF = [f"training.updates={UPDATES}", "training.trials_per_update=8", "agent.epochs=1", "threads=7"]
+EASY, IMPOSSIBLE = 0.5, 5.5  # of five pulls
+SUITE = LearningSuite(
+    {"easy": EASY, "impossible": IMPOSSIBLE},
+    overrides=BRIEF,
+    tasks=50,
+    update_seconds=lambda row: UPDATE_SECONDS,
+)
+"""Little to do, and a clock by which every update takes half a second."""
 Run = Callable[..., tuple[int, str, str]]
+
+
+@pytest.fixture(autouse=True)
+def configs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The shipped smoke test under three more names, in the folder that one works in."""
+    folder = tmp_path / "configs"
+    folder.mkdir()
+    for name in ("easy", "impossible", "exactly"):
+        (folder / name).write_text(shipped_configs()["smoke"])
+    monkeypatch.chdir(folder)
 
 
 @pytest.fixture
 def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Run:
-    """Run ``rl2meta benchmark ARGS`` in this process -> (exit code, stdout, stderr)."""
+    """Run ``rl2meta benchmark ARGS`` in this process, on ``suite`` -> (exit code, stdout, stderr)."""
+    benchmark = command.run_benchmark
 
-    def call(*args: object) -> tuple[int, str, str]:
+    def call(*args: object, suite: LearningSuite = SUITE) -> tuple[int, str, str]:
+        measurement = replace(SHIPPED, learning=suite)
+        monkeypatch.setattr(command, "run_benchmark", partial(benchmark, measurement=measurement))
         monkeypatch.setattr(sys, "argv", ["rl2meta", "benchmark", *map(str, args)])
         code: Any = 0
         try:
@@ -44,54 +68,54 @@ def run(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> 
     return call
 
 
-@pytest.fixture(autouse=True)
-def clock(monkeypatch: pytest.MonkeyPatch) -> SimpleNamespace:
-    """Little to do, and updates of exactly half a second by a clock that judging puts forward an hour."""
-    now = SimpleNamespace(seconds=0.0, judged=0)
-
-    def tick() -> float:
-        now.seconds += UPDATE_SECONDS
-        return float(now.seconds)
-
-    def judged(*args: Any) -> Any:
-        now.seconds += 3600
-        now.judged += 1
-        return evaluate(*args)
-
-    monkeypatch.setattr(training, "time", SimpleNamespace(perf_counter=tick))
-    monkeypatch.setattr(learning, "evaluate", judged)
-    monkeypatch.setattr(learning, "read_config", lambda name, more: read_config("smoke", [*BRIEF, *more]))
-    monkeypatch.setattr(learning, "TASKS", 50)
-    monkeypatch.setitem(TARGETS, "easy", 0.5)
-    monkeypatch.setitem(TARGETS, "impossible", 5.5)  # of five pulls
-    return now
-
-
-def measured(*configs: str, seeds: int = 1) -> dict[str, Any]:
-    return measure_learning(configs, seeds, CPU, 1, lambda report: None)
+def measured(*configs: str, seeds: int = 1, suite: LearningSuite = SUITE) -> dict[str, Any]:
+    return measure_learning(configs, seeds, CPU, suite=suite)
 
 
 # What is measured
 
 
-def test_the_clock_stands_still_while_the_agent_is_judged(clock: SimpleNamespace) -> None:
-    (run,) = measured("easy")["easy"]["runs"]
+def test_an_agent_is_judged_at_one_second_and_then_at_intervals_that_grow() -> None:
+    judged: list[Evaluation] = []
+
+    def judge(*args: Any) -> Evaluation:
+        judged.append(evaluate(*args))
+        return judged[-1]
+
+    (run,) = measured("easy", suite=replace(SUITE, evaluate=judge))["easy"]["runs"]
     # At one second, then a second or 15 % later, whichever is later, in updates of half a second; at the end.
     want = [1, 2, 3, 4, 5, 6, 7, 8.5, 10]
     assert [point["seconds"] for point in run["curve"]] == want
-    assert clock.judged == len(want) and clock.seconds > 3600
+    assert [point["score"] for point in run["curve"]] == [each.returns().mean() for each in judged]
     assert run["seconds"] == UPDATES * UPDATE_SECONDS
     assert [point["update"] for point in run["curve"]] == [2 * seconds for seconds in want]
     assert [point["env_steps"] for point in run["curve"]] == [2 * seconds * STEPS for seconds in want]
 
 
-def test_the_last_update_is_judged_once_and_however_soon_it_comes(
-    monkeypatch: pytest.MonkeyPatch, clock: SimpleNamespace
-) -> None:
+def test_the_clock_stands_still_while_the_agent_is_judged() -> None:
+    asleep = 0.0
+
+    def judge(*args: Any) -> Evaluation:
+        nonlocal asleep
+        began = time.perf_counter()
+        time.sleep(0.03)
+        evaluation = evaluate(*args)
+        asleep += time.perf_counter() - began
+        return evaluation
+
+    suite = replace(SUITE, evaluate=judge, update_seconds=LearningSuite().update_seconds)
+    suite = replace(suite, first_seconds=0.0, more_seconds=0.0, growth=1.0)
+    began = time.perf_counter()
+    (run,) = measured("easy", suite=suite)["easy"]["runs"]
+    awake = time.perf_counter() - began - asleep
+    assert len(run["curve"]) == UPDATES and asleep > UPDATES * 0.03
+    assert 0 < run["seconds"] < awake
+
+
+def test_the_last_update_is_judged_once_and_however_soon_it_comes() -> None:
     for updates, want in ((1, [0.5]), (4, [1, 2]), (5, [1, 2, 2.5])):
-        config = read_config("smoke", [*BRIEF, f"training.updates={updates}"])
-        monkeypatch.setattr(learning, "read_config", lambda name, more, config=config: config)
-        (run,) = measured("easy")["easy"]["runs"]
+        suite = replace(SUITE, overrides=[*BRIEF, f"training.updates={updates}"])
+        (run,) = measured("easy", suite=suite)["easy"]["runs"]
         assert [point["seconds"] for point in run["curve"]] == want
 
 
@@ -109,50 +133,51 @@ def test_a_score_is_the_held_out_return_of_an_agent_that_was_trained_undisturbed
         assert run["final_standard_error"] == pytest.approx(returns.std(ddof=1) / 50**0.5, rel=1e-9)
 
 
-def test_seconds_to_the_score_are_those_of_the_first_point_at_it_or_above(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
+def test_seconds_to_the_score_are_those_of_the_first_point_at_it_or_above() -> None:
     scores = [point["score"] for point in measured("easy")["easy"]["runs"][0]["curve"]]
     best = scores.index(max(scores))
-    monkeypatch.setitem(TARGETS, "exactly", scores[best])
-    report = measured("easy", "impossible", "exactly")
+    suite = replace(SUITE, targets={**SUITE.targets, "exactly": scores[best]})
+    report = measured("easy", "impossible", "exactly", suite=suite)
     easy, impossible, exactly = (report[name]["runs"][0] for name in report)
     assert (easy["seconds_to_score"], easy["env_steps_to_score"]) == (1.0, 2 * STEPS)
     assert impossible["seconds_to_score"] is None and impossible["env_steps_to_score"] is None
     assert exactly["seconds_to_score"] == exactly["curve"][best]["seconds"]
 
 
-def test_what_was_measured_is_said_and_saved_after_every_run(capsys: pytest.CaptureFixture[str]) -> None:
+def test_what_was_measured_is_told_and_saved_after_every_run(capsys: pytest.CaptureFixture[str]) -> None:
     saved: list[dict[str, int]] = []
+    told: list[tuple[str, Mapping[str, float]]] = []
     before = torch.get_num_threads()
 
     def save(report: Any) -> None:
         json.dumps(report)
         saved.append({name: len(said["runs"]) for name, said in report.items()})
 
-    report = measure_learning(["easy", "impossible"], 2, CPU, 1, save)
+    def judged(label: str, point: Mapping[str, float]) -> None:
+        told.append((label, point))
+
+    report = measure_learning(["easy", "impossible"], 2, CPU, suite=SUITE, save=save, judged=judged)
     assert saved == [{"easy": 1}, {"easy": 2}, {"easy": 2, "impossible": 1}, {"easy": 2, "impossible": 2}]
     setting = report["easy"]["setting"]
     assert setting["agent"]["name"] == "rl2" and setting["agent"]["hidden_size"] == 16
-    assert setting["training"]["updates"] == UPDATES
-    assert setting["threads"] == 1 and torch.get_num_threads() == before  # not the seven of the config
-    first = report["easy"]["runs"][0]["curve"][0]
-    said = capsys.readouterr().out.splitlines()
-    assert said[0] == f"easy seed 0: 1.0 s, 0.0 M steps, {first['score']:.3f} ± {first['standard_error']:.3f}"
-    assert len(said) == 4 * 9
+    assert setting["training"]["updates"] == UPDATES and setting["tasks"] == 50
+    assert setting["threads"] == torch.get_num_threads() == before  # not the seven of the config
+    runs = [(name, run) for name, said in report.items() for run in said["runs"]]
+    assert told == [(f"{name} seed {run['seed']}", point) for name, run in runs for point in run["curve"]]
+    assert len(told) == 4 * 9
+    assert capsys.readouterr().out == ""
 
 
-def test_a_run_that_diverges_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
-    def diverge(*args: Any) -> None:
+def test_a_run_that_diverges_is_named() -> None:
+    def diverge(*args: Any) -> Evaluation:
         raise TrainingDiverged("update 3: nan")
 
-    monkeypatch.setattr(learning, "meta_train", diverge)
     with pytest.raises(UserError, match="easy seed 0: training diverged at update 3: nan"):
-        measured("easy")
+        measured("easy", suite=replace(SUITE, evaluate=diverge))
 
 
-def test_every_target_is_of_a_shipped_config(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.undo()
+def test_every_target_is_of_a_shipped_config() -> None:
+    assert LearningSuite().targets == TARGETS and SHIPPED.learning == LearningSuite()
     assert TARGETS.keys() <= shipped_configs().keys()
     for name, target in TARGETS.items():
         config = read_config(name, [])
@@ -168,7 +193,7 @@ def run_of(times: list[float], scores: list[float], target: float) -> dict[str, 
         {"seconds": at, "update": 1, "env_steps": 1, "score": score, "standard_error": 0.02}
         for at, score in zip(times, scores, strict=True)
     ]
-    return learning._summary(0, curve, target)
+    return summary(0, curve, target)
 
 
 @pytest.fixture
@@ -228,48 +253,54 @@ def test_a_run_of_one_point_can_be_drawn(tmp_path: Path) -> None:
 # The command
 
 
-def test_the_command_writes_after_every_run_and_draws(
-    run: Run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_the_command_writes_after_every_run_and_draws(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "x.json"
     seen: list[int] = []
 
-    def first(name: str, overrides: list[str]) -> Any:  # what is there when the next run begins
+    def look(*args: Any) -> Evaluation:  # what is there whenever an agent is judged
         runs = json.loads(out.read_text())["suites"]["learning"]["easy"]["runs"] if out.exists() else []
         assert (tmp_path / "x.png").exists() == bool(runs)
         seen.append(len(runs))
-        return read_config("smoke", [*BRIEF, *overrides])
+        return evaluate(*args)
 
-    monkeypatch.setattr(learning, "read_config", first)
     options = ("--suite", "learning", "--config", "easy", "--seeds", 2, "--device", "cpu", "--threads", 1)
-    code, said, err = run(*options, "--out", out)
-    assert (code, err) == (0, "") and seen == [0, 1]
-    assert "easy seed 1: 10.0 s" in said and "  easy  0.5: 1.0 s, 1.0 s; in all 10.0 s, 10.0 s: " in said
+    code, said, err = run(*options, "--out", out, suite=replace(SUITE, evaluate=look))
+    assert (code, err) == (0, "") and seen == [0] * 9 + [1] * 9
     report = json.loads(out.read_text())
+    runs = report["suites"]["learning"]["easy"]["runs"]
+    first = runs[0]["curve"][0]
+    lines = said.splitlines()
+    assert lines[0] == "seconds of training to a mean return on 50 held-out tasks"
+    score = f"{first['score']:.3f} ± {first['standard_error']:.3f}"
+    assert lines[1] == f"easy seed 0: 1.0 s, 0.0 M steps, {score}"
+    assert "easy seed 1: 10.0 s" in said and "  easy  0.5: 1.0 s, 1.0 s; in all 10.0 s, 10.0 s: " in said
     assert report["threads"] == 1 and list(report["suites"]) == ["learning"]
-    assert [each["seed"] for each in report["suites"]["learning"]["easy"]["runs"]] == [0, 1]
+    assert [each["seed"] for each in runs] == [0, 1]
     assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
-def test_all_targets_and_three_seeds_unless_told_otherwise(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl2meta.commands import benchmark
-
-    asked: list[Any] = []
-
-    def measure(configs: Any, seeds: int, *rest: Any) -> dict[str, Any]:
-        asked.append((list(configs), seeds))
-        return {"easy": {"target": 1.0, "runs": []}}
-
-    monkeypatch.setattr(benchmark, "measure_learning", measure)
-    assert run("--suite", "learning", "--threads", 1)[0] == 0
-    assert run("--suite", "learning", "--threads", 1, *["--config", "easy"] * 2, "--seeds", 1)[0] == 0
-    assert asked == [(list(TARGETS), 3), (["easy"], 1)]
+def test_all_targets_and_three_seeds_unless_told_otherwise(run: Run) -> None:
+    suite = replace(SUITE, overrides=[*BRIEF, "training.updates=1"])
+    options = ("--suite", "learning", "--device", "cpu", "--threads", 1)
+    everything = _labels(run(*options, suite=suite))
+    assert everything == [f"{name} seed {seed}" for name in SUITE.targets for seed in range(3)]
+    assert _labels(run(*options, *["--config", "easy"] * 2, "--seeds", 1, suite=suite)) == ["easy seed 0"]
 
 
-def test_what_does_not_fit_is_refused_before_anything_is_measured(
-    run: Run, tmp_path: Path, clock: SimpleNamespace
-) -> None:
+def _labels(ran: tuple[int, str, str]) -> list[str]:
+    """Return whose curves a command printed points of; every run has one."""
+    code, said, _ = ran
+    assert code == 0
+    return [line.split(":")[0] for line in said.splitlines() if " seed " in line]
+
+
+def test_what_does_not_fit_is_refused_before_anything_is_measured(run: Run, tmp_path: Path) -> None:
+    def refuse(*args: Any) -> Evaluation:
+        raise AssertionError("expected nothing to be judged")
+
+    before = sorted(tmp_path.iterdir())
     (tmp_path / "drawn.png").write_text("mine")
+    suite = replace(SUITE, targets={**SUITE.targets, **TARGETS}, evaluate=refuse)
     learning_suite = ("--suite", "learning")
     cases: list[tuple[tuple[object, ...], str]] = [
         (("--config", "easy"), "--config: expected --suite learning beside it, got 'train'"),
@@ -284,6 +315,6 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(
         ((*learning_suite, "--out", tmp_path / "drawn.json"), "room for its figure"),
     ]
     for options, message in cases:
-        code, said, err = run(*options)
+        code, said, err = run(*options, suite=suite)
         assert (code, said) == (2, "") and message in " ".join(err.split()), (options, err)
-    assert clock.judged == 0 and [path.name for path in tmp_path.iterdir()] == ["drawn.png"]
+    assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "drawn.png"])

@@ -20,8 +20,8 @@ Settings = Annotated[
 Suites = Annotated[
     str,
     typer.Option(
-        help="What to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), references, "
-        "workers, learning (seconds until a score is reached)."
+        help="Suites to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), references, "
+        "workers, learning (seconds of training to a score)."
     ),
 ]
 LearningConfigs = Annotated[
@@ -29,6 +29,7 @@ LearningConfigs = Annotated[
     typer.Option(
         "--config",
         metavar="NAME",
-        help="A config for the suite learning, such as rl2_bandit; may be given several times. Default: all.",
+        help="A config that learning trains, such as rl2_bandit; repeat the option for several. Default: all "
+        "that have a stated score.",
     ),
 ]

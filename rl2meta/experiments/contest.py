@@ -28,11 +28,20 @@ class Contest:
         seed: of the held-out tasks and of the luck.
         num_tasks: the number of held-out tasks.
         scratch: the number of these tasks on which an agent learns from scratch.
+        tuning_tasks: the most training tasks on which constants are chosen; None for ``TUNING_TASKS``.
     """
 
     def __init__(
-        self, config: RunConfig, worker: RolloutWorker, seed: int, num_tasks: int, scratch: int = 0
+        self,
+        config: RunConfig,
+        worker: RolloutWorker,
+        seed: int,
+        num_tasks: int,
+        scratch: int = 0,
+        *,
+        tuning_tasks: int | None = None,
     ) -> None:
+        self._tuning_tasks = TUNING_TASKS if tuning_tasks is None else tuning_tasks
         self.config, self.worker, self.seed, self.scratch = config, worker, seed, scratch
         self.episodes = judged_episodes(config)
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
@@ -54,7 +63,7 @@ class Contest:
     def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
         seed = self.config.settings.seed
         most = max(100, _TUNING_STEPS // (self.episodes * self.config.distribution.horizon))
-        num_tasks = min(TUNING_TASKS, max(FEWEST_TUNING_TASKS, len(self.held_out)), most)
+        num_tasks = min(self._tuning_tasks, max(FEWEST_TUNING_TASKS, len(self.held_out)), most)
         tuning = sample_tasks(self.config.distribution, num_tasks, seed, "train")
 
         def score(constants: dict[str, Any]) -> float:

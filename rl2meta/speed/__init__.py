@@ -1,1 +1,1 @@
-"""What ``rl2meta benchmark`` measures, and how."""
+"""What ``rl2meta benchmark`` measures, and how: a library that prints nothing."""

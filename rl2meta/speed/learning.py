@@ -1,12 +1,14 @@
-"""How many seconds of training a shipped config needs to a stated score on held-out tasks."""
+"""How many seconds of training a shipped config needs until it reaches a stated score on held-out tasks."""
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from operator import itemgetter
 from typing import Any
 
 import torch
 
 from rl2meta.errors import UserError
-from rl2meta.evaluation import evaluate
+from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.experiments.components import make_learner, read_config
 from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import RunConfig
@@ -20,37 +22,77 @@ TARGETS: Mapping[str, float] = {
     "rl2_bandit_n100_k5": 78.0,
     "rl2_mdp_n10": 156.2,
 }
-"""The mean return over held-out tasks that a config's agent is to reach, by the config's name."""
-TASKS, SEED = 10_000, 0  # of every evaluation
-_FIRST, _STEP, _GROWTH = 1.0, 1.0, 1.15  # seconds before the first evaluation; to the next, whichever is more
+"""By the config's name: the mean return over held-out tasks that its agent is to reach."""
+
+
+@dataclass(frozen=True)
+class LearningSuite:
+    """Which score each config is to reach, and how its agent is judged while it trains.
+
+    The agent is judged as soon as ``first_seconds`` have passed; then whenever ``more_seconds`` have passed
+    and the seconds have grown by the factor ``growth``; and after the last update.
+
+    Attributes:
+        targets: by config, the mean return that its agent is to reach. A config is the name of a shipped one
+            or a YAML file.
+        overrides: settings that are changed in every config, such as "training.updates=20".
+        tasks: the number of held-out tasks that the agent is judged on.
+        seed: the seed of these tasks and of every evaluation.
+        first_seconds: seconds of training before the first evaluation.
+        more_seconds: the fewest seconds from one evaluation to the next.
+        growth: the smallest ratio of the seconds at two evaluations.
+        evaluate: judges an agent.
+        update_seconds: returns the seconds of an update from its metrics.
+    """
+
+    targets: Mapping[str, float] = field(default_factory=lambda: TARGETS)
+    overrides: Sequence[str] = ()
+    tasks: int = 10_000
+    seed: int = 0
+    first_seconds: float = 1.0
+    more_seconds: float = 1.0
+    growth: float = 1.15
+    evaluate: Callable[..., AgentResult] = evaluate
+    update_seconds: Callable[[Mapping[str, Any]], float] = itemgetter("seconds")
+
+    @property
+    def title(self) -> str:
+        """One line that says what is measured."""
+        return f"seconds of training to a mean return on {self.tasks:,} held-out tasks"
+
+
+Judged = Callable[[str, Mapping[str, float]], None]
+"""Is called with the run's label, such as "rl2_bandit seed 0", and the newest point of its curve."""
 
 
 def measure_learning(
     configs: Sequence[str],
     seeds: int,
     device: torch.device,
-    threads: int,
-    save: Callable[[Mapping[str, Any]], None],
+    *,
+    suite: LearningSuite = LearningSuite(),
+    save: Callable[[Mapping[str, Any]], None] = lambda report: None,
+    judged: Judged = lambda label, point: None,
 ) -> dict[str, Any]:
     """Train each config once for each of the training seeds 0, 1, ..., and return how its score grew.
 
-    Seconds are those of training: the clock stands still while the agent is judged, which happens after one
-    second, then whenever 15 % more have passed and at least one, and after the last update.
+    Seconds are seconds of training: the clock stands still while the agent is judged. Torch computes with the
+    threads that it has been given; the configs' own numbers of threads are ignored.
 
     Args:
-        configs: names in ``TARGETS``.
-        seeds: how many runs of each, at least 1.
-        device: where to train and judge.
-        threads: the CPU threads that torch has been given, for the record; what the configs say of them does
-            not count.
-        save: called with the report so far after every run.
+        configs: names in the suite's ``targets``.
+        seeds: the number of runs of each config, at least 1.
+        device: where agents are trained and judged.
+        suite: which scores the configs are to reach, and how their agents are judged.
+        save: is called with the report so far after every run.
+        judged: is called after every evaluation.
 
     Returns:
         By config: ``target``; ``setting`` with its sections ``agent`` and ``training``, ``threads`` and the
-        number of ``tasks`` it is judged on; and ``runs``. Each of these has ``seed``; ``curve``, a list of
+        number of ``tasks`` it is judged on; and ``runs``. Each run has ``seed``; ``curve``, a list of
         points with ``seconds``, ``update``, ``env_steps``, ``score`` (the mean return over tasks) and
         ``standard_error``; ``seconds_to_score`` and ``env_steps_to_score`` of the first point at the target
-        or above, None if there is none; ``seconds`` in all, ``final_score`` and ``final_standard_error``.
+        or above, None if no point is; ``seconds`` in all, ``final_score`` and ``final_standard_error``.
 
     Raises:
         UserError: if a run diverges.
@@ -58,22 +100,27 @@ def measure_learning(
     report: dict[str, Any] = {}
     for name in configs:
         for seed in range(seeds):
-            config = read_config(name, [f"seed={seed}"])
-            said = report.setdefault(
-                name, {"target": TARGETS[name], "setting": _setting(config, threads), "runs": []}
-            )
-            said["runs"].append(_summary(seed, _curve(name, config, device), said["target"]))
+            config = read_config(name, [*suite.overrides, f"seed={seed}"])
+            setting, target = _setting(config, suite.tasks), suite.targets[name]
+            said = report.setdefault(name, {"target": target, "setting": setting, "runs": []})
+            said["runs"].append(summary(seed, _curve(name, config, device, suite, judged), target))
             save(report)
     return report
 
 
 def learning_table(report: Mapping[str, Any]) -> list[str]:
-    """Return a line for each config: seconds to its score and in all, and final scores, seed by seed.
+    """Return one line for each config: seconds to its target, seconds in all and final scores, seed by seed.
 
-    Final scores are means over tasks ± standard errors.
+    A final score is a mean over tasks ± its standard error.
     """
     width = max(len(name) for name in report)
     return [f"{name:{width}}  {_line(said)}" for name, said in report.items()]
+
+
+def point_line(label: str, point: Mapping[str, float]) -> str:
+    """Return one line that says what ``judged`` was called with."""
+    score = f"{point['score']:.3f} ± {point['standard_error']:.3f}"
+    return f"{label}: {point['seconds']:.1f} s, {point['env_steps'] / 1e6:.1f} M steps, {score}"
 
 
 def _line(said: Mapping[str, Any]) -> str:
@@ -85,16 +132,23 @@ def _line(said: Mapping[str, Any]) -> str:
     return f"{said['target']:g}: {reached}; in all {totals}: {finals}"
 
 
-def _setting(config: RunConfig, threads: int) -> dict[str, Any]:
+def _setting(config: RunConfig, tasks: int) -> dict[str, Any]:
     return {
         "agent": {"name": config.agent_name, **config.agent.model_dump()},
         "training": config.settings.training.model_dump(),
-        "threads": threads,
-        "tasks": TASKS,
+        "threads": torch.get_num_threads(),
+        "tasks": tasks,
     }
 
 
-def _summary(seed: int, curve: Sequence[Mapping[str, float]], target: float) -> dict[str, Any]:
+def summary(seed: int, curve: Sequence[Mapping[str, float]], target: float) -> dict[str, Any]:
+    """Return what the report says of one run: its curve, and when the curve first reached ``target``.
+
+    Args:
+        seed: the training seed.
+        curve: points as ``measure_learning`` describes them, at least one.
+        target: the score to reach.
+    """
     first = next((point for point in curve if point["score"] >= target), {})
     last = curve[-1]
     return {
@@ -108,60 +162,68 @@ def _summary(seed: int, curve: Sequence[Mapping[str, float]], target: float) -> 
     }
 
 
-def _curve(name: str, config: RunConfig, device: torch.device) -> list[dict[str, float]]:
-    """Train, and return the points at which the agent was judged; there is at least the last update's."""
+def _curve(
+    name: str, config: RunConfig, device: torch.device, suite: LearningSuite, judged: Judged
+) -> list[dict[str, float]]:
+    """Train, and return the points at which the agent was judged, at least that of the last update."""
     settings, law = config.settings, config.distribution
     learner = make_learner(config, device)
-    held_out = sample_tasks(law, TASKS, SEED, "test")
-    judging = RolloutWorker(law, device)  # another one, so that training keeps its environments
+    held_out = sample_tasks(law, suite.tasks, suite.seed, "test")
+    judging = RolloutWorker(law, device)  # a second worker, so that training keeps its environments
 
     def judge() -> Interval:
         episodes = settings.training.episodes_per_trial
-        return mean_interval(evaluate(learner.agent, judging, held_out, episodes, SEED).returns())
+        return mean_interval(suite.evaluate(learner.agent, judging, held_out, episodes, suite.seed).returns())
 
-    watch = _Watch(f"{name} seed {settings.seed}", settings.training.updates, judge)
+    label = f"{name} seed {settings.seed}"
+    watch = _Watch(settings.training.updates, suite, judge, lambda point: judged(label, point))
     try:
         train_learner(config, learner, device, watch.record)
     except TrainingDiverged as error:
-        raise UserError(f"{name} seed {settings.seed}: training diverged at {error}") from None
+        raise UserError(f"{label}: training diverged at {error}") from None
     finally:
         judging.close()
     return watch.curve
 
 
 class _Watch:
-    """Adds up the seconds of a run's updates and has its agent judged at intervals that grow.
+    """Adds up the seconds of a run's updates, and has its agent judged when the suite says so.
 
     Args:
-        label: what the run is called.
-        updates: how many it has.
-        judge: returns the agent's mean return.
+        updates: how many updates the run has.
+        suite: says when the agent is judged.
+        judge: returns the interval of the agent's mean return.
+        judged: is called with each new point.
     """
 
-    def __init__(self, label: str, updates: int, judge: Callable[[], Interval]) -> None:
+    def __init__(
+        self,
+        updates: int,
+        suite: LearningSuite,
+        judge: Callable[[], Interval],
+        judged: Callable[[Mapping[str, float]], None],
+    ) -> None:
         self.curve: list[dict[str, float]] = []
-        self._label, self._updates, self._judge = label, updates, judge
-        self._seconds, self._due = 0.0, _FIRST
+        self._updates, self._suite, self._judge, self._judged = updates, suite, judge, judged
+        self._seconds, self._due = 0.0, suite.first_seconds
 
     def record(self, row: Mapping[str, Any]) -> bool:
-        """Take note of an update; never stop the run."""
-        self._seconds += row["seconds"]
+        """Take the metrics of an update; return False, so that the run goes on."""
+        self._seconds += self._suite.update_seconds(row)
         if self._seconds >= self._due or row["update"] == self._updates:
-            self._due = max(self._seconds + _STEP, self._seconds * _GROWTH)
+            more, growth = self._suite.more_seconds, self._suite.growth
+            self._due = max(self._seconds + more, self._seconds * growth)
             self._add(row)
         return False
 
     def _add(self, row: Mapping[str, Any]) -> None:
         score = self._judge()
-        mean, error, steps = float(score.mean), float(score.standard_error), row["env_steps"]
-        self.curve.append(
-            {
-                "seconds": self._seconds,
-                "update": row["update"],
-                "env_steps": steps,
-                "score": mean,
-                "standard_error": error,
-            }
-        )
-        said = f"{self._seconds:.1f} s, {steps / 1e6:.1f} M steps, {mean:.3f} ± {error:.3f}"
-        print(f"{self._label}: {said}", flush=True)
+        point = {
+            "seconds": self._seconds,
+            "update": row["update"],
+            "env_steps": row["env_steps"],
+            "score": float(score.mean),
+            "standard_error": float(score.standard_error),
+        }
+        self.curve.append(point)
+        self._judged(point)

@@ -1,4 +1,4 @@
-"""The figure of ``--suite learning``: how the score of each config grows with the seconds of training."""
+"""The figure of the learning suite: how the score of each config grows with the seconds of training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,21 +13,21 @@ from rl2meta import drawing
 
 _TITLE = "Mean return on held-out tasks against seconds of training"
 _SUBTITLE = "a line for each training seed, dots where it reaches the target; bands: 95 % over tasks"
-_LOWEST = 20  # percentile of the scores at the bottom: an agent's first seconds would squash the rest
+_LOWEST = 20  # the bottom is this percentile of the scores: the first seconds would squash the rest
 _TARGET = (0, (5, 3))  # on, off
 _TICKS = (1.0, 2.0, 5.0)
-_MANY_DECADES = 2.5  # from here on, ticks at powers of ten alone
+_MANY_DECADES = 2.5  # an axis of more than these has ticks at powers of ten alone
 
 
 def plot_learning(report: Mapping[str, Any], path: Path) -> Path:
     """Draw the score against the seconds of training, a panel for each config; return ``path``.
 
     Args:
-        report: what ``measure_learning`` returns, or saves; of one config or more.
-        path: of the PNG file; it is overwritten.
+        report: what ``measure_learning`` returns or saves, with at least one config.
+        path: where the PNG file is written; an old file is replaced.
 
     Raises:
-        UserError: if it cannot be written.
+        UserError: if the file cannot be written.
     """
     figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
     for height, size, text, weight in ((0.95, 15, _TITLE, "bold"), (0.89, 11, _SUBTITLE, "normal")):
@@ -51,7 +51,7 @@ def _draw_panel(axes: Axes, name: str, said: Mapping[str, Any]) -> None:
         textcoords="offset points",
         size=10.5,
         color=drawing.INK,
-        bbox={"facecolor": "white", "lw": 0, "pad": 0.5},  # no line of the grid through the text
+        bbox={"facecolor": "white", "lw": 0, "pad": 0.5},  # so that no grid line crosses the text
     )
     points = [point for run in said["runs"] for point in run["curve"]]
     _scale(axes, points, said["target"])
@@ -75,7 +75,7 @@ def _draw_run(axes: Axes, run: Mapping[str, Any]) -> None:
 
 
 def _reached(times: Sequence[float | None]) -> str:
-    """Return in words from when to when the seeds reached the target."""
+    """Say in words when the first and the last seed reached the target."""
     known = sorted(time for time in times if time is not None)
     if not known:
         return "target not reached"
@@ -85,7 +85,7 @@ def _reached(times: Sequence[float | None]) -> str:
 
 
 def _scale(axes: Axes, points: Sequence[Mapping[str, float]], target: float) -> None:
-    """Show all of the seconds, and of the scores the upper part with the target."""
+    """Show all seconds, and the upper part of the scores, in which the target lies."""
     seconds = [point["seconds"] for point in points]
     axes.set_xscale("log")
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 5, 10]))

@@ -1,32 +1,65 @@
-"""Contestants in turns within one run, so that a machine that slows down for a while slows all of them."""
+"""Measures workloads in turns within one run, so that a machine that slows down for a while slows all."""
 
 import statistics
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
 from rl2meta.speed.machine import Peaks, finish, peak_memory, peaks
-from rl2meta.speed.suites import Contestant, Suite
+from rl2meta.speed.suites import Suite, Workload
 from rl2meta.speed.work import Work, work_of
 
-TURNS = 5
 
+@dataclass(frozen=True)
+class Instruments:
+    """What measures a workload.
 
-def measure(suite: Suite, device: torch.device, seconds: float) -> dict[str, Any]:
-    """Return the suite's figures; each contestant is measured for ``seconds``, in ``TURNS`` turns.
-
-    What the machine can do is measured before each; a turn lasts whole units, at least one.
+    Attributes:
+        clock: returns the time in seconds.
+        peaks: measures what the machine can do.
+        memory: does a unit's work and returns the most bytes that it took, or None where nobody can tell.
     """
-    work = {name: work_of(each.unit) for name, each in suite.contestants.items() if each.countable}
-    memory = {name: peak_memory(each.unit, device) for name, each in suite.contestants.items()}
-    machine: dict[str, list[Peaks]] = {name: [] for name in suite.contestants}
-    speeds: dict[str, list[float]] = {name: [] for name in suite.contestants}
-    for _ in range(TURNS):
-        for name, each in suite.contestants.items():
-            machine[name].append(peaks(device))
-            speeds[name].append(_speed(each, device, seconds / TURNS))
+
+    clock: Callable[[], float] = time.perf_counter
+    peaks: Callable[[torch.device], Peaks] = peaks
+    memory: Callable[[Callable[[], int], torch.device], int | None] = peak_memory
+
+
+def measure(
+    suite: Suite,
+    device: torch.device,
+    seconds: float,
+    *,
+    turns: int = 5,
+    instruments: Instruments = Instruments(),
+) -> dict[str, Any]:
+    """Measure every workload of a suite in turns, and return the figures.
+
+    What the machine can do is measured before each turn of a workload. A turn lasts at least one whole unit.
+
+    Args:
+        suite: what is measured.
+        device: where its workloads run.
+        seconds: how long each workload is measured in all its turns together.
+        turns: how many turns each workload has.
+        instruments: what measures time, memory and the machine.
+
+    Returns:
+        ``setting`` of the suite; ``machine``, with a list of figures for each turn of each workload;
+        ``contestants``, the figures of each workload by its name, lists with one figure per turn; and
+        ``ratios``, by the name of each rival the first workload's speed over the rival's, turn by turn.
+    """
+    work = {name: work_of(each.unit) for name, each in suite.workloads.items() if each.countable}
+    memory = {name: instruments.memory(each.unit, device) for name, each in suite.workloads.items()}
+    machine: dict[str, list[Peaks]] = {name: [] for name in suite.workloads}
+    speeds: dict[str, list[float]] = {name: [] for name in suite.workloads}
+    for _ in range(turns):
+        for name, each in suite.workloads.items():
+            machine[name].append(instruments.peaks(device))
+            speeds[name].append(_speed(each, device, seconds / turns, instruments.clock))
     figures = {
         name: {
             "setting": dict(each.setting),
@@ -34,27 +67,30 @@ def measure(suite: Suite, device: torch.device, seconds: float) -> dict[str, Any
             **_used(work.get(name), speeds[name], machine[name]),
             "peak_memory_bytes": memory[name],
         }
-        for name, each in suite.contestants.items()
+        for name, each in suite.workloads.items()
     }
-    seen = [peak for each in machine.values() for peak in each]
     return {
         "setting": dict(suite.setting),
-        "machine": {
-            "matrix_product_flops_per_second": [peak.product for peak in seen],
-            "onednn_matrix_product_flops_per_second": [peak.onednn for peak in seen],
-            "copy_bytes_per_second": [peak.copy for peak in seen],
-        },
-        "contestants": figures,
-        "ratios": _ratios(suite.contestants, speeds),
+        "machine": _seen([peak for each in machine.values() for peak in each]),
+        "contestants": figures,  # what workloads are called in files of this format
+        "ratios": _ratios(suite.workloads, speeds),
     }
 
 
-def _speed(contestant: Contestant, device: torch.device, seconds: float) -> float:
-    steps, began = 0, time.perf_counter()
-    while not steps or time.perf_counter() - began < seconds:
-        steps += contestant.unit()
+def _seen(machine: list[Peaks]) -> dict[str, list[float]]:
+    return {
+        "matrix_product_flops_per_second": [peak.product for peak in machine],
+        "onednn_matrix_product_flops_per_second": [peak.onednn for peak in machine],
+        "copy_bytes_per_second": [peak.copy for peak in machine],
+    }
+
+
+def _speed(workload: Workload, device: torch.device, seconds: float, clock: Callable[[], float]) -> float:
+    steps, began = 0, clock()
+    while not steps or clock() - began < seconds:
+        steps += workload.unit()
         finish(device)
-    return steps / (time.perf_counter() - began)
+    return steps / (clock() - began)
 
 
 def _used(work: Work | None, speeds: list[float], machine: list[Peaks]) -> dict[str, Any]:
@@ -70,16 +106,14 @@ def _used(work: Work | None, speeds: list[float], machine: list[Peaks]) -> dict[
     }
 
 
-def _ratios(
-    contestants: Mapping[str, Contestant], speeds: Mapping[str, list[float]]
-) -> dict[str, list[float]]:
+def _ratios(workloads: Mapping[str, Workload], speeds: Mapping[str, list[float]]) -> dict[str, list[float]]:
     ours = next(iter(speeds.values()))
-    rivals = [name for name, each in contestants.items() if each.rival]
+    rivals = [name for name, each in workloads.items() if each.rival]
     return {name: [a / b for a, b in zip(ours, speeds[name], strict=True)] for name in rivals}
 
 
 def table(report: Mapping[str, Any]) -> list[str]:
-    """Return the figures as lines of text, medians of the turns."""
+    """Return what ``measure`` returned as lines of text, with the medians of the turns."""
     machine = {name: statistics.median(values) for name, values in report["machine"].items()}
     product, onednn, copy = machine.values()
     width = max(len(name) for name in report["contestants"])

@@ -1,6 +1,6 @@
-"""RL²: its rollout alone; and end to end, rollout and update, ours and sb3-contrib's RecurrentPPO."""
+"""RL²: its rollout alone, and whole updates with their rollouts, beside sb3-contrib's RecurrentPPO."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from itertools import count
 from typing import Any, NamedTuple
 
@@ -15,7 +15,7 @@ from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
 from rl2meta.interop import TrialEnv
 from rl2meta.rollout import RolloutWorker
-from rl2meta.speed.suites import Contestant, Suite, training
+from rl2meta.speed.suites import Suite, Workload, training
 from rl2meta.tasks import sample_tasks
 
 NUM_ARMS, EPOCHS, MINIBATCHES = 5, 3, 4
@@ -23,7 +23,7 @@ _LAW = BernoulliBandits(num_arms=NUM_ARMS)
 
 
 class Shape(NamedTuple):
-    """How large an update is: ``trials`` of ``pulls`` each, by an LSTM of ``hidden_size`` units."""
+    """The size of an update: ``trials`` of ``pulls`` each, played by an LSTM of ``hidden_size`` units."""
 
     trials: int
     pulls: int
@@ -31,7 +31,7 @@ class Shape(NamedTuple):
 
 
 BASE = Shape(1024, 10, 48)
-_GROWTH = {
+GROWTH: Mapping[str, Mapping[str, Shape]] = {
     "cpu": {
         "256 trials": BASE._replace(trials=256),
         "4,096 trials": BASE._replace(trials=4096),
@@ -50,33 +50,59 @@ _GROWTH = {
         "LSTM 256, n=100, 65,536 trials": Shape(2**16, 100, 256),
     },
 }
+"""By the type of the device: the shapes that are measured beside ``BASE``, by name."""
 
 
-def train_suite(device: torch.device, against: str | None) -> Suite:
-    """Return RL² on five-armed bandits, alone or beside RecurrentPPO in two ways, and what it grows with."""
-    ours = _contestants(_trained, device)
-    rivals = _sb3_contestants(device) if against == "sb3" else {}
-    setting = {"num_arms": NUM_ARMS, "epochs": EPOCHS, "minibatches": MINIBATCHES, **BASE._asdict()}
-    title = f"RL² end to end, {_named(BASE)}, {EPOCHS} epochs of {MINIBATCHES}"
+def train_suite(
+    device: torch.device,
+    *,
+    against: str | None = None,
+    base: Shape = BASE,
+    growth: Mapping[str, Shape] | None = None,
+) -> Suite:
+    """Return whole updates of RL² on five-armed bandits, in several shapes.
+
+    Args:
+        device: the device of the environments and the learner.
+        against: "sb3" for sb3-contrib's RecurrentPPO beside it, in two ways; None for no rival.
+        base: the shape of the first workload and of its rivals.
+        growth: the shapes of the other workloads, by name; None for those of ``GROWTH``.
+
+    Raises:
+        UserError: if sb3-contrib is wanted and not installed.
+    """
+    ours = _workloads(_trained, base, growth, device)
+    rivals = _sb3_workloads(base, device) if against == "sb3" else {}
+    setting = {"num_arms": NUM_ARMS, "epochs": EPOCHS, "minibatches": MINIBATCHES, **base._asdict()}
+    title = f"RL² end to end, {_named(base)}, {EPOCHS} epochs of {MINIBATCHES}"
     return Suite(title, setting, {**ours, **rivals})
 
 
-def rollout_suite(device: torch.device, against: str | None) -> Suite:
-    """Return rollouts of RL² on five-armed bandits, and what they grow with."""
-    setting = {"num_arms": NUM_ARMS, **BASE._asdict()}
-    return Suite(f"rollouts of RL², {_named(BASE)}", setting, _contestants(_rolled_out, device))
+def rollout_suite(
+    device: torch.device, *, base: Shape = BASE, growth: Mapping[str, Shape] | None = None
+) -> Suite:
+    """Return rollouts of RL² on five-armed bandits, in the shapes that ``train_suite`` has."""
+    setting = {"num_arms": NUM_ARMS, **base._asdict()}
+    return Suite(f"rollouts of RL², {_named(base)}", setting, _workloads(_rolled_out, base, growth, device))
 
 
-def _contestants(
-    make: Callable[[Shape, RolloutWorker], Callable[[], int]], device: torch.device
-) -> dict[str, Contestant]:
-    """Return every shape, on a GPU also by rollouts that are replayed, whose work is the same."""
+def _workloads(
+    make: Callable[[Shape, RolloutWorker], Callable[[], int]],
+    base: Shape,
+    growth: Mapping[str, Shape] | None,
+    device: torch.device,
+) -> dict[str, Workload]:
+    """Return every shape; on a GPU a second time with rollouts that replay a CUDA graph.
+
+    The replayed work is the same, and cannot be counted.
+    """
+    shapes = {"rl2meta": base, **(GROWTH[device.type] if growth is None else growth)}
     workers = {"": RolloutWorker, ", CUDA graph": GraphWorker}
     if device.type == "cpu":
         del workers[", CUDA graph"]
     return {
-        name + how: Contestant(make(shape, worker(_LAW, device)), shape._asdict(), countable=not how)
-        for name, shape in {"rl2meta": BASE, **_GROWTH[device.type]}.items()
+        name + how: Workload(make(shape, worker(_LAW, device)), shape._asdict(), countable=not how)
+        for name, shape in shapes.items()
         for how, worker in workers.items()
     }
 
@@ -105,11 +131,11 @@ def _rolled_out(shape: Shape, worker: RolloutWorker) -> Callable[[], int]:
     return unit
 
 
-def _sb3_contestants(device: torch.device) -> dict[str, Contestant]:
-    """The same trials, network sizes, batch and epochs through sb3-contrib's RecurrentPPO, in two ways.
+def _sb3_workloads(base: Shape, device: torch.device) -> dict[str, Workload]:
+    """Return sb3-contrib's RecurrentPPO with the same trials, network sizes, batch and epochs, in two ways.
 
-    Over ``TrialEnv``, one Python object a trial, as its users run it; and over our batch of tensors, so that
-    only the agents' machinery is compared.
+    The first runs on ``TrialEnv``, one Python object per trial, as its users run it. The second runs on our
+    batch of tensors, so that only the agents' machinery is compared.
     """
     try:
         import sb3_contrib  # noqa: F401
@@ -123,29 +149,29 @@ def _sb3_contestants(device: torch.device) -> dict[str, Contestant]:
     from rl2meta.speed.sb3_trials import TrialVecEnv
 
     def trial() -> gym.Env[Any, Any]:
-        return TrialEnv(gym.make("rl2meta/BernoulliBandit-v0", num_arms=NUM_ARMS), num_episodes=BASE.pulls)
+        return TrialEnv(gym.make("rl2meta/BernoulliBandit-v0", num_arms=NUM_ARMS), num_episodes=base.pulls)
 
-    batched = TrialVecEnv(_LAW, BASE.trials, BASE.pulls)
+    batched = TrialVecEnv(_LAW, base.trials, base.pulls)
     envs = {
-        "RecurrentPPO, TrialEnv": DummyVecEnv([trial] * BASE.trials),
+        "RecurrentPPO, TrialEnv": DummyVecEnv([trial] * base.trials),
         "RecurrentPPO, our batched environment": batched,
     }
-    return {name: Contestant(_recurrent_ppo(each, device), rival=True) for name, each in envs.items()}
+    return {name: Workload(_recurrent_ppo(each, base, device), rival=True) for name, each in envs.items()}
 
 
-def _recurrent_ppo(envs: Any, device: torch.device) -> Callable[[], int]:
+def _recurrent_ppo(envs: Any, shape: Shape, device: torch.device) -> Callable[[], int]:
     from sb3_contrib import RecurrentPPO
 
-    batch = BASE.trials * BASE.pulls
+    batch = shape.trials * shape.pulls
     model = RecurrentPPO(
         "MlpLstmPolicy",
         envs,
-        n_steps=BASE.pulls,
+        n_steps=shape.pulls,
         batch_size=batch // MINIBATCHES,
         n_epochs=EPOCHS,
         device=device,
         policy_kwargs={
-            "lstm_hidden_size": BASE.hidden_size,
+            "lstm_hidden_size": shape.hidden_size,
             "net_arch": [],
             "shared_lstm": True,
             "enable_critic_lstm": False,

@@ -1,4 +1,4 @@
-"""A batch of trials as a Stable-Baselines3 VecEnv: the fast way to give its agents our tasks."""
+"""A batch of trials as a Stable-Baselines3 VecEnv: the fast way to give our tasks to its agents."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -18,9 +18,9 @@ Array = NDArray[Any]
 
 
 class TrialVecEnv(VecEnv):
-    """``num_envs`` trials of one-step episodes that begin and end together, each on a task of its own.
+    """``num_envs`` trials of one-step episodes; all begin and end together, each on its own task.
 
-    Observations are those of ``rl2meta.interop.TrialEnv``; all tasks are drawn anew when the trials end.
+    The observations are those of ``rl2meta.interop.TrialEnv``. All tasks are drawn anew when the trials end.
     """
 
     def __init__(self, distribution: TaskDistribution, num_envs: int, num_episodes: int) -> None:
@@ -45,11 +45,11 @@ class TrialVecEnv(VecEnv):
         )
 
     def step_async(self, actions: Array) -> None:
-        """Take note of the actions."""
+        """Keep the actions for ``step_wait``."""
         self._actions = torch.as_tensor(actions)
 
     def step_wait(self) -> tuple[Array, Array, Array, list[dict[str, Any]]]:
-        """Act once in every trial."""
+        """Take one step in every trial, with the actions that ``step_async`` kept."""
         observation, reward, _, _, _ = self._envs.step(self._actions)
         self._episode += 1
         flat = self._flat(observation, self._action.encode(self._actions), reward)
@@ -61,14 +61,14 @@ class TrialVecEnv(VecEnv):
         return flat, reward.numpy(), np.full(self.num_envs, over), infos
 
     def close(self) -> None:
-        """Nothing is held open."""
+        """Do nothing: there is nothing to close."""
 
     def get_attr(self, attr_name: str, indices: Any = None) -> list[Any]:
-        """Answer what Stable-Baselines3 asks of every environment."""
+        """Return the batch's own attribute once for every trial, as Stable-Baselines3 asks."""
         return [getattr(self, attr_name, None)] * self.num_envs
 
     def set_attr(self, attr_name: str, value: Any, indices: Any = None) -> None:
-        """Refuse: the trials of a batch are not objects of their own."""
+        """Refuse, because a trial of the batch is not an object."""
         raise NotImplementedError("expected no attributes to be set on a batch of trials")
 
     def env_method(self, method_name: str, *args: Any, indices: Any = None, **kwargs: Any) -> list[Any]:
@@ -76,11 +76,11 @@ class TrialVecEnv(VecEnv):
         raise NotImplementedError(f"expected no call of {method_name} on a batch of trials")
 
     def env_is_wrapped(self, wrapper_class: Any, indices: Any = None) -> list[bool]:
-        """Answer that no trial is wrapped."""
+        """Return False for every trial: none is wrapped."""
         return [False] * self.num_envs
 
     def seed(self, seed: int | None = None) -> Sequence[int | None]:
-        """Leave the streams as they are: trial k draws from the k-th."""
+        """Change nothing: the random streams depend on the number of the reset alone."""
         return [None] * self.num_envs
 
     def _flat(self, observation: Tensor, action: Tensor, reward: Tensor) -> Array:

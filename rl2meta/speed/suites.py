@@ -1,4 +1,4 @@
-"""What a benchmark measures: contestants that do a piece of work again and again."""
+"""What a benchmark measures: workloads, each of which does one piece of work again and again."""
 
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -8,15 +8,16 @@ from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Budget, Learner, meta_train
 
 
-class Contestant(NamedTuple):
+class Workload(NamedTuple):
     """One thing to measure.
 
     Attributes:
-        unit: does one whole piece of work, such as an update with its rollout, and returns the environment
-            steps in it.
-        setting: in what it differs from the suite's setting.
-        rival: whether the first contestant of the suite is to be compared with it.
-        countable: whether its work can be counted: it is made of torch's operations.
+        unit: does one whole piece of work, such as an update with its rollout, and returns the number of
+            environment steps in it.
+        setting: the values in which this workload differs from the suite's setting.
+        rival: whether the suite's first workload is compared with this one.
+        countable: whether its operations can be counted, which needs work that consists of torch's
+            operations.
     """
 
     unit: Callable[[], int]
@@ -26,23 +27,23 @@ class Contestant(NamedTuple):
 
 
 class Suite(NamedTuple):
-    """Contestants that are measured in turns.
+    """Workloads that are measured in turns.
 
     Attributes:
-        title: what they do, in a line.
+        title: one line that says what they do.
         setting: the same as data.
-        contestants: by name, ours first.
+        workloads: by name; ours come first.
     """
 
     title: str
     setting: Mapping[str, Any]
-    contestants: Mapping[str, Contestant]
+    workloads: Mapping[str, Workload]
 
 
 def training(
     learner: Learner, distribution: TaskDistribution, worker: RolloutWorker, trials: int, episodes: int
 ) -> Callable[[], int]:
-    """Return a unit that trains a learner of ours by one whole update, its rollout included."""
+    """Return a unit that trains one of our learners by one whole update, its rollout included."""
     budget = Budget(updates=10**9, trials_per_update=trials, episodes_per_trial=episodes)
     done = 0
 

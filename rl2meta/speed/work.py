@@ -1,4 +1,4 @@
-"""How much work a piece of a program is, counted while it runs."""
+"""Counts the operations and the memory traffic of a piece of a program while it runs."""
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -15,9 +15,9 @@ class Work(NamedTuple):
     """The work of one environment step.
 
     Attributes:
-        flops: floating-point operations of matrix products; elementwise ones are left out.
-        moved: about how many bytes torch's operations read and wrote, one by one, as if nothing were cached:
-            those of all tensors that they took and gave.
+        flops: floating-point operations of matrix products; elementwise operations do not count.
+        moved: the bytes of all tensors that torch's operations took and returned. This is about what they
+            would read and write if nothing were cached.
     """
 
     flops: float
@@ -25,10 +25,11 @@ class Work(NamedTuple):
 
 
 def work_of(unit: Callable[[], int]) -> Work:
-    """Run ``unit`` once and count, per environment step that it returns.
+    """Run ``unit`` once, count its work, and return the work of one environment step.
 
-    Fused recurrent layers cannot be looked into; while this counts they are taken apart, into the same
-    products (less that of the gradient of their input, which nobody asks for).
+    Nobody can look into a fused recurrent layer. While this function counts, torch runs each such layer as
+    single products. These are the same products, except that the gradient of the layer's input is left out
+    where nothing needs it.
     """
     with _fused_layers_apart(), FlopCounterMode(display=False) as flops, _Moved() as moved:
         steps = unit()
@@ -39,7 +40,7 @@ _MOVE_NOTHING = ("empty", "new_empty", "_unsafe_view")
 
 
 class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]
-    """Adds up the bytes of the tensors that operations take and give; views move nothing."""
+    """Adds up the bytes of the tensors that operations take and return; views move nothing."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
