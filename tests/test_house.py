@@ -1,17 +1,22 @@
 """The house rules, read off the sources, and what drifts when nobody looks."""
 
 import ast
+import os
 import re
 import shutil
+import statistics
 import subprocess
 import sys
 import zipfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import yaml
 
-from rl2meta.experiments.components import read_config, shipped_configs
+from rl2meta.experiments.catalogue import shipped_configs
+from rl2meta.experiments.components import read_config
 
 ROOT = Path(__file__).parents[1]
 FOLDERS = {"rl2meta": ROOT / "rl2meta", "rl2meta.envs": ROOT / "envs", "rl2meta.agents": ROOT / "agents"}
@@ -40,7 +45,7 @@ AGENTS_MAY = {
     "images",
     "learner_state",
     "training",
-    "config",
+    "deprecation",
     "spaces",
     "randomness",
     "parts",
@@ -118,6 +123,78 @@ def test_the_spine_names_no_agent_and_no_family(module: str) -> None:
     assert not found, (module, found)
 
 
+def test_what_is_of_a_terminal_is_little() -> None:
+    files = [path for module, path in SOURCES.items() if module.startswith("rl2meta.commands")]
+    assert sum(len(path.read_text().splitlines()) for path in files) < 2500
+
+
+def test_functions_are_short() -> None:
+    """From ``def`` to the last line, the docstring aside."""
+    lines = sorted(length for path in SOURCES.values() for length in _lengths(path))
+    assert 4 <= statistics.median(lines) <= 6
+    assert statistics.quantiles(lines, n=10)[-1] < 20
+
+
+def _lengths(path: Path) -> Iterator[int]:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.FunctionDef):
+            described = ast.get_docstring(node) is not None
+            yield _span(node) - (_span(node.body[0]) if described else 0)
+
+
+def _span(node: ast.stmt) -> int:
+    assert node.end_lineno is not None  # of what was parsed from a text
+    return node.end_lineno - node.lineno + 1
+
+
+def test_an_update_is_read_in_few_files() -> None:
+    """Whoever follows an update of RL² from the outer loop to the environment opens no more than these."""
+    import torch
+
+    from rl2meta.experiments.components import make_learner, make_worker
+    from rl2meta.training import Budget, meta_train
+
+    config = read_config("rl2_bandit", ["device=cpu", "threads=1"])
+    cpu, law = torch.device("cpu"), config.distribution
+    worker, learner = make_worker(config, cpu), make_learner(config, cpu)
+    of_the_learner: set[str] = set()
+
+    class Traced:
+        agent = learner.agent
+        state_dict, load_state_dict = learner.state_dict, learner.load_state_dict
+
+        def update(self, *given: Any) -> Any:
+            metrics, files = _entered(lambda: learner.update(*given))
+            of_the_learner.update(files)
+            return metrics
+
+    _, entered = _entered(lambda: meta_train(Traced(), law, worker, Budget(1, 8, 10), 0, lambda row: True))
+    worker.close()
+    entered |= of_the_learner
+    assert {"rl2meta/training.py", "rl2meta/rollout.py", "envs/bandits.py", "agents/ppo.py"} <= entered
+    assert len(entered) <= 12, sorted(entered)
+    assert "agents/ppo.py" in of_the_learner and len(of_the_learner) <= 8, sorted(of_the_learner)
+
+
+def _entered(call: Callable[[], Any]) -> tuple[Any, set[str]]:
+    """Return what ``call`` returns, and the files of the package in which it calls functions."""
+    ours = {os.path.realpath(path) for path in SOURCES.values()}
+    seen: set[str] = set()
+
+    def watch(frame: Any, event: str, argument: Any) -> None:
+        if event == "call":
+            seen.add(frame.f_code.co_filename)
+
+    former = sys.getprofile()
+    sys.setprofile(watch)
+    try:
+        result = call()
+    finally:
+        sys.setprofile(former)
+    found = {os.path.realpath(name) for name in seen} & ours
+    return result, {os.path.relpath(name, ROOT) for name in found}
+
+
 @pytest.mark.parametrize("folder", ["envs", "agents"])
 def test_a_second_copy_of_a_top_level_folder_is_refused(folder: str) -> None:
     said = subprocess.run(
@@ -153,7 +230,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         for module, path in SOURCES.items()
     }
     want |= {f"rl2meta/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
-    assert names == want | {"rl2meta/py.typed"}
+    assert names == want | {"rl2meta/py.typed", "rl2meta/__init__.pyi"}
 
 
 @pytest.mark.parametrize("name", sorted(shipped_configs()))
@@ -217,9 +294,9 @@ def test_the_readmes_configs_are_ones() -> None:
     assert bandits.distribution.num_arms == 10 and poles.law.horizon == 200
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/new_family.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/new_family.md"])
 def test_the_python_of_a_document_runs(document: str, tmp_path: Path) -> None:
-    """As it stands, on a run that the README's commands would have left."""
+    """As it stands, on a run that the README's commands would have left; what takes minutes is cut short."""
     from rl2meta.commands.train import start_run
 
     start_run(
@@ -228,6 +305,8 @@ def test_the_python_of_a_document_runs(document: str, tmp_path: Path) -> None:
     blocks = re.findall(r"```python\n(.*?)```", (ROOT / document).read_text(), flags=re.DOTALL)
     assert blocks
     for block in blocks:
+        block = block.replace('{"agent.core.hidden_size": 64}', '{"training.updates": 2}')
+        block = block.replace("tasks=10_000", "tasks=100")
         said = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert said.returncode == 0, said.stderr
 
