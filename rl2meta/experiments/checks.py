@@ -157,7 +157,7 @@ def _checks(config: RunConfig) -> Iterator[tuple[str, Check, bool]]:
     yield "the contract of task distributions", _conform, single
     yield "Gymnasium's checker", _checker(lambda env: gymnasium_check(env, skip_render_check=True)), False
     yield "Stable-Baselines3's checker", _checker(lambda env: sb3_check(env, skip_render_check=True)), False
-    for name in dict.fromkeys([*AGENTS, config.agent_name]):
+    for name in dict.fromkeys([*catalogue.AGENTS, config.agent_name]):
         yield f"agent {name}, a trial and an update", _trainer(name), False
 
 
