@@ -279,9 +279,9 @@ def benchmark(
     seconds: Annotated[float, typer.Option(help="Seconds to measure each workload, in all.")] = 30.0,
     against: Annotated[str | None, typer.Option(help="A rival: sb3 (sb3-contrib's RecurrentPPO).")] = None,
     configs: LearningConfigs = None,
-    seeds: Annotated[int | None, typer.Option(help="Learning: runs per config; default 3.")] = None,
+    seeds: Annotated[int | None, typer.Option(help="Runs of each config of learning; default 3.")] = None,
     device: Device = "auto",
-    precision: Annotated[str, typer.Option(help="Of a GPU's products: float32 or tf32.")] = "float32",
+    precision: Annotated[str, typer.Option(help="Precision on a GPU: float32 or tf32.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file to save the figures to.")] = None,
 ) -> None:

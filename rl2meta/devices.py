@@ -1,4 +1,4 @@
-"""The device that a run asks for, or an error that names those that are there."""
+"""Chooses the device, the precision and the CPU threads that torch computes with."""
 
 import os
 from typing import Literal
@@ -14,7 +14,7 @@ def resolve_device(name: str) -> torch.device:
     """Return the device called ``name``; ``auto`` is the first GPU, or the CPU where there is none.
 
     Raises:
-        UserError: if the device is not there. It is never replaced by another in silence.
+        UserError: if the device does not exist. No other device silently replaces it.
     """
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     wanted = {"auto": there[min(1, len(there) - 1)], "cuda": "cuda:0"}.get(name, name)
@@ -26,20 +26,21 @@ def resolve_device(name: str) -> torch.device:
 
 
 def set_precision(precision: Precision) -> None:
-    """Let products on a GPU round their factors to TF32's 10 bits of mantissa, or keep all of float32's 23.
+    """Set whether products on a GPU round their factors to TF32's 10 bits of mantissa, or keep float32's 23.
 
-    By default cuDNN's recurrent kernels would round and a single step's products would not: what an agent
-    does would differ from what its learner replays.
+    By torch's defaults cuDNN's recurrent kernels round, and the products of a single step do not. Then the
+    agent's actions would differ from those that its learner computes again.
     """
-    # Not by torch's newer fp32_precision: after that, torch refuses to read these older flags, as others do.
+    # Not by torch's newer fp32_precision: after it torch refuses to read these flags, which other code reads.
     rounded = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
 
 
 def set_threads(threads: int | None) -> int:
-    """Let torch use ``threads`` CPU threads; return the number.
+    """Let torch use ``threads`` CPU threads, and return their number.
 
-    If none is given, what OMP_NUM_THREADS says, or else one per core that this process may use.
+    If ``threads`` is None, OMP_NUM_THREADS says how many; without it, there is one per core that this process
+    may use.
     """
     default = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores()
     torch.set_num_threads(threads or default)

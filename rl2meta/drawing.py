@@ -1,4 +1,4 @@
-"""What the figures share: colours, titles, labels that keep their distance, and how a figure is saved."""
+"""What all figures share: colours, titles, labels that do not overlap, and how a figure is saved."""
 
 import io
 import math
@@ -13,26 +13,26 @@ from matplotlib.figure import Figure
 from rl2meta.files import write_atomically, writing
 from rl2meta.reports import AgentReport, EvaluationReport
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart; the trained agents get the first.
+# Okabe and Ito's palette, which colour-blind readers can tell apart. Trained agents get the first colours.
 COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#8C564B")
 INK, FAINT, GRID = "#222222", "#8A8A8A", "#E8E8E8"
 LETTER = 0.0078
 """The width of a letter, as a share of the figure."""
 _LINE = 0.066  # the height of a line of text, as a share of the axis
-_LETTERS_IN_SIZE_1 = 15 * 95  # that fit into the figure's width
-_SMALLEST = 7.5  # what can still be read
+_LETTERS_IN_SIZE_1 = 15 * 95  # so many letters of size 1 fit into the figure's width
+_SMALLEST = 7.5  # the smallest size that can be read
 _LONGEST_NAME = 28
 _DOTTED = (0, (1, 2))  # on, off
 
 
 class EndLabel(NamedTuple):
-    """What is written beside the axes at the end of a curve.
+    """A label beside the axes, at the end of a curve.
 
     Attributes:
-        name: of the curve.
-        value: the last of the curve.
-        style: of the text; the connector has its colour.
-        end: where the curve ends on the horizontal axis; None for at the axis' own end.
+        name: the name of the curve.
+        value: the last value of the curve.
+        style: the style of the text; the connector has the same colour.
+        end: where the curve ends on the horizontal axis; None if it ends where the axis ends.
     """
 
     name: str
@@ -42,29 +42,29 @@ class EndLabel(NamedTuple):
 
 
 def colour(agent: AgentReport) -> str:
-    """Return the agent's colour; the first ones are nobody else's."""
+    """Return the agent's colour; agents share a colour only if there are more agents than colours."""
     index = agent.place
     return COLOURS[index] if index < len(COLOURS) else COLOURS[1 + (index - 1) % (len(COLOURS) - 1)]
 
 
 def line_style(agent: AgentReport) -> dict[str, Any]:
-    """Return the look of the agent's curve: bold for what was trained, dashed where colours repeat."""
+    """Return the style of the agent's curve: bold if it was trained, dashed if its colour is used twice."""
     style = "-" if agent.place < len(COLOURS) else "--"
     return {"color": colour(agent), "lw": 3.4 if agent.is_subject else 1.8, "ls": style}
 
 
 def text_style(agent: AgentReport) -> dict[str, Any]:
-    """Return the look of the agent's name and figures."""
+    """Return the style of the agent's name and figures."""
     return {"color": colour(agent), "weight": "bold" if agent.is_subject else "normal"}
 
 
 def short(name: str) -> str:
-    """Return the end of a name that is too long for a figure."""
+    """Return the name, or only its end if it is too long for a figure."""
     return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
 
 
 def new_figure(evaluation: EvaluationReport, what: str) -> Figure:
-    """Return a figure with nothing but its title."""
+    """Return a figure that has only its title."""
     figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
     _write_title(figure, 0.95, 15, f"{what} on {evaluation.title}", "bold")
     _write_title(figure, 0.89, 11, evaluation.subtitle, "normal")
@@ -72,7 +72,7 @@ def new_figure(evaluation: EvaluationReport, what: str) -> Figure:
 
 
 def add_axes(figure: Figure, left: float, width: float) -> Axes:
-    """Return new axes of the house's look; ``left`` and ``width`` as shares of the figure."""
+    """Return new axes in the common style; ``left`` and ``width`` are shares of the figure."""
     axes = figure.add_axes((left, 0.16, width, 0.64))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
@@ -83,12 +83,12 @@ def add_axes(figure: Figure, left: float, width: float) -> Axes:
 
 
 def widest_name(evaluation: EvaluationReport) -> float:
-    """Return the room that the longest name takes, as a share of the figure."""
+    """Return the width of the longest name, as a share of the figure."""
     return LETTER * max(len(short(name)) for name in ("Bayes-optimal", *(a.name for a in evaluation.agents)))
 
 
 def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Write each curve's name and final value beside the axes, joined to where the curve ends."""
+    """Write each curve's name and final value beside the axes, and join them to the end of the curve."""
     (first, last), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     heights = [(label.value - bottom) / (top - bottom) for label in labels]
     digits = decimals(label.value for label in labels)
@@ -108,7 +108,7 @@ def _write_label(
         text += " ↑"
     else:
         axes.plot([1.005, 1.035], [height, place], lw=1, **frame)
-        if across < 0.995:  # the curve ends early; what follows is no data
+        if across < 0.995:  # the curve ends early; the dotted line is not data
             axes.plot([across], [height], "o", ms=5, zorder=20, **frame)
             axes.plot([across, 1.005], [height, height], lw=1, ls=_DOTTED, **frame)
     look = {**frame, **style}
@@ -124,7 +124,8 @@ def decimals(values: Iterable[float]) -> int:
 def spread(heights: Sequence[float], gap: float) -> list[float]:
     """Return places in [0, 1] near ``heights``, in the same order and at least ``gap`` apart.
 
-    The least squares answer, by pooling neighbours that are too close (isotonic regression).
+    The places minimise the squared distances to ``heights``; neighbours that are too close are pooled
+    (isotonic regression).
     """
     order = np.argsort(heights, kind="stable")
     steps = gap * np.arange(len(order))
@@ -140,7 +141,7 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Write the figure whole or not at all, the same bytes for the same figure; return the path."""
+    """Write the whole figure or nothing, and return the path; the same figure gives the same bytes."""
     content = io.BytesIO()
     figure.savefig(content, format="png", metadata={"Software": None})
     with writing(path):
@@ -151,5 +152,5 @@ def save(figure: Figure, path: Path) -> Path:
 def _write_title(figure: Figure, height: float, size: float, text: str, weight: str) -> None:
     fitting = max(_SMALLEST, min(size, _LETTERS_IN_SIZE_1 / len(text)))
     letters = int(_LETTERS_IN_SIZE_1 / fitting)
-    text = text if len(text) <= letters else f"{text[: letters - 1]}…"  # all of it is in evaluation.json
+    text = text if len(text) <= letters else f"{text[: letters - 1]}…"  # evaluation.json has the whole text
     figure.text(0.012, height, text, size=fitting, weight=weight, color=INK, va="center", parse_math=False)

@@ -1,4 +1,4 @@
-"""Writing that survives a kill, and a disk that refuses told as the user's matter."""
+"""Writes files so that a kill leaves no partial file, and turns a disk's errors into user errors."""
 
 import os
 from collections.abc import Iterator
@@ -9,10 +9,10 @@ from rl2meta.errors import UserError
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
-    """Write ``content`` (text as UTF-8) so that ``path`` holds the old or the new whole, never a part.
+    """Write ``content`` (text as UTF-8) so that ``path`` has the old or the new content, never a part of it.
 
     Raises:
-        OSError: if it cannot be written; the old content is then still there.
+        OSError: if the file cannot be written; it then still has its old content.
     """
     data = content.encode() if isinstance(content, str) else content
     temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
@@ -33,7 +33,7 @@ def write_durably(path: Path, data: bytes) -> None:
 
 
 def sync_folder(path: Path) -> None:
-    """Wait until the disk has the names in ``path``: a rename is safe from a power cut only then."""
+    """Wait until the disk has the names in folder ``path``; a rename survives a power cut only after that."""
     if os.name == "nt":  # Windows opens no folders
         return
     descriptor = os.open(path, os.O_RDONLY)
@@ -45,7 +45,7 @@ def sync_folder(path: Path) -> None:
 
 @contextmanager
 def writing(path: Path) -> Iterator[None]:
-    """Tell what the disk refuses (no space, no permission) as the user's matter, naming ``path``.
+    """Turn an error of the disk (no space, no permission) in the block into a UserError that names ``path``.
 
     Raises:
         UserError: for any OSError in the block.

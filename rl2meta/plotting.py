@@ -1,4 +1,4 @@
-"""Figures of an evaluation, drawn from its files and never from live objects."""
+"""Draws the figures of an evaluation, from its files and never from live objects."""
 
 import math
 from collections.abc import Sequence
@@ -16,7 +16,7 @@ from rl2meta.errors import UserError
 from rl2meta.reports import AgentReport, EvaluationReport, knows_regret, read_adaptation, read_evaluation
 
 _BAYES, _ORACLE = (0, (5, 3)), (0, (1, 2))  # line styles: on, off
-_SQUASHING = 2.5  # an agent whose final regret is this many times the next one's leaves the axis
+_SQUASHING = 2.5  # a curve may leave the axis if its final regret is this many times the next one's
 _HEADROOM = 1.15
 _MOST_MARKERS = 30
 
@@ -29,7 +29,7 @@ def plot_evaluation(folder: Path) -> Path:
 def plot_regret(folder: Path) -> Path:
     """Draw the cumulative regret and the mean returns of an evaluation to regret.png, and return its path.
 
-    A diamond and a dashed line mark the best that an agent can do that knows the law but not the task.
+    A diamond and a dashed line mark the best result of an agent that knows the law but not the task.
 
     Args:
         folder: an evaluation folder with evaluation.json and regret.csv.
@@ -70,9 +70,9 @@ def plot_returns(folder: Path) -> Path:
 
 
 def plot_adaptation(folder: Path) -> Path:
-    """Draw what an episode brings after so many episodes to adaptation.png, and return its path.
+    """Draw the return of each episode over the episodes before it to adaptation.png, and return its path.
 
-    An agent that lives through several episodes with the same knowledge is drawn in steps as wide as those.
+    The curve of an agent that plays several episodes with the same knowledge has steps of that width.
 
     Args:
         folder: an evaluation folder with evaluation.json and adaptation.csv.
@@ -106,7 +106,7 @@ def _two_axes(evaluation: EvaluationReport, what: str) -> tuple[Figure, Axes, Ax
 
 
 def _draw_steps(axes: Axes, agent: AgentReport, agents: Sequence[AgentReport]) -> float:
-    """Draw an agent's return per episode block by block; return where it ends."""
+    """Draw an agent's return per episode, block by block; return where the curve ends."""
     starts, block = agent.step, agent.episodes_per_block
     x, mean, low, high = starts, agent.mean, agent.low, agent.high
     if block > 1 or len(starts) == 1:
@@ -122,7 +122,7 @@ def _draw_steps(axes: Axes, agent: AgentReport, agents: Sequence[AgentReport]) -
 
 
 def _regret_limit(agents: Sequence[AgentReport]) -> float | None:
-    """Return the top of the axis, below the worst agent's regret where that would squash all others."""
+    """Return the top of the axis; it cuts off the worst agent's regret if that would squash all others."""
     finals = sorted(float(agent.mean[-1]) for agent in agents)
     if len(finals) < 3 or finals[-1] <= _SQUASHING * finals[-2] or finals[-2] <= 0:
         return None
@@ -137,7 +137,7 @@ def _draw_curves(axes: Axes, agents: Sequence[AgentReport], goal: float | None, 
         )
         axes.plot(agent.step, agent.mean, **drawing.line_style(agent), zorder=front)
     end = max(agent.step[-1] for agent in agents)
-    if goal is not None:  # known for the whole trial only: a mark at its end, not a line
+    if goal is not None:  # it is known for the whole trial only, so mark its end and draw no line
         axes.plot(end, goal, "D", color=drawing.INK, ms=7, clip_on=False, zorder=20)
     _finish_curves(axes, title, "interactions with a new task (bands: 95 %)", end)
     if all(agent.mean.min() >= 0 for agent in agents):
@@ -148,7 +148,7 @@ def _finish_curves(axes: Axes, title: str, across: str, end: float) -> None:
     axes.set_title(title, loc="left", size=12, color=drawing.INK, pad=10)
     axes.set_xlabel(across, size=11, color=drawing.INK)
     axes.set_xlim(0, end)
-    label = drawing.LETTER * (len(f"{end:.0f}") + 2)  # with the gap to the next one
+    label = drawing.LETTER * (len(f"{end:.0f}") + 2)  # two more for the gap to the next label
     most = min(10, int(axes.get_position().width / label))
     axes.xaxis.set_major_locator(MaxNLocator(most, integer=True, steps=[1, 2, 2.5, 5, 10]))
     axes.grid(axis="y", color=drawing.GRID, lw=0.8)
@@ -164,10 +164,10 @@ def _end_labels(agents: Sequence[AgentReport], goal: float | None) -> list[EndLa
 
 
 def _draw_returns(axes: Axes, evaluation: EvaluationReport) -> None:
-    """Draw the mean returns as dots, the best on top, with the bounds that no agent can pass."""
+    """Draw the mean returns as dots, the best on top, and the bounds that no agent can pass."""
     ranked = sorted(evaluation.agents, key=lambda agent: agent.mean_return)
     largest = max(agent.margin for agent in ranked)
-    margin = -math.floor(math.log10(largest)) if largest > 0 else 0  # so that ± does not round to 0
+    margin = -math.floor(math.log10(largest)) if largest > 0 else 0  # decimals that keep ± from rounding to 0
     decimals = max(min(6, margin), drawing.decimals(agent.mean_return for agent in ranked))
     for row, agent in enumerate(ranked):
         _draw_return(axes, row, agent, decimals)

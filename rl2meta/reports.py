@@ -1,4 +1,4 @@
-"""What the files of an evaluation say, read back for figures."""
+"""Reads the files of an evaluation, for figures."""
 
 import csv
 import io
@@ -19,13 +19,13 @@ class AgentReport(NamedTuple):
     """What the files say of one agent.
 
     Attributes:
-        name: as in the files.
-        place: 0, 1, 2, … in the order of the files, the trained agents first.
-        is_subject: the evaluation is about it; the others are what it is compared with.
-        episodes_per_block: how many episodes it lives through with the same knowledge.
-        mean_return: over tasks.
-        margin: half the width of its 95 % interval.
-        step: where the points of the curve are: interactions so far, or episodes.
+        name: the name in the files.
+        place: 0, 1, 2, … in the order of the files, where the trained agents come first.
+        is_subject: whether the evaluation is about this agent; it is compared with the others.
+        episodes_per_block: how many episodes the agent plays with the same knowledge.
+        mean_return: the mean over tasks.
+        margin: half the width of the 95 % interval of ``mean_return``.
+        step: the points of the curve on the horizontal axis: interactions so far, or episodes.
         mean, low, high: the curve and its 95 % interval at those points.
     """
 
@@ -45,9 +45,9 @@ class EvaluationReport(NamedTuple):
     """What the files say of an evaluation.
 
     Attributes:
-        title, subtitle: how many tasks, and of which law.
-        oracle, bayes, bayes_regret: the ceilings of what is reported, None where they are not known.
-        agents: in the order of the files.
+        title, subtitle: they say how many tasks there are, and which law they come from.
+        oracle, bayes, bayes_regret: the ceilings of the reported values; None where they are not known.
+        agents: the agents in the order of the files.
     """
 
     title: str
@@ -87,7 +87,7 @@ def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
 
 
 def read_adaptation(folder: Path) -> EvaluationReport:
-    """Return what evaluation.json and adaptation.csv say of the return of an episode after so many episodes.
+    """Return what evaluation.json and adaptation.csv say about the return of each episode of a trial.
 
     Raises:
         UserError: if a file is missing or not as expected.
@@ -106,7 +106,7 @@ def kind_of_tasks(said: Mapping[str, Any]) -> str:
 
 
 def trained_elsewhere(said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Return, by name, the settings that an agent was trained with but not judged with, where there are."""
+    """Return by agent the settings with which it was trained and not judged; leave out agents without any."""
     runs = {name: run["trained_with"] for name, run in said.get("runs", {}).items()}
     runs |= {_subjects(said)[0]: said["trained_with"]} if said.get("trained_with") else {}
     return {name: changed for name, changed in runs.items() if changed}
@@ -132,12 +132,12 @@ def _agents(said: Mapping[str, Any], rows: Mapping[str, list[list[float]]]) -> l
 
 
 def _num_tasks(said: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
-    """Return how many of the tasks an agent was put on: all, unless it says otherwise."""
+    """Return the number of tasks that an agent played: all of them unless its entry says otherwise."""
     return int(entry.get("num_tasks", said["num_tasks"]))
 
 
 def _subtitle(said: Mapping[str, Any]) -> str:
-    """Say what was played, and what an agent was trained on, or put on, if that was something else."""
+    """Name the law; then the agents that were trained with other settings, or played fewer tasks."""
     parts = [said["distribution"]]
     for name, changed in trained_elsewhere(said).items():
         settings = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in changed.items())
@@ -150,7 +150,7 @@ def _subtitle(said: Mapping[str, Any]) -> str:
 
 @contextmanager
 def _said(folder: Path) -> Iterator[dict[str, Any]]:
-    """Yield what evaluation.json says; what the block misses in it is the user's matter."""
+    """Yield what evaluation.json says; raise a UserError if the block does not find what it reads."""
     path = folder / "evaluation.json"
     with _expecting("an evaluation", path):
         yield json.loads(path.read_text(encoding="utf-8"))
@@ -167,13 +167,13 @@ def _read_rows(path: Path, across: str) -> dict[str, list[list[float]]]:
 
 
 def _margin(standard_error: float | None, n: int) -> float:
-    """Return half the width of the 95 % interval; 0 where a single task tells nothing about it."""
+    """Return half the width of the 95 % interval; 0 for a single task, which says nothing about it."""
     return 0.0 if standard_error is None or n < 2 else t_quantile(n) * standard_error
 
 
 @contextmanager
 def _expecting(what: str, path: Path) -> Iterator[None]:
-    """Tell a file that is missing or holds something else than ``what`` as the user's matter."""
+    """Raise a UserError if the file at ``path`` is missing or does not contain ``what``."""
     try:
         yield
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:

@@ -1,4 +1,4 @@
-"""Means over tasks and how far to trust them."""
+"""Means over tasks and their confidence intervals."""
 
 from typing import Any, NamedTuple
 
@@ -31,7 +31,7 @@ def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Interval:
     x̄ ± t · s / √n, with s² = Σ (xᵢ − x̄)² / (n − 1) and t = ``t_quantile(n, confidence)``
 
     Args:
-        samples: [n, ...], independent along the first axis; each column gets an interval of its own.
+        samples: [n, ...], independent along the first axis; each column gets its own interval.
         confidence: the probability that an interval covers its mean, in (0, 1).
 
     Raises:
@@ -51,15 +51,16 @@ def mean_interval(samples: ArrayLike, confidence: float = 0.95) -> Interval:
 def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Interval:
     """Return the interval of the mean of aᵢ − bᵢ, for two agents measured on the same tasks.
 
-    What the tasks contribute to both cancels, so it is narrower than what two separate intervals suggest.
+    What a task contributes to both agents cancels, so this interval is narrower than two separate intervals
+    suggest.
 
     Args:
         a: [n, ...]
-        b: [n, ...], row i on the task of row i of ``a``.
+        b: [n, ...]; row i is on the same task as row i of ``a``.
         confidence: as in ``mean_interval``.
 
     Raises:
-        ValueError: if the shapes differ, and as ``mean_interval`` does.
+        ValueError: if the shapes differ, or ``mean_interval`` raises it.
     """
     first, second = np.asarray(a, dtype=np.float64), np.asarray(b, dtype=np.float64)
     if first.shape != second.shape:
@@ -70,7 +71,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> I
 def t_quantile(n: int, confidence: float = 0.95) -> float:
     """Return the number of standard errors from the mean of ``n`` samples to the end of its interval.
 
-    t with P(|T| ≤ t) = ``confidence``, T of Student's distribution with n − 1 degrees of freedom
+    P(|T| ≤ t) = ``confidence``, where T has Student's distribution with n − 1 degrees of freedom
 
     Raises:
         ValueError: if n < 2 or ``confidence`` is not in (0, 1).

@@ -1,5 +1,7 @@
 """Checkpoints: exact, whole after a kill at any moment, and never trusted when damaged."""
 
+import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -11,7 +13,6 @@ from hypothesis import strategies as st
 
 from rl2meta import files
 from rl2meta.errors import UserError
-from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import (
     STATE,
     TENSORS,
@@ -193,11 +194,27 @@ def test_tensors_of_another_checkpoint_are_refused(intact, tmp_path):
         load(write_altered(intact, TENSORS, (other / TENSORS).read_bytes()))
 
 
+def sealed(body):
+    """The state file of ``body`` with its digest, as the format says: compact JSON in UTF-8."""
+    digest = hashlib.sha256(compact(body)).hexdigest()
+    return compact({**body, "sha256": digest})
+
+
+def compact(value):
+    return json.dumps(value, separators=(",", ":")).encode()
+
+
+def test_sealing_by_hand_is_what_save_does(intact):
+    body = json.loads(intact[1][STATE])
+    del body["sha256"]
+    assert sealed(body) == intact[1][STATE]
+
+
 def test_sealed_nonsense_is_refused(intact):
     junk = b"\x08" + bytes(7) + b"not json"
-    body = {"format": 1, "update": 7, "state": {}, "tensors_sha256": checkpoints._sha256(junk)}
+    body = {"format": 1, "update": 7, "state": {}, "tensors_sha256": hashlib.sha256(junk).hexdigest()}
     copy = write_altered(intact, TENSORS, junk)
-    (copy / STATE).write_bytes(checkpoints._sealed(body))
+    (copy / STATE).write_bytes(sealed(body))
     with pytest.raises(CorruptCheckpoint, match=f"{TENSORS} cannot be read"):
         load(copy)
 

@@ -10,7 +10,6 @@ import pytest
 
 from rl2meta import files
 from rl2meta.errors import UserError
-from rl2meta.experiments import run_folder
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.files import write_atomically
 
@@ -58,15 +57,15 @@ def test_a_file_in_the_way_is_refused(tmp_path):
 
 
 def test_of_two_that_create_at_once_one_is_refused(tmp_path, monkeypatch):
-    # The other process is as fast as can be: it comes right after our first look.
-    path, look = tmp_path / "run", run_folder._refuse_used
+    # The other process is as fast as can be: it comes after our first look, just before we lock the folder.
+    path, locked = tmp_path / "run", RunFolder.locked
 
-    def look_then_be_overtaken(path):
-        look(path)
-        monkeypatch.setattr(run_folder, "_refuse_used", look)
+    def locked_too_late(folder):
+        monkeypatch.setattr(RunFolder, "locked", locked)
         RunFolder.create(path, "other: 1\n")
+        return locked(folder)
 
-    monkeypatch.setattr(run_folder, "_refuse_used", look_then_be_overtaken)
+    monkeypatch.setattr(RunFolder, "locked", locked_too_late)
     with pytest.raises(UserError, match="already in use"):
         RunFolder.create(path, CONFIG)
     assert RunFolder.open(path).config_text() == "other: 1\n"
