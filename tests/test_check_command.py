@@ -275,8 +275,8 @@ def test_a_built_in_family_is_checked_without_workers(run: Run) -> None:
 
 
 def test_ctrl_c_is_no_fault(run: Run, monkeypatch: pytest.MonkeyPatch) -> None:
-    from rl2meta.experiments import checks as check
     from rl2meta.commands.signals import Interrupted
+    from rl2meta.experiments import checks as check
 
     def interrupted(env: Any, skip_render_check: bool) -> None:
         raise Interrupted(2)
