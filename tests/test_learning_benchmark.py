@@ -159,7 +159,7 @@ def test_what_was_measured_is_told_and_saved_after_every_run(capsys: pytest.Capt
     report = measure_learning(["easy", "impossible"], 2, CPU, suite=SUITE, save=save, judged=judged)
     assert saved == [{"easy": 1}, {"easy": 2}, {"easy": 2, "impossible": 1}, {"easy": 2, "impossible": 2}]
     setting = report["easy"]["setting"]
-    assert setting["agent"]["name"] == "rl2" and setting["agent"]["hidden_size"] == 16
+    assert setting["agent"]["name"] == "rl2" and setting["agent"]["core"]["hidden_size"] == 16
     assert setting["training"]["updates"] == UPDATES and setting["tasks"] == 50
     assert setting["threads"] == torch.get_num_threads() == before  # not the seven of the config
     runs = [(name, run) for name, said in report.items() for run in said["runs"]]

@@ -96,7 +96,7 @@ def test_a_former_key_of_a_bad_value_is_refused_by_name(warnings: Any, key: str,
         {"core": {"hidden_size": 0}},
         {"core": {"hidden": 3}},
         {"core": {"name": "lstn"}},
-        {"core": "gru"},
+        {"core": "transformers"},
         {"core": None},
     ],
 )
