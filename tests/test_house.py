@@ -306,7 +306,8 @@ def test_the_python_of_a_document_runs(document: str, tmp_path: Path) -> None:
     assert blocks
     for block in blocks:
         block = block.replace('{"agent.core.hidden_size": 64}', '{"training.updates": 2}')
-        block = block.replace("tasks=10_000", "tasks=100")
+        block = re.sub(r'("training\.updates": |\bupdates=)\d+', r"\g<1>2", block)
+        block = re.sub(r"\btasks=\d[\d_]+", "tasks=100", block)
         said = subprocess.run([sys.executable, "-c", block], cwd=tmp_path, capture_output=True, text=True)
         assert said.returncode == 0, said.stderr
 
