@@ -1,4 +1,4 @@
-"""Predictive means of a Bernoulli arm with an unknown probability of success."""
+"""Predictive means of an arm that pays 1 or 0, with an unknown probability of success."""
 
 import math
 from functools import lru_cache

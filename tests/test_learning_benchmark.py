@@ -17,7 +17,7 @@ from matplotlib.image import imread
 from rl2meta import cli, drawing
 from rl2meta.commands import benchmark as command
 from rl2meta.errors import UserError
-from rl2meta.evaluation import Evaluation, evaluate
+from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.experiments.components import make_learner, make_worker, read_config, shipped_configs
 from rl2meta.speed.learning import TARGETS, LearningSuite, learning_table, measure_learning, summary
 from rl2meta.speed.learning_figure import plot_learning
@@ -76,9 +76,9 @@ def measured(*configs: str, seeds: int = 1, suite: LearningSuite = SUITE) -> dic
 
 
 def test_an_agent_is_judged_at_one_second_and_then_at_intervals_that_grow() -> None:
-    judged: list[Evaluation] = []
+    judged: list[AgentResult] = []
 
-    def judge(*args: Any) -> Evaluation:
+    def judge(*args: Any) -> AgentResult:
         judged.append(evaluate(*args))
         return judged[-1]
 
@@ -95,7 +95,7 @@ def test_an_agent_is_judged_at_one_second_and_then_at_intervals_that_grow() -> N
 def test_the_clock_stands_still_while_the_agent_is_judged() -> None:
     asleep = 0.0
 
-    def judge(*args: Any) -> Evaluation:
+    def judge(*args: Any) -> AgentResult:
         nonlocal asleep
         began = time.perf_counter()
         time.sleep(0.03)
@@ -169,7 +169,7 @@ def test_what_was_measured_is_told_and_saved_after_every_run(capsys: pytest.Capt
 
 
 def test_a_run_that_diverges_is_named() -> None:
-    def diverge(*args: Any) -> Evaluation:
+    def diverge(*args: Any) -> AgentResult:
         raise TrainingDiverged("update 3: nan")
 
     with pytest.raises(UserError, match="easy seed 0: training diverged at update 3: nan"):
@@ -257,7 +257,7 @@ def test_the_command_writes_after_every_run_and_draws(run: Run, tmp_path: Path) 
     out = tmp_path / "x.json"
     seen: list[int] = []
 
-    def look(*args: Any) -> Evaluation:  # what is there whenever an agent is judged
+    def look(*args: Any) -> AgentResult:  # what is there whenever an agent is judged
         runs = json.loads(out.read_text())["suites"]["learning"]["easy"]["runs"] if out.exists() else []
         assert (tmp_path / "x.png").exists() == bool(runs)
         seen.append(len(runs))
@@ -295,7 +295,7 @@ def _labels(ran: tuple[int, str, str]) -> list[str]:
 
 
 def test_what_does_not_fit_is_refused_before_anything_is_measured(run: Run, tmp_path: Path) -> None:
-    def refuse(*args: Any) -> Evaluation:
+    def refuse(*args: Any) -> AgentResult:
         raise AssertionError("expected nothing to be judged")
 
     before = sorted(tmp_path.iterdir())

@@ -175,9 +175,7 @@ def test_a_bandit_of_ones_own_has_them_too() -> None:
     assert list(references) == SEVEN
     held_out = sample_tasks(config.distribution, 400, 0, "test")
     earned = {
-        name: evaluate(
-            references[name].build(), RolloutWorker(config.distribution, "cpu", 100), held_out, 12, 0
-        )
+        name: evaluate(references[name].build(), RolloutWorker(config.distribution), held_out, 12, 0)
         for name in ("random", "thompson", "gittins")
     }
     lost = {name: result.regrets.sum(axis=1) for name, result in earned.items()}

@@ -136,7 +136,7 @@ def test_runs_are_compared_under_the_names_they_are_given(
 ) -> None:
     assert trained.path is not None
     runs = {"on disk": trained.path, "in memory": in_memory, "greedy": trained}
-    with pytest.raises(rl2meta.UserError, match="expected different run folders, got one of them twice"):
+    with pytest.raises(rl2meta.UserError, match="expected different run folders, got the same one twice"):
         rl2meta.compare(runs)
     copy = Path(shutil.copytree(trained.path, tmp_path / "copy"))
     both = rl2meta.compare({**runs, "greedy": copy}, tasks=20, against="greedy", out=tmp_path / "out")
