@@ -18,7 +18,8 @@ from rl2meta import cli, drawing
 from rl2meta.commands import benchmark as command
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, evaluate
-from rl2meta.experiments.components import make_learner, make_worker, read_config, shipped_configs
+from rl2meta.experiments.catalogue import shipped_configs
+from rl2meta.experiments.components import make_learner, make_worker, read_config
 from rl2meta.speed.learning import TARGETS, LearningSuite, learning_table, measure_learning, summary
 from rl2meta.speed.learning_figure import plot_learning
 from rl2meta.speed.report import SHIPPED
