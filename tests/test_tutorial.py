@@ -17,6 +17,7 @@ def test_the_tutorial_leads_to_its_curves(tmp_path: Path) -> None:
     blocks = list(_BLOCK.finditer(PAGE.read_text()))
     commands = Path(sys.executable).parent
     path = {**os.environ, "PATH": f"{commands}{os.pathsep}{os.environ['PATH']}", "MPLBACKEND": "agg"}
+    path["OMP_NUM_THREADS"] = "1"  # tests run side by side, one process a core
     assert [block["file"] for block in blocks if block["file"]] == [
         "poles.yaml",
         "quay.py",
