@@ -10,7 +10,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
@@ -24,7 +23,7 @@ from rl2meta.experiments.rehearsal import rehearse
 from rl2meta.experiments.restore import load_run, restore
 from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
-from rl2meta.experiments.yaml_text import overrides_of
+from rl2meta.experiments.yaml_text import overrides_of, text_of
 from rl2meta.training import Learner, TrainingDiverged
 from rl2meta.workers.faults import EnvironmentFault
 
@@ -145,8 +144,7 @@ def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
             f"{other.path or 'another'}; use the same agent and sizes for both runs ({error})"
         ) from None
     origin = {"path": None if other.path is None else str(other.path), "update": other.update}
-    text: str = yaml.safe_dump({"started_from": origin}, allow_unicode=True)
-    return text
+    return text_of({"started_from": origin})
 
 
 def _train(
