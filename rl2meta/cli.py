@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from rl2meta import __version__
-from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites
+from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites, Trust
 from rl2meta.commands.warnings import show_warnings
 from rl2meta.errors import UserError
 from rl2meta.memory import keep_memory
@@ -92,6 +92,7 @@ def train(
         Path | None,
         typer.Option(metavar="DIR", help="Another run; training starts with the weights of its network."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
 
@@ -106,11 +107,11 @@ def train(
     if resume and config is not None and "=" in config:
         overrides, config = [config, *(overrides or [])], None
     if resume:
-        code = resume_run(run_dir, config, overrides or [])
+        code = resume_run(run_dir, config, overrides or [], trust or [])
     elif config is None:
         raise UserError("CONFIG: expected a YAML file or a shipped config's name; see 'rl2meta list'")
     else:
-        code = start_run(config, overrides or [], run_dir, start_from)
+        code = start_run(config, overrides or [], run_dir, start_from, trust or [])
     raise typer.Exit(code)
 
 
@@ -140,6 +141,7 @@ def evaluate(
     ] = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: as in the config.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Evaluate a trained agent on held-out tasks: its regret beside references and exact ceilings."""
     from rl2meta.commands.evaluate import evaluate_run
@@ -154,6 +156,7 @@ def evaluate(
         out=out,
         device=device,
         threads=threads,
+        trust=trust or [],
     )
 
 
@@ -183,6 +186,7 @@ def compare(
     ] = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: as in the first run.")] = None,
+    trust: Trust = None,
 ) -> None:
     """Evaluate several trained agents side by side, on the same held-out tasks."""
     from rl2meta.commands.evaluate import compare_runs
@@ -198,6 +202,7 @@ def compare(
         out=out,
         device=device,
         threads=threads,
+        trust=trust or [],
     )
 
 
@@ -255,6 +260,7 @@ def check(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as distribution.horizon=100."),
     ] = None,
+    trust: Trust = None,
 ) -> None:
     """Check a family of tasks or an agent, and print in plain words what must change before it can be used.
 
@@ -262,7 +268,7 @@ def check(
     """
     from rl2meta.commands.check import run_checks
 
-    raise typer.Exit(run_checks(target, overrides or []))
+    raise typer.Exit(run_checks(target, overrides or [], trust or []))
 
 
 @app.command("list")

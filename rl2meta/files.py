@@ -1,11 +1,14 @@
 """Writes files so that a kill leaves no partial file, and turns a disk's errors into user errors."""
 
 import os
+import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
 from rl2meta.errors import UserError
+
+_LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # the temporary names of write_atomically
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -22,6 +25,17 @@ def write_atomically(path: Path, content: str | bytes) -> None:
     finally:
         temporary.unlink(missing_ok=True)
     sync_folder(path.parent)
+
+
+def is_leftover(path: Path) -> bool:
+    """Return whether ``path`` is what a killed ``write_atomically`` left."""
+    return _LEFTOVER.fullmatch(path.name) is not None
+
+
+def remove_leftovers(folder: Path) -> None:
+    """Remove what killed calls of ``write_atomically`` left in a folder that only this process writes to."""
+    for path in filter(is_leftover, list(folder.iterdir())):
+        path.unlink(missing_ok=True)
 
 
 def write_durably(path: Path, data: bytes) -> None:

@@ -3,9 +3,9 @@
 from rl2meta.experiments.checks import Result, examine
 
 
-def run_checks(target: str, overrides: list[str]) -> int:
+def run_checks(target: str, overrides: list[str], trust: list[str]) -> int:
     """Check a config, or the family or agent that ``target`` names; print what was found, return the code."""
-    subject, results = examine(target, overrides)
+    subject, results = examine(target, overrides, trust)
     print(f"checking {subject}")
     faults = 0
     for result in results:

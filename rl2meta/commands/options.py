@@ -17,6 +17,14 @@ Settings = Annotated[
         "maml:agent.inner_learning_rates=[0.2,0.1]; may be given several times.",
     ),
 ]
+Trust = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="MODULE",
+        help="A module that a run folder from elsewhere may import, and so run; may be given several times. "
+        "Folders that you trained need none.",
+    ),
+]
 Suites = Annotated[
     str,
     typer.Option(

@@ -1,6 +1,6 @@
 """``rl2meta train``: what a person sees and does while an agent is trained."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from contextlib import ExitStack
 from pathlib import Path
 from types import FrameType
@@ -48,7 +48,13 @@ class Terminal:
         self.interrupted = Interrupted(number)
 
 
-def start_run(source: str, overrides: Sequence[str], run_dir: Path, start_from: Path | None = None) -> int:
+def start_run(
+    source: str,
+    overrides: Sequence[str],
+    run_dir: Path,
+    start_from: Path | None = None,
+    trust: Collection[str] = (),
+) -> int:
     """Train the experiment called ``source`` in a new folder; return the exit code."""
     terminal = Terminal()
     return _shown(
@@ -61,18 +67,21 @@ def start_run(source: str, overrides: Sequence[str], run_dir: Path, start_from: 
             start_from=start_from,
             callbacks=[terminal.after_update],
             on_start=terminal.begin,
+            trust=trust,
         ),
     )
 
 
-def resume_run(run_dir: Path, source: str | None, overrides: Sequence[str]) -> int:
+def resume_run(
+    run_dir: Path, source: str | None, overrides: Sequence[str], trust: Collection[str] = ()
+) -> int:
     """Continue the run in ``run_dir`` from its newest checkpoint; return the exit code."""
     terminal = Terminal()
     callbacks = [terminal.after_update]
     return _shown(
         terminal,
         run_dir,
-        lambda: resume(run_dir, source, overrides, callbacks=callbacks, on_start=terminal.begin),
+        lambda: resume(run_dir, source, overrides, callbacks=callbacks, on_start=terminal.begin, trust=trust),
     )
 
 

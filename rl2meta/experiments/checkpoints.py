@@ -141,6 +141,21 @@ def prune(folder: Path, keep: int) -> None:
             _remove(path)
 
 
+def only_first(folder: Path) -> bool:
+    """Return whether a folder holds nothing but the checkpoint of update 0, or less."""
+    return folder.is_dir() and all(path.name.startswith(_name(0)) for path in folder.iterdir())
+
+
+def tidy(folder: Path) -> None:
+    """Remove what a killed ``save`` or ``prune`` left; only the process that holds the run's lock may.
+
+    Raises:
+        UserError: if the disk does not allow it.
+    """
+    with writing(folder):
+        _clean(folder)
+
+
 def _name(update: int) -> str:
     if update < 0:
         raise ValueError(f"expected an update >= 0, got {update}")

@@ -4,7 +4,7 @@ import logging
 import os
 import re
 import warnings
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any, NamedTuple
@@ -63,12 +63,13 @@ class Examination(NamedTuple):
     results: Iterator[Result]
 
 
-def examine(target: str, overrides: Sequence[str] = ()) -> Examination:
+def examine(target: str, overrides: Sequence[str] = (), trust: Collection[str] = ()) -> Examination:
     """Return the checks of a config, or of the family or the agent that ``target`` names.
 
     Args:
         target: a YAML file, a shipped config, the name of a family or an agent, or ``module:name`` of one.
         overrides: settings to change, such as ``distribution.horizon=100`` or ``agent.learning_rate=0.1``.
+        trust: modules that the config.yaml of a run folder from elsewhere may import.
 
     Raises:
         UserError: for a target that is none of these, or a config with faults.
@@ -80,15 +81,15 @@ def examine(target: str, overrides: Sequence[str] = ()) -> Examination:
         return Examination(
             f"agent {target}{where}", _agent_results(config, _here(config) if given else None, None)
         )
-    config = _config(target, overrides)
+    config = _config(target, overrides, trust)
     return Examination(str(config.law), _config_results(config))
 
 
-def _config(target: str, overrides: Sequence[str]) -> RunConfig:
+def _config(target: str, overrides: Sequence[str], trust: Collection[str]) -> RunConfig:
     """Return the experiment to check: a config, or a family with agents of few settings on it."""
     known = catalogue.shipped_configs()
     if target in known or os.path.exists(target):
-        return read_config(target, overrides)
+        return read_config(target, overrides, trust)
     if target not in FAMILIES:
         module, _, attribute = target.rpartition(".")
         meant = f"; for a class: {module}:{attribute}" if module and not target.endswith(".yaml") else ""

@@ -1,7 +1,7 @@
 """Look up the names in a config, and build the parts of an experiment from them."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,8 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
+from rl2meta.experiments.run_folder import CONFIG
+from rl2meta.experiments.trust import modules_named, refuse_strangers
 from rl2meta.experiments.yaml_text import text_of
 from rl2meta.models import model_of, said_model
 from rl2meta.randomness import derive
@@ -102,15 +104,26 @@ def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -
     return {name: known[name] for name in dict.fromkeys(names) if name != "none"}
 
 
-def read_config(source: str | Path | Mapping[str, Any], overrides: Sequence[str] = ()) -> RunConfig:
+def read_config(
+    source: str | Path | Mapping[str, Any], overrides: Sequence[str] = (), trust: Collection[str] = ()
+) -> RunConfig:
     """Return the experiment of ``source``: the name of a shipped config, a YAML file, or sections.
+
+    Args:
+        source: a file with the name config.yaml is that of a run folder, which may be from elsewhere: it may
+            only import modules that the user trusts.
+        overrides: ``key.subkey=value``; the user trusts the modules that they name.
+        trust: other modules that the user trusts.
 
     Raises:
         UserError: if there is no such config, or it has faults.
     """
     if isinstance(source, Mapping):
         return load_config(text_of(source), "config", overrides, COMPONENTS)
-    return load_config(_config_text(str(source)), str(source), overrides, COMPONENTS)
+    text = _config_text(str(source))
+    if (path := Path(source)).name == CONFIG:
+        refuse_strangers(path, text, {*trust, *modules_named(overrides)})
+    return load_config(text, str(source), overrides, COMPONENTS)
 
 
 def _config_text(source: str) -> str:

@@ -19,6 +19,7 @@ from pydantic_core import PydanticSerializationError
 
 from rl2meta.errors import UserError
 from rl2meta.experiments.sections import RunSettings
+from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import apply_override, parse
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
@@ -126,8 +127,18 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     return RunConfig(settings, name, law, _arguments(family, given), *agent[:2])
 
 
-def completed(identity: Mapping[str, Any], components: Components) -> dict[str, Any]:
-    """Return the identity of an earlier version with defaults for new keys, or unchanged if it has faults."""
+def completed(
+    identity: Mapping[str, Any], other: Mapping[str, Any], components: Components
+) -> dict[str, Any]:
+    """Return the identity of an earlier version with defaults for new keys, or unchanged if it has faults.
+
+    This imports nothing: it stays unchanged, too, if it names other parts or modules than ``other``, the
+    identity of a config that is loaded already.
+    """
+    if not modules_in(identity) <= modules_in(other) or any(
+        identity.get(name) != other[name] for name in ("distribution.name", "agent.name")
+    ):
+        return dict(identity)
     raw: dict[str, Any] = {}
     for key, value in identity.items():
         *sections, last = key.split(".")

@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -20,6 +20,7 @@ from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import new_folder
 from rl2meta.experiments.tables import tables
 from rl2meta.experiments.trainings import Overrides
+from rl2meta.experiments.trust import modules_named
 from rl2meta.experiments.yaml_text import overrides_of
 
 Against = str | Sequence[str]
@@ -113,6 +114,7 @@ def evaluate(
     out: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
+    trust: Collection[str] = (),
     say: Say = silent,
 ) -> Evaluation:
     """Evaluate a trained agent by its regret on held-out tasks, beside references and exact ceilings.
@@ -132,13 +134,15 @@ def evaluate(
             For a run without a folder, the default is to write nothing.
         device: of the environments and the agent.
         threads: number of CPU threads.
+        trust: modules that a run folder from elsewhere may import, beyond those that ``overrides`` name.
         say: called with one line of text before each step.
 
     Raises:
         UserError: for a folder without a run, an option out of range, or an override that does not fit.
     """
-    run = _loaded(run)
-    config = judged(run.config, overrides_of(overrides))
+    changes = overrides_of(overrides)
+    run = _loaded(run, {*trust, *modules_named(changes)})
+    config = judged(run.config, changes)
     references = chosen_references(config, _names_of(against))
     contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
     subjects = {config.agent_name: make_subject(config.agent_name, run, config, contest)}
@@ -161,6 +165,7 @@ def compare(
     out: str | Path | None = None,
     device: str = "auto",
     threads: int | None = None,
+    trust: Collection[str] = (),
     say: Say = silent,
 ) -> Evaluation:
     """Evaluate several trained agents side by side, on the same held-out tasks and with the same luck.
@@ -180,13 +185,14 @@ def compare(
         out: a new folder for the results; by default ``compare-NAME1-NAME2`` beside the first run.
         device: of the environments and the agents.
         threads: number of CPU threads.
+        trust: modules that run folders from elsewhere may import.
         say: called with one line of text before each step.
 
     Raises:
         UserError: for fewer than two runs, different task distributions, or an option out of range.
     """
     labels: Sequence[str | None] = list(runs) if isinstance(runs, Mapping) else [None] * len(runs)
-    loaded = [_loaded(each) for each in (runs.values() if isinstance(runs, Mapping) else runs)]
+    loaded = [_loaded(each, trust) for each in (runs.values() if isinstance(runs, Mapping) else runs)]
     rivals = field_of(labels, loaded, episodes, settings)
     references = chosen_references(rivals.common, _names_of(against))
     contest = make_contest(
@@ -202,8 +208,8 @@ def compare(
         return _written(Evaluation(results, ceilings, facts, target))
 
 
-def _loaded(run: Run | str | Path) -> Run:
-    return run if isinstance(run, Run) else load_run(run)
+def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
+    return run if isinstance(run, Run) else load_run(run, trust=trust)
 
 
 def _names_of(against: Against | None) -> Sequence[str] | None:

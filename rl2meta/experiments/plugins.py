@@ -55,11 +55,12 @@ def load_family(path: str) -> Any:
         UserError: if it cannot be imported or is not a family; the message gives the reason.
     """
     found = load(path, "module:Class, such as my_package.my_module:MyTasks")
-    if not callable(found):
+    if not isinstance(found, type):
         raise UserError(f"{path}: expected a class, got {type(found).__name__} {found!r:.80}")
-    if isinstance(found, type) and not callable(getattr(found, "sample", None)) and hasattr(found, "step"):
+    if not callable(getattr(found, "sample", None)):  # it is never called: it may be anything
+        what = f"an environment, {found.__name__}" if hasattr(found, "step") else repr(found)[:80]
         raise UserError(
-            f"{path}: expected a family of tasks, got an environment, {found.__name__}; name a class with "
+            f"{path}: expected a family of tasks, got {what}; name a class with "
             "sample() and make_env(), or distribution.name=gymnasium and the environment's id"
         )
     return found

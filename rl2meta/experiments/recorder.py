@@ -57,6 +57,12 @@ class Recorder:
             self._logger.close()
 
 
+def save_first(folder: RunFolder, checkpoint: Checkpoint) -> Checkpoint:
+    """Save the checkpoint of update 0, with which every run begins, and return it."""
+    checkpoints.save(folder.checkpoints_path, checkpoint)
+    return checkpoint
+
+
 def checkpoint_of(config: RunConfig, learner: Learner, update: int, env_steps: int) -> Checkpoint:
     """Return a checkpoint: the state from which the run can continue, and its settings."""
     state = {"env_steps": env_steps, "config": config.identity()}

@@ -1,6 +1,7 @@
 """Load the learner of a run from its folder."""
 
 import logging
+from collections.abc import Collection, Sequence
 from pathlib import Path
 
 import torch
@@ -11,16 +12,32 @@ from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.components import COMPONENTS, make_learner
 from rl2meta.experiments.config import RunConfig, completed, differing, load_config
+from rl2meta.experiments.recorder import checkpoint_of, save_first
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.trust import modules_named, refuse_strangers
+from rl2meta.experiments.yaml_text import parse
 from rl2meta.training import Learner
 
 _log = logging.getLogger("rl2meta")
 
 
-def load_run_config(folder: RunFolder) -> RunConfig:
-    """Return the experiment of a run folder."""
-    return load_config(folder.config_text(), str(folder.config_path), (), COMPONENTS)
+def load_run_config(
+    folder: RunFolder, overrides: Sequence[str] = (), trust: Collection[str] = ()
+) -> RunConfig:
+    """Return the experiment of a run folder.
+
+    Args:
+        folder: of the run.
+        overrides: ``key.subkey=value``; the user trusts the modules that they name.
+        trust: other modules that the user trusts.
+
+    Raises:
+        UserError: for a config with faults, or one that names modules that are not trusted.
+    """
+    text = folder.config_text()
+    refuse_strangers(folder.config_path, text, {*trust, *modules_named(overrides)})
+    return load_config(text, str(folder.config_path), overrides, COMPONENTS)
 
 
 def restore(
@@ -40,10 +57,10 @@ def restore(
     saved = checkpoints.newest(folder.checkpoints_path, _log.warning, device)
     learner = make_learner(config, device)
     if saved is None:
-        if not fresh_if_never_saved or folder.metrics_path.exists():
+        if not (fresh_if_never_saved and _never_saved(folder, config)):
             raise UserError(f"{folder.path}: expected a checkpoint, got none; train in another --run-dir")
         _log.warning("the run ended before it saved anything; it begins again at update 0")
-        return learner, Checkpoint(0, {}, {"env_steps": 0})
+        return learner, save_first(folder, checkpoint_of(config, learner, 0, 0))
     _refuse_edits(folder, config, saved)
     try:
         learner.load_state_dict(saved.tensors)
@@ -55,6 +72,16 @@ def restore(
     return learner, saved
 
 
+def _never_saved(folder: RunFolder, config: RunConfig) -> bool:
+    """Return whether a run of an earlier version ended before its first checkpoint was due.
+
+    Its initial weights depend only on the seed, unless they came from another run.
+    """
+    done = max((row["update"] for row in folder.read_metrics()), default=0)
+    due = min(config.settings.training.checkpoint_every, config.settings.training.updates)
+    return done < due and "started_from" not in parse(folder.config_text(), str(folder.config_path))
+
+
 def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> None:
     """Refuse a config.yaml whose settings differ from those in the checkpoint."""
     if not {"env_steps", "config"} <= saved.state.keys():
@@ -62,7 +89,8 @@ def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> No
             f"{folder.checkpoints_path}: expected checkpoints of `rl2meta train`, got one that holds "
             f"{sorted(saved.state)}; restore the original checkpoints of the run"
         )
-    now, then = config.identity(), completed(saved.state["config"], COMPONENTS)
+    now = config.identity()
+    then = completed(saved.state["config"], now, COMPONENTS)
     changed = [f"{key} is {now.get(key)!r}, was {then.get(key)!r}" for key in differing(now, then)]
     if changed:
         raise UserError(
@@ -71,18 +99,20 @@ def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> No
         )
 
 
-def load_run(path: str | Path, device: str = "cpu") -> Run:
+def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ()) -> Run:
     """Return the run in a folder, in the state of its newest complete checkpoint.
 
     Args:
         path: the run folder.
         device: of the agent.
+        trust: the modules that a folder from elsewhere may import, such as ``["my_package.my_module"]``; a
+            folder that this user trained imports what it names.
 
     Raises:
-        UserError: if there is no such run, or it has no complete checkpoint.
+        UserError: if there is no such run, it has no complete checkpoint, or it names other modules.
     """
     folder = RunFolder.open(Path(path))
-    config = load_run_config(folder)
+    config = load_run_config(folder, trust=trust)
     set_precision(config.settings.precision)
     learner, saved = restore(folder, config, resolve_device(device))
     return Run(config, learner, folder.path, saved.update, saved.state["env_steps"])

@@ -3,7 +3,7 @@
 import itertools
 import json
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,11 @@ from typing import Any, NamedTuple, Self
 from filelock import FileLock, Timeout
 
 from rl2meta.errors import UserError
-from rl2meta.files import write_atomically, writing
+from rl2meta.experiments import checkpoints, trust
+from rl2meta.files import is_leftover, remove_leftovers, write_atomically, writing
 
+CONFIG = "config.yaml"
+"""The file with the config that a run was started with."""
 _LOCK = ".lock"
 
 
@@ -35,10 +38,19 @@ class RunFolder:
     path: Path
 
     @classmethod
-    def create(cls, path: Path, config_text: str) -> Self:
+    def create(
+        cls, path: Path, config_text: str, prepare: Callable[[Self], object] = lambda folder: None
+    ) -> Self:
         """Make a run folder at ``path``, and its parents, with ``config_text`` as its config.yaml.
 
-        If two processes create the same folder at the same time, at most one of them succeeds.
+        If two processes create the same folder at the same time, at most one of them succeeds. config.yaml
+        comes last: a folder that has one holds everything that a run needs, and what a killed start left in a
+        folder without one is removed by the next start.
+
+        Args:
+            path: of the folder.
+            config_text: YAML.
+            prepare: writes what must be there when config.yaml is, such as the first checkpoint.
 
         Raises:
             UserError: if ``path`` is a file or a folder that is not empty, or cannot be written.
@@ -50,6 +62,8 @@ class RunFolder:
         with folder.locked():
             _refuse_used(path)  # again: another process may have created it meanwhile
             with writing(path):
+                prepare(folder)
+                trust.stamp(path, config_text)
                 write_atomically(folder.config_path, config_text)
         return folder
 
@@ -77,7 +91,7 @@ class RunFolder:
     @property
     def config_path(self) -> Path:
         """The config that the run was started with."""
-        return self.path / "config.yaml"
+        return self.path / CONFIG
 
     @property
     def metrics_path(self) -> Path:
@@ -109,6 +123,8 @@ class RunFolder:
     def locked(self) -> Iterator[None]:
         """Prevent other processes from writing to the run until the block or this process ends.
 
+        What killed processes left half written is removed first.
+
         Raises:
             UserError: if another process is writing to the run; it does not wait.
         """
@@ -122,6 +138,9 @@ class RunFolder:
                     "--run-dir"
                 ) from None
         try:
+            with writing(self.path):
+                remove_leftovers(self.path)
+            checkpoints.tidy(self.checkpoints_path)
             yield
         finally:
             lock.release()
@@ -236,11 +255,18 @@ def _new_folder(path: Path) -> Path:
 
 
 def _is_used(path: Path) -> bool:
-    """Return whether ``path`` is a file, or a folder that holds anything but a lock."""
+    """Return whether ``path`` is a file, or a folder that holds anything but what a killed start leaves."""
     with writing(path):
         if not path.is_dir():
             return path.exists()
-    return any(entry.name != _LOCK for entry in path.iterdir())
+        return not all(map(_is_of_a_start, path.iterdir()))
+
+
+def _is_of_a_start(entry: Path) -> bool:
+    """Return whether ``create`` makes an entry of a run folder before it writes config.yaml."""
+    if entry.name == "checkpoints":
+        return checkpoints.only_first(entry)
+    return entry.name in (_LOCK, trust.STAMP) or is_leftover(entry)
 
 
 def _refuse_used(path: Path) -> None:

@@ -3,7 +3,7 @@
 import logging
 import platform
 import shlex
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from importlib.metadata import version
 from pathlib import Path
@@ -14,15 +14,15 @@ import torch
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
-from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
-from rl2meta.experiments.recorder import Recorder, checkpoint_of
+from rl2meta.experiments.recorder import Recorder, checkpoint_of, save_first
 from rl2meta.experiments.rehearsal import rehearse
-from rl2meta.experiments.restore import load_run, restore
+from rl2meta.experiments.restore import load_run, load_run_config, restore
 from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import overrides_of, text_of
 from rl2meta.training import Learner, TrainingDiverged
 from rl2meta.workers.faults import EnvironmentFault
@@ -41,6 +41,7 @@ def train(
     start_from: Run | str | Path | None = None,
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
+    trust: Collection[str] = (),
 ) -> Run:
     """Train the agent of an experiment.
 
@@ -56,6 +57,8 @@ def train(
         callbacks: each is called after each update with the run and the update's metrics; if one returns
             False, the training saves a checkpoint and stops.
         on_start: called with the run before its first update.
+        trust: modules that ``start_from`` may import beyond those of ``config``, if it was trained elsewhere;
+            also those of a ``config`` that is the config.yaml of a run folder.
 
     Returns:
         The run; it is unfinished if a callback stopped it.
@@ -63,19 +66,19 @@ def train(
     Raises:
         UserError: for a config with faults, a folder that is in use, or a training that diverges.
     """
-    experiment, text, device = _settled(read_config(config, overrides_of(overrides)))
+    experiment, text, device = _settled(read_config(config, overrides_of(overrides), trust))
     rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
     chosen_references(experiment)  # finds a mistyped name now and not after hours of training
     learner = make_learner(experiment, device)
     if start_from is not None:
-        text += _begin_with(learner, start_from)
+        text += _begin_with(learner, start_from, {*trust, *modules_in(experiment.flat())})
     run = Run(experiment, learner)
     if run_dir is None:
         return _train(run, None, device, callbacks, on_start)
-    folder = RunFolder.create(Path(run_dir), text)
+    first = checkpoint_of(experiment, learner, 0, 0)
+    folder = RunFolder.create(Path(run_dir), text, lambda new: save_first(new, first))
     run.path = folder.path
     with folder.locked():
-        checkpoints.save(folder.checkpoints_path, checkpoint_of(experiment, learner, 0, 0))
         return _train(run, folder, device, callbacks, on_start)
 
 
@@ -86,6 +89,7 @@ def resume(
     *,
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
+    trust: Collection[str] = (),
 ) -> Run:
     """Continue the run in a folder from its newest checkpoint; return a finished run without changes.
 
@@ -95,15 +99,18 @@ def resume(
         overrides: settings of the workers, which change no result; with ``config``, also those of the start.
         callbacks: as for ``train``.
         on_start: called with the run before its next update; not called for a finished run.
+        trust: modules that a folder from elsewhere may import, beyond those that ``config`` names.
 
     Raises:
         UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
     folder, given = RunFolder.open(Path(run_dir)), overrides_of(overrides)
     where = [override for override in given if override.startswith(WORKERS)]
-    experiment = load_config(folder.config_text(), str(folder.config_path), where, COMPONENTS)
-    if config is not None:
-        _refuse_changes(experiment, read_config(config, given))
+    named = None if config is None else read_config(config, given, trust)
+    known = {*trust, *(() if named is None else modules_in(named.flat()))}
+    experiment = load_run_config(folder, where, known)
+    if named is not None:
+        _refuse_changes(experiment, named)
     elif where != given:
         others = " ".join(override for override in given if override not in where)
         raise UserError(
@@ -131,9 +138,9 @@ def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
     return load_config(text, "config.yaml", (), COMPONENTS), text, device
 
 
-def _begin_with(learner: Learner, start_from: Run | str | Path) -> str:
+def _begin_with(learner: Learner, start_from: Run | str | Path, trust: Collection[str]) -> str:
     """Load the weights of another run into a learner; return the line about it for config.yaml."""
-    other = start_from if isinstance(start_from, Run) else load_run(start_from)
+    other = start_from if isinstance(start_from, Run) else load_run(start_from, trust=trust)
     state = other.learner.state_dict()
     weights = {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
     try:
