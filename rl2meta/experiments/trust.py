@@ -74,11 +74,6 @@ def refuse_strangers(path: Path, text: str, trust: Collection[str]) -> None:
             f"{path}: expected a folder that you trained, or modules that you trust, got one from elsewhere "
             f"that imports {which}; importing a module runs its code. If you know it, add {options}"
         )
-        raise UserError(
-            f"{path} names the module{'s' * (len(strange) > 1)} {which}, and importing a module runs its code: "
-            f"expected a folder that you trained on this machine, or modules that you trust, got neither; if you "
-            f"know where the folder comes from, add {options}"
-        )
 
 
 def stamp(folder: Path, text: str) -> None:
