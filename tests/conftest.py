@@ -1,9 +1,12 @@
 """Families of tasks, and an agent, that exist only here."""
 
+import os
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+
+os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one process a core; read when torch loads
 
 import gymnasium as gym
 import numpy as np
@@ -16,7 +19,13 @@ from rl2meta.tasks import Split, TensorTasks
 from rl2meta.training import AgentKind
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
-torch.set_num_threads(1)  # tests run side by side, one process a core
+
+@pytest.fixture(autouse=True, scope="session")
+def no_state_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Keep the secret of the tests apart from that of the user who runs them."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
+        yield
 
 
 class Corridor:

@@ -185,8 +185,8 @@ def test_families_are_a_mapping_of_all_that_a_config_may_name() -> None:
 
 @pytest.mark.usefixtures("entries")
 def test_a_built_in_family_wins_over_a_packages_of_the_same_name() -> None:
-    built_in = {"lamps": Entry("collections:OrderedDict", "")}
-    assert Parts(built_in, FAMILY_GROUP, load_family)["lamps"] is OrderedDict
+    built_in = {"lamps": Entry("rl2meta.envs.two_step:TwoStep", "")}
+    assert Parts(built_in, FAMILY_GROUP, load_family)["lamps"] is TwoStep
 
 
 def test_an_entry_point_is_imported_when_it_is_asked_for_and_not_before(

@@ -14,6 +14,7 @@ import torch
 from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
+from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
@@ -122,6 +123,7 @@ def resume(
     with folder.locked():
         learner, saved = restore(folder, experiment, device, fresh_if_never_saved=True)
         run = Run(experiment, learner, folder.path, saved.update, saved.state["env_steps"])
+        checkpoints.prune(folder.checkpoints_path, experiment.settings.training.keep_checkpoints)
         if run.finished:
             return run
         if folder.truncate_metrics(run.update) < run.update:
