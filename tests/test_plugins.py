@@ -7,7 +7,6 @@ import re
 import shutil
 import subprocess
 import sys
-from collections import OrderedDict
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -19,7 +18,7 @@ from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.experiments.catalogue import DISTRIBUTIONS, FAMILY_GROUP, Entry, offered
 from rl2meta.experiments.components import FAMILIES
-from rl2meta.experiments.plugins import Parts, load_family
+from rl2meta.experiments.plugins import Parts, load, load_family
 
 OUTSIDE = Path(__file__).parent / "outside"
 ONE = "{choice: [0, 1, 2, 3]}"
@@ -205,7 +204,7 @@ def test_an_entry_point_is_imported_when_it_is_asked_for_and_not_before(
 
 
 def test_a_path_leads_into_classes() -> None:
-    assert load_family("collections:OrderedDict.fromkeys")([1]) == {1: None}
+    assert load("collections:OrderedDict.fromkeys", "module:name")([1]) == {1: None}
 
 
 @pytest.mark.parametrize(
@@ -219,6 +218,9 @@ def test_a_path_leads_into_classes() -> None:
         ("json:dumpss", "json has no 'dumpss'; did you mean 'dumps'"),
         ("json:dumps.dumps", "json has no 'dumps'"),
         ("math:pi", "expected a class, got float 3.14159"),
+        ("os:system", "expected a class, got builtin_function_or_method"),
+        ("subprocess:Popen", "expected a family of tasks, got <class 'subprocess.Popen'>"),
+        ("random:Random", "expected a family of tasks, got <class 'random.Random'>"),
         (
             "gymnasium.envs.classic_control:CartPoleEnv",
             "expected a family of tasks, got an environment",

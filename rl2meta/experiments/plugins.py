@@ -57,7 +57,7 @@ def load_family(path: str) -> Any:
     found = load(path, "module:Class, such as my_package.my_module:MyTasks")
     if not isinstance(found, type):
         raise UserError(f"{path}: expected a class, got {type(found).__name__} {found!r:.80}")
-    if not callable(getattr(found, "sample", None)):  # it is never called: it may be anything
+    if not any(callable(getattr(found, name, None)) for name in ("make_env", "make_envs")):
         what = f"an environment, {found.__name__}" if hasattr(found, "step") else repr(found)[:80]
         raise UserError(
             f"{path}: expected a family of tasks, got {what}; name a class with "
