@@ -14,7 +14,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
-from rl2meta.experiments.run_folder import CONFIG
+from rl2meta.experiments.run_folder import is_of_a_run
 from rl2meta.experiments.trust import modules_named, refuse_strangers
 from rl2meta.experiments.yaml_text import text_of
 from rl2meta.models import model_of, said_model
@@ -110,8 +110,8 @@ def read_config(
     """Return the experiment of ``source``: the name of a shipped config, a YAML file, or sections.
 
     Args:
-        source: a file with the name config.yaml is that of a run folder, which may be from elsewhere: it may
-            only import modules that the user trusts.
+        source: the config.yaml of a run folder, which may be from elsewhere, may only import modules that the
+            user trusts.
         overrides: ``key.subkey=value``; the user trusts the modules that they name.
         trust: other modules that the user trusts.
 
@@ -121,7 +121,7 @@ def read_config(
     if isinstance(source, Mapping):
         return load_config(text_of(source), "config", overrides, COMPONENTS)
     text = _config_text(str(source))
-    if (path := Path(source)).name == CONFIG:
+    if is_of_a_run(path := Path(source)):
         refuse_strangers(path, text, {*trust, *modules_named(overrides)})
     return load_config(text, str(source), overrides, COMPONENTS)
 

@@ -3,6 +3,7 @@
 import itertools
 import json
 import math
+import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -252,6 +253,14 @@ def _new_folder(path: Path) -> Path:
             ) from None
         raise
     return path
+
+
+def is_of_a_run(path: Path) -> bool:
+    """Return whether a file is the config.yaml of a run folder; in the current folder it may be the user's."""
+    others = (_LOCK, "checkpoints", "metrics.jsonl", "tensorboard")
+    if path.name != CONFIG or not os.path.isfile(path):
+        return False
+    return path.parent.resolve() != Path.cwd() or any((path.parent / name).exists() for name in others)
 
 
 def _is_used(path: Path) -> bool:
