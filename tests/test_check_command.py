@@ -104,7 +104,7 @@ FAMILIES = {
     "SampleWithoutSplit": r"sample: raised TypeError: .*takes 2 positional arguments but 3 were given",
     "MakesNothing": r"expected a gymnasium.Env from make_env\(\), got NoneType",
     "HasNoHorizon": r"expected horizon, an int >= 1 \(steps in an episode at most\), got None",
-    "HasNoMakeEnv": r"expected a family of tasks, got <class .*HasNoMakeEnv.>; name a class with sample",
+    "HasNoMakeEnv": r"expected a family of tasks, got <class .*HasNoMakeEnv.>; name a class with",
     "Picky": r"Picky.__init__\(\) missing 1 required positional argument: 'colour'",
     "Picky distribution.color=red": r"Picky.__init__\(\) got an unexpected keyword argument 'color'",
     "ConstructorRaises": r"ConstructorRaises: RuntimeError: no lamps left",
