@@ -256,7 +256,7 @@ def _new_folder(path: Path) -> Path:
 
 
 def is_of_a_run(path: Path) -> bool:
-    """Return whether a file is the config.yaml of a run folder; in the current folder it may be the user's."""
+    """Return whether a file is the config.yaml of a run; in the current folder it may be the user's own."""
     others = (_LOCK, "checkpoints", "metrics.jsonl", "tensorboard")
     if path.name != CONFIG or not os.path.isfile(path):
         return False
