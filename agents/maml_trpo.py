@@ -19,11 +19,12 @@ from rl2meta.agents.numbers import Fraction, Positive
 from rl2meta.agents.outer_problem import OuterProblem, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
 from rl2meta.errors import UserError
-from rl2meta.learner_state import load_state, seeded, state_of
+from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.returns import RewardSignal, reward_signal, standardised
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
+from rl2meta.units import FORMER_UNITS
 
 
 class MAMLTRPOConfig(PolicyGradientConfig):
@@ -103,12 +104,13 @@ class MAMLTRPOLearner:
         self.config = config
         size = vector_size(observation_space)
         make = partial(
-            PolicyNetwork, size, action_space, config.hidden_sizes, deviation=config.initial_deviation
+            PolicyNetwork, size, action_space, config.hidden_sizes, config.initial_deviation, config
         )
         network = seeded(make, seed)
         network.to(device, dtype)
         self.meta = MetaWeights(network, config).to(device, dtype)
         self.objective = PolicyGradient(observation_space, network, config)
+        self.objective.units.to(device)
         self.inner = InnerLoop(network, self.objective, config)
         self.agent = MAMLAgent(self.meta, self.inner)
 
@@ -136,6 +138,7 @@ class MAMLTRPOLearner:
                 new = unflatten(found.x, self.meta)
                 for name, value in self.meta.named_parameters():
                     value.copy_(new[name])  # in place: a recorded rollout reads this memory
+        self.objective.measure(trial.phases)
         return {
             "surrogate": float(found.measured.surrogate),
             "kl": float(found.measured.kl),
@@ -173,12 +176,13 @@ class MAMLTRPOLearner:
         return len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Return the weights as named tensors."""
-        return state_of(self.meta)
+        """Return the weights, and what was measured of the units, as named tensors."""
+        return state_of(self.meta) | named_under("units.", self.objective.units)
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the weights; names and shapes must match exactly."""
+        """Load the weights and the units; names and shapes must match exactly."""
         load_state(state, self.meta)
+        self.objective.units.load_state_dict(under("units.", state))
 
 
 MAML_TRPO = AgentKind(
@@ -186,6 +190,7 @@ MAML_TRPO = AgentKind(
     MAMLTRPOConfig,
     MAMLTRPOLearner,
     AT_TEST,
+    FORMER_UNITS,
 )
 
 

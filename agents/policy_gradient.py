@@ -1,6 +1,6 @@
 """Policy gradients on the steps of a phase: the objective of MAML's inner steps."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import gymnasium as gym
@@ -18,15 +18,16 @@ from rl2meta.networks import ActionDistribution, Tanh, action_head, mlp, stacked
 from rl2meta.returns import discounted_returns, gae, standardised
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory
+from rl2meta.units import RAW, ObservationUnits, RewardUnits, UnitsConfig, action_units
 
 
-class PolicyGradientConfig(InnerConfig):
+class PolicyGradientConfig(InnerConfig, UnitsConfig):
     """The settings of inner steps by policy gradients."""
 
     initial_deviation: Positive = Field(
         1.0,
-        description="standard deviation of continuous actions at the start of training, in the unit of the "
-        "actions",
+        description="standard deviation of continuous actions at the start of training, in the policy's "
+        "unit: with action_units=normalised a fraction of half of the width between the bounds",
     )
     discount: Fraction = Field(0.99, description="discount γ within an episode")
     gae_trace: Fraction = Field(1.0, description="λ of generalised advantage estimation")
@@ -57,15 +58,40 @@ def vector_size(observation_space: gym.Space[Any]) -> int:
     return encoding(observation_space).size
 
 
+class InputUnits(nn.Module):
+    """The units of observations and rewards.
+
+    Attributes:
+        rewards: None if rewards are raw.
+    """
+
+    def __init__(self, observation_space: gym.Space[Any], config: UnitsConfig) -> None:
+        super().__init__()
+        self.observations = ObservationUnits(observation_space, config.observation_units == "normalised")
+        self.rewards = RewardUnits() if config.reward_units == "measured" else None
+
+    def scaled(self, reward: Tensor) -> Tensor:
+        """Return rewards in units of their scale; their zero stays: it may decide how long to play."""
+        if self.rewards is None:
+            return reward
+        return reward / torch.where(self.rewards.scale > 0, self.rewards.scale, 1.0)
+
+
 class PolicyNetwork(nn.Module):
     """Encoded observation -> tanh layers -> the parameters of an action distribution."""
 
     def __init__(
-        self, in_features: int, action_space: gym.Space[Any], hidden_sizes: list[int], deviation: float = 1.0
+        self,
+        in_features: int,
+        action_space: gym.Space[Any],
+        hidden_sizes: list[int],
+        deviation: float = 1.0,
+        units: UnitsConfig = RAW,
     ) -> None:
         super().__init__()
         self.trunk = mlp(in_features, hidden_sizes, Tanh)
-        self.head = action_head(action_space, hidden_sizes[-1] if hidden_sizes else in_features, deviation)
+        features = hidden_sizes[-1] if hidden_sizes else in_features
+        self.head = action_head(action_space, features, deviation, action_units(action_space, units))
 
     def forward(self, observation: Tensor) -> Tensor:
         """Return [..., P] for observations [..., in_features]."""
@@ -89,7 +115,10 @@ class PolicyGradient:
     Args:
         observation_space: of one environment.
         network: determines the dtype and the kind of action distribution.
-        config: discount, λ, and how to compute advantages.
+        config: discount, λ, units, and how to compute advantages.
+
+    Attributes:
+        units: of observations and rewards; what the learner measures of them is part of its state.
     """
 
     def __init__(
@@ -99,10 +128,21 @@ class PolicyGradient:
         self._dtype = network.head.linear.weight.dtype
         self.distribution = network.head.distribution
         self.config = config
+        self.units = InputUnits(observation_space, config)
 
     def encode(self, observation: Tensor) -> Tensor:
         """Return the network's input."""
-        return self._observation.encode(observation).to(self._dtype)
+        encoded: Tensor = self.units.observations(self._observation.encode(observation))
+        return encoded.to(self._dtype)
+
+    def measure(self, phases: Sequence[Trajectory]) -> None:
+        """Measure the units of observations and rewards of a batch of trials."""
+        for phase in phases:
+            if self.units.observations.measured:
+                encoded = self._observation.encode(phase.inputs.observation)  # [T, B, size]
+                self.units.observations.measure(encoded, phase.mask)
+            if self.units.rewards is not None:
+                self.units.rewards.measure(phase.reward, phase.mask)
 
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
         """Sample an action from the policy in each row."""
@@ -125,16 +165,18 @@ class PolicyGradient:
         """Return the rows of a phase, with the advantages of a given reward [T, num_tasks × lanes]."""
         self._refuse_too_few(len(trajectory.mask) * lanes)
         observation = self.encode(trajectory.inputs.observation)  # [T, num_tasks × lanes, size]
-        mask = trajectory.mask.to(self._dtype)  # [T, num_tasks × lanes]
+        # With a far zero of the rewards, float32 would lose small differences in sums of them.
+        dtype = self._dtype if self.units.rewards is None else torch.float64
+        mask = trajectory.mask.to(dtype)  # [T, num_tasks × lanes]
         # Returns stop where an episode ends: within a phase, an episode does not change later episodes.
         flow = discount * mask * ~trajectory.last  # [T, num_tasks × lanes]
-        reward = reward.to(self._dtype) * mask
-        advantage = self._advantage(observation, reward, flow, mask, lanes, trajectory.horizon)
+        reward = self.units.scaled(reward.to(dtype)) * mask
+        advantage = self._advantage(observation.to(dtype), reward, flow, mask, lanes, trajectory.horizon)
         return Rows(  # [T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...]
             observation=by_row(observation, lanes),
             label=by_row(trajectory.action, lanes),
-            advantage=by_row(advantage, lanes),
-            weight=normalised(by_row(mask, lanes)),
+            advantage=by_row(advantage.to(self._dtype), lanes),
+            weight=normalised(by_row(mask.to(self._dtype), lanes)),
         )
 
     def _advantage(

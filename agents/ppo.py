@@ -9,7 +9,7 @@ from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
@@ -20,9 +20,18 @@ from rl2meta.returns import RewardSignal, gae, masked_mean, reward_signal, stand
 from rl2meta.spaces import encoding
 from rl2meta.training import linear
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
+from rl2meta.units import (
+    RAW,
+    ActionUnits,
+    ObservationUnits,
+    RewardUnits,
+    UnitsConfig,
+    action_units,
+    set_once,
+)
 
 
-class PPOConfig(BaseModel):
+class PPOConfig(UnitsConfig):
     """The hyper-parameters of PPO; pairs of a value at the start and at the end change linearly."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -38,8 +47,8 @@ class PPOConfig(BaseModel):
     value_coefficient: NonNegative = Field(0.05, description="weight of the value loss")
     initial_deviation: Positive = Field(
         1.0,
-        description="standard deviation of continuous actions at the start of training, in the unit of the "
-        "actions",
+        description="standard deviation of continuous actions at the start of training, in the policy's "
+        "unit: with action_units=normalised a fraction of half of the width between the bounds",
     )
     discount: Fraction = Field(
         1.0, description="discount γ at the start of training; it applies across the episodes of a trial"
@@ -66,19 +75,22 @@ class PPOConfig(BaseModel):
 class ActorCritic(nn.Module):
     """A core with two outputs: policy and value.
 
-    The network predicts the value per remaining step of the trial, in units of ``reward_scale``. The learner
-    measures this scale on its first batch, so the same learning rate works for rewards of any unit. Returns
-    fall as fewer steps remain; without the division by the remaining steps, the network would first have to
-    learn to count them, which takes long.
+    The network predicts the value per remaining step of the trial, from ``reward_centre`` on and in units of
+    ``reward_scale``. The learner measures them on its first batch, so the same learning rate works for
+    rewards of any unit and, unless ``reward_units`` is raw, of any zero. Returns fall as fewer steps remain;
+    without the division by the remaining steps, the network would first have to learn to count them, which
+    takes long.
 
     Args:
         observation_space, action_space: of one environment.
         core: reads the trial.
         initial_deviation: the initial standard deviation of continuous actions.
+        units: of observations, actions and rewards.
     """
 
     core: Core
     reward_scale: Tensor
+    reward_centre: Tensor
 
     def __init__(
         self,
@@ -86,23 +98,52 @@ class ActorCritic(nn.Module):
         action_space: gym.Space[Any],
         core: Core,
         initial_deviation: float = 1.0,
+        units: UnitsConfig = RAW,
     ) -> None:
         super().__init__()
         self.core = core
         self.encode = encoding(observation_space).encode
         self.observation_size = encoding(observation_space).size
+        self.observation_units = ObservationUnits(observation_space, units.observation_units == "normalised")
+        policy_units = action_units(action_space, units)
+        self.action_units = ActionUnits(policy_units)
+        self.reward_units = RewardUnits() if units.reward_units == "measured" else None
         self._distribution = action_distribution(action_space)
         self.policy = (
-            None if core.gives_parameters else action_head(action_space, core.out_features, initial_deviation)
+            None
+            if core.gives_parameters
+            else action_head(action_space, core.out_features, initial_deviation, policy_units)
         )
         self.value = nn.Linear(core.out_features, 1)
         nn.init.zeros_(self.value.weight)
         nn.init.zeros_(self.value.bias)
+        measured = self.reward_units is not None
         self.register_buffer("reward_scale", torch.zeros(()))
+        self.register_buffer("reward_centre", torch.zeros((), dtype=torch.float64), persistent=measured)
 
     def seen(self, inputs: TimeStep, trial_length: int | None = None) -> Seen:
         """Return the input of the core for whole trials, from observations [T, B, ...] not yet encoded."""
-        return Seen(*inputs._replace(observation=self.encode(inputs.observation)), trial_length)
+        return Seen(*self.in_units(inputs), trial_length)
+
+    def in_units(self, inputs: TimeStep) -> TimeStep:
+        """Return the inputs of whole trials, [T, B, ...], encoded and in units of the network."""
+        later = self.step_in_units(inputs, False)
+        # At a trial's start there is no action and no reward before, but zeros.
+        action, reward = _after_start(inputs.action, later.action), _after_start(inputs.reward, later.reward)
+        return later._replace(action=action, reward=reward)
+
+    def step_in_units(self, step: TimeStep, begins: bool) -> TimeStep:
+        """Return steps, [..., B, ...], encoded and in units of the network.
+
+        Args:
+            step: of any number of trials.
+            begins: whether the trials begin here.
+        """
+        step = step._replace(observation=self.observation_units(self.encode(step.observation)))
+        if begins:
+            return step
+        reward = step.reward if self.reward_units is None else self.reward_units(step.reward)
+        return step._replace(action=self.action_units(step.action), reward=reward)
 
     def forward(self, seen: Seen) -> tuple[ActionDistribution, Tensor]:
         """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""
@@ -145,23 +186,23 @@ class PPOAgent:
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> PPOCarry:
         """Return the core's initial state and the position of a trial's first step."""
         state = self.network.core.begin(num_tasks, num_steps)
-        device = self.network.reward_scale.device
+        device = self.network.value.weight.device
         nothing = torch.zeros(num_tasks, self.network.observation_size, device=device)
         no_steps = torch.zeros(num_tasks, dtype=torch.int64, device=device)
         return PPOCarry(state, generator, num_steps, Position(nothing, no_steps, 0))
 
     def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
         """Let the core read the step and sample from its policy."""
-        observation = self.network.encode(step.observation)  # [B, size]
+        step = self.network.step_in_units(step, carry.position.trial_step == 0)
         position = carry.position._replace(
             episode_step=carry.position.episode_step.masked_fill(step.first, 0)
         )
-        seen = Seen(observation, step.action, step.reward, step.first, carry.trial_length, position)
+        seen = Seen(*step, carry.trial_length, position)
         output, state = self.network.core.step(seen, carry.state)
         policy, value = self.network.judged(output)
         action = policy.sample(carry.generator)
         choice = Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
-        following = Position(observation, position.episode_step + 1, position.trial_step + 1)
+        following = Position(step.observation, position.episode_step + 1, position.trial_step + 1)
         return choice, carry._replace(state=state, position=following)
 
     def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
@@ -214,13 +255,15 @@ class PPO:
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         length = trajectory.most_steps
         steps = [self.step(part, entropy_weight, length) for part in self.minibatches(batch, generator)]
+        self._measure_inputs(trajectory)
         means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
         return dict(zip(steps[0], means, strict=True))
 
     def batch(self, trajectory: Trajectory, progress: float = 0.0) -> Batch:
         """Return advantages and value targets for the phase of a trial of a ``PPOAgent``.
 
-        The first batch with a reward other than 0 also sets the unit of the value, ``reward_scale``.
+        The first batch with a reward other than 0 also sets ``reward_scale`` and, unless rewards are raw,
+        ``reward_centre``.
 
         Raises:
             ValueError: if the notes of the agent lack ``log_prob`` or ``value``.
@@ -230,23 +273,30 @@ class PPO:
                 "expected a trial whose agent noted log_prob and value, as PPOAgent does, got notes of "
                 f"{sorted(trajectory.notes)}"
             )
+        net, measured = self.network, self.network.reward_units is not None
         mask = trajectory.mask.float()  # [T, B]
-        reward = reward_signal(trajectory, self.config.reward_signal) * mask
+        signal = reward_signal(trajectory, self.config.reward_signal)
+        if measured:
+            set_once(net.reward_centre, net.reward_scale, signal, trajectory.mask)
+        dtype = torch.float64 if measured else torch.float32  # a far zero must not swallow small differences
+        reward = signal.to(dtype) * mask
         # γ also where an episode ends; 0 at the last step of the trial, before the padding.
         gamma = linear(self.config.discount, self.config.final_discount, progress)
         discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B]
         remaining = discounted_lengths(trajectory.steps_left(), gamma)  # [T, B]
-        value = trajectory.notes["value"] * mask * remaining * self.network.reward_scale
+        value = trajectory.notes["value"].to(dtype) * mask * remaining * net.reward_scale
+        value = value + mask * remaining * net.reward_centre.to(dtype)
         advantage = gae(reward, discount, value, self.config.gae_trace)
         per_step = (advantage + value) / remaining
-        self._measure_scale(per_step, mask)
+        if not measured:
+            self._measure_scale(per_step, mask)
         inputs = trajectory.inputs
         return Batch(
-            inputs=inputs._replace(observation=self.network.encode(inputs.observation)),  # [T, B, size]
+            inputs=net.in_units(inputs),  # [T, B, ...]
             action=trajectory.action,
             log_prob=trajectory.notes["log_prob"],
-            advantage=standardised(advantage, mask),
-            value_target=per_step / self.network.reward_scale.clamp(min=1e-8),
+            advantage=standardised(advantage, mask).float(),
+            value_target=((per_step - net.reward_centre) / net.reward_scale.clamp(min=1e-8)).float(),
             mask=mask,
         )
 
@@ -254,6 +304,14 @@ class PPO:
         """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
         scale = self.network.reward_scale
         scale.copy_(torch.where(scale == 0, masked_mean(reward.abs(), mask), scale))
+
+    def _measure_inputs(self, trajectory: Trajectory) -> None:
+        """Measure the units of the network's input after the steps, which must see what the agent saw."""
+        net = self.network
+        if net.reward_units is not None:
+            net.reward_units.measure(trajectory.reward, trajectory.mask)
+        if net.observation_units.measured:
+            net.observation_units.measure(net.encode(trajectory.inputs.observation), trajectory.mask)
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
         """Yield each trial once in every pass, in minibatches of random order."""
@@ -289,6 +347,11 @@ class PPO:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the states of network and optimiser; names and shapes must match exactly."""
         load_state(state, self.network, self.optimizer)
+
+
+def _after_start(raw: Tensor, seen: Tensor) -> Tensor:
+    """Return ``seen`` [T, ...] with the first row of ``raw``."""
+    return seen if seen is raw else torch.cat([raw[:1], seen[1:]])
 
 
 def discounted_lengths(steps: Tensor, gamma: float) -> Tensor:

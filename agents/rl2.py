@@ -18,6 +18,7 @@ from rl2meta.agents.ppo import PPO, ActorCritic, PPOConfig
 from rl2meta.deprecation import deprecated
 from rl2meta.learner_state import seeded
 from rl2meta.training import AgentKind
+from rl2meta.units import FORMER_UNITS
 
 CORES: Mapping[type[Any], Callable[..., Core]] = {LSTMConfig: LSTMCore, GRUConfig: GRUCore}
 """Type of a core's config -> the core's class, called with (observation space, action space, config)."""
@@ -78,7 +79,7 @@ def rl2_learner(
 
     def make() -> ActorCritic:
         core: Core = CORES[type(config.core)](observation_space, action_space, config.core)
-        return ActorCritic(observation_space, action_space, core, config.initial_deviation)
+        return ActorCritic(observation_space, action_space, core, config.initial_deviation, config)
 
     network = seeded(make, seed)
     network.register_load_state_dict_pre_hook(_rename_former)  # type: ignore[no-untyped-call]
@@ -92,6 +93,7 @@ RL2 = AgentKind(
     "a core whose hidden state learns within the trial, trained by PPO on whole trials",
     RL2Config,
     rl2_learner,
+    former=FORMER_UNITS,
 )
 
 

@@ -37,6 +37,11 @@ def load_state(
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
 
 
+def named_under(prefix: str, module: nn.Module) -> dict[str, Tensor]:
+    """Return the state of a module, with the prefix before its names; ``under`` takes it away again."""
+    return {f"{prefix}{name}": tensor for name, tensor in module.state_dict().items()}
+
+
 def under(prefix: str, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
     """Return the tensors whose names begin with ``prefix``, without the prefix in their names."""
     return {name.removeprefix(prefix): tensor for name, tensor in state.items() if name.startswith(prefix)}

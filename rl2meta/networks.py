@@ -134,12 +134,30 @@ class CategoricalHead(nn.Module):
 
 
 class GaussianHead(nn.Module):
-    """Features -> Gaussian: a linear layer for the means; deviations do not depend on the features."""
+    """Features -> Gaussian: a linear layer for the means; deviations do not depend on the features.
+
+    Args:
+        in_features: length of the features.
+        num_entries: A, the entries of an action.
+        deviation: initial standard deviation, in units of ``scale``.
+        units: centre and scale of the actions, [A] each; the layer's output 0 means the centre.
+    """
 
     distribution: Callable[[Tensor], Gaussian] = staticmethod(Gaussian)
+    centre: Tensor
+    scale: Tensor
 
-    def __init__(self, in_features: int, num_entries: int, deviation: float = 1.0) -> None:
+    def __init__(
+        self,
+        in_features: int,
+        num_entries: int,
+        deviation: float = 1.0,
+        units: tuple[Tensor, Tensor] | None = None,
+    ) -> None:
         super().__init__()
+        self._has_units = units is not None
+        for name, value in zip(("centre", "scale"), units or (torch.zeros(1), torch.ones(1)), strict=True):
+            self.register_buffer(name, value, persistent=False)
         self.linear = nn.Linear(in_features, num_entries)
         nn.init.orthogonal_(self.linear.weight, 0.1)
         nn.init.zeros_(self.linear.bias)
@@ -151,14 +169,17 @@ class GaussianHead(nn.Module):
 
     def parameters_of(self, features: Tensor) -> Tensor:
         """Return the parameters of ``distribution``: means and log standard deviations, [..., 2A]."""
-        mean = self.linear(features)
-        return torch.cat([mean, self.log_deviation.expand_as(mean)], dim=-1)  # [..., A] -> [..., 2A]
+        return self._in_units(self.linear(features), self.log_deviation)
 
     def stacked(self, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Return the parameters [N, rows, 2A] with weights [N, ...] of N tasks; see ``stacked``."""
-        mean = stacked(self.linear, under("linear.", weights), features)
-        deviation = weights["log_deviation"].unsqueeze(1).expand_as(mean)  # [N, A] -> [N, rows, A]
-        return torch.cat([mean, deviation], dim=-1)  # [N, rows, 2A]
+        mean = stacked(self.linear, under("linear.", weights), features)  # [N, rows, A]
+        return self._in_units(mean, weights["log_deviation"].unsqueeze(1))  # [N, rows, 2A]
+
+    def _in_units(self, mean: Tensor, log_deviation: Tensor) -> Tensor:
+        if self._has_units:
+            mean, log_deviation = self.centre + self.scale * mean, log_deviation + self.scale.log()
+        return torch.cat([mean, log_deviation.expand_as(mean)], dim=-1)  # [..., A] -> [..., 2A]
 
 
 def action_distribution(space: gym.Space[Any]) -> Callable[[Tensor], ActionDistribution]:
@@ -175,16 +196,19 @@ def action_distribution(space: gym.Space[Any]) -> Callable[[Tensor], ActionDistr
 
 
 def action_head(
-    space: gym.Space[Any], in_features: int, deviation: float = 1.0
+    space: gym.Space[Any],
+    in_features: int,
+    deviation: float = 1.0,
+    units: tuple[Tensor, Tensor] | None = None,
 ) -> CategoricalHead | GaussianHead:
-    """Return the policy head for an action space.
+    """Return the policy head for an action space; see ``GaussianHead`` for continuous actions.
 
     Raises:
         TypeError: for a space without a head.
     """
     if action_distribution(space) is Categorical:
         return CategoricalHead(in_features, encoding(space).size)
-    return GaussianHead(in_features, encoding(space).size, deviation)
+    return GaussianHead(in_features, encoding(space).size, deviation, units)
 
 
 def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:

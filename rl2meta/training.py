@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import gymnasium as gym
@@ -15,6 +15,7 @@ from rl2meta.randomness import derive, generator
 from rl2meta.rollout import Worker
 from rl2meta.tasks import TaskDistribution, sample_tasks
 from rl2meta.trial import Agent, Trial
+from rl2meta.units import warn_of_clipped
 
 
 def linear(start: float, end: float | None, progress: float) -> float:
@@ -59,12 +60,15 @@ class AgentKind:
         learner: (observation space, action space, config, device, seed) -> its learner; the initial weights
             depend only on the seed.
         at_test: the keys of its config that may change after training.
+        former: the values of new keys for runs from before there were these keys, so that old run folders
+            keep their meaning where the default is another.
     """
 
     line: str
     config: type[BaseModel]
     learner: Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
     at_test: tuple[str, ...] = ()
+    former: Mapping[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -120,6 +124,7 @@ def meta_train(
     Raises:
         TrainingDiverged: if a metric is not finite; the callback is not called for this update.
     """
+    told_of_clipped: set[int] = set()
     for update in range(start, budget.updates):
         began = time.perf_counter()
         tasks = sample_tasks(distribution, budget.trials_per_update, derive(seed, "train", update), "train")
@@ -127,6 +132,7 @@ def meta_train(
             learner.agent, tasks, budget.episodes_per_trial, derive(seed, "train", update, "rollout")
         )
         metrics = learner.update(trial, update / budget.updates, generator(seed, "train", update, "learner"))
+        warn_of_clipped(trial.phases, distribution.action_space, told_of_clipped)
         steps, mean_return = trial.num_steps(), _mean_return(trial)
         seconds = time.perf_counter() - began
         env_steps += steps

@@ -12,7 +12,7 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
-from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion
+from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion, with_former
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
 from rl2meta.experiments.run_folder import is_of_a_run
 from rl2meta.experiments.trust import modules_named, refuse_strangers
@@ -123,6 +123,7 @@ def read_config(
     text = _config_text(str(source))
     if is_of_a_run(path := Path(source)):
         refuse_strangers(path, text, {*trust, *modules_named(overrides)})
+        text = with_former(text, COMPONENTS)
     return load_config(text, str(source), overrides, COMPONENTS)
 
 

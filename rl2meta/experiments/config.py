@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError
 from rl2meta.errors import UserError
 from rl2meta.experiments.sections import RunSettings
 from rl2meta.experiments.trust import modules_in
-from rl2meta.experiments.yaml_text import apply_override, parse
+from rl2meta.experiments.yaml_text import apply_override, parse, text_of
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
@@ -144,9 +144,31 @@ def completed(
         *sections, last = key.split(".")
         reduce(lambda section, name: section.setdefault(name, {}), sections, raw)[last] = value
     try:
-        return load_config(yaml.safe_dump(raw), "checkpoint", (), components).identity()
+        text = with_former(yaml.safe_dump(raw), components)
+        return load_config(text, "checkpoint", (), components).identity()
     except UserError:
         return dict(identity)
+
+
+def with_former(text: str, components: Components) -> str:
+    """Return the config of a run folder, with the meaning that it had when the agent lacked some of its keys.
+
+    A run folder holds every key of its time. A key that is not there is a new one, and its default may differ
+    from what the agent did before.
+    """
+    raw = parse(text, "config.yaml")
+    agent = raw.get("agent")
+    if not isinstance(agent, dict):
+        return text
+    name = agent.get("name")
+    if not isinstance(name, str) or name not in components.agents:
+        return text
+    try:
+        former = getattr(components.agents[name], "former", {})
+    except UserError:  # load_config tells of it
+        return text
+    raw["agent"] = {**former, **agent}
+    return text_of(raw)
 
 
 def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:

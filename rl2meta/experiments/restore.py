@@ -11,7 +11,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.components import COMPONENTS, make_learner
-from rl2meta.experiments.config import RunConfig, completed, differing, load_config
+from rl2meta.experiments.config import RunConfig, completed, differing, load_config, with_former
 from rl2meta.experiments.recorder import checkpoint_of, save_first
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder
@@ -37,7 +37,7 @@ def load_run_config(
     """
     text = folder.config_text()
     refuse_strangers(folder.config_path, text, {*trust, *modules_named(overrides)})
-    return load_config(text, str(folder.config_path), overrides, COMPONENTS)
+    return load_config(with_former(text, COMPONENTS), str(folder.config_path), overrides, COMPONENTS)
 
 
 def restore(
