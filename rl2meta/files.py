@@ -51,6 +51,21 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file; unlike a file object, it never waits for a FIFO, and it is faster.
+
+    Raises:
+        OSError: if it cannot be written; a part of it may be there.
+    """
+    binary = getattr(os, "O_BINARY", 0)  # on Windows
+    descriptor = _open_at_once(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | binary)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the disk has the names in folder ``path``; a rename survives a power cut only after that."""
     if os.name == "nt":  # Windows opens no folders
@@ -103,8 +118,10 @@ def read_text(path: Path, most: float = math.inf, times: int = 1) -> str:
     return read_file(path, most, times).decode().replace("\r\n", "\n").replace("\r", "\n")
 
 
-def _open_at_once(path: str, flags: int) -> int:
-    return os.open(path, flags | getattr(os, "O_NONBLOCK", 0))  # Windows has neither the flag nor FIFOs
+def _open_at_once(path: str | Path, flags: int) -> int:
+    return os.open(
+        path, flags | getattr(os, "O_NONBLOCK", 0), 0o666
+    )  # Windows has no such flag, and no FIFOs
 
 
 def _available_memory() -> float:

@@ -190,14 +190,10 @@ def test_odd_evaluations_are_passed_over_and_one_is_made_anew(
     said = capsys.readouterr().out
     for name in [*(f"odd_{number}" for number in range(len(odd))), "fifo", "folder"]:
         assert f"{name}/evaluation.json: expected an evaluation, got something else (" in said, name
-
-
-def test_a_ceiling_of_zero_has_no_share(tmp_path: Path) -> None:
-    fill(tmp_path, "n=10,k=5")
-    path = tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json"
+    path = run / "evaluation" / "evaluation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "bayes_optimal_return": 0}))
     assert fill(tmp_path, "n=10,k=5")["cells"]["n=10,k=5"]["bayes_optimal_return"] == 0
-    assert "| 0.00 |  |" in (tmp_path / "table.md").read_text()
+    assert "| 0.00 |  |" in (tmp_path / "table.md").read_text()  # no share of nothing
 
 
 def test_a_cell_of_another_call_stays_in_the_table(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from rl2meta.errors import UserError
-from rl2meta.files import read_file, reading, write_atomically, writing
+from rl2meta.files import append, read_file, reading, write_atomically, writing
 
 _LENGTH = 16  # hexadecimal digits of a digest
 _TIMES = 10  # the memory of rows as dicts, in multiples of their text
@@ -56,8 +56,8 @@ class MetricsFile:
         _check_row(row)
         line = json.dumps(dict(row), allow_nan=False).encode()
         for path, data in ((self.digests_path, _digest(line)), (self.path, line)):
-            with writing(path), path.open("ab") as file:
-                file.write(data + b"\n")
+            with writing(path):
+                append(path, data + b"\n")
 
     def truncate(self, update: int) -> int:
         """Remove the rows after ``update``, and write digests of the others; return how many these are.

@@ -2,7 +2,7 @@
 
 import logging
 import reprlib
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -67,7 +67,7 @@ def restore(
         _log.warning("the run ended before it saved anything; it begins again at update 0")
         return learner, save_first(folder, checkpoint_of(config, learner, 0, 0))
     _refuse_edits(folder, config, saved)
-    _refuse_odd_numbers(folder, saved, learner.state_dict())
+    _refuse_nan(folder, saved)
     try:
         learner.load_state_dict(saved.tensors)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
@@ -88,23 +88,16 @@ def _never_saved(folder: RunFolder, config: RunConfig) -> bool:
     return done < due and "started_from" not in parse(folder.config_text(), str(folder.config_path))
 
 
-def _refuse_odd_numbers(folder: RunFolder, saved: Checkpoint, untrained: Mapping[str, torch.Tensor]) -> None:
-    """Refuse NaN, and infinities where the untrained learner has none: no network acts with them.
-
-    A mask may hold infinities, from the start on.
-    """
+def _refuse_nan(folder: RunFolder, saved: Checkpoint) -> None:
+    """Refuse NaN, with which an agent acts, but not as it learnt to; infinities may be a mask."""
     for name, tensor in saved.tensors.items():
-        if tensor.is_floating_point() and tensor.element_size() == 1:
-            tensor = tensor.float()  # torch knows no infinities of 8 bits
-        odd = ~torch.isfinite(tensor)
-        start = untrained.get(name)
-        if start is not None and start.shape == tensor.shape:
-            odd &= tensor != start.to(tensor)  # NaN equals nothing
-        if odd.any():
+        eight_bits = (
+            tensor.is_floating_point() and tensor.element_size() == 1
+        )  # torch knows none of their NaN
+        if torch.isnan(tensor.float() if eight_bits else tensor).any():
             raise UserError(
-                f"{folder.checkpoints_path}: expected finite numbers in the checkpoint of update "
-                f"{saved.update}, got {tensor[odd][0].item()} in {name}; remove this checkpoint to go back "
-                "to an older one, or train again"
+                f"{folder.checkpoints_path}: expected numbers in the checkpoint of update {saved.update}, "
+                f"got NaN in {name}; remove this checkpoint to go back to an older one, or train again"
             )
 
 

@@ -74,14 +74,15 @@ def content(run: Path) -> dict[Path, bytes]:
     return {path: path.read_bytes() for path in run.rglob("*") if path.is_file() and path.name != ".lock"}
 
 
-@pytest.mark.parametrize("number", [float("nan"), float("inf"), float("-inf")])
 @pytest.mark.parametrize("kind", ["network.", "optimizer."])
-def test_weights_that_are_no_numbers_are_refused_by_name(run: Path, kind: str, number: float) -> None:
+def test_weights_that_are_no_numbers_are_refused_by_name(run: Path, kind: str) -> None:
     saved = checkpoints.newest(run / "checkpoints", pytest.fail)
     assert saved is not None
     names = [name for name, tensor in saved.tensors.items() if name.startswith(kind) and tensor.dim() > 0]
-    resave(run, with_number(names[-1], number))
-    refuse_everything(run, f"in the checkpoint of update 3, got {number} in {names[-1]}; remove this")
+    resave(run, with_number(names[-1], float("-inf")))  # as in a mask
+    assert rl2meta.load_run(run).update == 3
+    resave(run, with_number(names[-1], float("nan")))
+    refuse_everything(run, f"in the checkpoint of update 3, got NaN in {names[-1]}; remove this checkpoint")
     shutil.rmtree(run / "checkpoints" / "update_00000003")
     assert rl2meta.resume(run).finished
 
