@@ -142,7 +142,10 @@ def completed(
     raw: dict[str, Any] = {}
     for key, value in identity.items():
         *sections, last = key.split(".")
-        reduce(lambda section, name: section.setdefault(name, {}), sections, raw)[last] = value
+        try:
+            reduce(lambda section, name: section.setdefault(name, {}), sections, raw)[last] = value
+        except (AttributeError, TypeError):  # a key is both a value and a section
+            return dict(identity)
     try:
         return load_config(yaml.safe_dump(raw), "checkpoint", (), components).identity()
     except UserError:
