@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 _M_TRIM_THRESHOLD, _M_MMAP_MAX = -1, -4  # of malloc.h
-_SLACK = 2**30  # memory that is asked for and never used, such as the stacks of threads
+_SLACK = 2**28  # memory that is asked for and never used, such as the stacks of threads
 
 
 def keep_memory() -> bool:

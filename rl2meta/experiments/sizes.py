@@ -12,11 +12,12 @@ from rl2meta.evaluation import SINGLES_TOGETHER, TENSORS_TOGETHER
 from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
 from rl2meta.memory import available
+from rl2meta.spaces import encoding
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.trial import Lived, Trial, over_fields
 from rl2meta.workers.plugged_in import PluggedIn
 
-_STEP_BYTES = 19  # two rewards, an action and its encoding of 4 bytes or more each, and three flags
+_STEP_BYTES = 15  # two rewards and an action of 4 bytes or more each, and three flags
 _RESULT_BYTES = 8  # the reward of an episode and its number of steps
 _SINGLE_BYTES = 1_000  # a single environment with its task, in Python
 _A_FEW = 2
@@ -112,7 +113,8 @@ def bytes_of(trial: Trial) -> int:
 
 
 def _step_bytes(config: RunConfig) -> int:
-    return _STEP_BYTES + prod(config.distribution.observation_space.shape or ())
+    law = config.distribution
+    return _STEP_BYTES + prod(law.observation_space.shape or ()) + 4 * encoding(law.action_space).size
 
 
 def _task_bytes(config: RunConfig) -> int:
