@@ -12,7 +12,6 @@ from dataclasses import dataclass, is_dataclass
 from functools import reduce
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError
@@ -20,7 +19,7 @@ from pydantic_core import PydanticSerializationError
 from rl2meta.errors import UserError
 from rl2meta.experiments.sections import RunSettings
 from rl2meta.experiments.trust import modules_in
-from rl2meta.experiments.yaml_text import apply_override, parse
+from rl2meta.experiments.yaml_text import apply_override, parse, read, text_of
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
@@ -85,11 +84,11 @@ class RunConfig:
         }
         if isinstance(self.law, PluggedIn):
             data["workers"] = self.settings.workers.model_dump()
-        return yaml.safe_dump({**data, **more}, sort_keys=False, allow_unicode=True)
+        return text_of({**data, **more})
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its dotted key, with its value as in YAML."""
-        return _flat(yaml.safe_load(self.to_yaml()))
+        return _flat(read(self.to_yaml(), "config"))
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that affect what is learnt: all but ``WHERE``, saving and evaluation."""
@@ -147,7 +146,7 @@ def completed(
         except (AttributeError, TypeError):  # a key is both a value and a section
             return dict(identity)
     try:
-        return load_config(yaml.safe_dump(raw), "checkpoint", (), components).identity()
+        return load_config(text_of(raw), "checkpoint", (), components).identity()
     except UserError:
         return dict(identity)
 
@@ -217,8 +216,8 @@ def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
         return given
     try:
         dumped: dict[str, Any] = TypeAdapter(type(family)).dump_python(family)
-        kept = yaml.safe_load(yaml.safe_dump(dumped)) == dumped and json.loads(json.dumps(dumped)) == dumped
-    except (PydanticSchemaGenerationError, PydanticSerializationError, yaml.YAMLError, TypeError, ValueError):
+        kept = read(text_of(dumped), "family") == dumped and json.loads(json.dumps(dumped)) == dumped
+    except (PydanticSchemaGenerationError, PydanticSerializationError, UserError, TypeError, ValueError):
         kept = False  # a field that no config can hold
     return dumped if kept else given
 
