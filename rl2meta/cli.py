@@ -8,11 +8,12 @@ from typing import Annotated
 import typer
 
 from rl2meta import __version__
-from rl2meta.commands.limits import current_folder, message_of, refuse_undecoded
+from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
 from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites, Trust
-from rl2meta.commands.output import Output, open_standard_files
+from rl2meta.commands.output import Output
 from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
+from rl2meta.descriptors import fill_standard_descriptors
 from rl2meta.errors import UserError
 from rl2meta.memory import keep_memory
 
@@ -27,7 +28,7 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's mistake gives its message and exit code 2, without a traceback."""
-    open_standard_files()
+    fill_standard_descriptors()
     output = Output()
     sys.exit(output.end(_run()))
 
@@ -87,6 +88,7 @@ def _root(
     ] = False,
 ) -> None:
     """Train agents that learn to learn, and judge them on tasks they have never seen."""
+    refuse_little_memory()
     show_warnings()
 
 

@@ -166,10 +166,10 @@ def test_an_identity_of_an_earlier_version_is_completed() -> None:
         key: value for key, value in identity.items() if key not in ("distribution.low", "agent.epochs")
     }
     assert len(earlier) == len(identity) - 2
-    assert completed(earlier, COMPONENTS) == identity
-    assert completed(earlier | {"agent.epochs": 9}, COMPONENTS) == identity | {"agent.epochs": 9}
+    assert completed(earlier, identity, COMPONENTS) == identity
+    assert completed(earlier | {"agent.epochs": 9}, identity, COMPONENTS) == identity | {"agent.epochs": 9}
     unreadable = {"distribution.name": "gone"}
-    assert completed(unreadable, COMPONENTS) == unreadable
+    assert completed(unreadable, identity, COMPONENTS) == unreadable
 
 
 def test_a_task_is_revealed_on_demand() -> None:
@@ -187,7 +187,7 @@ def test_a_task_is_revealed_on_demand() -> None:
 def test_a_run_of_before_tasks_could_be_revealed_is_read() -> None:
     identity = load().identity()
     earlier = {key: value for key, value in identity.items() if key != "reveal_task"}
-    assert completed(earlier, COMPONENTS) == identity
+    assert completed(earlier, identity, COMPONENTS) == identity
 
 
 def test_no_reference_reads_revealed_tasks() -> None:

@@ -2,26 +2,12 @@
 
 import errno
 import io
-import os
 import select
 import sys
 import threading
 from typing import Any, TextIO
 
 _NAMES = ("stdout", "stderr")
-
-
-def open_standard_files() -> None:
-    """Give closed descriptors 0, 1 and 2 to the null device, so that no file of the run gets one of them.
-
-    What a library prints to descriptor 1 or 2 would be written into that file.
-    """
-    for number in range(3):
-        try:
-            os.fstat(number)
-        except OSError:
-            taken = os.open(os.devnull, os.O_RDWR)  # the lowest that is free, and so this number
-            os.set_inheritable(taken, True)
 
 
 class Output:

@@ -23,6 +23,8 @@ from rl2meta.experiments.yaml_text import apply_override, parse, read, text_of
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
+from rl2meta.workers.faults import cut
+from rl2meta.workers.faults import text_of as text_of_error
 from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
@@ -190,7 +192,7 @@ def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tu
     except ValidationError as error:
         return None, [_fault(where, details, kind) for details in error.errors()]
     except (Exception, SystemExit) as error:  # of a plug-in
-        return None, [f"{'.'.join(where)}: {kind.__name__}: {type(error).__name__}: {error}"]
+        return None, [f"{'.'.join(where)}: {kind.__name__}: {_told(error)}"]
 
 
 def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any, list[str]]:
@@ -203,11 +205,15 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
     try:
         missing = unfit(family)
     except Exception as error:  # of a property
-        missing = [f"{type(error).__name__}: {error}"]
+        missing = [_told(error)]
     faults = [f"distribution: {name}: {fault}" for fault in missing]
     keys = ", ".join(f"{key}={value!r}" for key, value in given.items())
     called = f"{name}({keys})" if keys else name
     return (None if faults else PluggedIn(family, settings.workers, called)), faults
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {cut(text_of_error(error))}"
 
 
 def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
