@@ -26,7 +26,7 @@ from rl2meta.experiments.plugins import load
 from rl2meta.experiments.rehearsal import draw, rehearse
 from rl2meta.experiments.yaml_text import text_of
 from rl2meta.training import AgentKind
-from rl2meta.workers.faults import cut, text_of, told
+from rl2meta.workers.faults import cut, told, words_of
 from rl2meta.workers.plugged_in import PluggedIn
 
 _CPU = torch.device("cpu")
@@ -215,7 +215,7 @@ def _checker(check: Callable[[gym.Env[Any, Any]], None]) -> Check:
         try:
             check(env)
         except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...: whatever it stumbles over
-            yield Finding("FAULT", cut(f"{type(error).__name__}: {text_of(error)}"))
+            yield Finding("FAULT", cut(f"{type(error).__name__}: {words_of(error)}"))
         finally:
             env.close()
 

@@ -23,8 +23,7 @@ from rl2meta.experiments.yaml_text import apply_override, parse, read, text_of
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
-from rl2meta.workers.faults import cut
-from rl2meta.workers.faults import text_of as text_of_error
+from rl2meta.workers.faults import cut, words_of
 from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
@@ -213,7 +212,7 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
 
 
 def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {cut(text_of_error(error))}"
+    return f"{type(error).__name__}: {cut(words_of(error))}"
 
 
 def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:

@@ -74,7 +74,9 @@ def fault_of(error: BaseException, call: str, slot: int | None, step: int) -> Fa
         return Fault(f"called sys.exit({cut(_safely(repr, error.code))})", call, slot, step)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_own(frame.filename)]
     details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
-    return Fault(f"raised {cut(f'{type(error).__name__}: {text_of(error)}')}", call, slot, step, cut(details))
+    return Fault(
+        f"raised {cut(f'{type(error).__name__}: {words_of(error)}')}", call, slot, step, cut(details)
+    )
 
 
 def told(error: BaseException) -> str:
@@ -83,7 +85,7 @@ def told(error: BaseException) -> str:
     return f"{fault.what}{fault.details}"
 
 
-def text_of(error: BaseException) -> str:
+def words_of(error: BaseException) -> str:
     """Return the text of an exception, even of one that cannot be turned into a text."""
     return _safely(str, error)
 

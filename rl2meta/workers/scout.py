@@ -10,7 +10,7 @@ import numpy as np
 from rl2meta.workers.block import shared_memory
 from rl2meta.workers.child import Probe
 from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, cut, fault_of, text_of
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, cut, fault_of, words_of
 from rl2meta.workers.looking import look
 from rl2meta.workers.process import WorkerProcess, room_for
 from rl2meta.workers.settings import WorkerSettings
@@ -42,7 +42,7 @@ def pickled(family: SingleFamily) -> bytes:
     except Exception as error:
         raise EnvironmentFault(
             "expected a family that can be pickled, to be sent to worker processes, got "
-            f"{cut(text_of(error))}; keep environments, files and lambdas out of it, or set "
+            f"{cut(words_of(error))}; keep environments, files and lambdas out of it, or set "
             "workers.processes=0"
         ) from None
 
