@@ -15,9 +15,8 @@ _SCARCE = {
         "expected to start another thread or process; raise the limits of processes and memory ('ulimit -a')"
     ),
     re.compile(
-        r"allocat|could not create a primitive|out of memory|enough memory|invalid memory size|bad_alloc|"
-        r"alloc_failed|map segment|"
-        r"overflowed with sizes|multiplication overflow|err(or|no) 12\b",
+        r"allocat|out of memory|enough memory|invalid memory size|bad_alloc|alloc_failed|map segment|"
+        r"could not create a primitive|overflowed with sizes|multiplication overflow|err(or|no) 12\b",
         re.IGNORECASE,
     ): "expected a size that fits into memory; lower the sizes, or raise the limits ('ulimit -a')",
 }

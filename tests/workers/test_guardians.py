@@ -167,7 +167,7 @@ def test_few_descriptors_end_in_a_message() -> None:
             said.append(str(error))
         finally:
             resource.setrlimit(resource.RLIMIT_NOFILE, limit)
-        assert len(os.listdir("/proc/self/fd")) == before
+        assert len(os.listdir("/proc/self/fd")) <= before  # what other tests left may be collected
     assert len(said) > 5 and all("cannot start 1 worker processes: [Errno 24]" in words for words in said)
 
 
