@@ -8,8 +8,12 @@ from typing import Annotated
 import typer
 
 from rl2meta import __version__
+from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
 from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites, Trust
+from rl2meta.commands.output import Output
+from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
+from rl2meta.descriptors import fill_standard_descriptors
 from rl2meta.errors import UserError
 from rl2meta.memory import keep_memory
 
@@ -24,33 +28,51 @@ app = typer.Typer(
 
 def main() -> None:
     """Run the command line; a user's mistake gives its message and exit code 2, without a traceback."""
+    fill_standard_descriptors()
+    output = Output()
+    sys.exit(output.end(_run()))
+
+
+def _run() -> int:
+    """Run a command; return its exit code."""
+    try:
+        _prepare()
+        with handled(raise_interrupted):
+            app()
+    except SystemExit as stop:
+        if isinstance(stop.__context__, BrokenPipeError):  # Click is silent about it
+            return _failed(stop.__context__)
+        return stop.code if isinstance(stop.code, int) else int(stop.code is not None)
+    except Interrupted as stop:
+        typer.echo(str(stop), err=True)
+        return stop.exit_code
+    except Exception as error:
+        return _failed(error)
+    return 0
+
+
+def _failed(error: Exception) -> int:
+    """Say what went wrong; only a real bug is raised again, with its traceback."""
+    said = message_of(error)
+    if said is None:
+        raise error
+    typer.echo(f"error: {said}", err=True)
+    return 2
+
+
+def _prepare() -> None:
+    """Make this process ready for a command.
+
+    Raises:
+        UserError: for arguments that are not text, and if the current folder is gone.
+    """
     # How long an idle thread spins before it sleeps; it is read when torch loads. On an idle machine, no
     # spinning makes torch much slower; on a busy machine, long spinning does (figures: docs/results.md).
     if "OMP_WAIT_POLICY" not in os.environ:
         os.environ.setdefault("GOMP_SPINCOUNT", "100000")
     keep_memory()
-    sys.path.append(os.getcwd())  # last, so that modules of the current folder are found after all others
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):  # not under a test's capture
-            stream.reconfigure(errors="replace")  # an ASCII terminal shows ? for ±, not an error
-    from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
-
-    try:
-        with handled(raise_interrupted):
-            app()
-    except UserError as error:
-        typer.echo(f"error: {error}", err=True)
-        sys.exit(2)
-    except (MemoryError, RuntimeError) as error:
-        if not isinstance(error, MemoryError) and "memory" not in str(error):
-            raise
-        typer.echo(
-            f"error: expected a size that fits into memory; lower the sizes ({error!s:.200})", err=True
-        )
-        sys.exit(2)
-    except Interrupted as stop:
-        typer.echo(str(stop), err=True)
-        sys.exit(stop.exit_code)
+    sys.path.append(current_folder())  # last, so that modules of it are found after all others
+    refuse_undecoded(sys.argv[1:])
 
 
 def _show_version(wanted: bool) -> None:
@@ -66,6 +88,7 @@ def _root(
     ] = False,
 ) -> None:
     """Train agents that learn to learn, and judge them on tasks they have never seen."""
+    refuse_little_memory()
     show_warnings()
 
 

@@ -1,7 +1,10 @@
-"""Writes files so that a kill leaves no partial file, and turns a disk's errors into user errors."""
+"""Writes files so that a kill leaves no part of one, reads what may be no file, says what a disk refuses."""
 
+import errno
+import math
 import os
 import re
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +12,8 @@ from pathlib import Path
 from rl2meta.errors import UserError
 
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # the temporary names of write_atomically
+_KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
+_LITTLE = 2**24  # bytes; whoever needs no more is not asked whether there is so much memory
 
 
 def write_atomically(path: Path, content: str | bytes) -> None:
@@ -46,6 +51,21 @@ def write_durably(path: Path, data: bytes) -> None:
         os.fsync(file.fileno())
 
 
+def append(path: Path, data: bytes) -> None:
+    """Add ``data`` to the end of a file; unlike a file object, it never waits for a FIFO, and it is faster.
+
+    Raises:
+        OSError: if it cannot be written; a part of it may be there.
+    """
+    binary = getattr(os, "O_BINARY", 0)  # on Windows
+    descriptor = _open_at_once(path, os.O_WRONLY | os.O_APPEND | os.O_CREAT | binary)
+    try:
+        while data:
+            data = data[os.write(descriptor, data) :]
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the disk has the names in folder ``path``; a rename survives a power cut only after that."""
     if os.name == "nt":  # Windows opens no folders
@@ -55,6 +75,83 @@ def sync_folder(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def read_file(path: Path, most: float = math.inf, times: int = 1) -> bytes:
+    """Return the content of a file, which may be another one than this program wrote.
+
+    Unlike ``Path.read_bytes`` it never waits for a FIFO or a device, and never begins to read what does not
+    fit into the memory.
+
+    Args:
+        path: of the file, or of a link to it.
+        most: the largest size in bytes.
+        times: the memory that the caller needs for the content in all its forms, in multiples of its size.
+
+    Raises:
+        OSError: if it cannot be read, is no regular file, or is too large; its ``strerror`` says which.
+    """
+    with open(path, "rb", opener=_open_at_once) as file:
+        status = os.fstat(file.fileno())
+        if not stat.S_ISREG(status.st_mode):
+            kind = _KINDS.get(stat.S_IFMT(status.st_mode), "something else")
+            raise OSError(errno.EINVAL, f"expected a file, got {kind}", str(path))
+        size = status.st_size
+        if size > most:
+            raise OSError(errno.EFBIG, f"expected at most {most:,.0f} bytes, got {size:,}", str(path))
+        try:
+            if times * size > _LITTLE and times * size > _available_memory():
+                raise MemoryError
+            return file.read(size)
+        except MemoryError:
+            said = f"its {size:,} bytes are too large for the memory"
+            raise OSError(errno.ENOMEM, said, str(path)) from None
+
+
+def read_text(path: Path, most: float = math.inf, times: int = 1) -> str:
+    """Return the content of a text file in UTF-8, with newlines as line ends; otherwise as ``read_file``.
+
+    Raises:
+        OSError: as in ``read_file``.
+        UnicodeDecodeError: if it is not UTF-8.
+    """
+    return read_file(path, most, times).decode().replace("\r\n", "\n").replace("\r", "\n")
+
+
+def _open_at_once(path: str | Path, flags: int) -> int:
+    return os.open(
+        path, flags | getattr(os, "O_NONBLOCK", 0), 0o666
+    )  # Windows has no such flag, and no FIFOs
+
+
+def _available_memory() -> float:
+    """Return the bytes that the machine, or its container, can give; infinity where neither says so."""
+    machine = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+) kB")
+    return min(1024 * machine, _number_in("/sys/fs/cgroup/memory.max", r"(\d+)"))
+
+
+def _number_in(path: str, pattern: str) -> float:
+    try:
+        found = re.search(pattern, Path(path).read_text(encoding="ascii"))
+    except (OSError, ValueError):
+        return math.inf
+    return math.inf if found is None else float(found[1])
+
+
+@contextmanager
+def reading(path: Path) -> Iterator[None]:
+    """Turn an error of the disk (no permission, a FIFO) in the block into a UserError that names ``path``.
+
+    Raises:
+        UserError: for any OSError in the block, and for text that is not UTF-8.
+    """
+    try:
+        yield
+    except (OSError, UnicodeDecodeError) as error:
+        said = error.strerror or error if isinstance(error, OSError) else error
+        raise UserError(
+            f"cannot read {path}: {said}; restore it from a copy, or mend the permissions"
+        ) from error
 
 
 @contextmanager

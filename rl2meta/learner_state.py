@@ -1,6 +1,6 @@
 """A learner's state: initial weights from a seed; network and optimiser to and from named tensors."""
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import TypeVar
 
 import torch
@@ -24,7 +24,7 @@ def load_state(
     """Load a state from ``state_of``; names and shapes of the network must match exactly.
 
     Raises:
-        RuntimeError: if they do not match.
+        RuntimeError: if they do not match, or a moment of the optimiser is missing or has another shape.
     """
     network.load_state_dict(under("network.", state))
     if optimizer is None:
@@ -33,8 +33,21 @@ def load_state(
     for name, tensor in under("optimizer.", state).items():
         index, moment = name.split(".")
         moments.setdefault(int(index), {})[moment] = tensor
+    _refuse_unfit(moments, [weights for group in optimizer.param_groups for weights in group["params"]])
     groups = optimizer.state_dict()["param_groups"]
     optimizer.load_state_dict({"state": moments, "param_groups": groups})
+
+
+def _refuse_unfit(moments: Mapping[int, Mapping[str, Tensor]], parameters: Sequence[Tensor]) -> None:
+    """Refuse moments that torch would load and fail on later; each has the shape of its weights, or none."""
+    every = {name for named in moments.values() for name in named}
+    for index, named in moments.items():
+        shape = parameters[index].shape
+        odd = [name for name in every if name not in named or named[name].shape not in (shape, ())]
+        if odd:
+            raise RuntimeError(
+                f"moments {', '.join(sorted(odd))} of weights {index} are missing or misshapen"
+            )
 
 
 def named_under(prefix: str, module: nn.Module) -> dict[str, Tensor]:

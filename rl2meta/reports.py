@@ -12,6 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl2meta.errors import UserError
+from rl2meta.files import read_text
 from rl2meta.statistics import t_quantile
 
 
@@ -153,14 +154,14 @@ def _said(folder: Path) -> Iterator[dict[str, Any]]:
     """Yield what evaluation.json says; raise a UserError if the block does not find what it reads."""
     path = folder / "evaluation.json"
     with _expecting("an evaluation", path):
-        yield json.loads(path.read_text(encoding="utf-8"))
+        yield json.loads(read_text(path, times=10))
 
 
 def _read_rows(path: Path, across: str) -> dict[str, list[list[float]]]:
     """Return agent -> points of (``across``, mean, low, high)."""
     curves: dict[str, list[list[float]]] = {}
     with _expecting(f"the columns agent,{across},mean,low,high", path):
-        for row in csv.DictReader(io.StringIO(path.read_text(encoding="utf-8"))):
+        for row in csv.DictReader(io.StringIO(read_text(path, times=10))):
             point = [float(row[key]) for key in (across, "mean", "low", "high")]
             curves.setdefault(row["agent"], []).append(point)
     return curves
@@ -176,7 +177,7 @@ def _expecting(what: str, path: Path) -> Iterator[None]:
     """Raise a UserError if the file at ``path`` is missing or does not contain ``what``."""
     try:
         yield
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError, csv.Error) as error:
         raise UserError(
             f"expected {what} in {path}, got {error!r}; give a folder that `rl2meta evaluate` wrote"
         ) from error

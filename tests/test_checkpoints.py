@@ -2,9 +2,11 @@
 
 import hashlib
 import json
+import os
 import shutil
 import subprocess
 import sys
+import threading
 
 import pytest
 import torch
@@ -217,6 +219,112 @@ def test_sealed_nonsense_is_refused(intact):
     (copy / STATE).write_bytes(sealed(body))
     with pytest.raises(CorruptCheckpoint, match=f"{TENSORS} cannot be read"):
         load(copy)
+
+
+@pytest.mark.parametrize(
+    "odd",
+    [{"update": value} for value in ("8", True, -1, 7.0, None, [7])]
+    + [{"state": value} for value in (None, [], "x", 3)]
+    + [{"tensors_sha256": value} for value in (None, 3, ["x"])]
+    + [{"format": value} for value in (True, 1.0, "1", None, [])],
+)
+def test_what_was_sealed_and_is_odd_is_refused(intact, odd):
+    body = json.loads(intact[1][STATE])
+    del body["sha256"]
+    copy = write_altered(intact, STATE, sealed({**body, **odd}))
+    with pytest.raises(CorruptCheckpoint, match=STATE):
+        load(copy)
+
+
+@pytest.mark.parametrize("value", [b"1e400", b"-1e400", b"1" * 5000, b"[" * 900 + b"]" * 900])
+def test_numbers_and_depths_that_python_cannot_give_back_are_refused(intact, value):
+    text = intact[1][STATE].replace(b'"best":null', b'"best":' + value)
+    body = text[: text.rindex(b',"sha256"')] + b"}"
+    seal = b',"sha256":"' + hashlib.sha256(body).hexdigest().encode() + b'"}'
+    try:
+        load(write_altered(intact, STATE, body[:-1] + seal))
+    except CorruptCheckpoint as error:
+        assert STATE in str(error)
+    else:
+        assert value.startswith(b"[")  # what is merely deep is no damage
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("kind", ["huge", "fifo", "folder"])
+@pytest.mark.parametrize("name", [TENSORS, STATE])
+def test_what_is_no_file_or_too_large_is_named_and_the_older_one_used(tmp_path, name, kind):
+    save_all(tmp_path, 1, 2)
+    path = tmp_path / "update_00000002" / name
+    path.unlink()
+    if kind == "huge":
+        path.touch()
+        os.truncate(path, 2**40)
+    else:
+        os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    warnings = []
+    assert newest(tmp_path, warnings.append).update == 1
+    assert len(warnings) == 1
+    assert f"update_00000002: {name} cannot be read: " in warnings[0]
+    prune(tmp_path, keep=1)
+    assert names(tmp_path) == ["update_00000001", "update_00000002"]
+
+
+def test_a_copy_under_another_name_is_named_and_passed_over(tmp_path):
+    path = save(tmp_path, make(7))
+    for name in ("update_00000099", "update_000000007", "update_00000099.replaced"):
+        shutil.copytree(path, tmp_path / name)
+    warnings = []
+    assert same(newest(tmp_path, warnings.append), make(7))
+    assert len(warnings) == 2 or len(warnings) == 3  # the two of update 7 stand in any order
+    assert "update_00000099: it holds update 7, expected the name update_00000007" in warnings[0]
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("kind", ["file", "fifo", "loop", "forbidden"])
+def test_a_folder_that_cannot_be_read_is_no_fresh_start(tmp_path, kind):
+    folder = tmp_path / "checkpoints"
+    if kind == "file":
+        folder.write_text("")
+    elif kind == "fifo":
+        os.mkfifo(folder)
+    elif kind == "loop":
+        folder.symlink_to(folder)
+    else:
+        folder.mkdir(mode=0)
+        if os.access(folder, os.R_OK):
+            pytest.skip("root may read everything")
+    with pytest.raises(UserError, match=f"cannot read {folder}: "):
+        newest(folder, no_warning)
+
+
+def test_what_stands_in_the_place_of_older_checkpoints_stops_no_run(tmp_path):
+    (tmp_path / "update_00000001").write_text("a file")
+    (tmp_path / "update_00000002").symlink_to("nowhere")
+    (tmp_path / "update_00000009.tmp").write_text("a file")
+    for update in (2, 3):  # the first takes the place of the link
+        save(tmp_path, make(update))
+        prune(tmp_path, keep=1)
+        assert names(tmp_path) == [f"update_0000000{update}"]
+
+
+def test_reading_while_a_run_saves_and_prunes_finds_one_each_time(tmp_path):
+    save(tmp_path, make(1))
+    done = threading.Event()
+
+    def run():
+        for update in range(2, 60):
+            save(tmp_path, make(update))
+            prune(tmp_path, keep=1)
+        done.set()
+
+    writer = threading.Thread(target=run)
+    writer.start()
+    seen = [1]
+    while not done.is_set():
+        seen.append(newest(tmp_path, no_warning).update)
+    writer.join()
+    assert seen == sorted(seen)
+    assert newest(tmp_path, no_warning).update == 59
 
 
 @pytest.mark.parametrize("name", [TENSORS, STATE])

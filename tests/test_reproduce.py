@@ -1,7 +1,10 @@
 """``rl2meta reproduce`` fills tables, and goes on where it stopped."""
 
 import json
+import os
 import shutil
+import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -121,15 +124,76 @@ def test_what_was_evaluated_otherwise_fills_no_cell(
         fill(tmp_path, "n=10,k=5")
 
 
-@pytest.mark.parametrize("text", ["x", "{}", "[]", '{"agents": 3}'])
-def test_a_damaged_evaluation_is_passed_over_and_made_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str], text: str
+ODD: dict[str, Any] = {
+    "num_tasks": ["30", 30.0, None, True, -30, 10**30, [30]],
+    "seed": ["0", None, [0], 0.5, -1],
+    "update": ["1", None, True, {}],
+    "env_steps": ["many", None, 1e9, 10**400, [], -1],
+    "trained_with": [None, [], "", 0],
+    "bayes_optimal_return": ["6.7", float("nan"), float("inf"), 10**400, [6.7], True],
+    "oracle_return": ["6.7", float("-inf"), {}, False, 1e308],
+    "agents": [None, [], 3, "rl2", {}, {"rl2": None}, {"rl2": []}],
+}
+ODD_AGENTS: dict[str, Any] = {
+    "mean_return": ["6.6", None, True, float("nan"), 10**400, [6.6], {}],
+    "return_standard_error": ["0.1", None, float("inf"), []],
+    "constants": [None, [], "c", {"c": "1"}, {"c": None}, {"c": [1]}, {"c": float("nan")}, {"c": {}}],
+}
+DEEP = "[" * 10**5
+
+
+def odd_texts(text: str) -> Iterator[str | bytes]:
+    """Evaluations that are JSON and yet none, or none at all."""
+    said = json.loads(text)
+    for key, values in ODD.items():
+        yield json.dumps({name: value for name, value in said.items() if name != key})
+        yield from (json.dumps({**said, key: value}) for value in values)
+    first = next(iter(said["agents"]))
+    for key, values in ODD_AGENTS.items():
+        for value in values:
+            agents = {**said["agents"], first: {**said["agents"][first], key: value}}
+            yield json.dumps({**said, "agents": agents})
+    yield from ("x", "{}", "[]", '{"agents": 3}', "", "null", DEEP, f'{{"agents": {DEEP}', text[:-9])
+    yield from (text.encode("utf-16"), text.encode("utf-32"), b"\xff" + text.encode(), b"\0" * 100)
+    yield text.replace('"env_steps": ', '"env_steps": 1e400, "x": ')
+    yield text.replace('"rl2": {', '"rl2": {"constants": {"\\ud800": 1}, ')
+
+
+def put_in_place_of_files(folder: Path) -> None:
+    """What is no file, each in a folder of an evaluation."""
+    for kind in ("fifo", "folder", "loop", "nowhere"):
+        path = folder / f"evaluation_{kind}" / "evaluation.json"
+        path.parent.mkdir()
+        if kind == "fifo":
+            os.mkfifo(path)
+        elif kind == "folder":
+            path.mkdir()
+        else:
+            path.symlink_to(path if kind == "loop" else "nowhere")
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+def test_odd_evaluations_are_passed_over_and_one_is_made_anew(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     whole = fill(tmp_path, "n=10,k=5")
-    (tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json").write_text(text)
-    assert fill(tmp_path, "n=10,k=10")["cells"].keys() == {"n=10,k=10"}
-    assert "evaluation.json: expected an evaluation, got something else" in capsys.readouterr().out
-    assert fill(tmp_path, "n=10,k=5")["cells"]["n=10,k=5"] == whole["cells"]["n=10,k=5"]
+    run = tmp_path / "n=10,k=5"
+    text = (run / "evaluation" / "evaluation.json").read_text()
+    (run / "evaluation").rename(run / "judged")
+    odd = [each for each in odd_texts(text) if '"agents": {}' not in str(each)]  # no agents: of another table
+    for number, each in enumerate(odd):
+        path = run / f"evaluation_odd_{number}" / "evaluation.json"
+        path.parent.mkdir()
+        path.write_bytes(each if isinstance(each, bytes) else each.encode())
+    put_in_place_of_files(run)
+    assert fill(tmp_path, "n=10,k=5") == whole
+    said = capsys.readouterr().out
+    for name in [*(f"odd_{number}" for number in range(len(odd))), "fifo", "folder"]:
+        assert f"{name}/evaluation.json: expected an evaluation, got something else (" in said, name
+    path = run / "evaluation" / "evaluation.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "bayes_optimal_return": 0}))
+    assert fill(tmp_path, "n=10,k=5")["cells"]["n=10,k=5"]["bayes_optimal_return"] == 0
+    assert "| 0.00 |  |" in (tmp_path / "table.md").read_text()  # no share of nothing
 
 
 def test_a_cell_of_another_call_stays_in_the_table(tmp_path: Path) -> None:

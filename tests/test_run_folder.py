@@ -162,10 +162,11 @@ def test_a_line_torn_anywhere_by_a_kill_is_forgotten(folder):
     rows = [{"update": 1, "loss": 0.5}, {"update": 2, "note": "é", "loss": 0.25}]
     for row in rows:
         folder.append_metrics(row)
-    whole = folder.metrics_path.read_bytes()
+    whole, digests = folder.metrics_path.read_bytes(), digests_path(folder).read_bytes()
     first = whole.index(b"\n") + 1
     for end in range(first, len(whole) + 1):
         folder.metrics_path.write_bytes(whole[:end])
+        digests_path(folder).write_bytes(digests)
         kept = rows if end >= len(whole) - 1 else rows[:1]  # only the line's end is missing: it is whole
         assert folder.read_metrics() == kept
         folder.truncate_metrics(2)
@@ -183,6 +184,144 @@ def test_damage_before_the_last_line_is_named_not_dropped(folder, line):
     with pytest.raises(UserError, match="got something else in line 2"):
         folder.truncate_metrics(3)
     assert folder.metrics_path.read_bytes() == before
+
+
+def appended(folder, count):
+    for update in range(1, count + 1):
+        folder.append_metrics({"update": update, "loss": update / 7, "note": "é"})
+    return folder.metrics_path.read_bytes(), digests_path(folder).read_bytes()
+
+
+def digests_path(folder):
+    return folder.metrics_path.with_name("metrics.digests")
+
+
+def test_a_flipped_digit_is_named(folder):
+    rows, digests = appended(folder, 4)
+    for position in range(rows.rindex(b"\n", 0, -1)):  # in the last row a bit may look like a kill
+        damaged = bytearray(rows)
+        damaged[position] ^= 1
+        folder.metrics_path.write_bytes(damaged)
+        with pytest.raises(UserError, match=r"in line \d .*metrics\.jsonl|metrics\.jsonl, got .* in line \d"):
+            folder.read_metrics()
+        assert (folder.metrics_path.read_bytes(), digests_path(folder).read_bytes()) == (damaged, digests)
+    folder.metrics_path.write_bytes(rows.replace(b"0.2857", b"0.2858"))
+    with pytest.raises(UserError, match=r"in line 2 of .*metrics\.jsonl .* got another row; restore both"):
+        folder.truncate_metrics(3)
+    assert folder.truncate_metrics(1) == 1  # what comes after is made anew
+    assert [row["update"] for row in folder.read_metrics()] == [1]
+
+
+@pytest.mark.parametrize("damage", ["flipped", "removed", "doubled", "swapped", "BOM", "empty"])
+def test_rows_and_digests_that_do_not_agree_are_refused(folder, damage):
+    appended(folder, 4)
+    path = digests_path(folder)
+    lines = path.read_bytes().splitlines(keepends=True)
+    first = bytes([lines[0][0] ^ 1])
+    path.write_bytes(
+        {
+            "flipped": first + b"".join(lines)[1:],
+            "removed": b"".join(lines[:-1]),
+            "doubled": b"".join([lines[0], *lines]),
+            "swapped": b"".join(reversed(lines)),
+            "BOM": b"\xff\xfe" + b"".join(lines),
+            "empty": b"",
+        }[damage]
+    )
+    with pytest.raises(UserError, match=r"digests, got (another row|a row without a digest); restore both"):
+        folder.read_metrics()
+
+
+def test_runs_of_earlier_versions_are_unchecked_until_they_are_resumed(folder):
+    appended(folder, 4)
+    digests_path(folder).unlink()
+    damaged = folder.metrics_path.read_bytes().replace(b"0.2857", b"0.2858")
+    folder.metrics_path.write_bytes(damaged)
+    assert [row["update"] for row in folder.read_metrics()] == [1, 2, 3, 4]
+    assert folder.truncate_metrics(3) == 3
+    folder.append_metrics({"update": 4})
+    assert len(folder.read_metrics()) == len(digests_path(folder).read_bytes().splitlines()) == 4
+    folder.metrics_path.write_bytes(folder.metrics_path.read_bytes().replace(b"0.2858", b"0.2857"))
+    with pytest.raises(UserError, match="got another row"):
+        folder.read_metrics()
+
+
+def test_a_digest_whose_row_a_kill_prevented_is_forgotten(folder):
+    rows, digests = appended(folder, 3)
+    two = rows[: rows.rindex(b"\n", 0, -1) + 1]
+    for end in range(len(two), len(rows)):  # the third row, torn anywhere or not begun
+        folder.metrics_path.write_bytes(rows[:end])
+        digests_path(folder).write_bytes(digests)
+        kept = 3 if end == len(rows) - 1 else 2
+        assert len(folder.read_metrics()) == kept
+        assert folder.truncate_metrics(3) == kept
+        folder.append_metrics({"update": 4})
+        assert [row["update"] for row in folder.read_metrics()] == [*range(1, kept + 1), 4]
+    folder.metrics_path.unlink()  # a kill before the first row
+    assert folder.read_metrics() == []
+    assert folder.truncate_metrics(0) == 0
+    folder.append_metrics({"update": 1})
+    assert folder.read_metrics() == [{"update": 1}]
+
+
+def test_a_kill_between_the_two_renames_of_a_truncation_loses_nothing(folder):
+    _, digests = appended(folder, 4)
+    folder.truncate_metrics(2)
+    digests_path(folder).write_bytes(digests)  # as if it had been killed before the second
+    assert [row["update"] for row in folder.read_metrics()] == [1, 2]
+    assert folder.truncate_metrics(2) == 2
+    folder.append_metrics({"update": 3})
+    assert [row["update"] for row in folder.read_metrics()] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        '{"update": 1}\n{"update": 2}\n'.encode("utf-16"),
+        '{"update": 1}\n'.encode("utf-32"),
+        b'\xef\xbb\xbf{"update": 1}\n',
+        b'{"update": 1, "x": "\xff"}\n',
+        b'{"update": 1, "x": NaN}\n',
+        b'{"update": true}\n',
+        b'{"update": 1.0}\n',
+        b'{"update": 0}\n',
+        b'{"update": -1}\n',
+        b'{"update": 1}\n{"update": 1}\n',
+        b'{"update": 2}\n{"update": 1}\n',
+        b'{"update": 1}\n\n{"update": 2}\n',
+        b'{"update": ' + b"[" * 10**5 + b"\n",
+        b'{"update": ' + b"1" * 5000 + b"}\n",
+    ],
+)
+def test_rows_that_no_run_wrote_are_named(folder, text):
+    folder.metrics_path.write_bytes(text)
+    with pytest.raises(UserError, match=r"rising updates in .*metrics\.jsonl, got something else in line \d"):
+        folder.read_metrics()
+    with pytest.raises(UserError, match="got something else in line"):
+        folder.truncate_metrics(5)
+    assert folder.metrics_path.read_bytes() == text
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
+@pytest.mark.parametrize("name", ["config.yaml", "metrics.jsonl", "metrics.digests"])
+@pytest.mark.parametrize("kind", ["fifo", "folder", "huge", "loop"])
+def test_what_is_no_file_of_a_run_is_named_and_left_alone(folder, name, kind):
+    appended(folder, 2)
+    path = folder.path / name
+    path.unlink()
+    if kind == "huge":
+        path.touch()
+        os.truncate(path, 2**40)
+    elif kind == "loop":
+        path.symlink_to(path)
+    else:
+        os.mkfifo(path) if kind == "fifo" else path.mkdir()
+    before = path.lstat()
+    readers = [folder.read_metrics, lambda: folder.truncate_metrics(0)]
+    for read in [folder.config_text] if name == "config.yaml" else readers:
+        with pytest.raises(UserError, match=f"cannot read {path}: "):
+            read()
+    assert path.lstat() == before
 
 
 def claim(folder, out):

@@ -1,9 +1,11 @@
 """``rl2meta check``: what must change before a family or an agent can be used."""
 
+from collections.abc import Sequence
+
 from rl2meta.experiments.checks import Result, examine
 
 
-def run_checks(target: str, overrides: list[str], trust: list[str]) -> int:
+def run_checks(target: str, overrides: Sequence[str], trust: Sequence[str] = ()) -> int:
     """Check a config, or the family or agent that ``target`` names; print what was found, return the code."""
     subject, results = examine(target, overrides, trust)
     print(f"checking {subject}")

@@ -4,7 +4,9 @@ import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Annotated, Any, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
 from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.progress import say
@@ -17,7 +19,35 @@ from rl2meta.experiments.config import RunConfig, differing
 from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run_folder import RunFolder
-from rl2meta.files import write_atomically, writing
+from rl2meta.files import read_file, reading, write_atomically, writing
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+
+
+class _Judged(BaseModel):
+    """What evaluation.json must say of an agent."""
+
+    model_config = ConfigDict(strict=True)
+
+    mean_return: _Number
+    return_standard_error: _Number
+    constants: dict[str, _Count | _Number] = {}
+
+
+class _Said(BaseModel):
+    """What evaluation.json must say to fill a cell; whatever it says beyond that is ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    agents: dict[str, _Judged]
+    num_tasks: _Count
+    seed: _Count
+    update: _Count
+    env_steps: _Count
+    trained_with: dict[str, Any]
+    bayes_optimal_return: _Number | None
+    oracle_return: _Number | None
 
 
 class _Experiment(NamedTuple):
@@ -130,7 +160,7 @@ def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int |
     )
 
 
-def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any] | None:
+def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
     """Return the newest evaluation of the finished run with all columns and the config's seed, or None.
 
     Args:
@@ -141,28 +171,34 @@ def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> dict[str, Any
     if not _has_run(run_dir):
         return None
     settings = load_run_config(RunFolder.open(run_dir)).settings
-    for path in sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.stat().st_mtime)[::-1]:
+    with reading(run_dir):
+        paths = sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.lstat().st_mtime)
+    for path in reversed(paths):
         said = _read(path)
-        at_home = set(paper.agents) <= said.get("agents", {}).keys() and said.get("trained_with") == {}
-        final = (settings.training.updates, settings.evaluation.seed) == (
-            said.get("update"),
-            said.get("seed"),
-        )
-        if at_home and final and tasks in (None, said.get("num_tasks")):
+        if said is None or not set(paper.agents) <= said.agents.keys():
+            continue
+        final = (settings.training.updates, settings.evaluation.seed) == (said.update, said.seed)
+        if final and not said.trained_with and tasks in (None, said.num_tasks):
             return said
     return None
 
 
-def _read(path: Path) -> dict[str, Any]:
-    """Return the content of an evaluation; an empty dict, with a warning, if its file is damaged."""
+def _read(path: Path) -> _Said | None:
+    """Return what an evaluation says; None, with a warning, if its file is damaged."""
     try:
-        said = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        said = error
-    if isinstance(said, dict) and isinstance(said.get("agents"), dict):
-        return said
-    say(f"warning: {path}: expected an evaluation, got something else; it is ignored")
-    return {}
+        return _Said.model_validate_json(read_file(path, times=10))
+    except (OSError, ValidationError) as error:
+        say(f"warning: {path}: expected an evaluation, got something else ({_first(error)}); it is ignored")
+        return None
+
+
+def _first(error: OSError | ValidationError) -> str:
+    """Return the first fault in one line."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {fault['msg']}" if where else fault["msg"]
 
 
 def _write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> None:
@@ -175,20 +211,20 @@ def _write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> No
         write_atomically(folder / "table.md", "\n".join(_markdown(paper, cells)) + "\n")
 
 
-def _filled(paper: Paper, cell: str, said: dict[str, Any]) -> dict[str, Any]:
+def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
     published = paper.cells[cell].published
     rows = {
         name: {
             "column": column,
             "published": None if column is None else published[column],
-            "mean_return": said["agents"][name]["mean_return"],
-            "standard_error": said["agents"][name]["return_standard_error"],
-            "constants": said["agents"][name].get("constants", {}),
+            "mean_return": said.agents[name].mean_return,
+            "standard_error": said.agents[name].return_standard_error,
+            "constants": said.agents[name].constants,
         }
         for name, column in paper.agents.items()
     }
     facts = ("num_tasks", "seed", "update", "env_steps", "bayes_optimal_return", "oracle_return")
-    return {**{fact: said[fact] for fact in facts}, "agents": rows}
+    return {**said.model_dump(include=set(facts)), "agents": rows}
 
 
 def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -211,7 +247,8 @@ def _rows(filled: dict[str, Any]) -> Iterator[str]:
     yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for name, row in filled["agents"].items():
         shown = "" if row["published"] is None else f"{row['published']:.1f}"
-        bound = ("", "") if ceiling is None else (f"{ceiling:.2f}", f"{row['mean_return'] / ceiling:.1%}")
+        share = f"{row['mean_return'] / ceiling:.1%}" if ceiling else ""
+        bound = ("", "") if ceiling is None else (f"{ceiling:.2f}", share)
         constants = ", ".join(f"{key}={value:g}" for key, value in row["constants"].items())
         label = name if row["column"] is None else f"{name} ({row['column']})"
         yield (

@@ -1,53 +1,42 @@
-"""Checkpoints that survive a kill at any moment, detect damage, and run no code when they are loaded.
+"""The checkpoints of a run: whole after a kill at any moment, and never trusted when damaged."""
 
-One checkpoint is a folder ``update_00000100/`` with two files: ``tensors.safetensors``, and ``state.json``
-with everything else and the digests of both files.
-"""
-
-import hashlib
 import itertools
-import json
-import math
+import os
 import re
 import shutil
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable
 from pathlib import Path
-from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load as decode_tensors
-from safetensors.torch import save as encode_tensors
-from torch import Tensor
 
 from rl2meta.errors import UserError
-from rl2meta.files import sync_folder, write_durably, writing
+from rl2meta.experiments.checkpoint_files import (
+    REPLACED,
+    STATE,
+    TENSORS,
+    Checkpoint,
+    CorruptCheckpoint,
+    encode,
+    load,
+    name_of,
+    read,
+)
+from rl2meta.files import reading, sync_folder, write_durably, writing
 
-FORMAT = 1
-TENSORS = "tensors.safetensors"
-STATE = "state.json"
-_NAME = re.compile(r"update_(\d{8,})(\.replaced)?")
-
-
-class CorruptCheckpoint(UserError):
-    """A checkpoint differs from what was saved; the message names its path and says what is wrong."""
-
-
-@dataclass(frozen=True)
-class Checkpoint:
-    """Everything that a run needs to continue.
-
-    Attributes:
-        update: the number of meta-updates done, >= 0.
-        tensors: weights and optimiser moments by name; they may share memory and be on any device.
-        state: values that JSON can give back: None, bools, ints, finite floats, strings, lists, and dicts
-            with strings as keys.
-    """
-
-    update: int
-    tensors: dict[str, Tensor]
-    state: dict[str, Any]
+__all__ = [
+    "STATE",
+    "TENSORS",
+    "Checkpoint",
+    "CorruptCheckpoint",
+    "load",
+    "newest",
+    "only_first",
+    "prune",
+    "save",
+    "tidy",
+]
+_NAME = re.compile(r"update_([0-9]{8,})(\.replaced)?")
+_TRIES = 1000  # a writer that replaces its checkpoints faster than they are read is no writer of ours
 
 
 def save(folder: Path, checkpoint: Checkpoint) -> Path:
@@ -62,35 +51,14 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
         ValueError: if the update is negative or the state holds values that JSON cannot give back.
         UserError: if it cannot be written to the disk; all earlier checkpoints are then still there.
     """
-    target = folder / _name(checkpoint.update)
-    files = _encode(checkpoint)
+    target = folder / name_of(checkpoint.update)
+    files = encode(checkpoint)
     with writing(target):
         folder.mkdir(parents=True, exist_ok=True)
         _clean(folder)
         if not _holds(target, files):
             _put(target, files)
     return target
-
-
-def load(path: Path, device: torch.device | str = "cpu") -> Checkpoint:
-    """Return the checkpoint at ``path`` with its tensors on ``device``; every byte is verified first.
-
-    Raises:
-        CorruptCheckpoint: if a file is missing, cut short or altered, or the format is unknown.
-    """
-    saved = _read_state(path)
-    data = _read(path, TENSORS)
-    if _sha256(data) != saved["tensors_sha256"]:
-        raise CorruptCheckpoint(
-            f"{path}: {TENSORS} ({len(data)} bytes) does not match its digest: cut short or altered"
-        )
-    try:
-        tensors = decode_tensors(data)
-    except SafetensorError as error:
-        raise CorruptCheckpoint(f"{path}: {TENSORS} cannot be read: {error}") from error
-    return Checkpoint(
-        saved["update"], {name: tensor.to(device) for name, tensor in tensors.items()}, saved["state"]
-    )
 
 
 def newest(
@@ -104,20 +72,29 @@ def newest(
         device: the device for the tensors.
 
     Raises:
-        UserError: if there are checkpoints but all are damaged; a fresh start would hide the loss.
+        UserError: if there are checkpoints but all are damaged (a fresh start would hide the loss), or the
+            folder cannot be read.
     """
-    paths = _found(folder)
-    for path in paths:
-        try:
-            return load(path, device)
-        except CorruptCheckpoint as error:
-            warn(f"{error}; looking for an older checkpoint")
-    if paths:
-        raise UserError(
-            f"expected a whole checkpoint in {folder}, got {len(paths)} damaged; restore one from a copy or "
-            "start again in another --run-dir"
-        )
-    return None
+    said: set[str] = set()
+    for _ in range(_TRIES):
+        paths = _found(folder)
+        if not paths:
+            return None
+        for path in paths:
+            loaded = _loaded(path, device)
+            if isinstance(loaded, Checkpoint):
+                return loaded
+            if loaded is None:
+                break  # while it was read, the run removed it, because there is a newer one
+            if loaded not in said:
+                warn(f"{loaded}; looking for an older checkpoint")
+                said.add(loaded)
+        else:
+            raise UserError(
+                f"expected a whole checkpoint in {folder}, got {len(paths)} damaged; restore one from a copy "
+                "or start again in another --run-dir"
+            )
+    raise UserError(f"expected checkpoints in {folder}, got names that change all the time; try again later")
 
 
 def prune(folder: Path, keep: int) -> None:
@@ -143,7 +120,7 @@ def prune(folder: Path, keep: int) -> None:
 
 def only_first(folder: Path) -> bool:
     """Return whether a folder holds nothing but the checkpoint of update 0, or less."""
-    return folder.is_dir() and all(path.name.startswith(_name(0)) for path in folder.iterdir())
+    return folder.is_dir() and all(path.name.startswith(name_of(0)) for path in folder.iterdir())
 
 
 def tidy(folder: Path) -> None:
@@ -156,119 +133,44 @@ def tidy(folder: Path) -> None:
         _clean(folder)
 
 
-def _name(update: int) -> str:
-    if update < 0:
-        raise ValueError(f"expected an update >= 0, got {update}")
-    return f"update_{update:08d}"
-
-
-def _encode(checkpoint: Checkpoint) -> dict[str, bytes]:
-    """Return the content of the checkpoint's files; the same checkpoint gives the same bytes."""
-    for where in _not_json(checkpoint.state, "state"):
-        raise ValueError(f"expected what JSON can give back, got {where}")
-    # Copies, because safetensors does not accept tensors that share memory, and tied weights share memory.
-    copies = {
-        name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
-        for name, tensor in checkpoint.tensors.items()
-    }
-    data = encode_tensors(copies)
-    body = {
-        "format": FORMAT,
-        "update": checkpoint.update,
-        "state": checkpoint.state,
-        "tensors_sha256": _sha256(data),
-    }
-    return {TENSORS: data, STATE: _sealed(body)}
-
-
-def _not_json(value: Any, where: str) -> Iterator[str]:
-    """Yield the places in ``value`` that JSON cannot hold or would give back as something else."""
-    if isinstance(value, dict):
-        for key, item in value.items():
-            if not isinstance(key, str):
-                yield f"the key {key!r} in {where}"
-            yield from _not_json(item, f"{where}[{key!r}]")
-    elif isinstance(value, list):
-        for index, item in enumerate(value):
-            yield from _not_json(item, f"{where}[{index}]")
-    elif not isinstance(value, str | int | float | None) or (
-        isinstance(value, float) and not math.isfinite(value)
-    ):
-        yield f"{value!r} ({type(value).__name__}) at {where}"
-
-
-def _canonical(value: Any) -> bytes:
-    return json.dumps(value, separators=(",", ":"), allow_nan=False).encode()
-
-
-def _sealed(body: dict[str, Any]) -> bytes:
-    return _canonical({**body, "sha256": _sha256(_canonical(body))})
-
-
-def _sha256(data: bytes) -> str:
-    return hashlib.sha256(data).hexdigest()
-
-
-def _read_state(path: Path) -> dict[str, Any]:
-    raw = _read(path, STATE)
+def _loaded(path: Path, device: torch.device | str) -> Checkpoint | str | None:
+    """Return a checkpoint, or what is wrong with it, or None if it was removed or replaced meanwhile."""
+    before = _inode(path)
     try:
-        saved = json.loads(raw)
-    except (ValueError, RecursionError) as error:
-        raise CorruptCheckpoint(f"{path}: {STATE} is not JSON, cut short or altered: {error}") from error
-    if not isinstance(saved, dict) or saved.get("format") != FORMAT:
-        found = saved.get("format") if isinstance(saved, dict) else None
-        raise CorruptCheckpoint(f"{path}: {STATE} has the unknown format {found!r}, expected {FORMAT}")
-    body = {name: saved.get(name) for name in ("format", "update", "state", "tensors_sha256")}
-    if not _is_sealed(raw, body):
-        raise CorruptCheckpoint(f"{path}: {STATE} does not match its digest: altered")
-    return body
-
-
-def _is_sealed(raw: bytes, body: dict[str, Any]) -> bool:
-    try:
-        return raw == _sealed(body)
-    except ValueError:  # the file holds NaN or Infinity, which Python can read, but which save never writes
-        return False
-
-
-def _read(path: Path, name: str) -> bytes:
-    try:
-        return (path / name).read_bytes()
-    except FileNotFoundError:
-        raise CorruptCheckpoint(f"{path}: {name} is missing") from None
-    except OSError as error:
-        raise CorruptCheckpoint(f"{path}: {name} cannot be read: {error.strerror}") from error
+        return load(path, device)
+    except CorruptCheckpoint as error:
+        return None if before is None or before != _inode(path) else str(error)
 
 
 def _holds(target: Path, files: dict[str, bytes]) -> bool:
     try:
-        return all(_read(target, name) == data for name, data in files.items())
+        return all(read(target, name) == data for name, data in files.items())
     except CorruptCheckpoint:
         return False
 
 
 def _put(target: Path, files: dict[str, bytes]) -> None:
     """Write to a temporary folder beside ``target`` and rename it; an old target is renamed first."""
-    temporary, replaced = _beside(target, ".tmp"), _beside(target, ".replaced")
+    temporary, replaced = _beside(target, ".tmp"), _beside(target, REPLACED)
     try:
         temporary.mkdir()
         for name, data in files.items():
             write_durably(temporary / name, data)
         sync_folder(temporary)
-        if target.exists():
+        if os.path.lexists(target):
             target.rename(replaced)
         temporary.rename(target)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
     sync_folder(target.parent)
-    if replaced.exists():
+    if os.path.lexists(replaced):
         _remove(replaced)
 
 
 def _clean(folder: Path) -> None:
     """Remove what a killed ``save`` or ``prune`` left, and restore a checkpoint that was being replaced."""
     for path in folder.glob("update_*.tmp"):
-        shutil.rmtree(path)
+        _delete(path)
     for replaced in folder.glob("update_*.replaced"):
         target = replaced.with_suffix("")
         if target.exists():
@@ -281,7 +183,15 @@ def _remove(path: Path) -> None:
     # Renamed first: a kill during rmtree would otherwise leave what looks like a damaged checkpoint.
     temporary = _beside(path, ".removed.tmp")
     path.rename(temporary)
-    shutil.rmtree(temporary)
+    _delete(temporary)
+
+
+def _delete(path: Path) -> None:
+    """Remove a folder with all that it holds, or the file or link that is in its place."""
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink()
 
 
 def _beside(path: Path, ending: str) -> Path:
@@ -290,11 +200,23 @@ def _beside(path: Path, ending: str) -> Path:
 
 def _found(folder: Path) -> list[Path]:
     """Return the paths that look like checkpoints, newest first; a replaced one follows its replacement."""
-    if not folder.is_dir():
-        return []
-    matches = [(match, path) for path in folder.iterdir() if (match := _NAME.fullmatch(path.name))]
+    with reading(folder):
+        try:
+            names = os.listdir(folder)
+        except FileNotFoundError:
+            return []
+    matches = [(match, folder / name) for name in names if (match := _NAME.fullmatch(name))]
     matches.sort(key=lambda pair: (-int(pair[0][1]), pair[0][2] is not None))
     return [path for _, path in matches]
+
+
+def _inode(path: Path) -> int | None:
+    """Return the number by which the disk knows what is at ``path`` now; None if there is nothing."""
+    with reading(path):
+        try:
+            return path.lstat().st_ino
+        except FileNotFoundError:
+            return None
 
 
 def _is_whole(path: Path) -> bool:

@@ -11,7 +11,6 @@ from typing import Any, NamedTuple
 
 import gymnasium as gym
 import torch
-import yaml
 from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
@@ -25,8 +24,9 @@ from rl2meta.experiments.config import RunConfig, load_config, suggestion
 from rl2meta.experiments.plugin_checks import TASKS, Check, Finding, here, plugin_checks
 from rl2meta.experiments.plugins import load
 from rl2meta.experiments.rehearsal import draw, rehearse
+from rl2meta.experiments.yaml_text import text_of
 from rl2meta.training import AgentKind
-from rl2meta.workers.faults import told
+from rl2meta.workers.faults import cut, told, words_of
 from rl2meta.workers.plugged_in import PluggedIn
 
 _CPU = torch.device("cpu")
@@ -109,7 +109,7 @@ def _experiment(family: str, agent: str, source: str, overrides: Sequence[str]) 
         "agent": {"name": agent},
         "training": {"updates": 1, "trials_per_update": 2, "episodes_per_trial": 2},
     }
-    return load_config(yaml.safe_dump(experiment), source, overrides, COMPONENTS)
+    return load_config(text_of(experiment), source, overrides, COMPONENTS)
 
 
 def _names_agent(target: str) -> bool:
@@ -215,7 +215,7 @@ def _checker(check: Callable[[gym.Env[Any, Any]], None]) -> Check:
         try:
             check(env)
         except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...: whatever it stumbles over
-            yield Finding("FAULT", f"{type(error).__name__}: {error}")
+            yield Finding("FAULT", cut(f"{type(error).__name__}: {words_of(error)}"))
         finally:
             env.close()
 

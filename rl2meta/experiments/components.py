@@ -14,9 +14,10 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion, with_former
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
-from rl2meta.experiments.run_folder import is_of_a_run
+from rl2meta.experiments.run_folder import LARGEST_CONFIG, is_of_a_run
 from rl2meta.experiments.trust import modules_named, refuse_strangers
 from rl2meta.experiments.yaml_text import text_of
+from rl2meta.files import read_text
 from rl2meta.models import model_of, said_model
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker, Worker
@@ -138,7 +139,7 @@ def _config_text(source: str) -> str:
             f"{suggestion(source, shipped)}"
         )
     try:
-        return path.read_text(encoding="utf-8")
+        return read_text(path, LARGEST_CONFIG)
     except (OSError, UnicodeDecodeError) as error:
         raise UserError(f"config {source!r}: expected a readable text file, got: {error}") from None
 

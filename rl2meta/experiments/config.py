@@ -12,7 +12,6 @@ from dataclasses import dataclass, is_dataclass
 from functools import reduce
 from typing import Any, get_args
 
-import yaml
 from pydantic import BaseModel, TypeAdapter, ValidationError
 from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError
@@ -20,10 +19,11 @@ from pydantic_core import PydanticSerializationError
 from rl2meta.errors import UserError
 from rl2meta.experiments.sections import RunSettings
 from rl2meta.experiments.trust import modules_in
-from rl2meta.experiments.yaml_text import apply_override, parse, text_of
+from rl2meta.experiments.yaml_text import apply_override, parse, read, text_of
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
+from rl2meta.workers.faults import cut, words_of
 from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
@@ -85,11 +85,11 @@ class RunConfig:
         }
         if isinstance(self.law, PluggedIn):
             data["workers"] = self.settings.workers.model_dump()
-        return yaml.safe_dump({**data, **more}, sort_keys=False, allow_unicode=True)
+        return text_of({**data, **more})
 
     def flat(self) -> dict[str, Any]:
         """Return every setting by its dotted key, with its value as in YAML."""
-        return _flat(yaml.safe_load(self.to_yaml()))
+        return _flat(read(self.to_yaml(), "config"))
 
     def identity(self) -> dict[str, Any]:
         """Return the settings that affect what is learnt: all but ``WHERE``, saving and evaluation."""
@@ -142,9 +142,12 @@ def completed(
     raw: dict[str, Any] = {}
     for key, value in identity.items():
         *sections, last = key.split(".")
-        reduce(lambda section, name: section.setdefault(name, {}), sections, raw)[last] = value
+        try:
+            reduce(lambda section, name: section.setdefault(name, {}), sections, raw)[last] = value
+        except (AttributeError, TypeError):  # a key is both a value and a section
+            return dict(identity)
     try:
-        text = with_former(yaml.safe_dump(raw), components)
+        text = with_former(text_of(raw), components)
         return load_config(text, "checkpoint", (), components).identity()
     except UserError:
         return dict(identity)
@@ -210,7 +213,7 @@ def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tu
     except ValidationError as error:
         return None, [_fault(where, details, kind) for details in error.errors()]
     except (Exception, SystemExit) as error:  # of a plug-in
-        return None, [f"{'.'.join(where)}: {kind.__name__}: {type(error).__name__}: {error}"]
+        return None, [f"{'.'.join(where)}: {kind.__name__}: {_told(error)}"]
 
 
 def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any, list[str]]:
@@ -223,11 +226,15 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
     try:
         missing = unfit(family)
     except Exception as error:  # of a property
-        missing = [f"{type(error).__name__}: {error}"]
+        missing = [_told(error)]
     faults = [f"distribution: {name}: {fault}" for fault in missing]
     keys = ", ".join(f"{key}={value!r}" for key, value in given.items())
     called = f"{name}({keys})" if keys else name
     return (None if faults else PluggedIn(family, settings.workers, called)), faults
+
+
+def _told(error: BaseException) -> str:
+    return f"{type(error).__name__}: {cut(words_of(error))}"
 
 
 def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
@@ -236,8 +243,8 @@ def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
         return given
     try:
         dumped: dict[str, Any] = TypeAdapter(type(family)).dump_python(family)
-        kept = yaml.safe_load(yaml.safe_dump(dumped)) == dumped and json.loads(json.dumps(dumped)) == dumped
-    except (PydanticSchemaGenerationError, PydanticSerializationError, yaml.YAMLError, TypeError, ValueError):
+        kept = read(text_of(dumped), "family") == dumped and json.loads(json.dumps(dumped)) == dumped
+    except (PydanticSchemaGenerationError, PydanticSerializationError, UserError, TypeError, ValueError):
         kept = False  # a field that no config can hold
     return dumped if kept else given
 

@@ -18,6 +18,7 @@ from rl2meta.experiments.config import RunConfig, differing
 from rl2meta.experiments.contest import Contest
 from rl2meta.experiments.rehearsal import fill
 from rl2meta.experiments.run import Run
+from rl2meta.experiments.sizes import refuse_evaluation, refuse_tasks, room_on
 from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
 
@@ -74,7 +75,10 @@ def make_contest(
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
     if scratch:  # a single task gives no interval
         within("--scratch", scratch, 2, num_tasks)
-    worker = make_worker(config, resolve_device(device))
+    where = resolve_device(device)
+    refuse_evaluation(config, num_tasks, room_on(where))
+    refuse_tasks(config, num_tasks, seed)
+    worker = make_worker(config, where)
     contest = Contest(config, worker, seed, num_tasks, scratch)
     set_precision(config.settings.precision)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))

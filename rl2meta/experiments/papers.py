@@ -2,11 +2,11 @@
 
 from importlib.resources import files
 
-import yaml
 from pydantic import BaseModel, ConfigDict
 
 from rl2meta.errors import UserError
 from rl2meta.experiments.config import suggestion
+from rl2meta.experiments.yaml_text import parse
 
 
 class Cell(BaseModel):
@@ -58,7 +58,7 @@ def load_paper(name: str) -> Paper:
     known = papers()
     if name not in known:
         raise UserError(f"unknown table {name!r}{suggestion(name, known)}")
-    return Paper(**yaml.safe_load(known[name]))
+    return Paper(**parse(known[name], name))
 
 
 def chosen_cells(paper: Paper, names: list[str]) -> dict[str, Cell]:

@@ -1,8 +1,10 @@
 """Load the learner of a run from its folder."""
 
 import logging
+import reprlib
 from collections.abc import Collection, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -20,6 +22,9 @@ from rl2meta.experiments.yaml_text import parse
 from rl2meta.training import Learner
 
 _log = logging.getLogger("rl2meta")
+_MOST = 100  # changed settings in a message
+_REPR = reprlib.Repr()
+_REPR.maxstring = _REPR.maxother = 80
 
 
 def load_run_config(
@@ -62,9 +67,10 @@ def restore(
         _log.warning("the run ended before it saved anything; it begins again at update 0")
         return learner, save_first(folder, checkpoint_of(config, learner, 0, 0))
     _refuse_edits(folder, config, saved)
+    _refuse_nan(folder, saved)
     try:
         learner.load_state_dict(saved.tensors)
-    except (RuntimeError, ValueError, KeyError) as error:
+    except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise UserError(
             f"{folder.config_path}: expected the config that the checkpoint of update {saved.update} was "
             f"trained with, got one that it does not fit; undo changes to it ({error})"
@@ -82,20 +88,52 @@ def _never_saved(folder: RunFolder, config: RunConfig) -> bool:
     return done < due and "started_from" not in parse(folder.config_text(), str(folder.config_path))
 
 
+def _refuse_nan(folder: RunFolder, saved: Checkpoint) -> None:
+    """Refuse NaN, with which an agent acts, but not as it learnt to; infinities may be a mask."""
+    for name, tensor in saved.tensors.items():
+        eight_bits = (
+            tensor.is_floating_point() and tensor.element_size() == 1
+        )  # torch knows none of their NaN
+        if torch.isnan(tensor.float() if eight_bits else tensor).any():
+            raise UserError(
+                f"{folder.checkpoints_path}: expected numbers in the checkpoint of update {saved.update}, "
+                f"got NaN in {name}; remove this checkpoint to go back to an older one, or train again"
+            )
+
+
+def _settings_of(folder: RunFolder, saved: Checkpoint) -> dict[str, Any]:
+    """Return the settings of the run in its checkpoint, by dotted keys.
+
+    Raises:
+        UserError: if it holds none, or no number of environment steps.
+    """
+    held: object = sorted(saved.state)
+    if {"env_steps", "config"} <= saved.state.keys():
+        steps, settings = saved.state["env_steps"], saved.state["config"]
+        if type(steps) is int and steps >= 0 and isinstance(settings, dict):
+            return settings
+        held = {"env_steps": steps, "config": settings}
+    raise UserError(
+        f"{folder.checkpoints_path}: expected checkpoints of `rl2meta train`, got one that holds "
+        f"{_REPR.repr(held)}; restore the original checkpoints of the run"
+    )
+
+
 def _refuse_edits(folder: RunFolder, config: RunConfig, saved: Checkpoint) -> None:
     """Refuse a config.yaml whose settings differ from those in the checkpoint."""
-    if not {"env_steps", "config"} <= saved.state.keys():
-        raise UserError(
-            f"{folder.checkpoints_path}: expected checkpoints of `rl2meta train`, got one that holds "
-            f"{sorted(saved.state)}; restore the original checkpoints of the run"
-        )
     now = config.identity()
-    then = completed(saved.state["config"], now, COMPONENTS)
-    changed = [f"{key} is {now.get(key)!r}, was {then.get(key)!r}" for key in differing(now, then)]
+    try:
+        then = completed(_settings_of(folder, saved), now, COMPONENTS)
+        changed = [
+            f"{_REPR.repr(key)[1:-1]} is {_REPR.repr(now.get(key))}, was {_REPR.repr(then.get(key))}"
+            for key in differing(now, then)
+        ]
+    except RecursionError:
+        changed = ["a value in the checkpoint is nested too deep"]
     if changed:
         raise UserError(
             f"{folder.config_path}: expected the settings that the run was started with, got others: "
-            f"{'; '.join(changed)}. Undo the change, or train the changed config in another --run-dir"
+            f"{'; '.join(changed[:_MOST])}. Undo the change, or train the changed config in another --run-dir"
         )
 
 

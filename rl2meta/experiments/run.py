@@ -1,5 +1,6 @@
 """A run: one training, with its agent, its task distribution, its metrics and its folder."""
 
+import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -10,6 +11,8 @@ from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
 from rl2meta.trial import Agent
+
+_log = logging.getLogger("rl2meta")
 
 
 @dataclass(repr=False)
@@ -63,10 +66,18 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """One row for each update: ``update``, ``env_steps``, ``mean_return``, and the learner's metrics.
 
+        A warning says which rows the file of the run folder has lost.
+
         Raises:
-            UserError: if the file of the run folder cannot be read.
+            UserError: if that file cannot be read, or a row differs from what the run wrote.
         """
-        return list(self.rows) if self.path is None else RunFolder(self.path).read_metrics()
+        if self.path is None:
+            return list(self.rows)
+        rows = RunFolder(self.path).read_metrics()
+        if len(rows) < self.update:
+            file = RunFolder(self.path).metrics_path
+            _log.warning("%s has %d rows for %d updates; the others are lost", file, len(rows), self.update)
+        return rows
 
 
 Callback = Callable[[Run, dict[str, Any]], bool | None]

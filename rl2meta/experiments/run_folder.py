@@ -1,31 +1,25 @@
 """The folder of a run on disk: its config, metrics, checkpoints and evaluations."""
 
 import itertools
-import json
-import math
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, NamedTuple, Self
+from typing import Any, Self
 
 from filelock import FileLock, Timeout
 
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints, trust
-from rl2meta.files import is_leftover, remove_leftovers, write_atomically, writing
+from rl2meta.experiments.metrics import MetricsFile
+from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
 
 CONFIG = "config.yaml"
 """The file with the config that a run was started with."""
+LARGEST_CONFIG = 4 * 2**20
+"""The largest size of a config in bytes; a longer text is no config."""
 _LOCK = ".lock"
-
-
-class _Line(NamedTuple):
-    """One line of the metrics: its text and its parsed content."""
-
-    text: str
-    row: dict[str, Any]
 
 
 @dataclass(frozen=True)
@@ -82,7 +76,9 @@ class RunFolder:
             raise UserError(
                 f"expected a run folder at {path}, got {_kind(path)}; give one that training wrote"
             )
-        if not folder.config_path.is_file():
+        with reading(path):
+            has_config = folder.config_path.exists()
+        if not has_config:
             raise UserError(
                 f"expected a run folder, got {path} without a config.yaml; give the folder that "
                 "`rl2meta train` wrote"
@@ -96,7 +92,7 @@ class RunFolder:
 
     @property
     def metrics_path(self) -> Path:
-        """The file of metrics: one JSON object per line, one line per update."""
+        """The file of metrics: one JSON object per line, one line per update; beside it metrics.digests."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -115,10 +111,8 @@ class RunFolder:
         Raises:
             UserError: if it cannot be read.
         """
-        try:
-            return self.config_path.read_text(encoding="utf-8")
-        except (OSError, UnicodeDecodeError) as error:
-            raise UserError(f"cannot read {self.config_path}: {error}; restore it from a copy") from error
+        with reading(self.config_path):
+            return read_text(self.config_path, LARGEST_CONFIG)
 
     @contextmanager
     def locked(self) -> Iterator[None]:
@@ -156,34 +150,26 @@ class RunFolder:
             ValueError: if "update" is missing or a number is not finite (JSON cannot represent it).
             UserError: if the line cannot be written.
         """
-        _check_row(row)
-        line = json.dumps(dict(row), allow_nan=False) + "\n"
-        with writing(self.metrics_path), self.metrics_path.open("a", encoding="utf-8", newline="\n") as file:
-            file.write(line)
+        self._metrics.append(row)
 
     def truncate_metrics(self, update: int) -> int:
         """Remove the rows after ``update`` atomically; return the number of rows that remain.
 
         A resumed run calls it with the update of its checkpoint. It also removes an incomplete last line,
-        which a kill may have left.
+        which a kill may have left, and writes digests of the rows that remain.
 
         Raises:
-            UserError: if a complete line cannot be read, or the file cannot be written.
+            UserError: if one of them is damaged, or the files cannot be written.
         """
-        if not self.metrics_path.exists():
-            return 0
-        kept = [line.text + "\n" for line in self._lines() if line.row["update"] <= update]
-        with writing(self.metrics_path):
-            write_atomically(self.metrics_path, "".join(kept))
-        return len(kept)
+        return self._metrics.truncate(update)
 
     def read_metrics(self) -> list[dict[str, Any]]:
         """Return the rows in the order in which they were appended, without an incomplete last line.
 
         Raises:
-            UserError: if a complete line cannot be read.
+            UserError: if a row is damaged; see ``rl2meta.experiments.metrics``.
         """
-        return [line.row for line in self._lines()] if self.metrics_path.exists() else []
+        return self._metrics.read()
 
     @contextmanager
     def new_evaluation_folder(self, out: Path | None) -> Iterator[Path]:
@@ -198,16 +184,9 @@ class RunFolder:
         with new_folder(self.path / "evaluation", out) as folder:
             yield folder
 
-    def _lines(self) -> list[_Line]:
-        with writing(self.metrics_path):
-            content = self.metrics_path.read_bytes()
-        *ended, cut = (_parse(line) for line in content.split(b"\n"))
-        if None in ended:
-            raise UserError(
-                f"expected JSON objects with an update in {self.metrics_path}, got something else in line "
-                f"{ended.index(None) + 1}; remove that line"
-            )
-        return [line for line in (*ended, cut) if line is not None]
+    @property
+    def _metrics(self) -> MetricsFile:
+        return MetricsFile(self.metrics_path)
 
 
 @contextmanager
@@ -290,19 +269,3 @@ def _kind(path: Path) -> str:
     if path.is_dir():
         return "a folder with something in it" if _is_used(path) else "an empty folder"
     return "a file" if path.exists() else "nothing"
-
-
-def _check_row(row: Mapping[str, Any]) -> None:
-    if not isinstance(row.get("update"), int):
-        raise ValueError(f"expected the number of the update under 'update', got {row.get('update')!r}")
-    for name, value in row.items():
-        if isinstance(value, float) and not math.isfinite(value):
-            raise ValueError(f"expected finite metrics, got {name}={value} at update {row['update']}")
-
-
-def _parse(line: bytes) -> _Line | None:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return _Line(line.decode(), row) if isinstance(row, dict) and isinstance(row.get("update"), int) else None

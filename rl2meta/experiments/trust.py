@@ -17,7 +17,7 @@ from typing import Any
 
 from rl2meta.errors import UserError
 from rl2meta.experiments.yaml_text import apply_override, parse
-from rl2meta.files import write_atomically
+from rl2meta.files import read_text, write_atomically
 
 STAMP = ".trained_here"
 """The file of a run folder with the keyed digest of its config.yaml."""
@@ -104,7 +104,7 @@ def _with_packages(module: str) -> Iterator[str]:
 def _is_stamped(path: Path, text: str) -> bool:
     try:
         key = _secret(create=False)
-        found = (path.parent / STAMP).read_text(encoding="ascii").strip()
+        found = read_text(path.parent / STAMP, most=1000).strip()
     except (OSError, RuntimeError, ValueError):
         return False
     return key is not None and hmac.compare_digest(found.encode(), _digest(key, text).encode())

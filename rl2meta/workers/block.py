@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rl2meta.descriptors import fill_standard_descriptors
 from rl2meta.workers.family import Described, acted, observed
 
 Array = NDArray[Any]
@@ -85,15 +86,31 @@ def views(buffer: Any, layout: Layout) -> Arrays:
 def nameless_memory(size: int) -> int:
     """Return the descriptor of ``size`` bytes of memory, which is freed when the last user of it ends.
 
-    Memory without a name cannot be left behind, no matter how its processes end.
+    Memory without a name cannot be left behind, no matter how its processes end. The descriptor is above 2,
+    so that it can be handed to another process.
     """
+    fill_standard_descriptors()
     if hasattr(os, "memfd_create"):
         descriptor = os.memfd_create("rl2meta")
     else:
         with tempfile.TemporaryFile() as file:
             descriptor = os.dup(file.fileno())
-    os.ftruncate(descriptor, size)
+    try:
+        os.ftruncate(descriptor, size)
+    except BaseException:
+        os.close(descriptor)
+        raise
     return descriptor
+
+
+def shared_memory(size: int) -> tuple[int, mmap.mmap]:
+    """Return the descriptor of ``size`` bytes of nameless memory, and the memory."""
+    descriptor = nameless_memory(size)
+    try:
+        return descriptor, mapped(descriptor)
+    except BaseException:
+        os.close(descriptor)
+        raise
 
 
 def mapped(descriptor: int) -> mmap.mmap:

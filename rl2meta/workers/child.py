@@ -65,7 +65,10 @@ def main() -> None:
     _end_with_the_main_process()
     _ignore_signals()
     faulthandler.register(signal.SIGUSR1, file=stack, all_threads=False)  # tells where it hangs
-    told: Setup | Probe = pickle.loads(connection.recv_bytes())
+    try:
+        told: Setup | Probe = pickle.loads(connection.recv_bytes())
+    except (EOFError, OSError):
+        return
     try:
         family = pickle.loads(told.family)
         if isinstance(told, Probe):
@@ -75,7 +78,8 @@ def main() -> None:
     except BaseException as error:
         _tell(connection, fault_of(error, "import", None, 0))
         return
-    connection.send_bytes(DONE)
+    _send(connection, DONE)
+    _send(connection, str(os.getpid()).encode())
     work()
 
 
@@ -86,12 +90,17 @@ def _look(connection: Connection, family: SingleFamily, task: Task, memory: int)
     except BaseException as error:
         _tell(connection, fault_of(error, CALLS[mark[2]], 0, 0))
         return
-    connection.send_bytes(DONE)
-    connection.send_bytes(found)
+    _send(connection, DONE)
+    _send(connection, found)
+
+
+def _send(connection: Connection, message: bytes) -> None:
+    with suppress(OSError):  # the main process is gone, and this one soon is
+        connection.send_bytes(message)
 
 
 def _tell(connection: Connection, fault: Fault) -> None:
-    connection.send_bytes(pickle.dumps(fault))
+    _send(connection, pickle.dumps(fault))
 
 
 def _slots(family: SingleFamily, setup: Setup, memory: int) -> Slots:
@@ -115,7 +124,7 @@ def _serve(connection: Connection, slots: Slots) -> None:
         except BaseException as error:  # any exception: it must not look as if the process had died
             _tell(connection, slots.fault(error))
         else:
-            connection.send_bytes(DONE)
+            _send(connection, DONE)
 
 
 def _obey(slots: Slots, command: str, arguments: tuple[Any, ...]) -> None:
@@ -128,7 +137,7 @@ def _obey(slots: Slots, command: str, arguments: tuple[Any, ...]) -> None:
 
 
 def _end_with_the_main_process() -> None:
-    """End this process and all that an environment started as soon as the main process ends in any way.
+    """End this process and its group as soon as the main process ends in any way; guardians end the rest.
 
     Standard input is a pipe, and only the main process has its other end. Linux can send a signal when that
     end closes. Elsewhere a thread waits for it; this thread cannot run while an environment hangs in C code.

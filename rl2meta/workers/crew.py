@@ -13,11 +13,11 @@ import gymnasium as gym
 import numpy as np
 
 from rl2meta.devices import cores
-from rl2meta.workers.block import Array, Arrays, layout_of, mapped, nameless_memory, views
+from rl2meta.workers.block import Array, Arrays, layout_of, shared_memory, views
 from rl2meta.workers.child import Setup
 from rl2meta.workers.family import Described, SingleFamily, Task
 from rl2meta.workers.faults import EnvironmentFault, Failed, Fault
-from rl2meta.workers.process import WorkerProcess
+from rl2meta.workers.process import WorkerProcess, room_for
 from rl2meta.workers.scout import pickled, refuse_start
 from rl2meta.workers.settings import WorkerSettings
 
@@ -79,8 +79,9 @@ class Crew:
         self._settings = settings
         bounds = _bounds(num_envs, settings.processes)
         layout, size = layout_of(described, num_envs, len(bounds))
-        self._memory = nameless_memory(size)
-        self.arrays = views(mapped(self._memory), layout)
+        with room_for(len(bounds)):
+            self._memory, block = shared_memory(size)
+        self.arrays = views(block, layout)
         parts = pickled(family), pickle.dumps(described)
         self._setups = [
             Setup(*parts, layout, first, last, worker) for worker, (first, last) in enumerate(bounds)
@@ -148,12 +149,8 @@ class Crew:
 
     def _start(self, worker: int) -> WorkerProcess:
         mark = self._parts[worker].mark
-        try:
+        with room_for(len(self._setups)):
             return WorkerProcess(self._setups[worker], self._memory, mark, self._settings.timeout)
-        except OSError as error:
-            raise EnvironmentFault(
-                f"cannot start {len(self._setups)} worker processes: {error}; set workers.processes lower"
-            ) from None
 
     def _order(self, order: _Order) -> None:
         """Send a command to all workers and wait until it is done.

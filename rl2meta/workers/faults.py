@@ -2,12 +2,15 @@
 
 import os
 import traceback
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 from rl2meta.errors import UserError
 
 CALLS = ("import", "make_env", "set_task", "reset", "step", "close", "nothing")
 """The names of what a worker can be doing; shared memory holds their indices."""
+LONGEST = 4000
+"""The most characters of a text of somebody else's in a message."""
 _OWN_FRAMES = os.path.dirname(os.path.dirname(__file__)) + os.sep
 
 
@@ -66,12 +69,14 @@ class Broken(Exception):
 def fault_of(error: BaseException, call: str, slot: int | None, step: int) -> Fault:
     """Return the fault for an exception that an environment raised."""
     if isinstance(error, Broken):
-        return Fault(str(error), call, slot, step)
+        return Fault(cut(str(error)), call, slot, step)
     if isinstance(error, SystemExit):
-        return Fault(f"called sys.exit({error.code!r})", call, slot, step)
+        return Fault(f"called sys.exit({cut(_safely(repr, error.code))})", call, slot, step)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_own(frame.filename)]
     details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
-    return Fault(f"raised {type(error).__name__}: {error}", call, slot, step, details)
+    return Fault(
+        f"raised {cut(f'{type(error).__name__}: {words_of(error)}')}", call, slot, step, cut(details)
+    )
 
 
 def told(error: BaseException) -> str:
@@ -80,11 +85,31 @@ def told(error: BaseException) -> str:
     return f"{fault.what}{fault.details}"
 
 
+def words_of(error: BaseException) -> str:
+    """Return the text of an exception, even of one that cannot be turned into a text."""
+    return _safely(str, error)
+
+
+def cut(text: str) -> str:
+    """Return a text, or beginning and end of one that is longer than ``LONGEST`` characters."""
+    half = LONGEST // 2
+    if len(text) <= LONGEST:
+        return text
+    return f"{text[:half]}[... {len(text) - 2 * half} more characters ...]{text[-half:]}"
+
+
 def is_own(frame: str) -> bool:
     """Return whether a frame belongs to this package; a user can do nothing about such a frame."""
     return _OWN_FRAMES in frame
 
 
+def _safely(said: Callable[[Any], str], thing: Any) -> str:
+    try:
+        return said(thing)
+    except Exception as error:
+        return f"(no text: {said.__name__}() raises {type(error).__name__})"
+
+
 def _short(task: Any) -> str:
-    text = repr(task)
+    text = _safely(repr, task)
     return text if len(text) <= 200 else f"{text[:200]}..."

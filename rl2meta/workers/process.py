@@ -1,6 +1,5 @@
 """One worker process, as the main process sees it."""
 
-import json
 import os
 import pickle
 import select
@@ -8,27 +7,34 @@ import signal
 import socket
 import subprocess
 import sys
-import tempfile
 import time
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from multiprocessing.connection import Connection
-from typing import BinaryIO
 
-from rl2meta.workers.block import Array
+from rl2meta.workers import guardian
+from rl2meta.workers.block import Array, nameless_memory
 from rl2meta.workers.child import DONE, Probe, Setup
-from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, is_own
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, cut, is_own
 
 START_LIMIT = 120.0  # seconds that starting and importing may take
 _GLANCE = 0.2  # seconds between two checks that a worker makes progress
+# Nothing is imported before sys.path is set: Python puts the current folder first, whatever files it holds.
 _START = (
-    "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from rl2meta.workers.child import main; main()"
+    "import sys; sys.path[:] = eval(sys.argv[1]); from rl2meta.workers.guardian import guarded; "
+    "guarded([int(word) for word in sys.argv[2:]]); from rl2meta.workers.child import main; main()"
 )
-_WRITING = 0.1  # seconds that writing a stack may take
+_ASKING = 0.5  # seconds after which a worker that has not begun to write its stack cannot do it
+_WRITING = 0.1  # seconds that writing it may take
+_LONGEST_STACK = 2**20  # bytes
+_DYING = 5.0  # seconds that a process may take to end after its connection has closed
 _ONE_THREAD = ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS")
 
 
 class WorkerProcess:
-    """A process that steps environments, in its own session, so that one signal ends all that it started.
+    """A process that steps environments; ``kill`` ends it and all that it started.
+
+    It has a session of its own and, on Linux, two guardians (``rl2meta.workers.guardian``).
 
     It is a new interpreter and not a fork: a fork after torch has started its threads may hang. The main
     module is not run again: it may import torch, or have no ``if __name__ == "__main__"``.
@@ -38,6 +44,13 @@ class WorkerProcess:
         memory: the descriptor of the shared memory.
         mark: the worker's row of ``Arrays.mark``.
         timeout: seconds that one call of an environment may take.
+
+    Attributes:
+        pid: the process id; until ``started`` that of its first guardian, which does not outlive it, nor it
+            the guardian.
+
+    Raises:
+        OSError: if the system has no room for it.
     """
 
     def __init__(self, told: Setup | Probe, memory: int, mark: Array, timeout: float) -> None:
@@ -46,14 +59,10 @@ class WorkerProcess:
         self._mark, self._timeout = mark, timeout
         mark[:] = 0, -1, CALLS.index("import"), 0
         self._process, self._connection, self._stack = _start(memory)
+        self.pid = self._process.pid
         self._poll = select.poll()
         self._poll.register(self._connection.fileno(), select.POLLIN)
         self.send(pickle.dumps(told))
-
-    @property
-    def pid(self) -> int:
-        """The process id."""
-        return self._process.pid
 
     def send(self, message: bytes) -> None:
         """Send a command; if the worker is dead, the wait for its answer reports it."""
@@ -67,6 +76,7 @@ class WorkerProcess:
             Failed: if the process or the import of the family failed.
         """
         self._answer(START_LIMIT)
+        self.pid = int(self.result())
 
     def done(self) -> None:
         """Wait until the worker has done its last command.
@@ -91,13 +101,17 @@ class WorkerProcess:
         """End the process and all processes that it started; a second call does nothing."""
         if self._connection.closed:
             return
-        with suppress(ProcessLookupError, PermissionError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        if self._process.stdin is not None:
+            self._process.stdin.close()  # the worker's lifeline, should somebody have killed the guardians
+        if guardian.POSSIBLE:
+            for number in (guardian.END, signal.SIGCONT):  # it may have been stopped
+                self._process.send_signal(number)
+        else:
+            with suppress(ProcessLookupError, PermissionError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         self._process.wait()
         self._connection.close()
-        self._stack.close()
-        if self._process.stdin is not None:
-            self._process.stdin.close()
+        os.close(self._stack)
 
     def _answer(self, limit: float) -> None:
         seen, since = self._mark.tolist(), time.monotonic()
@@ -116,12 +130,14 @@ class WorkerProcess:
     def _where(self) -> str:
         """Return the frames in which a worker hangs, the innermost last, if it can still report them."""
         with suppress(ProcessLookupError):
-            self._process.send_signal(signal.SIGUSR1)
-            time.sleep(_WRITING)
-        self._stack.seek(0)
-        lines = self._stack.read().decode(errors="replace").splitlines()
+            self._process.send_signal(signal.SIGUSR1)  # guardians pass it on
+        until = time.monotonic() + _ASKING
+        while not os.fstat(self._stack).st_size and time.monotonic() < until:
+            time.sleep(_WRITING / 10)
+        time.sleep(_WRITING)
+        lines = os.pread(self._stack, _LONGEST_STACK, 0).decode(errors="replace").splitlines()
         frames = [line.strip() for line in lines if line.lstrip().startswith("File ") and not is_own(line)]
-        return "".join(f"\n    {frame}" for frame in reversed(frames) if '"<' not in frame)
+        return cut("".join(f"\n    {frame}" for frame in reversed(frames) if '"<' not in frame))
 
     def _receive(self) -> None:
         message = self.result()
@@ -130,11 +146,11 @@ class WorkerProcess:
 
     def _death(self) -> str:
         try:
-            code = self._process.wait(timeout=1.0)
+            code = self._process.wait(_DYING)
         except subprocess.TimeoutExpired:
             return "the worker process closed its connection"
         if code < 0:
-            return f"the worker process was killed by {signal.Signals(-code).name}"
+            return f"the worker process was killed by {_name(-code)}"
         return f"the worker process ended with exit code {code}"
 
     def _fault(self, what: str, details: str = "") -> Fault:
@@ -143,13 +159,34 @@ class WorkerProcess:
         return Fault(what, CALLS[call], None if idle else slot, step, details)
 
 
-def _start(memory: int) -> tuple[subprocess.Popen[bytes], Connection, BinaryIO]:
+@contextmanager
+def room_for(count: int) -> Iterator[None]:
+    """Turn an error of the system in the block into one that says what to do about it.
+
+    Raises:
+        EnvironmentFault: for an OSError, such as no descriptor, process or memory left.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise EnvironmentFault(
+            f"cannot start {count} worker processes: {error}; set workers.processes lower, or raise "
+            "the limit of the system (ulimit -a shows all)"
+        ) from None
+
+
+def _name(number: int) -> str:
+    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
+
+
+def _start(memory: int) -> tuple[subprocess.Popen[bytes], Connection, int]:
     """Return a new process, our end of the connection to it, and the file that it writes its stack to."""
-    path = json.dumps([entry for entry in sys.path if isinstance(entry, str)])  # imports ignore the others
+    path = ascii([entry for entry in sys.path if isinstance(entry, str)])  # imports ignore the others
     with ExitStack() as opened:  # closes everything if the process cannot be started
-        stack = opened.enter_context(tempfile.TemporaryFile())
+        stack = nameless_memory(0)
+        opened.callback(os.close, stack)
         ours, theirs = (opened.enter_context(end) for end in socket.socketpair())
-        handed = theirs.fileno(), memory, stack.fileno()
+        handed = theirs.fileno(), memory, stack
         process = subprocess.Popen(
             [sys.executable, "-c", _START, path, *map(str, handed)],
             stdin=subprocess.PIPE,

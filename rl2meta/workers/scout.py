@@ -1,19 +1,22 @@
 """A first look at an environment in a process of its own, which may hang or die without other harm."""
 
+import logging
 import os
 import pickle
+from contextlib import ExitStack
 
 import numpy as np
 
-from rl2meta.workers.block import mapped, nameless_memory
+from rl2meta.workers.block import shared_memory
 from rl2meta.workers.child import Probe
 from rl2meta.workers.family import Described, SingleFamily, Task
-from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, fault_of
+from rl2meta.workers.faults import CALLS, EnvironmentFault, Failed, Fault, cut, fault_of, words_of
 from rl2meta.workers.looking import look
-from rl2meta.workers.process import WorkerProcess
+from rl2meta.workers.process import WorkerProcess, room_for
 from rl2meta.workers.settings import WorkerSettings
 
 _MARK_BYTES = 32
+_log = logging.getLogger("rl2meta.workers")
 
 
 def first_look(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
@@ -23,7 +26,7 @@ def first_look(family: SingleFamily, task: Task, settings: WorkerSettings) -> De
         EnvironmentFault: if the environment fails, breaks a rule, hangs or dies.
     """
     try:
-        return _here(family, task) if settings.processes == 0 else _elsewhere(family, task, settings)
+        return _here(family, task) if settings.processes == 0 else _again(family, task, settings)
     except Failed as failure:
         raise EnvironmentFault(failure.fault.said([task], [0])) from None
 
@@ -38,8 +41,9 @@ def pickled(family: SingleFamily) -> bytes:
         return pickle.dumps(family)
     except Exception as error:
         raise EnvironmentFault(
-            f"expected a family that can be pickled, to be sent to worker processes, got {error}; keep "
-            "environments, files and lambdas out of it, or set workers.processes=0"
+            "expected a family that can be pickled, to be sent to worker processes, got "
+            f"{cut(words_of(error))}; keep environments, files and lambdas out of it, or set "
+            "workers.processes=0"
         ) from None
 
 
@@ -60,18 +64,31 @@ def _here(family: SingleFamily, task: Task) -> Described:
         raise Failed(fault_of(error, CALLS[mark[2]], 0, 0)) from None
 
 
-def _elsewhere(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
-    memory = nameless_memory(_MARK_BYTES)
-    mark = np.frombuffer(mapped(memory), np.int64)
-    worker = WorkerProcess(Probe(pickled(family), task), memory, mark, settings.timeout)
+def _again(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
+    """Look a second time if the process was killed from outside."""
     try:
-        worker.started()
-        worker.done()
-        found: Described = pickle.loads(worker.result())
-        return found
+        return _elsewhere(family, task, settings)
     except Failed as failure:
-        refuse_start(failure.fault)
-        raise
-    finally:
-        worker.kill()
-        os.close(memory)
+        if not failure.fault.killed:
+            raise
+        _log.warning("%s; the first look at an environment starts again", failure.fault.said([task], [0]))
+    return _elsewhere(family, task, settings)
+
+
+def _elsewhere(family: SingleFamily, task: Task, settings: WorkerSettings) -> Described:
+    probe = Probe(pickled(family), task)
+    with ExitStack() as ended:
+        with room_for(1):
+            memory, block = shared_memory(_MARK_BYTES)
+            ended.callback(os.close, memory)
+            mark = np.frombuffer(block, np.int64)
+            worker = WorkerProcess(probe, memory, mark, settings.timeout)
+        ended.callback(worker.kill)
+        try:
+            worker.started()
+            worker.done()
+            found: Described = pickle.loads(worker.result())
+            return found
+        except Failed as failure:
+            refuse_start(failure.fault)
+            raise

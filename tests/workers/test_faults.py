@@ -198,6 +198,25 @@ def test_luck_from_elsewhere_than_the_seed_is_found_out() -> None:
     envs.close()
 
 
+@pytest.mark.parametrize("processes", [1, 0])
+@pytest.mark.parametrize("how", ["raise at length", "exit at length"])
+def test_of_what_an_environment_says_beginning_and_end_are_told(
+    how: str, processes: int, tmp_path: Path
+) -> None:
+    family = FaultyWalks(folder=str(tmp_path), how=how, in_main=True)
+    envs = make(family, processes, max_restarts=0)
+    with pytest.raises(EnvironmentFault, match=r"first words x+\[\.\.\. .*\]x+ last words") as caught:
+        play(envs, family)
+    assert 3000 < len(str(caught.value)) < 10_000
+    envs.close()
+
+
+def test_an_exception_without_words(tmp_path: Path) -> None:
+    family = FaultyWalks(folder=str(tmp_path), how="raise without words", in_main=True)
+    with pytest.raises(EnvironmentFault, match=r"raised Wordless: \(no text: .*RuntimeError"):
+        play(make(family, 0), family)
+
+
 class Stop(BaseException):
     """What a handler of a signal raises."""
 

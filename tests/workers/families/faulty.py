@@ -22,15 +22,29 @@ class Panic(BaseException):
     """What no ``except Exception`` catches, such as those of extensions in Rust."""
 
 
+class Wordless(Exception):
+    """What cannot even be printed."""
+
+    def __str__(self) -> str:
+        raise RuntimeError
+
+
+def raised(how: str) -> BaseException | None:
+    long = "first words " + "x" * 10**7 + " last words"
+    return {
+        "raise": ValueError("no luck"),
+        "raise anew": ValueError(f"no luck with {time.time_ns()}"),  # never the same words
+        "raise at length": ValueError(long),
+        "raise without words": Wordless(),
+        "panic": Panic("no hope"),
+        "exit": SystemExit("enough"),
+        "exit at length": SystemExit(long),
+    }.get(how)
+
+
 def go_wrong(how: str) -> None:
-    if how == "raise":
-        raise ValueError("no luck")
-    if how == "raise anew":
-        raise ValueError(f"no luck with {time.time_ns()}")  # never the same words
-    if how == "panic":
-        raise Panic("no hope")
-    if how == "exit":
-        sys.exit("enough")
+    if error := raised(how):
+        raise error
     if how == "_exit":
         os._exit(3)
     if how == "hang":
