@@ -15,7 +15,7 @@ from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under
 from rl2meta.networks import ActionDistribution, Tanh, action_head, mlp, stacked
-from rl2meta.returns import discounted_returns, gae, standardised
+from rl2meta.returns import discounted_lengths, discounted_returns, gae, standardised
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory
 from rl2meta.units import RAW, ObservationUnits, RewardUnits, UnitsConfig, action_units
@@ -75,6 +75,17 @@ class InputUnits(nn.Module):
         if self.rewards is None:
             return reward
         return reward / torch.where(self.rewards.scale > 0, self.rewards.scale, 1.0)
+
+    def usual_returns(self, steps: int, horizon: int | None, discount: float) -> Tensor | float:
+        """Return the scaled returns of average rewards until the horizon, [T, 1]; 0 if rewards are raw.
+
+        A baseline that begins from them does not depend on the zero of the rewards, in spite of its ridge.
+        """
+        if self.rewards is None:
+            return 0.0
+        left = (horizon or steps) - torch.arange(steps, device=self.rewards.centre.device)  # [T]
+        lengths = discounted_lengths(left, discount).double().unsqueeze(1)  # [T, 1]
+        return self.scaled(self.rewards.centre) * lengths
 
 
 class PolicyNetwork(nn.Module):
@@ -171,7 +182,10 @@ class PolicyGradient:
         # Returns stop where an episode ends: within a phase, an episode does not change later episodes.
         flow = discount * mask * ~trajectory.last  # [T, num_tasks × lanes]
         reward = self.units.scaled(reward.to(dtype)) * mask
-        advantage = self._advantage(observation.to(dtype), reward, flow, mask, lanes, trajectory.horizon)
+        usual = self.units.usual_returns(len(mask), trajectory.horizon, discount)
+        advantage = self._advantage(
+            observation.to(dtype), reward, flow, mask, lanes, trajectory.horizon, usual
+        )
         return Rows(  # [T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...]
             observation=by_row(observation, lanes),
             label=by_row(trajectory.action, lanes),
@@ -187,14 +201,15 @@ class PolicyGradient:
         mask: Tensor,
         lanes: int,
         horizon: int | None,
+        usual: Tensor | float,
     ) -> Tensor:
         value = torch.zeros_like(reward)  # [T, num_tasks × lanes]
         if self.config.baseline:
-            returns = discounted_returns(reward, flow)
+            returns = discounted_returns(reward, flow) - usual
             # [T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]
             fields = [by_lane(field, lanes) for field in (observation, returns, mask)]
             fitted = linear_baseline(fields[0], fields[1], fields[2], horizon)  # [T, num_tasks, lanes]
-            value = fitted.flatten(1, 2) * mask  # [T, num_tasks × lanes]
+            value = (fitted.flatten(1, 2) + usual) * mask  # [T, num_tasks × lanes]
         advantage = gae(reward, flow, value, self.config.gae_trace)
         if not self.config.standardise:
             return advantage

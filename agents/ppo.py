@@ -16,7 +16,14 @@ from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.networks import ActionDistribution, action_distribution, action_head
-from rl2meta.returns import RewardSignal, gae, masked_mean, reward_signal, standardised
+from rl2meta.returns import (
+    RewardSignal,
+    discounted_lengths,
+    gae,
+    masked_mean,
+    reward_signal,
+    standardised,
+)
 from rl2meta.spaces import encoding
 from rl2meta.training import linear
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
@@ -352,14 +359,6 @@ class PPO:
 def _after_start(raw: Tensor, seen: Tensor) -> Tensor:
     """Return ``seen`` [T, ...] with the first row of ``raw``."""
     return seen if seen is raw else torch.cat([raw[:1], seen[1:]])
-
-
-def discounted_lengths(steps: Tensor, gamma: float) -> Tensor:
-    """Return max(1, Σ_{k<n} γᵏ) for each number n of steps."""
-    n = steps.clamp(min=1)
-    if gamma == 1.0:
-        return n.float()
-    return ((1.0 - gamma ** n.double()) / (1.0 - gamma)).float()
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

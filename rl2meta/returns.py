@@ -45,6 +45,14 @@ def discounted_returns(reward: Tensor, discount: Tensor) -> Tensor:
     return result
 
 
+def discounted_lengths(steps: Tensor, gamma: float) -> Tensor:
+    """Return max(1, Σ_{k<n} γᵏ) for each number n of steps."""
+    n = steps.clamp(min=1)
+    if gamma == 1.0:
+        return n.float()
+    return ((1.0 - gamma ** n.double()) / (1.0 - gamma)).float()
+
+
 def reward_signal(trajectory: Trajectory, signal: RewardSignal) -> Tensor:
     """Return the reward for the loss, [T, B]: the sampled reward, the expected reward, or minus the regret.
 

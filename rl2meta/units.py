@@ -189,7 +189,7 @@ def set_once(centre: Tensor, scale: Tensor, reward: Tensor, mask: Tensor) -> Non
     """
     paid = reward[mask].double()  # [n]
     mean, deviation = paid.mean(), paid.std(correction=0)
-    constant = deviation <= 1e-7 * mean.abs()  # but for rounding
+    constant = deviation <= 1e-9 * mean.abs()  # but for the rounding of the mean
     size = torch.where(constant, mean.abs(), deviation)
     new = (scale == 0) & (size > 0)
     centre.copy_(torch.where(new, mean, centre))
