@@ -15,7 +15,7 @@ from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under
 from rl2meta.networks import ActionDistribution, Tanh, action_head, mlp, stacked
-from rl2meta.returns import discounted_lengths, discounted_returns, gae, standardised
+from rl2meta.returns import discounted_lengths, discounted_returns, gae, masked_mean, standardised
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Trajectory
 from rl2meta.units import RAW, ObservationUnits, RewardUnits, UnitsConfig, action_units
@@ -75,17 +75,6 @@ class InputUnits(nn.Module):
         if self.rewards is None:
             return reward
         return reward / torch.where(self.rewards.scale > 0, self.rewards.scale, 1.0)
-
-    def usual_returns(self, steps: int, horizon: int | None, discount: float) -> Tensor | float:
-        """Return the scaled returns of average rewards until the horizon, [T, 1]; 0 if rewards are raw.
-
-        A baseline that begins from them does not depend on the zero of the rewards, in spite of its ridge.
-        """
-        if self.rewards is None:
-            return 0.0
-        left = (horizon or steps) - torch.arange(steps, device=self.rewards.centre.device)  # [T]
-        lengths = discounted_lengths(left, discount).double().unsqueeze(1)  # [T, 1]
-        return self.scaled(self.rewards.centre) * lengths
 
 
 class PolicyNetwork(nn.Module):
@@ -182,7 +171,7 @@ class PolicyGradient:
         # Returns stop where an episode ends: within a phase, an episode does not change later episodes.
         flow = discount * mask * ~trajectory.last  # [T, num_tasks × lanes]
         reward = self.units.scaled(reward.to(dtype)) * mask
-        usual = self.units.usual_returns(len(mask), trajectory.horizon, discount)
+        usual = self._usual_returns(reward, mask, lanes, trajectory.horizon, discount)
         advantage = self._advantage(
             observation.to(dtype), reward, flow, mask, lanes, trajectory.horizon, usual
         )
@@ -192,6 +181,21 @@ class PolicyGradient:
             advantage=by_row(advantage.to(self._dtype), lanes),
             weight=normalised(by_row(mask.to(self._dtype), lanes)),
         )
+
+    def _usual_returns(
+        self, reward: Tensor, mask: Tensor, lanes: int, horizon: int | None, discount: float
+    ) -> Tensor | float:
+        """Return the returns of a task's mean reward until the horizon, [T, num_tasks × lanes].
+
+        A baseline that begins from them does not depend on the zero of the rewards, in spite of its ridge. It
+        is 0 where rewards are raw.
+        """
+        if self.units.rewards is None:
+            return 0.0
+        left = (horizon or len(mask)) - torch.arange(len(mask), device=mask.device)  # [T]
+        lengths = discounted_lengths(left, discount).to(reward.dtype).unsqueeze(1)  # [T, 1]
+        mean = masked_mean(by_lane(reward, lanes), by_lane(mask, lanes), dim=(0, 2))  # [1, num_tasks, 1]
+        return lengths * mean.expand(1, -1, lanes).flatten(1)  # [T, num_tasks × lanes]
 
     def _advantage(
         self,

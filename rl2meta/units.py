@@ -109,6 +109,7 @@ class ObservationUnits(nn.Module):
         box = space if isinstance(space, gym.spaces.Box) and not is_image(space) else None
         low, high = _bounds(box)
         bounded = (low >= -_UNBOUNDED) & (high <= _UNBOUNDED) & (high > low)
+        low, high = np.where(bounded, low, -1.0), np.where(bounded, high, 1.0)
         half, furthest = (high - low) / 2, np.maximum(abs(low), abs(high))
         far = bounded & ((half < _NEAR[0]) | (furthest > _NEAR[1]))
         self.measured = normalised and bool((~bounded).any())
