@@ -188,7 +188,7 @@ def test_what_follows_the_end_of_an_episode_changes_nothing() -> None:
     torch.testing.assert_close(clean.linearised(x).gradient, dirty.linearised(x).gradient)
     old = clean.policies(x)
     torch.testing.assert_close(clean.metric(x)(x), dirty.metric(x)(x))
-    assert clean.measure(x, old).kl == 0
+    assert abs(clean.measure(x, old).kl) < 1e-15
 
 
 def _with_rubbish(phase: Any) -> Any:
@@ -230,10 +230,10 @@ def test_a_refused_step_leaves_every_bit() -> None:
     scales = []
     for seed in range(16):
         trial = lived(learner, family, 2, seed=seed)
-        before = {name: value.clone() for name, value in learner.state_dict().items()}
+        before = {name: value.clone() for name, value in learner.meta.state_dict().items()}
         metrics = learner.update(trial, 0.0, generator(seed))
         scales.append(metrics["step_scale"])
-        same = all(torch.equal(value, before[name]) for name, value in learner.state_dict().items())
+        same = all(torch.equal(value, before[name]) for name, value in learner.meta.state_dict().items())
         assert same == (scales[-1] == 0)
         assert metrics["gradient_norm"] > 0
     assert {0.0, 1.0} == set(scales)

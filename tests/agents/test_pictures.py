@@ -156,7 +156,7 @@ class _Fixed(PPOAgent):
 
 
 def test_a_predictor_on_images_sees_and_does_what_the_worker_does() -> None:
-    family, agent = Pictures(in_turn=True), _Fixed(_image_learner().network)
+    family, agent = Pictures(in_turn=True), _Fixed(_image_learner(reward_units="raw").network)
     task = sample_tasks(family, 1, 0, "test")
     (rolled,) = RolloutWorker(family).run(agent, task, 12, 0).phases
     predictor = Predictor(agent, family.observation_space, family.action_space, num_episodes=12)

@@ -100,7 +100,7 @@ def test_discounted_lengths_are_the_sums_of_powers(gamma: float) -> None:
 
 def test_advantages_cross_the_ends_of_episodes() -> None:
     """With λ = γ = 1 and a value of 0 the first advantage is the return of the whole trial."""
-    learner = _learner(discount=1.0, gae_trace=1.0, reward_signal="sampled")
+    learner = _learner(discount=1.0, gae_trace=1.0, reward_signal="sampled", reward_units="raw")
     trial = _trial(learner)
     batch = learner.batch(trial.phases[0])
     returns = trial.phases[0].reward.flip(0).cumsum(0).flip(0)

@@ -19,6 +19,7 @@ from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.training import Budget, meta_train
 from rl2meta.trial import Trial
+from rl2meta.units import FORMER_UNITS
 
 BANDITS = BernoulliBandits(num_arms=3)
 
@@ -136,10 +137,12 @@ def test_learns_which_of_two_arms_pays(signal: str) -> None:
 
 def test_on_vectors_the_network_is_what_it_was() -> None:
     """Names and order of what a checkpoint holds; no encoder is built, and none drawn."""
-    network = _learner().network
+    network, measured = _learner(**FORMER_UNITS).network, _learner().network
     lstm = [f"core.lstm.{name}_l0" for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")]
     heads = [f"{head}.{name}" for head in ("policy.linear", "value") for name in ("weight", "bias")]
     assert list(network.state_dict()) == ["reward_scale", *lstm, *heads]
+    units = ["reward_units.centre", "reward_units.scale"]
+    assert list(measured.state_dict()) == ["reward_scale", "reward_centre", *lstm, *units, *heads]
     assert [name for name, _ in network.named_parameters()] == [*lstm, *heads]
 
 
