@@ -43,6 +43,11 @@ def encoding(space: gym.Space[Any]) -> Encoding:
     )
 
 
+def from_zero(space: gym.Space[Any]) -> gym.Space[Any]:
+    """Return a Discrete space with as many elements that starts at 0, as agents see it; others stay."""
+    return gym.spaces.Discrete(int(space.n)) if isinstance(space, gym.spaces.Discrete) else space
+
+
 def bounded(space: gym.Space[Any], device: torch.device | str = "cpu") -> Callable[[Tensor], Tensor]:
     """Return a function that clips actions to a Box's bounds, and returns actions of other spaces unchanged.
 

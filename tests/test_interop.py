@@ -18,6 +18,7 @@ from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
 from torch import Tensor
 
 import rl2meta.envs  # noqa: F401 - registers the ids
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TaskEnv
 from rl2meta.interop import Predictor, TrialEnv
@@ -582,3 +583,35 @@ def test_recurrent_ppo_learns_on_trials() -> None:
     test_env = Monitor(TrialEnv(bandit(2), 4, tasks=held_out))
     mean, _ = evaluate_policy(model, test_env, 5)
     assert 0 <= mean <= 4
+
+
+class Lift(gym.Env[Any, Any]):
+    """Floors from 5 on, and actions −1, 0, 1; a step pays the action."""
+
+    observation_space = gym.spaces.Discrete(3, start=5)
+    action_space = gym.spaces.Discrete(3, start=-1)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        return np.int64(6), {}
+
+    def step(self, action: Any) -> Any:
+        assert action in self.action_space
+        return np.int64(7), float(action), True, False, {}
+
+
+@pytest.mark.parametrize("up", [0, 1, 2])
+def test_elements_of_spaces_that_start_elsewhere_reach_the_environment(up: int) -> None:
+    env = Lift()
+    counted = gym.spaces.Discrete(3)
+    learner = rl2_learner(counted, counted, RL2Config.model_validate({"core": {"hidden_size": 8}}))
+    with torch.no_grad():
+        learner.network.policy.linear.bias[up] = 50.0  # type: ignore[union-attr]
+    trial = TrialEnv(env, 2)
+    predictor = Predictor(learner.agent, env.observation_space, env.action_space)
+    observation, _ = trial.reset(seed=0)
+    action, state = predictor.predict(observation)
+    assert action in env.action_space and int(action) == up - 1
+    observation, reward, *_ = trial.step(action)
+    assert reward == up - 1
+    assert int(predictor.predict(observation, state)[0]) == up - 1

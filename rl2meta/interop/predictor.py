@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl2meta.randomness import generator
-from rl2meta.spaces import bounded, encoding
+from rl2meta.spaces import bounded, encoding, from_zero
 from rl2meta.trial import Agent, Carry, Choice, Lived, TimeStep, Trajectory, over_fields
 
 Array = NDArray[Any]
@@ -31,7 +31,8 @@ class Predictor(Generic[Carry]):
         agent: acts and adapts.
         observation_space: of the environment inside the ``TrialEnv``.
         action_space: of the environment inside the ``TrialEnv``; actions are clipped to its bounds, and the
-            agent learns from the action before clipping.
+            agent learns from the action before clipping. Agents count discrete actions and observations from
+            0; here they are elements of the environment's spaces.
         seed: of the agent's draws; the k-th trial uses the k-th random stream under it.
         num_episodes: episodes in a trial, if known; the agent's phases must fill it.
         device: of the agent.
@@ -54,7 +55,8 @@ class Predictor(Generic[Carry]):
     ) -> None:
         _check_phase(agent, num_episodes)
         self.agent = agent
-        self._spaces = observation_space, action_space
+        self._spaces = from_zero(observation_space), from_zero(action_space)
+        self._start = action_space.start if isinstance(action_space, gym.spaces.Discrete) else None
         self._sizes = [encoding(observation_space).size, encoding(action_space).size, 1, 1]
         self._bounded = bounded(action_space, device)
         self._seed, self._device = seed, torch.device(device)
@@ -158,7 +160,8 @@ class Predictor(Generic[Carry]):
     def _action(self, row: "_Row[Carry]") -> Array:
         assert row.pending is not None  # every row has just acted
         action = self._bounded(row.pending[1].action[0]).cpu().numpy()
-        return np.asarray(action.astype(self._spaces[1].dtype))
+        action = np.asarray(action.astype(self._spaces[1].dtype))
+        return action if self._start is None else action + self._start
 
 
 @dataclass(frozen=True)
