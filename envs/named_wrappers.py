@@ -160,7 +160,7 @@ def _cast(box: spaces.Box, dtype: str) -> spaces.Box:
 
 
 def _as_element(box: spaces.Box, element: Any) -> NDArray[Any]:
-    """Return a box's element, given in another dtype; whole numbers are rounded and kept within the bounds."""
+    """Return a box's element, given in another dtype; whole numbers are rounded and kept in bounds."""
     if np.issubdtype(cast(Any, box.dtype), np.integer):
         element = np.clip(np.rint(element), box.low, box.high)
     return np.asarray(element, box.dtype).reshape(box.shape)
