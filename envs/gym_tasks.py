@@ -162,7 +162,8 @@ def registered(id: str) -> EnvSpec:
             importlib.import_module(module)
         return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"a Gymnasium id, of a package that can be imported ({error})") from None
+        do = "; is its package installed?" if isinstance(error, ImportError) else ""
+        raise ValueError(f"a Gymnasium id, of a package that can be imported ({error}{do})") from None
 
 
 def make(id: str, **kwargs: Any) -> gym.Env[Any, Any]:

@@ -51,8 +51,8 @@ def wrapped(env: _Env, wrappers: Sequence[Mapping[str, Any]]) -> _Env:
             env = make(env)
         except Exception as error:  # of the wrapper, whose author is anybody
             raise ValueError(
-                f"expected an environment for the wrapper {wrapper['name']!r}, got observations "
-                f"{env.observation_space} and actions {env.action_space}: {error}"
+                f"wrapper {wrapper['name']!r}: {error} (observations {env.observation_space}, actions "
+                f"{env.action_space})"
             ) from error
     return env
 
