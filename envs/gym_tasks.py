@@ -15,10 +15,12 @@ from pydantic.dataclasses import dataclass
 
 from rl2meta.envs.laws import Law, draw_all
 from rl2meta.envs.locomotion import quiet_mujoco
+from rl2meta.envs.wrapping import Wrapper, wrapped
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _FROM_THE_ID: Any = None  # a validator replaces it, so the field is always an int
 _OURS = {"id", "max_episode_steps", "disable_env_checker"}  # arguments of gym.make that are not kwargs
+_SEEDS = 2**31  # of an environment; some libraries do not accept more
 _LAWS = "; a constant, [low, high], {log_uniform: ..}, {integers: ..} or {choice: ..}"
 
 
@@ -26,10 +28,16 @@ _LAWS = "; a constant, [low, high], {log_uniform: ..}, {integers: ..} or {choice
 class GymnasiumTasks:
     """The environments of one Gymnasium id, with parameters drawn for every task.
 
-    A task is {"kwargs": {...}, "attributes": {...}, "options": {...}}, without the parts that do not vary.
-    ``gym.make`` gets the kwargs; then the attributes are set on ``env.unwrapped``; every reset gets the
-    options as ``reset(options={"task": {...}})``. Train and test tasks come from the same laws, and the tasks
-    are not divided between them: laws with few values have few tasks, and training sees them all.
+    A task is {"kwargs": {...}, "attributes": {...}, "options": {...}, "seed": ...}, without the parts that do
+    not vary. ``gym.make`` gets the kwargs; then the attributes are set on ``env.unwrapped``; every reset gets
+    the options as ``reset(options={"task": {...}})``. Train and test tasks come from the same laws, and the
+    tasks are not divided between them: laws with few values have few tasks, and training sees them all.
+
+    With ``vary_seed`` every reset gets the task's seed as ``reset(seed=...)``: the task is the level that the
+    seed makes, and random numbers of later steps are the same in every episode of the trial, too. Seeds of
+    train tasks are even, those of test tasks odd, so no level is in both. They are uniform in [0, 2³¹).
+
+    The ``wrappers`` are applied after the task is set, the first one innermost.
 
     Only the attribute itself is set. Values that a constructor computed from it do not change (CartPole does
     not compute ``polemass_length`` and ``total_mass`` again for a new ``length`` or ``masspole``). If that
@@ -65,6 +73,14 @@ class GymnasiumTasks:
         dict[str, Law], Field(description="values that every reset gets as options['task']; laws as above")
     ] = Field(default={})
 
+    wrappers: Annotated[
+        list[Wrapper],
+        Field(description='{name: drop_keys, keys: [..]} and others, {name: "module:Class", kwargs: {..}}'),
+    ] = Field(default=[])
+    vary_seed: Annotated[
+        bool, Field(description="whether every reset of a trial gets the task's own seed: a task is a level")
+    ] = False
+
     @field_validator("id")
     @classmethod
     def _registered(cls, id: str) -> str:
@@ -93,9 +109,10 @@ class GymnasiumTasks:
 
     @model_validator(mode="after")
     def _varied(self) -> Self:
-        if not (self.vary_kwargs or self.vary_attributes or self.vary_options):
+        if not (self.vary_kwargs or self.vary_attributes or self.vary_options or self.vary_seed):
             raise ValueError(
-                "something in vary_kwargs, vary_attributes or vary_options: without it all tasks are equal"
+                "something in vary_kwargs, vary_attributes or vary_options, or vary_seed: true; without it "
+                "all tasks are equal"
             )
         if twice := self.kwargs.keys() & self.vary_kwargs.keys():
             raise ValueError(f"a parameter in kwargs or in vary_kwargs, got {sorted(twice)} in both")
@@ -104,25 +121,33 @@ class GymnasiumTasks:
     def __str__(self) -> str:
         """Return the settings as text, without the empty ones."""
         said = {field.name: getattr(self, field.name) for field in fields(self)}
-        shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value != {})
+        shown = ", ".join(f"{name}={value!r}" for name, value in said.items() if value not in ({}, [], False))
         return f"{type(self).__name__}({shown})"
 
-    def sample(self, rng: np.random.Generator, split: str) -> dict[str, dict[str, Any]]:
-        """Return one task; ``split`` changes nothing."""
+    def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
+        """Return one task; ``split`` changes only the seed."""
         laws = {"kwargs": self.vary_kwargs, "attributes": self.vary_attributes, "options": self.vary_options}
-        return {part: draw_all(varied, rng) for part, varied in laws.items() if varied}
+        task: dict[str, Any] = {part: draw_all(varied, rng) for part, varied in laws.items() if varied}
+        if self.vary_seed:
+            task["seed"] = 2 * int(rng.integers(_SEEDS // 2)) + (split == "test")
+        return task
 
-    def make_env(self, task: Mapping[str, Mapping[str, Any]]) -> gym.Env[Any, Any]:
-        """Return the environment that ``gym.make`` returns, with the task set.
+    def make_env(self, task: Mapping[str, Any]) -> gym.Env[Any, Any]:
+        """Return the environment that ``gym.make`` returns, with the task set, inside the wrappers.
 
         Raises:
-            ValueError: if the environment does not have an attribute, or the attribute cannot be set.
+            ValueError: if the environment does not have an attribute, the attribute cannot be set, or a
+                wrapper cannot be used with the environment.
         """
         kwargs = {**self.kwargs, **task.get("kwargs", {})}
         env = make(self.id, max_episode_steps=self.horizon, **kwargs)
         for name, value in task.get("attributes", {}).items():
             _set(env.unwrapped, name, value)
-        return _TaskOptions(env, task["options"]) if "options" in task else env
+        if "options" in task:
+            env = _TaskOptions(env, task["options"])
+        if "seed" in task:
+            env = _TaskSeed(env, task["seed"])
+        return wrapped(env, self.wrappers)
 
 
 def registered(id: str) -> EnvSpec:
@@ -137,7 +162,8 @@ def registered(id: str) -> EnvSpec:
             importlib.import_module(module)
         return gym.spec(name)
     except (gym.error.Error, ImportError) as error:
-        raise ValueError(f"a Gymnasium id, of a package that can be imported ({error})") from None
+        do = "; is its package installed?" if isinstance(error, ImportError) else ""
+        raise ValueError(f"a Gymnasium id, of a package that can be imported ({error}{do})") from None
 
 
 def make(id: str, **kwargs: Any) -> gym.Env[Any, Any]:
@@ -161,6 +187,20 @@ class _TaskOptions(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorA
         self, *, seed: int | None = None, options: dict[str, Any] | None = None
     ) -> tuple[Any, dict[str, Any]]:
         return self.env.reset(seed=seed, options={**(options or {}), "task": dict(self._task)})
+
+
+class _TaskSeed(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
+    """Gives the task's seed to every reset, in place of any other."""
+
+    def __init__(self, env: gym.Env[Any, Any], seed: int) -> None:
+        gym.utils.RecordConstructorArgs.__init__(self, seed=seed)
+        gym.Wrapper.__init__(self, env)
+        self._seed = seed
+
+    def reset(
+        self, *, seed: int | None = None, options: dict[str, Any] | None = None
+    ) -> tuple[Any, dict[str, Any]]:
+        return self.env.reset(seed=self._seed, options=options)
 
 
 def _set(env: Any, name: str, value: Any) -> None:

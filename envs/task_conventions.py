@@ -1,6 +1,5 @@
 """Families of tasks from environments that define their own tasks, by one of two conventions."""
 
-import importlib
 import random
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -15,17 +14,21 @@ from pydantic.dataclasses import dataclass
 
 from rl2meta.envs.gym_tasks import make, registered
 from rl2meta.envs.locomotion import quiet_mujoco
+from rl2meta.envs.wrapping import Wrapper, load, wrapped
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Horizon = Annotated[int, Field(ge=1, le=10**6, description="maximum number of steps in an episode")]
 _Kwargs = Annotated[
     dict[str, Any], Field(description="arguments of the class or function, the same for every task")
 ]
+_Wrappers = Annotated[
+    list[Wrapper], Field(description="applied after the task is set, the first one innermost")
+]
 _Env = gym.Env[Any, Any]
 
 
 def _importable(name: str) -> str:
-    _load(name)  # here: a wrong name must be an error of the config, not of a worker
+    load(name)  # here: a wrong name must be an error of the config, not of a worker
     return name
 
 
@@ -58,6 +61,7 @@ class SetTaskEnvs:
     ]
     horizon: _Horizon
     kwargs: _Kwargs = Field(default={})
+    wrappers: _Wrappers = Field(default=[])
 
     def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
         """Return one task of the environment's law; ``split`` changes nothing.
@@ -75,10 +79,10 @@ class SetTaskEnvs:
         return self._draw(int(rng.integers(2**32)))
 
     def make_env(self, task: Mapping[str, Any]) -> _Env:
-        """Return a new environment with the task set."""
+        """Return a new environment with the task set, inside the wrappers."""
         env = self._new()
         self.set_task(env, task)
-        return env
+        return wrapped(env, self.wrappers)
 
     def set_task(self, env: _Env, task: Mapping[str, Any]) -> None:
         """Call the environment's ``set_task`` with a task that its ``sample_tasks`` returned."""
@@ -135,6 +139,7 @@ class BenchmarkTasks:
     horizon: _Horizon
     kwargs: _Kwargs = Field(default={})
     seed: Annotated[int, Field(ge=0, lt=2**32, description="seed of the benchmark's task lists")] = 0
+    wrappers: _Wrappers = Field(default=[])
 
     def sample(self, rng: np.random.Generator, split: str) -> dict[str, Any]:
         """Return one task of the split's list, each with the same probability.
@@ -148,26 +153,31 @@ class BenchmarkTasks:
 
     def make_env(self, task: Mapping[str, Any]) -> _Env:
         """Return an environment of the task's class with the task set."""
-        env = _OneOfSeveral(task["env_name"], self._new(task))
-        self.set_task(env, task)
-        return env
+        return _OneOfSeveral(task["env_name"], self._wrapped(task))
 
     def set_task(self, env: _Env, task: Mapping[str, Any]) -> None:
         """Set another task in an environment of ``make_env``; a task of another class builds a new one."""
         if not isinstance(env, _OneOfSeveral):
             raise TypeError(f"expected an environment that make_env made, got {type(env).__name__}")
         if env.name != task["env_name"]:
-            env.replace(task["env_name"], self._new(task))
-        _method(env.env, "set_task")(self._task(task))
+            env.replace(task["env_name"], self._wrapped(task))
+        else:
+            _method(env.env, "set_task")(self._task(task))
 
     def __getstate__(self) -> dict[str, Any]:
         return _settings(self)
 
     @cached_property
     def _built(self) -> Any:
-        benchmark = _load(self.benchmark)
+        benchmark = load(self.benchmark)
         with _seeded_globals(self.seed), quiet_mujoco():
             return benchmark(**self.kwargs, seed=self.seed)
+
+    def _wrapped(self, task: Mapping[str, Any]) -> _Env:
+        """Return a new environment with the task set: spaces, which wrappers read, may depend on a task."""
+        env = self._new(task)
+        _method(env, "set_task")(self._task(task))
+        return wrapped(env, self.wrappers)
 
     def _new(self, task: Mapping[str, Any]) -> _Env:
         classes = _attribute(self._built, f"{task['split']}_classes", self.benchmark)
@@ -224,21 +234,9 @@ def _seeded_globals(seed: int) -> Iterator[None]:
 def _maker(name: str, horizon: int) -> Callable[..., Any]:
     """Return a function that makes the environments of a "module:Class" or of a Gymnasium id."""
     if ":" in name and name.rpartition(":")[2].isidentifier():  # an id has a version, "module:Name-v0"
-        return _load(name)
+        return load(name)
     registered(name)
     return partial(make, name, max_episode_steps=horizon)
-
-
-def _load(name: str) -> Callable[..., Any]:
-    """Return the object that "module:name" names; it must be callable."""
-    module, _, attribute = name.partition(":")
-    try:
-        loaded = getattr(importlib.import_module(module), attribute)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise ValueError(f'"module:Class", of a module that can be imported ({error})') from None
-    if not callable(loaded):
-        raise ValueError(f'"module:Class", of something callable (it is a {type(loaded).__name__})')
-    return cast(Callable[..., Any], loaded)
 
 
 def _method(env: _Env, name: str) -> Callable[..., Any]:

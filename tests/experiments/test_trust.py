@@ -96,6 +96,13 @@ WAYS = {
             "kwargs": {"args": "touch called", "shell": True},
         }
     },
+    "wrapper": {"distribution": {**CARTPOLE, "wrappers": [{"name": "evil.tasks:Chain"}]}},
+    "wrapper that is a function": {
+        "distribution": {
+            **CARTPOLE,
+            "wrappers": [{"name": "os:system", "kwargs": {"command": "touch called"}}],
+        }
+    },
     "id": {"distribution": {"name": "gymnasium", "id": "evil.tasks:Chain-v0", "vary_options": {"x": [0, 1]}}},
     "id of a module with a colon": {
         "distribution": {"name": "gymnasium", "id": "evil:tasks:Chain-v0", "vary_options": {"x": [0, 1]}}
