@@ -106,7 +106,8 @@ def _moved(what: str, case: Case, tasks: Tasks, later: Later) -> Iterator[str]:
         if certain or not odd:
             return
         fresh.append(_fresh(case, tasks, len(fresh)))
-    yield Untold(f"{what}: could not tell whether tasks are kept: {', '.join(odd)} differ at times")
+    seldom = " and ".join(odd)
+    yield Untold(f"{what}: could not tell whether tasks are kept: {seldom} of a first step seldom differ")
 
 
 def _fresh(case: Case, tasks: Tasks, number: int) -> Marks:
