@@ -7,7 +7,6 @@ import warnings
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import replace
-from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -189,7 +188,8 @@ def _checks(config: RunConfig, watch: Watch) -> Iterator[tuple[str, Check, bool]
     if isinstance(config.law, PluggedIn):
         yield from plugin_checks(config, watch)
     else:
-        yield "the contract of task distributions", partial(_conform, watch), False
+        seed, contract = config.settings.seed, "the contract of task distributions"
+        yield contract, lambda config: conformance(config.law, Pace(), watch, seed), False
     yield "Gymnasium's checker", _gymnasium, False
     yield "Stable-Baselines3's checker", _sb3, False
     for name in dict.fromkeys([*catalogue.AGENTS, config.agent_name]):
@@ -237,10 +237,6 @@ def _worth_knowing(said: Iterable[warnings.WarningMessage]) -> list[str]:
     """Return what was warned of, once each, without colours; that the environment is wrapped is no news."""
     words = (re.sub(r"\x1b\[\d+m|WARN: ", "", str(each.message)) for each in said)
     return [each for each in dict.fromkeys(words) if "different from the unwrapped version" not in each]
-
-
-def _conform(watch: Watch, config: RunConfig) -> Iterator[Finding]:
-    return conformance(config.law, Pace(), watch, config.settings.seed)
 
 
 def _gymnasium(config: RunConfig) -> Iterator[Finding]:
