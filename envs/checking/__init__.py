@@ -1,7 +1,10 @@
 """The conformance suite of task families: run ``check_distribution`` on every new family."""
 
+from collections.abc import Callable, Iterator
+
 from rl2meta.envs.checking import episodes, law, optimum, steps
 from rl2meta.envs.checking.case import Case, Check
+from rl2meta.envs.checking.chance import Untold
 from rl2meta.tasks import TaskDistribution
 
 _CHECKS: tuple[Check, ...] = (*law.CHECKS, *steps.CHECKS, *episodes.CHECKS, *optimum.CHECKS)
@@ -30,15 +33,46 @@ def check_distribution(
         ConformanceError: if anything is wrong; the message lists every failure, not only the first.
         ValueError: for fewer than two tasks.
     """
-    if num_tasks < 2:
-        raise ValueError(f"expected num_tasks >= 2 (tasks are compared with each other), got {num_tasks}")
-    case = Case(distribution, num_tasks, seed, steady)
-    failures = _failures(law.check_attributes, case)
-    if not failures:
-        failures = [failure for check in _CHECKS for failure in _failures(check, case)]
+    found = findings(distribution, num_tasks=num_tasks, seed=seed, steady=steady)
+    failures = [words for words in found if not isinstance(words, Untold)]
     if failures:
         lines = "".join(f"\n- {failure}" for failure in failures)
         raise ConformanceError(f"{type(distribution).__name__} has {len(failures)} failures:{lines}")
+
+
+def findings(
+    distribution: TaskDistribution,
+    *,
+    num_tasks: int = 8,
+    seed: int = 0,
+    steady: bool = True,
+    most_steps: int | None = None,
+    say: Callable[[str], None] = lambda name: None,
+) -> Iterator[str]:
+    """Yield what ``check_distribution`` finds, check by check; an ``Untold`` message is no failure.
+
+    A difference that chance can make is followed by more draws: a message is a failure only where chance
+    would do it with p < 1e-6.
+
+    Args:
+        distribution: the family.
+        num_tasks: as of ``check_distribution``.
+        seed: of all random numbers.
+        steady: as of ``check_distribution``.
+        most_steps: the largest number of steps to play at once; None: more than an episode.
+        say: gets the name of each check as it begins.
+
+    Raises:
+        ValueError: for fewer than two tasks.
+    """
+    if num_tasks < 2:
+        raise ValueError(f"expected num_tasks >= 2 (tasks are compared with each other), got {num_tasks}")
+    case = Case(distribution, num_tasks, seed, steady, most_steps)
+    missing = _failures(law.check_attributes, case)
+    yield from missing
+    for check in () if missing else _CHECKS:
+        say(_name(check))
+        yield from _failures(check, case)
 
 
 def _failures(check: Check, case: Case) -> list[str]:
@@ -47,6 +81,9 @@ def _failures(check: Check, case: Case) -> list[str]:
         for message in check(case):
             found.append(message)  # one by one, so that an error does not lose the messages before it
     except Exception as error:
-        name = check.__name__.lstrip("_").removeprefix("check_").replace("_", " ")
-        found.append(f"{name}: expected no error, got {type(error).__name__}: {error}")
+        found.append(f"{_name(check)}: expected no error, got {type(error).__name__}: {error}")
     return found
+
+
+def _name(check: Check) -> str:
+    return check.__name__.lstrip("_").removeprefix("check_").replace("_", " ")

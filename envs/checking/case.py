@@ -44,17 +44,20 @@ class Case:
         num_tasks: number of tasks to play.
         seed: of all random numbers.
         steady: whether a task must be the same in each of its episodes.
+        most_steps: the largest number of steps to play, for environments that are slow or show much.
     """
 
     distribution: TaskDistribution
     num_tasks: int
     seed: int
     steady: bool = True
+    most_steps: int | None = None
 
     @property
     def num_steps(self) -> int:
-        """The number of steps to play: more than one episode of maximum length."""
-        return self.distribution.horizon + min(self.distribution.horizon + 1, 200)
+        """The number of steps to play: more than one episode of maximum length, or ``most_steps``."""
+        steps = self.distribution.horizon + min(self.distribution.horizon + 1, 200)
+        return steps if self.most_steps is None else min(steps, self.most_steps)
 
     def tasks(self, split: Split = "train") -> Tasks:
         """Draw the tasks of a split, the same at every call."""
@@ -66,10 +69,14 @@ class Case:
 
     def actions(self) -> list[Tensor]:
         """Draw random actions for ``num_steps`` steps, the same at every call."""
+        return list(self.drawn_actions())
+
+    def drawn_actions(self) -> Iterator[Tensor]:
+        """Draw the actions of ``actions()`` one step after another, where a list of all would be long."""
         space = deepcopy(self.distribution.action_space)  # seeding the original would change the family
         space.seed(self.seed)
-        rows = [[space.sample() for _ in range(self.num_tasks)] for _ in range(self.num_steps)]
-        return [torch.as_tensor(np.stack(row)) for row in rows]
+        for _ in range(self.num_steps):
+            yield torch.as_tensor(np.stack([space.sample() for _ in range(self.num_tasks)]))
 
     def play(self, tasks: Tasks | None = None, actions: list[Tensor] | None = None) -> list[Step]:
         """Play in new environments; by default on the training tasks, with ``actions()``."""

@@ -3,13 +3,17 @@
 import json
 import random
 from collections.abc import Iterator
+from itertools import count
+from typing import get_args
 
 import gymnasium as gym
 import numpy as np
 import torch
 
 from rl2meta.envs.checking.case import CPU, Case, Check, as_json, same_stream
-from rl2meta.randomness import generator
+from rl2meta.envs.checking.chance import Untold, always_equal, has_several
+from rl2meta.randomness import derive, generator
+from rl2meta.tasks import Split, Tasks, sample_tasks
 
 
 def check_attributes(case: Case) -> Iterator[str]:
@@ -33,11 +37,31 @@ def _check_sampling(case: Case) -> Iterator[str]:
         yield f"sample: expected {case.num_tasks} tasks, got {len(tasks)}"
     if as_json(tasks) != as_json(case.tasks()):
         yield "sample: expected the same tasks from generators of the same seed, got different ones"
-    other = case.distribution.sample(case.num_tasks, generator(case.seed, "other tasks"), "train")
-    if as_json(tasks) == as_json(other):
-        yield "sample: expected different tasks from generators of different seeds, got the same"
-    if as_json(tasks) == as_json(case.tasks("test")):
-        yield "sample: expected test tasks unlike the train tasks, got the same"
+    if seeds := always_equal((tasks, other) for other in _other_tasks(case)):
+        words = "sample: expected different tasks from generators of different seeds, got the same"
+        if has_several(tasks):
+            yield f"{words}, {seeds} times"
+        else:
+            yield Untold(f"{words} one task {seeds * len(tasks)} times; is it the only one for training?")
+    if seeds := always_equal(_splits(case)):
+        yield f"sample: expected test tasks unlike the train tasks, got the same from {seeds} seeds"
+
+
+def _other_tasks(case: Case) -> Iterator[Tasks]:
+    """Draw training tasks from other seeds, without end."""
+    for number in count():
+        names = ("other tasks",) if number == 0 else ("other tasks", number)
+        yield case.distribution.sample(case.num_tasks, generator(case.seed, *names), "train")
+
+
+def _splits(case: Case) -> Iterator[tuple[Tasks, Tasks]]:
+    """Draw train and test tasks of one seed after another, without end."""
+    for number in count():
+        seed = case.seed if number == 0 else derive(case.seed, "splits", number)
+        train, test = (
+            sample_tasks(case.distribution, case.num_tasks, seed, split) for split in get_args(Split)
+        )
+        yield train, test
 
 
 def _check_global_randomness(case: Case) -> Iterator[str]:

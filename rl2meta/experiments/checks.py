@@ -15,13 +15,14 @@ from gymnasium.utils.env_checker import check_env as gymnasium_check
 from stable_baselines3.common.env_checker import check_env as sb3_check
 
 from rl2meta.envs.batched import TaskEnv
-from rl2meta.envs.checking import ConformanceError, check_distribution
 from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.agent_checks import agent_results
 from rl2meta.experiments.components import AGENTS, COMPONENTS, FAMILIES, read_config
 from rl2meta.experiments.config import RunConfig, load_config, suggestion
-from rl2meta.experiments.plugin_checks import TASKS, Check, Finding, here, plugin_checks
+from rl2meta.experiments.pace import Pace
+from rl2meta.experiments.patience import OutOfTime, Watch, at_most
+from rl2meta.experiments.plugin_checks import Check, Finding, conformance, here, plugin_checks
 from rl2meta.experiments.plugins import load
 from rl2meta.experiments.rehearsal import draw, rehearse
 from rl2meta.experiments.yaml_text import text_of
@@ -63,26 +64,36 @@ class Examination(NamedTuple):
     results: Iterator[Result]
 
 
-def examine(target: str, overrides: Sequence[str] = (), trust: Collection[str] = ()) -> Examination:
+def examine(
+    target: str,
+    overrides: Sequence[str] = (),
+    trust: Collection[str] = (),
+    *,
+    limit: float = 60.0,
+    say: Callable[[str], None] = lambda what: None,
+) -> Examination:
     """Return the checks of a config, or of the family or the agent that ``target`` names.
 
     Args:
         target: a YAML file, a shipped config, the name of a family or an agent, or ``module:name`` of one.
         overrides: settings to change, such as ``distribution.horizon=100`` or ``agent.learning_rate=0.1``.
         trust: modules that the config.yaml of a run folder from elsewhere may import.
+        limit: of the time for each check, in seconds; what is not found out by then is a note and no fault.
+        say: gets the name of each check, and of its parts, as they begin.
 
     Raises:
         UserError: for a target that is none of these, or a config with faults.
     """
+    watch = Watch(limit, say)
     if _names_agent(target):
         config = _experiment("bernoulli_bandits", target, target, overrides)
         given = any(override.startswith("distribution.") for override in overrides)
         where = f" on {config.law}" if given else ""
         return Examination(
-            f"agent {target}{where}", _agent_results(config, _here(config) if given else None, None)
+            f"agent {target}{where}", _agent_results(config, _here(config) if given else None, None, watch)
         )
     config = _config(target, overrides, trust)
-    return Examination(str(config.law), _config_results(config))
+    return Examination(str(config.law), _config_results(config, watch))
 
 
 def _config(target: str, overrides: Sequence[str], trust: Collection[str]) -> RunConfig:
@@ -124,21 +135,43 @@ def _names_agent(target: str) -> bool:
         return False
 
 
-def _config_results(config: RunConfig) -> Iterator[Result]:
-    for title, check, needed in _checks(config):
-        result = Result(title, _found(check, config))
-        yield result._replace(ends=needed and result.faults > 0)
-        if needed and result.faults:
+def _config_results(config: RunConfig, watch: Watch) -> Iterator[Result]:
+    told_before = set[str]()
+    for title, check, needed in _checks(config, watch):
+        watch.begin(title)
+        result, broke_off = _result(title, check, config, watch)
+        news = [_as_news(finding, told_before) for finding in result.findings]
+        told_before |= {finding.words for finding in news if finding.kind == "FAULT"}
+        yield result._replace(findings=news, ends=needed and broke_off)
+        if needed and broke_off:
             return
     if config.agent_name not in catalogue.AGENTS:
-        for result in _agent_results(config, _here(config), config.settings.training.episodes_per_trial):
+        length = config.settings.training.episodes_per_trial
+        for result in _agent_results(config, _here(config), length, watch):
             yield result._replace(title=f"agent: {result.title}")
 
 
-def _agent_results(config: RunConfig, law: Any, num_episodes: int | None) -> Iterator[Result]:
+def _as_news(finding: Finding, told_before: Collection[str]) -> Finding:
+    """Return what a check found, or a note where another check has said the same."""
+    if finding.kind == "FAULT" and finding.words in told_before:
+        return Finding("note", f"as above: {finding.words.splitlines()[0]}")
+    return finding
+
+
+def _agent_results(config: RunConfig, law: Any, num_episodes: int | None, watch: Watch) -> Iterator[Result]:
     """Check the agent of a config, on a law or on a small one that fits."""
     kind, seed = AGENTS[config.agent_name], config.settings.seed
-    for checked in agent_results(kind, law, config.agent, seed=seed, num_episodes=num_episodes):
+    results = agent_results(kind, law, config.agent, seed=seed, num_episodes=num_episodes)
+    while True:
+        watch.begin(f"the checks of agent {config.agent_name}")
+        try:
+            with at_most(watch.limit):
+                checked = next(results, None)
+        except OutOfTime:
+            yield Result(watch.now, [Finding("note", watch.late)])
+            return
+        if checked is None:
+            return
         findings = [Finding("FAULT", failure) for failure in checked.failures]
         yield Result(checked.title, findings, checked.needed and bool(findings))
 
@@ -150,34 +183,39 @@ def _here(config: RunConfig) -> Any:
     return config.distribution
 
 
-def _checks(config: RunConfig) -> Iterator[tuple[str, Check, bool]]:
-    """Yield the name of each check, what it does, and whether the others presume it."""
-    single = isinstance(config.law, PluggedIn)
-    if single:
-        yield from ((title, check, True) for title, check in plugin_checks(config))
-    yield "the contract of task distributions", _conform, single
-    yield "Gymnasium's checker", _checker(lambda env: gymnasium_check(env, skip_render_check=True)), False
-    yield "Stable-Baselines3's checker", _checker(lambda env: sb3_check(env, skip_render_check=True)), False
+def _checks(config: RunConfig, watch: Watch) -> Iterator[tuple[str, Check, bool]]:
+    """Yield the name of each check, what it does, and whether nothing can follow if it breaks off."""
+    if isinstance(config.law, PluggedIn):
+        yield from plugin_checks(config, watch)
+    else:
+        seed, contract = config.settings.seed, "the contract of task distributions"
+        yield contract, lambda config: conformance(config.law, Pace(), watch, seed), False
+    yield "Gymnasium's checker", _gymnasium, False
+    yield "Stable-Baselines3's checker", _sb3, False
     for name in dict.fromkeys([*catalogue.AGENTS, config.agent_name]):
         yield f"agent {name}, a trial and an update", _trainer(name), False
 
 
-def _found(check: Check, config: RunConfig) -> list[Finding]:
-    found = []
+def _result(title: str, check: Check, config: RunConfig, watch: Watch) -> tuple[Result, bool]:
+    """Return what a check finds, and whether an error broke it off."""
+    found, broke_off = list[Finding](), False
     with warnings.catch_warnings(record=True) as said, _logged() as records:
         warnings.simplefilter("always")
         try:
-            for finding in check(config):
-                found.append(finding)  # one by one: what was found before an error must not be lost
+            with at_most(watch.limit):
+                for finding in check(config):
+                    found.append(finding)  # one by one: what was found before an error must not be lost
+        except OutOfTime:
+            found.append(Finding("note", watch.late))
         except UserError as error:
-            found.append(Finding("FAULT", str(error)))
-        except ConformanceError as error:
-            found += [Finding("FAULT", words) for words in str(error).split("\n- ")[1:]]
+            found, broke_off = [*found, Finding("FAULT", str(error))], True
         except (Exception, SystemExit) as error:  # of an environment that is stepped here, or a checker
-            found.append(Finding("FAULT", told(error)))
+            found, broke_off = [*found, Finding("FAULT", told(error))], True
     if not found:  # what is logged after a fault is its consequence; without, close() went wrong
         found = [Finding("FAULT", record.getMessage()) for record in records]
-    return found + [Finding("note", words) for words in _worth_knowing(said)]
+        broke_off = bool(found)
+    notes = [Finding("note", words) for words in _worth_knowing(said)]
+    return Result(title, found + notes), broke_off
 
 
 @contextmanager
@@ -201,25 +239,27 @@ def _worth_knowing(said: Iterable[warnings.WarningMessage]) -> list[str]:
     return [each for each in dict.fromkeys(words) if "different from the unwrapped version" not in each]
 
 
-def _conform(config: RunConfig) -> Iterator[Finding]:
-    law = config.law
-    if isinstance(law, PluggedIn):
-        law = here(law)  # for every check makes environments of its own
-    check_distribution(law, num_tasks=TASKS, seed=config.settings.seed)
-    yield from ()
+def _gymnasium(config: RunConfig) -> Iterator[Finding]:
+    if error := _stumbled(lambda env: gymnasium_check(env, skip_render_check=True), config):
+        yield Finding("FAULT", error)
 
 
-def _checker(check: Callable[[gym.Env[Any, Any]], None]) -> Check:
-    def checked(config: RunConfig) -> Iterator[Finding]:
-        env = _single(config)
-        try:
-            check(env)
-        except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...: whatever it stumbles over
-            yield Finding("FAULT", cut(f"{type(error).__name__}: {words_of(error)}"))
-        finally:
-            env.close()
+def _sb3(config: RunConfig) -> Iterator[Finding]:
+    """Say what Stable-Baselines3 demands; nothing here needs it, so it is no fault."""
+    if error := _stumbled(lambda env: sb3_check(env, skip_render_check=True), config):
+        yield Finding("note", f"unfit for SB3: {error}")
 
-    return checked
+
+def _stumbled(check: Callable[[gym.Env[Any, Any]], None], config: RunConfig) -> str | None:
+    """Return over what somebody else's checker stumbles, if it does."""
+    env = _single(config)
+    try:
+        check(env)
+    except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...
+        return cut(f"{type(error).__name__}: {words_of(error)}")
+    finally:
+        env.close()
+    return None
 
 
 def _single(config: RunConfig) -> gym.Env[Any, Any]:
@@ -239,6 +279,10 @@ def _trainer(name: str) -> Check:
             rehearse(config if own else _with_agent(config, name), _CPU)
         except (UserError, TypeError, ValueError) as error:
             yield Finding("FAULT" if own else "unfit", str(error))
+        except (MemoryError, RuntimeError) as error:  # sizes that only the other agent cannot do with
+            if own:
+                raise
+            yield Finding("unfit", told(error))
 
     return train
 

@@ -1,0 +1,116 @@
+"""Sound families that a hasty check calls faulty, and families for which a check must not take long."""
+
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from rl2meta.commands.check import run_checks
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.checking import check_distribution
+from rl2meta.envs.gym_tasks import GymnasiumTasks
+from rl2meta.experiments.env_state import same_values
+from rl2meta.experiments.pace import pace_of
+from rl2meta.experiments.patience import OutOfTime, at_most
+from rl2meta.workers.plugged_in import PluggedIn
+from rl2meta.workers.settings import WorkerSettings
+
+FAULTY = Path(__file__).parent / "outside" / "faulty"
+HERE = "workers.processes=0"
+Check = Callable[..., tuple[int, str]]
+
+
+@pytest.fixture
+def check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Check:
+    """Check a family of ``sound_lamps`` -> (exit code, all that was said)."""
+    monkeypatch.syspath_prepend(str(FAULTY))
+
+    def call(env: str, *overrides: str, **more: float) -> tuple[int, str]:
+        code = run_checks("sound_lamps:Sound", [f"distribution.env={env}", HERE, *overrides], **more)
+        captured = capfd.readouterr()
+        return code, captured.out + captured.err
+
+    return call
+
+
+@pytest.mark.parametrize("high", [0.001, 0.03])
+def test_arms_that_seldom_pay_are_sound(high: float) -> None:
+    for seed in range(4):
+        check_distribution(BernoulliBandits(num_arms=5, high=high), seed=seed)
+
+
+def test_families_of_few_tasks_are_sound(corridor: Any) -> None:
+    """Two draws of two tasks are often equal."""
+    for seed in range(12):
+        check_distribution(corridor(horizon=3), seed=seed, num_tasks=2)
+    three = {"force_mag": {"choice": [5, 10, 20]}}
+    law = PluggedIn(
+        GymnasiumTasks(id="CartPole-v1", horizon=5, vary_attributes=three), WorkerSettings(processes=0)
+    )
+    check_distribution(law, num_tasks=2)
+
+
+def test_what_only_stable_baselines3_demands_is_a_note(check: Check) -> None:
+    code, said = check("Endless")
+    assert code == 0 and "note: unfit for SB3: AssertionError: Continuous action space must have a" in said
+
+
+@pytest.mark.parametrize("env", ["Dim", "Distant"])
+def test_tasks_that_show_in_few_places_are_no_fault(check: Check, env: str) -> None:
+    code, said = check(env)
+    assert code == 0 and "all is well" in said, said
+    assert env == "Dim" or "could not tell whether tasks make a difference" in said
+
+
+def test_slow_environments_take_no_minutes_and_are_named_meanwhile(check: Check) -> None:
+    begun = time.monotonic()
+    code, said = check("Slow", "distribution.horizon=500", limit=0.5, silent=0.2)
+    assert code == 0 and time.monotonic() - begun < 15
+    assert "note: slow: only the first" in said
+    assert "took more than 0.5 s, and the rest of this check was not tried" in said
+    assert "  ...    tasks that make a difference: " in said
+
+
+def test_large_observations_are_played_less(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.syspath_prepend(str(FAULTY))
+    from sound_lamps import Sound
+
+    wide = pace_of(PluggedIn(Sound("Wide", horizon=1000), WorkerSettings(processes=0)), seed=0)
+    assert wide.steps is not None and wide.steps * wide.tasks <= 2**28 / 12e6
+    quick = pace_of(PluggedIn(Sound("Dim"), WorkerSettings(processes=0)), seed=0)
+    assert quick.tasks == 8 and quick.steps is not None and quick.steps > 21
+
+
+def test_a_time_limit_ends_a_sleep() -> None:
+    with pytest.raises(OutOfTime), at_most(0.05):
+        time.sleep(5)
+    with at_most(5):
+        pass
+
+
+class Held:
+    def __init__(self, **values: Any) -> None:
+        self.__dict__.update(values)
+
+
+def test_same_values_sees_all_that_objects_hold() -> None:
+    def held(task: Any) -> Held:
+        parts = {"array": np.arange(3), "list": [1, Held(task=task)], "drawn": np.random.default_rng(1)}
+        return Held(nan=float("nan"), kind=Held, parts=parts)
+
+    assert same_values(held(1), held(1))
+    for other in (2, 1.0, "1", np.ones(1), Held()):
+        assert not same_values(held(1), held(other))
+    drawn = held(1)
+    drawn.parts["drawn"].random()
+    assert not same_values(held(1), drawn)
+
+
+def test_what_cannot_be_seen_is_not_called_the_same() -> None:
+    one = Held()
+    for unknown in (lambda: 1, iter([1]), memoryview(b"1")):
+        assert not same_values(Held(unknown=unknown), Held(unknown=iter([1])))
+    assert not same_values(Held(one=one), Held(one=one))  # a simulator that both share
