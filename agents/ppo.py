@@ -146,11 +146,15 @@ class ActorCritic(nn.Module):
             step: of any number of trials.
             begins: whether the trials begin here.
         """
-        step = step._replace(observation=self.observation_units(self.encode(step.observation)))
+        observation = self.encode(step.observation)  # [..., size]
+        if self.observation_units.active:
+            observation = self.observation_units(observation)
+        step = step._replace(observation=observation)
         if begins:
             return step
+        action = self.action_units(step.action) if self.action_units.active else step.action
         reward = step.reward if self.reward_units is None else self.reward_units(step.reward)
-        return step._replace(action=self.action_units(step.action), reward=reward)
+        return step._replace(action=action, reward=reward)
 
     def forward(self, seen: Seen) -> tuple[ActionDistribution, Tensor]:
         """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""

@@ -132,7 +132,8 @@ def meta_train(
             learner.agent, tasks, budget.episodes_per_trial, derive(seed, "train", update, "rollout")
         )
         metrics = learner.update(trial, update / budget.updates, generator(seed, "train", update, "learner"))
-        warn_of_clipped(trial.phases, distribution.action_space, told_of_clipped)
+        if isinstance(distribution.action_space, gym.spaces.Box):
+            warn_of_clipped(trial.phases, distribution.action_space, told_of_clipped)
         steps, mean_return = trial.num_steps(), _mean_return(trial)
         seconds = time.perf_counter() - began
         env_steps += steps

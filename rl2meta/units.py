@@ -197,7 +197,7 @@ def set_once(centre: Tensor, scale: Tensor, reward: Tensor, mask: Tensor) -> Non
     scale.copy_(torch.where(new, size, scale))
 
 
-def warn_of_clipped(phases: Sequence[Trajectory], space: gym.Space[Any], told: set[int]) -> None:
+def warn_of_clipped(phases: Sequence[Trajectory], space: gym.spaces.Box, told: set[int]) -> None:
     """Warn of each entry of an action that lies outside of its bounds in most steps of an update.
 
     The environment gets a clipped action then, so the policy learns little from such steps.
@@ -207,8 +207,6 @@ def warn_of_clipped(phases: Sequence[Trajectory], space: gym.Space[Any], told: s
         space: of the actions.
         told: the entries that were told of before; new ones are added.
     """
-    if not isinstance(space, gym.spaces.Box):
-        return
     taken = torch.cat([phase.action[phase.mask].flatten(1) for phase in phases])  # [n, A]
     low, high = (torch.as_tensor(bound, device=taken.device).flatten() for bound in (space.low, space.high))
     shares = ((taken < low) | (taken > high)).double().mean(dim=0).tolist()

@@ -47,6 +47,7 @@ AGENTS_MAY = {
     "training",
     "deprecation",
     "spaces",
+    "units",
     "randomness",
     "parts",
 }
