@@ -290,7 +290,7 @@ def test_spaces_survive_the_round_trip() -> None:
     shifted = Predictor(Witness(), gym.spaces.Discrete(3, start=-1), gym.spaces.Discrete(3))
     shifted.predict(np.array([0, 0, 1, 0, 0, 0, 0, 1], np.float32))
     (step,) = shifted.agent.shown[1]
-    assert step.observation.tolist() == [1]
+    assert step.observation.tolist() == [2]  # agents count from 0
     assert step.observation.dtype == torch.int64
 
 
