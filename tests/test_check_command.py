@@ -131,8 +131,8 @@ TARGETS = {
     "nothing.yaml": r"'nothing.yaml': expected a YAML file, .*got none of them; Known",
     "faulty_families:": r"expected module:Class, such as my_package.my_module:MyTasks",
     "gymnasium distribution.id=CartPole-v99": r"distribution.id: expected a Gymnasium id.*got 'CartPole-v99'",
-    CART: r"expected something in vary_kwargs, vary_attributes or vary_options, or vary_seed: true"
-    "tasks are equal",
+    CART: r"expected something in vary_kwargs, vary_attributes or vary_options, or vary_seed: true; without "
+    "it all tasks are equal",
     f"{CART} distribution.vary_attributes.gravty=[1,2]": r"got 'gravty'; did you mean 'gravity'\?",
     f"{CART} distribution.vary_kwargs.colour=[1,2]": r"unexpected keyword argument 'colour'",
     "gymnasium distribution.id=faulty_families:EndlessLamp-v0 distribution.vary_kwargs.switch=[1,2]": (
