@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from rl2meta.errors import UserError
+from rl2meta.memory import available
 
 _LEFTOVER = re.compile(r"\..+\.\d+\.tmp")  # the temporary names of write_atomically
 _KINDS = {stat.S_IFIFO: "a FIFO", stat.S_IFCHR: "a device", stat.S_IFBLK: "a device"}
@@ -100,7 +101,7 @@ def read_file(path: Path, most: float = math.inf, times: int = 1) -> bytes:
         if size > most:
             raise OSError(errno.EFBIG, f"expected at most {most:,.0f} bytes, got {size:,}", str(path))
         try:
-            if times * size > _LITTLE and times * size > _available_memory():
+            if times * size > _LITTLE and (room := available()) is not None and times * size > room:
                 raise MemoryError
             return file.read(size)
         except MemoryError:
@@ -122,20 +123,6 @@ def _open_at_once(path: str | Path, flags: int) -> int:
     return os.open(
         path, flags | getattr(os, "O_NONBLOCK", 0), 0o666
     )  # Windows has no such flag, and no FIFOs
-
-
-def _available_memory() -> float:
-    """Return the bytes that the machine, or its container, can give; infinity where neither says so."""
-    machine = _number_in("/proc/meminfo", r"MemAvailable:\s+(\d+) kB")
-    return min(1024 * machine, _number_in("/sys/fs/cgroup/memory.max", r"(\d+)"))
-
-
-def _number_in(path: str, pattern: str) -> float:
-    try:
-        found = re.search(pattern, Path(path).read_text(encoding="ascii"))
-    except (OSError, ValueError):
-        return math.inf
-    return math.inf if found is None else float(found[1])
 
 
 @contextmanager

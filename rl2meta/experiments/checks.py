@@ -28,7 +28,7 @@ from rl2meta.experiments.plugins import load
 from rl2meta.experiments.rehearsal import draw, rehearse
 from rl2meta.experiments.yaml_text import text_of
 from rl2meta.training import AgentKind
-from rl2meta.workers.faults import cut, told, words_of
+from rl2meta.workers.faults import named, told
 from rl2meta.workers.plugged_in import PluggedIn
 
 _CPU = torch.device("cpu")
@@ -257,7 +257,7 @@ def _stumbled(check: Callable[[gym.Env[Any, Any]], None], config: RunConfig) -> 
     try:
         check(env)
     except (Exception, SystemExit) as error:  # AssertionError, TypeError, ...
-        return cut(f"{type(error).__name__}: {words_of(error)}")
+        return named(error)
     finally:
         env.close()
     return None

@@ -23,7 +23,7 @@ from rl2meta.experiments.yaml_text import apply_override, parse, read, text_of
 from rl2meta.revealed import Revealed
 from rl2meta.training import AgentKind
 from rl2meta.workers.family import unfit
-from rl2meta.workers.faults import cut, words_of
+from rl2meta.workers.faults import named
 from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
@@ -213,7 +213,7 @@ def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tu
     except ValidationError as error:
         return None, [_fault(where, details, kind) for details in error.errors()]
     except (Exception, SystemExit) as error:  # of a plug-in
-        return None, [f"{'.'.join(where)}: {kind.__name__}: {_told(error)}"]
+        return None, [f"{'.'.join(where)}: {kind.__name__}: {named(error)}"]
 
 
 def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any, list[str]]:
@@ -226,15 +226,11 @@ def _law(distribution: tuple[str, Any, Any] | None, settings: Any) -> tuple[Any,
     try:
         missing = unfit(family)
     except Exception as error:  # of a property
-        missing = [_told(error)]
+        missing = [named(error)]
     faults = [f"distribution: {name}: {fault}" for fault in missing]
     keys = ", ".join(f"{key}={value!r}" for key, value in given.items())
     called = f"{name}({keys})" if keys else name
     return (None if faults else PluggedIn(family, settings.workers, called)), faults
-
-
-def _told(error: BaseException) -> str:
-    return f"{type(error).__name__}: {cut(words_of(error))}"
 
 
 def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:

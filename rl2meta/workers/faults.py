@@ -74,15 +74,18 @@ def fault_of(error: BaseException, call: str, slot: int | None, step: int) -> Fa
         return Fault(f"called sys.exit({cut(_safely(repr, error.code))})", call, slot, step)
     frames = [frame for frame in traceback.extract_tb(error.__traceback__) if not is_own(frame.filename)]
     details = "".join(f"\n    {line}" for text in traceback.format_list(frames) for line in text.splitlines())
-    return Fault(
-        f"raised {cut(f'{type(error).__name__}: {words_of(error)}')}", call, slot, step, cut(details)
-    )
+    return Fault(f"raised {named(error)}", call, slot, step, cut(details))
 
 
 def told(error: BaseException) -> str:
     """Return the message for an exception that a family raised outside of its environments."""
     fault = fault_of(error, "nothing", None, 0)
     return f"{fault.what}{fault.details}"
+
+
+def named(error: BaseException) -> str:
+    """Return the kind and the text of an exception, cut to a message's length."""
+    return cut(f"{type(error).__name__}: {words_of(error)}")
 
 
 def words_of(error: BaseException) -> str:
