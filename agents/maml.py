@@ -20,6 +20,7 @@ from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.learner_state import under
+from rl2meta.networks import legal_only
 from rl2meta.parts import in_parts
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
@@ -66,12 +67,14 @@ class Rows(NamedTuple):
         label: the action that the agent took, or the target of a supervised task, [num_tasks, rows, ...].
         advantage: of the action, [num_tasks, rows]; 1 for supervised tasks.
         weight: sums to 1 over the rows of a task; 0 on padding, [num_tasks, rows].
+        legal: bool, true for the legal actions, [num_tasks, rows, A]; [num_tasks, rows, 0] if all are.
     """
 
     observation: Tensor
     label: Tensor
     advantage: Tensor
     weight: Tensor
+    legal: Tensor
 
     def of(self, tasks: slice) -> "Rows":
         """Return the rows of a slice of the tasks."""
@@ -172,9 +175,12 @@ class InnerLoop:
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
         return Adapted(weights, factors, 0, None)
 
-    def outputs(self, adapted: Adapted, observation: Tensor) -> Tensor:
-        """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
-        return self.network.stacked(adapted.weights, observation)
+    def outputs(self, adapted: Adapted, observation: Tensor, legal: Tensor | None = None) -> Tensor:
+        """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size].
+
+        Where ``legal`` [num_tasks, rows, P] says that an action is illegal, it gets probability 0.
+        """
+        return legal_only(self.network.stacked(adapted.weights, observation), legal)
 
     def losses(self, adapted: Adapted, rows: Rows) -> Tensor:
         """Return the loss of each task, [num_tasks]."""
@@ -213,7 +219,8 @@ class InnerLoop:
         return states
 
     def _losses(self, weights: Weights, rows: Rows) -> Tensor:
-        outputs = self.network.stacked(weights, rows.observation)  # [num_tasks, rows, P]
+        # [num_tasks, rows, P]
+        outputs = legal_only(self.network.stacked(weights, rows.observation), rows.legal)
         losses: Tensor = vmap(self.objective.loss)(outputs, rows)  # [num_tasks]
         return losses
 
@@ -245,6 +252,7 @@ class MAMLAgent:
         encoded = self.inner.objective.encode(step.observation)  # [num_tasks × lanes, size]
         observation = encoded.reshape(-1, lanes, *encoded.shape[1:])  # [num_tasks, lanes, size]
         outputs = self.inner.outputs(carry.adapted, observation).flatten(0, 1)  # [num_tasks × lanes, P]
+        outputs = legal_only(outputs, step.legal)
         return self.inner.objective.choose(outputs, carry.generator), carry
 
     def adapt(self, carry: MAMLCarry, trajectory: Trajectory) -> MAMLCarry:
@@ -276,6 +284,12 @@ def named(module: nn.Module) -> dict[str, Tensor]:
     return dict(module.named_parameters())
 
 
+def legal_rows(trajectory: Trajectory, lanes: int) -> Tensor:
+    """Return which actions were legal, bool [num_tasks, rows, A]; A = 0 if all always were."""
+    legal = trajectory.inputs.legal
+    return by_row(trajectory.mask.new_zeros(*trajectory.mask.shape, 0) if legal is None else legal, lanes)
+
+
 def by_row(field: Tensor, lanes: int) -> Tensor:
     """Lay the steps of all lanes of a task in one row axis, lane after lane.
 
@@ -287,7 +301,9 @@ def by_row(field: Tensor, lanes: int) -> Tensor:
 
 def by_lane(field: Tensor, lanes: int) -> Tensor:
     """Split columns into tasks and lanes: [T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]."""
-    return field.reshape(len(field), -1, lanes, *field.shape[2:])  # [T, num_tasks, lanes, ...]
+    return field.reshape(
+        len(field), field.shape[1] // lanes, lanes, *field.shape[2:]
+    )  # [T, num_tasks, lanes, ...]
 
 
 def normalised(weight: Tensor) -> Tensor:

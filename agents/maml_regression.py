@@ -22,6 +22,7 @@ from rl2meta.agents.maml import (
     MetaWeights,
     Rows,
     by_row,
+    legal_rows,
     named,
     normalised,
 )
@@ -91,6 +92,7 @@ class SquaredError:
             by_row(trajectory.truth["target"], lanes),  # [num_tasks, rows, out_features]
             torch.ones_like(mask),
             normalised(mask),
+            legal_rows(trajectory, lanes),
         )
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:

@@ -20,7 +20,9 @@ from rl2meta.agents.outer_problem import OuterProblem, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
+from rl2meta.networks import LOOKED_UP
 from rl2meta.returns import RewardSignal, reward_signal, standardised
+from rl2meta.spaces import num_looked_up
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
@@ -102,9 +104,15 @@ class MAMLTRPOLearner:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
-        size = vector_size(observation_space)
+        rows = num_looked_up(observation_space)
         make = partial(
-            PolicyNetwork, size, action_space, config.hidden_sizes, config.initial_deviation, config
+            PolicyNetwork,
+            LOOKED_UP if rows else vector_size(observation_space),
+            action_space,
+            config.hidden_sizes,
+            config.initial_deviation,
+            config,
+            rows,
         )
         network = seeded(make, seed)
         network.to(device, dtype)

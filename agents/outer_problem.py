@@ -79,9 +79,10 @@ class OuterProblem:
         size = self.support[0].weight.shape[1]
         # [num_tasks, phases × rows, size] -> one [num_tasks, rows, size] for each phase
         parts = torch.split(self.query.observation, size, dim=1)
-        judged = zip(states[-len(parts) :], parts, strict=True)
+        legal = torch.split(self.query.legal, size, dim=1)  # as the parts
+        judged = zip(states[-len(parts) :], parts, legal, strict=True)
         # one [num_tasks, rows, P] for each phase -> [num_tasks, phases × rows, P]
-        return torch.cat([self.inner.outputs(state, part) for state, part in judged], dim=1)
+        return torch.cat([self.inner.outputs(*each) for each in judged], dim=1)
 
     def policies(self, vector: Tensor) -> ActionDistribution:
         """Return π of the adapted weights, on the rows of the query."""

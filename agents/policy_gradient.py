@@ -9,14 +9,14 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rl2meta.agents.linear_baseline import linear_baseline
-from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, normalised
+from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, legal_rows, normalised
 from rl2meta.agents.numbers import Fraction, Positive
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under
-from rl2meta.networks import ActionDistribution, Tanh, action_head, mlp, stacked
+from rl2meta.networks import ActionDistribution, Lookup, Tanh, action_head, mlp, stacked
 from rl2meta.returns import discounted_lengths, discounted_returns, gae, masked_mean, standardised
-from rl2meta.spaces import encoding
+from rl2meta.spaces import encoding, input_encoding, num_looked_up
 from rl2meta.trial import Choice, Trajectory
 from rl2meta.units import RAW, ObservationUnits, RewardUnits, UnitsConfig, action_units
 
@@ -78,7 +78,16 @@ class InputUnits(nn.Module):
 
 
 class PolicyNetwork(nn.Module):
-    """Encoded observation -> tanh layers -> the parameters of an action distribution."""
+    """Encoded observation -> tanh layers -> the parameters of an action distribution.
+
+    Args:
+        in_features: length of an encoded observation, or of what the table gives in its place.
+        action_space: of one environment.
+        hidden_sizes: units in each layer.
+        deviation: the initial standard deviation of continuous actions.
+        units: of continuous actions.
+        rows: of the table in which observations are looked up; 0: they are seen as they are.
+    """
 
     def __init__(
         self,
@@ -87,9 +96,11 @@ class PolicyNetwork(nn.Module):
         hidden_sizes: list[int],
         deviation: float = 1.0,
         units: UnitsConfig = RAW,
+        rows: int = 0,
     ) -> None:
         super().__init__()
-        self.trunk = mlp(in_features, hidden_sizes, Tanh)
+        table = [Lookup(rows, in_features)] if rows else []
+        self.trunk = nn.Sequential(*table, *mlp(in_features, hidden_sizes, Tanh))
         features = hidden_sizes[-1] if hidden_sizes else in_features
         self.head = action_head(action_space, features, deviation, action_units(action_space, units))
 
@@ -124,9 +135,10 @@ class PolicyGradient:
     def __init__(
         self, observation_space: gym.Space[Any], network: PolicyNetwork, config: PolicyGradientConfig
     ) -> None:
-        self._observation = encoding(observation_space)
+        self._observation = input_encoding(observation_space)
         self._dtype = network.head.linear.weight.dtype
         self.distribution = network.head.distribution
+        self._is_number = num_looked_up(observation_space) > 0
         self.config = config
         self.units = InputUnits(observation_space, config)
 
@@ -172,14 +184,15 @@ class PolicyGradient:
         flow = discount * mask * ~trajectory.last  # [T, num_tasks × lanes]
         reward = self.units.scaled(reward.to(dtype)) * mask
         usual = self._usual_returns(reward, mask, lanes, trajectory.horizon, discount)
-        advantage = self._advantage(
-            observation.to(dtype), reward, flow, mask, lanes, trajectory.horizon, usual
-        )
+        # A number says nothing to a linear baseline, which then knows only the time.
+        known = observation[..., :0] if self._is_number else observation
+        advantage = self._advantage(known.to(dtype), reward, flow, mask, lanes, trajectory.horizon, usual)
         return Rows(  # [T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...]
             observation=by_row(observation, lanes),
             label=by_row(trajectory.action, lanes),
             advantage=by_row(advantage.to(self._dtype), lanes),
             weight=normalised(by_row(mask.to(self._dtype), lanes)),
+            legal=legal_rows(trajectory, lanes),
         )
 
     def _usual_returns(

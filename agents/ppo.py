@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
 from rl2meta.learner_state import load_state, state_of
-from rl2meta.networks import ActionDistribution, action_distribution, action_head
+from rl2meta.networks import ActionDistribution, action_distribution, action_head, legal_only
 from rl2meta.returns import (
     RewardSignal,
     discounted_lengths,
@@ -24,9 +24,9 @@ from rl2meta.returns import (
     reward_signal,
     standardised,
 )
-from rl2meta.spaces import encoding
+from rl2meta.spaces import input_encoding
 from rl2meta.training import linear
-from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
 from rl2meta.units import (
     RAW,
     ActionUnits,
@@ -109,8 +109,8 @@ class ActorCritic(nn.Module):
     ) -> None:
         super().__init__()
         self.core = core
-        self.encode = encoding(observation_space).encode
-        self.observation_size = encoding(observation_space).size
+        self.encode = input_encoding(observation_space).encode
+        self.observation_size = input_encoding(observation_space).size
         self.observation_units = ObservationUnits(observation_space, units.observation_units == "normalised")
         policy_units = action_units(action_space, units)
         self.action_units = ActionUnits(policy_units)
@@ -130,7 +130,7 @@ class ActorCritic(nn.Module):
 
     def seen(self, inputs: TimeStep, trial_length: int | None = None) -> Seen:
         """Return the input of the core for whole trials, from observations [T, B, ...] not yet encoded."""
-        return Seen(*self.in_units(inputs), trial_length)
+        return Seen(*self.in_units(inputs)[:4], trial_length)
 
     def in_units(self, inputs: TimeStep) -> TimeStep:
         """Return the inputs of whole trials, [T, B, ...], encoded and in units of the network."""
@@ -156,18 +156,18 @@ class ActorCritic(nn.Module):
         reward = step.reward if self.reward_units is None else self.reward_units(step.reward)
         return step._replace(action=action, reward=reward)
 
-    def forward(self, seen: Seen) -> tuple[ActionDistribution, Tensor]:
+    def forward(self, seen: Seen, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
         """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""
-        return self.judged(self.core(seen))
+        return self.judged(self.core(seen), legal)
 
-    def judged(self, output: Output) -> tuple[ActionDistribution, Tensor]:
-        """Return π and the scaled value [...] for the core's output, [..., features]."""
+    def judged(self, output: Output, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
+        """Return π over legal actions and the scaled value [...] for the core's output, [..., features]."""
         value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
-        if output.parameters is not None:
-            return self._distribution(output.parameters), value
-        assert self.policy is not None  # it exists if the core gives no parameters
-        policy: ActionDistribution = self.policy(output.features)
-        return policy, value
+        parameters = output.parameters
+        if parameters is None:
+            assert self.policy is not None  # it exists if the core gives no parameters
+            parameters = self.policy.parameters_of(output.features)
+        return self._distribution(legal_only(parameters, legal)), value
 
 
 class PPOCarry(NamedTuple):
@@ -208,9 +208,8 @@ class PPOAgent:
         position = carry.position._replace(
             episode_step=carry.position.episode_step.masked_fill(step.first, 0)
         )
-        seen = Seen(*step, carry.trial_length, position)
-        output, state = self.network.core.step(seen, carry.state)
-        policy, value = self.network.judged(output)
+        output, state = self.network.core.step(Seen(*step[:4], carry.trial_length, position), carry.state)
+        policy, value = self.network.judged(output, step.legal)
         action = policy.sample(carry.generator)
         choice = Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
         following = Position(step.observation, position.episode_step + 1, position.trial_step + 1)
@@ -233,9 +232,8 @@ class Batch(NamedTuple):
 
     def trials(self, index: Tensor) -> "Batch":
         """Return the trials at ``index``, [T, B, ...] -> [T, len(index), ...]."""
-        inputs, *others = self
-        part = TimeStep(*(field[:, index] for field in inputs))
-        return Batch(part, *(field[:, index] for field in others))
+        part: Batch = over_fields(lambda field: field[:, index], self)
+        return part
 
 
 class PPO:
@@ -334,7 +332,8 @@ class PPO:
 
     def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
         """Take one gradient step; return the metrics of the minibatch."""
-        policy, value = self.network(Seen(*batch.inputs, trial_length))  # [T, B, ...] -> [T, B]
+        inputs = batch.inputs
+        policy, value = self.network(Seen(*inputs[:4], trial_length), inputs.legal)  # [T, B, ...] -> [T, B]
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         policy_loss = -masked_mean(
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask

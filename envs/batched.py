@@ -11,6 +11,7 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
+from rl2meta.counted import ACTION_MASK
 from rl2meta.randomness import derive, generator
 from rl2meta.tasks import TaskDistribution, TensorTasks, refuse_other_shapes
 
@@ -201,6 +202,7 @@ class TaskEnv(gym.Env[Any, Any]):
         self._batch = distribution.make_envs(1, torch.device("cpu"))
         self._seeded = False
         self._ended = True
+        self._info: dict[str, Any] = {}  # of the last step or reset of the batch
         self._restarted: Tensor | None = None  # after an episode's end: first observation of the next one
 
     def reset(
@@ -213,10 +215,10 @@ class TaskEnv(gym.Env[Any, Any]):
             inner = int(self.np_random.integers(2**62))
             self._seeded = True
         if self._restarted is None or inner is not None or options:
-            self._restarted, _ = self._batch.reset(seed=inner, options=options)
+            self._restarted, self._info = self._batch.reset(seed=inner, options=options)
         observation, self._restarted = self._single(self._restarted), None
         self._ended = False
-        return observation, {}
+        return observation, _known({name: self._info[name] for name in self._info.keys() & {ACTION_MASK}})
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
         """Take one step; after the end of an episode call ``reset``."""
@@ -227,10 +229,10 @@ class TaskEnv(gym.Env[Any, Any]):
         actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)).unsqueeze(0)  # [1, ...]
         restarted, reward, terminated, truncated, info = self._batch.step(actions)
         observation = self._single(info.pop("final_obs"))
-        known = {name: value[0].numpy() if value.dim() > 1 else value.item() for name, value in info.items()}
+        self._info = info
         self._ended = bool(terminated | truncated)
         self._restarted = restarted if self._ended else None
-        return observation, reward.item(), bool(terminated), bool(truncated), known
+        return observation, reward.item(), bool(terminated), bool(truncated), _known(info)
 
     def close(self) -> None:
         """Close the batch of one."""
@@ -239,6 +241,11 @@ class TaskEnv(gym.Env[Any, Any]):
     def _single(self, batch: Tensor) -> Any:
         observation = batch[0].numpy().astype(self.observation_space.dtype)
         return observation if observation.ndim else observation[()]
+
+
+def _known(info: Mapping[str, Tensor]) -> dict[str, Any]:
+    """Return the info of a batch of one without tensors."""
+    return {name: value[0].numpy() if value.dim() > 1 else value.item() for name, value in info.items()}
 
 
 def make_env(family: str, **arguments: Any) -> TaskEnv:

@@ -1,19 +1,24 @@
-"""Networks: action heads for action spaces, the MLP, and layers with separate weights for each task."""
+"""Policies' outputs: heads for action spaces, their distributions, and masks of illegal actions."""
 
 import math
 from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Protocol, Self, cast
+from functools import partial
+from typing import Any, Protocol, Self
 
 import gymnasium as gym
 import torch
 from torch import Tensor, nn
-from torch.func import vmap
-from torch.nn import functional
 
+from rl2meta.layers import LOOKED_UP as LOOKED_UP
+from rl2meta.layers import Lookup as Lookup
+from rl2meta.layers import Tanh as Tanh
+from rl2meta.layers import mlp as mlp
+from rl2meta.layers import stacked as stacked
 from rl2meta.learner_state import under
 from rl2meta.spaces import encoding
 
 _LOG_ROOT_TAU = math.log(2 * math.pi) / 2
+_IMPOSSIBLE = -1e9  # a logit; its probability is 0, and unlike −∞ it gives no NaN in 0 · log 0
 
 
 class ActionDistribution(Protocol):
@@ -74,6 +79,52 @@ class Categorical:
         return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
 
 
+class Categoricals:
+    """Independent distributions over the entries of an action, from the logits of all, [..., Σ sizes].
+
+    Log-probabilities, entropies and divergences are the sums of those of the entries.
+
+    Args:
+        logits: of the first entry, then of the second, and so on.
+        sizes: number of values of each entry.
+    """
+
+    def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
+        self._each = Categorical(_by_entry(logits, sizes))  # [..., entries, largest size]
+
+    def sample(self, generator: torch.Generator) -> Tensor:
+        """Draw actions, [..., entries]."""
+        return self._each.sample(generator)
+
+    def log_prob(self, action: Tensor) -> Tensor:
+        """Return log π(action), summed over its entries, [...]."""
+        return self._each.log_prob(action).sum(dim=-1)
+
+    def entropy(self) -> Tensor:
+        """Return the sum of the entropies of the entries, [...]."""
+        return self._each.entropy().sum(dim=-1)
+
+    def mode(self) -> Tensor:
+        """Return the most likely value of each entry, [..., entries]."""
+        return self._each.mode()
+
+    def kl(self, other: "Categoricals") -> Tensor:
+        """Return the sum of the divergences of the entries, [...]."""
+        return self._each.kl(other._each).sum(dim=-1)
+
+
+def _by_entry(logits: Tensor, sizes: Sequence[int]) -> Tensor:
+    """Return the logits by entry, [..., entries, largest size]; values that do not exist are impossible."""
+    largest = max(sizes)
+    if all(size == largest for size in sizes):
+        return logits.reshape(*logits.shape[:-1], len(sizes), largest)
+    parts = [
+        torch.nn.functional.pad(part, (0, largest - part.shape[-1]), value=_IMPOSSIBLE)
+        for part in torch.split(logits, list(sizes), dim=-1)
+    ]
+    return torch.stack(parts, dim=-2)
+
+
 class Gaussian:
     """Independent normal distributions over the entries of an action, from [..., 2A]: means, log std. devs.
 
@@ -108,18 +159,52 @@ class Gaussian:
         return (other.log_deviation - self.log_deviation + spread - 0.5).sum(dim=-1)
 
 
+def action_distribution(space: gym.Space[Any]) -> Callable[[Tensor], ActionDistribution]:
+    """Return the distribution over an action space, as a function of its parameters.
+
+    Raises:
+        TypeError: for a space without a distribution.
+    """
+    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
+        return Categorical
+    if isinstance(space, gym.spaces.MultiDiscrete) and space.nvec.ndim == 1 and not space.start.any():
+        return partial(Categoricals, sizes=space.nvec.tolist())
+    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
+        return Gaussian
+    raise TypeError(
+        "expected an action space that is Discrete, or a Box or MultiDiscrete of one axis, counted from 0, "
+        f"got {space}"
+    )
+
+
+def legal_only(parameters: Tensor, legal: Tensor | None) -> Tensor:
+    """Return logits with which illegal actions have probability 0, [..., A].
+
+    Args:
+        parameters: the logits, [..., A].
+        legal: bool [..., A], true for legal actions; None or [..., 0]: every action is legal.
+    """
+    if legal is None or not legal.shape[-1]:
+        return parameters
+    return torch.where(legal, parameters, _IMPOSSIBLE)
+
+
 class CategoricalHead(nn.Module):
-    """Features -> Categorical, one linear layer."""
+    """Features -> the distribution over a discrete action space, one linear layer for all logits.
 
-    distribution: Callable[[Tensor], Categorical] = staticmethod(Categorical)
+    Args:
+        in_features: length of the features.
+        space: Discrete or MultiDiscrete.
+    """
 
-    def __init__(self, in_features: int, num_actions: int) -> None:
+    def __init__(self, in_features: int, space: gym.Space[Any]) -> None:
         super().__init__()
-        self.linear = nn.Linear(in_features, num_actions)
+        self.distribution = action_distribution(space)
+        self.linear = nn.Linear(in_features, encoding(space).size)
         nn.init.orthogonal_(self.linear.weight)
         nn.init.zeros_(self.linear.bias)
 
-    def forward(self, features: Tensor) -> Categorical:
+    def forward(self, features: Tensor) -> ActionDistribution:
         """Return π(· | features) for features [..., in_features]."""
         return self.distribution(self.parameters_of(features))
 
@@ -182,19 +267,6 @@ class GaussianHead(nn.Module):
         return torch.cat([mean, log_deviation.expand_as(mean)], dim=-1)  # [..., A] -> [..., 2A]
 
 
-def action_distribution(space: gym.Space[Any]) -> Callable[[Tensor], ActionDistribution]:
-    """Return the class of distributions over an action space; it is called with their parameters.
-
-    Raises:
-        TypeError: for a space without a head.
-    """
-    if isinstance(space, gym.spaces.Discrete) and space.start == 0:
-        return Categorical
-    if isinstance(space, gym.spaces.Box) and len(space.shape) == 1:
-        return Gaussian
-    raise TypeError(f"expected a Discrete action space that starts at 0 or a Box of one axis, got {space}")
-
-
 def action_head(
     space: gym.Space[Any],
     in_features: int,
@@ -206,120 +278,6 @@ def action_head(
     Raises:
         TypeError: for a space without a head.
     """
-    if action_distribution(space) is Categorical:
-        return CategoricalHead(in_features, encoding(space).size)
+    if action_distribution(space) is not Gaussian:
+        return CategoricalHead(in_features, space)
     return GaussianHead(in_features, encoding(space).size, deviation, units)
-
-
-def mlp(in_features: int, hidden_sizes: Sequence[int], activation: Callable[[], nn.Module]) -> nn.Sequential:
-    """Return hidden layers, each followed by ``activation``.
-
-    Biases start uniform in ±1/√(fan in) and not at 0: with a zero observation, ReLU and zero biases, only the
-    last bias would get a gradient.
-    """
-    layers: list[nn.Module] = []
-    for size in hidden_sizes:
-        layers += [nn.Linear(in_features, size), activation()]
-        nn.init.xavier_uniform_(layers[-2].weight)  # type: ignore[arg-type]
-        in_features = size
-    return nn.Sequential(*layers)
-
-
-def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run a layer, or a Sequential, with separate weights for each task: one batched call per layer.
-
-    ``vmap`` of ``functional_call`` computes the same, but is slower for the few rows of a step.
-
-    Args:
-        module: a Linear, Conv2d or LayerNorm layer, a module without weights, or a Sequential of these.
-        weights: by name, [N, ...] each.
-        x: [N, rows, ...]; the input of one task's network is [rows, ...].
-
-    Returns:
-        [N, rows, ...].
-
-    Raises:
-        TypeError: for any other module with parameters or buffers, because all tasks would share them.
-    """
-    kind = type(module)  # not isinstance: a derived class may compute something else
-    if kind in _ELEMENTWISE:
-        return cast(Tensor, module(x))
-    if kind is nn.Sequential:
-        names = {layer: name for name, layer in module.named_children()}  # a layer may occur twice
-        for layer in cast(nn.Sequential, module):
-            x = stacked(layer, under(f"{names[layer]}.", weights), x)
-        return x
-    if kind in _STACKED:
-        return _STACKED[kind](module, weights, x)
-    own = [name for name, _ in (*module.named_parameters(), *module.named_buffers())]
-    if own:
-        raise TypeError(
-            "expected a Linear, Conv2d or LayerNorm layer, a Sequential of such, or a module without "
-            f"parameters and buffers, got {kind.__name__} with {', '.join(own)}, which all tasks would "
-            "share; build the network of known layers, or add this one to rl2meta.networks.stacked"
-        )
-    return cast(Tensor, vmap(module)(x))  # vmap, because it may use axes by number or mix the rows of a task
-
-
-def _stacked_linear(layer: nn.Linear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    rows = x.flatten(1, -2) if x.dim() > 3 else x  # [N, all rows, in_features]
-    if layer.bias is None:  # torch's type hints exclude None
-        y = torch.bmm(rows, weights["weight"].mT)  # type: ignore[unreachable]
-    else:
-        y = torch.baddbmm(weights["bias"].unsqueeze(1), rows, weights["weight"].mT)
-    return y.reshape(*x.shape[:-1], -1) if x.dim() > 3 else y  # [N, rows, ..., out_features]
-
-
-def _stacked_layer_norm(layer: nn.LayerNorm, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    y = functional.layer_norm(x, layer.normalized_shape, eps=layer.eps)
-    own = {name: _beside(weights[name], y) for name, _ in layer.named_parameters()}
-    if "weight" in own:
-        y = y * own["weight"]
-    return y + own["bias"] if "bias" in own else y
-
-
-def _beside(weight: Tensor, y: Tensor) -> Tensor:
-    """[N, *shape] -> [N, 1, ..., 1, *shape], with as many axes as y [N, rows, ..., *shape]."""
-    return weight[(slice(None), *[None] * (y.dim() - weight.dim()))]
-
-
-def _stacked_conv2d(layer: nn.Conv2d, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run one convolution with separate groups for each task: x [N, rows, C, H, W]."""
-    if layer.padding_mode != "zeros":
-        raise TypeError(
-            f"expected a Conv2d with padding_mode='zeros', got {layer.padding_mode!r}; "
-            "pad in a layer of its own, such as nn.CircularPad2d"
-        )
-    y = functional.conv2d(
-        x.transpose(0, 1).flatten(1, 2),  # [rows, N × C, H, W]
-        weights["weight"].flatten(0, 1),  # [N × out channels, C / groups, ...]
-        None if layer.bias is None else weights["bias"].flatten(),
-        layer.stride,
-        layer.padding,
-        layer.dilation,
-        layer.groups * len(x),
-    )
-    return y.reshape(len(y), len(x), -1, *y.shape[2:]).transpose(0, 1)  # [N, rows, out channels, ...]
-
-
-class Tanh(nn.Module):
-    """tanh, computed as 2σ(2x) − 1 in float32 on a CPU, where torch's tanh takes more than twice as long.
-
-    The two differ by at most 2·10⁻⁷.
-    """
-
-    def forward(self, x: Tensor) -> Tensor:
-        """Return tanh(x), elementwise."""
-        if x.device.type == "cpu" and x.dtype == torch.float32:
-            return 2 * torch.sigmoid(x + x) - 1
-        return torch.tanh(x)
-
-
-_STACKED: Mapping[type[nn.Module], Callable[..., Tensor]] = {
-    nn.Linear: _stacked_linear,
-    nn.LayerNorm: _stacked_layer_norm,
-    nn.Conv2d: _stacked_conv2d,
-}
-_ELEMENTWISE = frozenset(
-    {Tanh, nn.Tanh, nn.ReLU, nn.ELU, nn.GELU, nn.SiLU, nn.LeakyReLU, nn.Sigmoid, nn.Softplus, nn.Identity}
-)

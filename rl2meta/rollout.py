@@ -5,6 +5,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
+from rl2meta.counted import ACTION_MASK
 from rl2meta.randomness import derive, generator
 from rl2meta.spaces import bounded, encoding
 from rl2meta.tasks import TaskDistribution, Tasks, TaskVectorEnv
@@ -120,14 +121,14 @@ class Stage:
         carry = agent.begin(len(tasks) // lanes, source, num_steps)
         before = (plan.episodes * torch.arange(lanes, device=self.device)).repeat(len(tasks) // lanes)  # [B]
         options = {"tasks": tasks, "episodes_before": before, "episodes_wanted": plan.episodes}
-        step = self._first_step(envs.reset(seed=seed, options=options)[0])
+        step = self._first_step(*envs.reset(seed=seed, options=options))
         phases: list[Trajectory] = []
         for _ in range(plan.phases):
             if phases:  # environments that idled may be inside an episode; a phase begins with a new one
                 carry = agent.adapt(carry, phases[-1])
                 before = before + lanes * plan.episodes
                 options = {"episodes_before": before, "episodes_wanted": plan.episodes}
-                step = self._step_after(phases[-1], envs.reset(options=options)[0])
+                step = self._step_after(phases[-1], *envs.reset(options=options))
             trajectory, carry = self._live_phase(envs, agent, carry, step, plan.episodes)
             phases.append(trajectory)
         return _equally_long(phases)
@@ -147,19 +148,20 @@ class Stage:
             completed = completed + last
             if envs.finished:
                 break
-            step = TimeStep(observation, self._action.encode(action), reward, last)
+            step = TimeStep(observation, self._action.encode(action), reward, last, info.get(ACTION_MASK))
         return Trajectory.of(steps, self.distribution.horizon, episodes), carry  # [B, ...] -> [T, B, ...]
 
-    def _first_step(self, observation: Tensor) -> TimeStep:
+    def _first_step(self, observation: Tensor, info: dict[str, Any]) -> TimeStep:
         n = len(observation)
         return TimeStep(
             observation=observation,
             action=torch.zeros(n, self._action.size, device=self.device),
             reward=torch.zeros(n, device=self.device),
             first=torch.ones(n, dtype=torch.bool, device=self.device),
+            legal=info.get(ACTION_MASK),
         )
 
-    def _step_after(self, phase: Trajectory, observation: Tensor) -> TimeStep:
+    def _step_after(self, phase: Trajectory, observation: Tensor, info: dict[str, Any]) -> TimeStep:
         """Return the next phase's first step, with the last action and reward before any idling."""
         end = phase.mask.sum(dim=0) - 1  # [B]
         lanes = torch.arange(len(end), device=self.device)
@@ -168,12 +170,13 @@ class Stage:
             action=self._action.encode(self._bounded(phase.action[end, lanes])),  # [B, action size]
             reward=phase.reward[end, lanes],
             first=torch.ones_like(phase.last[0]),
+            legal=info.get(ACTION_MASK),
         )
 
 
 def _truth(info: dict[str, Any]) -> dict[str, Tensor]:
-    """Return the truth in the info of a step: every tensor except Gymnasium's own."""
-    own = ("final_", "_")  # prefixes of Gymnasium's own names
+    """Return the truth in the info of a step: every tensor except Gymnasium's own and the mask."""
+    own = ("final_", "_", ACTION_MASK)  # prefixes
     return {name: x for name, x in info.items() if isinstance(x, Tensor) and not name.startswith(own)}
 
 

@@ -27,12 +27,15 @@ class TimeStep(NamedTuple):
         action: a_{t-1}, float [B, action size]: one-hot for Discrete actions, clipped to a Box's bounds.
         reward: r_{t-1}, float [B], the sampled reward.
         first: d_{t-1}, bool [B], true if o_t begins an episode.
+        legal: bool [B, action size], true for the actions that may be taken now (for MultiDiscrete the values
+            of the first entry, then those of the second, and so on); None if every action always may.
     """
 
     observation: Tensor
     action: Tensor
     reward: Tensor
     first: Tensor
+    legal: Tensor | None = None
 
 
 class Choice(NamedTuple):
@@ -200,7 +203,7 @@ def over_fields(change: Callable[..., Tensor], *records: Any) -> Any:
 
     Args:
         change: one tensor from each record -> a tensor.
-        records: tensors, mappings of records, or named tuples of records.
+        records: tensors, mappings of records, named tuples of records, or None.
 
     Returns:
         A record of the same structure.
@@ -209,6 +212,8 @@ def over_fields(change: Callable[..., Tensor], *records: Any) -> Any:
         ValueError: for mappings with different names.
     """
     first = records[0]
+    if first is None:
+        return None
     if isinstance(first, Tensor):
         return change(*records)
     if isinstance(first, Mapping):

@@ -33,7 +33,7 @@ from rl2meta.speed.measuring import measure
 from rl2meta.speed.recurrent import Shape, rollout_suite, train_suite
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
-from rl2meta.trial import TimeStep, Trajectory, Trial
+from rl2meta.trial import Trajectory, Trial, over_fields
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 BANDITS = BernoulliBandits(num_arms=5)
@@ -167,7 +167,7 @@ def test_maml_adapts_and_learns_as_on_the_cpu(kind: str) -> None:
 
 
 def _on_cpu(phase: Trajectory) -> Trajectory:
-    inputs = TimeStep(*(field.cpu() for field in phase.inputs))
+    inputs = over_fields(lambda field: field.cpu(), phase.inputs)
     others = {name: value for name, value in vars(phase).items() if isinstance(value, Tensor)}
     named = {
         name: {key: value.cpu() for key, value in getattr(phase, name).items()} for name in ("notes", "truth")

@@ -22,7 +22,7 @@ ROOT = Path(__file__).parents[1]
 FOLDERS = {"rl2meta": ROOT / "rl2meta", "rl2meta.envs": ROOT / "envs", "rl2meta.agents": ROOT / "agents"}
 FOLDERS["rl2meta.configs"] = ROOT / "configs"
 LINKS = {"envs", "agents", "configs"}
-ENVS_MAY = {"tasks", "randomness", "dynamic_programming", "parts", "models", "predictions"}
+ENVS_MAY = {"counted", "tasks", "randomness", "dynamic_programming", "parts", "models", "predictions"}
 ROOMS = {"envs": "envs", "agents": "agents", "configs": "configs", "experiments": "experiments"}
 ROOMS |= {"speed": "speed", "commands": "terminal", "cli": "terminal", "__main__": "terminal"}
 """The rooms that know agents and families; every other file of the package belongs to the spine."""
@@ -42,6 +42,7 @@ AGENTS_MAY = {
     "dynamic_programming",
     "trust_region",
     "networks",
+    "layers",
     "images",
     "learner_state",
     "training",

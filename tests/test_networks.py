@@ -8,7 +8,7 @@ from torch.func import functional_call, vmap
 
 from rl2meta.agents.maml_regression import RegressionNetwork
 from rl2meta.agents.policy_gradient import PolicyNetwork
-from rl2meta.networks import Categorical, Gaussian, Tanh, action_head, mlp, stacked
+from rl2meta.networks import Categorical, Gaussian, Lookup, Tanh, action_head, mlp, stacked
 from rl2meta.randomness import generator
 
 
@@ -89,7 +89,7 @@ def test_samples_come_from_the_given_generator_alone() -> None:
 
 def test_an_action_space_without_a_head_is_named() -> None:
     with pytest.raises(
-        TypeError, match=r"Discrete action space that starts at 0 or a Box .*, got MultiBinary"
+        TypeError, match=r"Discrete, or a Box or MultiDiscrete of one axis, counted from 0, got MultiB"
     ):
         action_head(gym.spaces.MultiBinary(2), 3)
 
@@ -192,6 +192,7 @@ STACKED: dict[str, Callable[[], nn.Module]] = {
     "linear policy": lambda: PolicyNetwork(5, BOX, []),
     "regression": lambda: RegressionNetwork(5, 2, [7, 6]),
     "linear regression": lambda: RegressionNetwork(5, 2, []),
+    "many choices": lambda: action_head(gym.spaces.MultiDiscrete([2, 3]), 5),
     "no bias": lambda: nn.Sequential(nn.Linear(5, 3, bias=False), nn.Tanh()),
     "layer norm": lambda: nn.LayerNorm(5),
     "layer norm without bias": lambda: nn.LayerNorm(5, bias=False),
@@ -276,6 +277,25 @@ def _agrees_with_vmap(module: nn.Module, shape: tuple[int, ...], rows: int = 6) 
     ):
         torch.testing.assert_close(one, other, rtol=1e-11, atol=1e-12)
         assert other.abs().max() > 1e-3  # there is something to compare
+
+
+def test_each_task_looks_numbers_up_in_its_own_table() -> None:
+    layers = nn.Sequential(Lookup(5, 3), nn.Tanh(), nn.Linear(3, 2)).double()
+    source = torch.Generator().manual_seed(0)
+    number = torch.randint(5, (4, 6, 1), generator=source).double()
+    assert (number == 0).any()  # no number
+    weights = {
+        name: torch.randn(4, *value.shape, generator=source, dtype=torch.float64).requires_grad_()
+        for name, value in layers.named_parameters()
+    }
+    ours = stacked(layers, weights, number)
+    theirs = torch.stack(
+        [functional_call(layers, {k: v[i] for k, v in weights.items()}, (number[i],)) for i in range(4)]
+    )
+    torch.testing.assert_close(ours, theirs)
+    tables = [torch.autograd.grad(y.square().sum(), weights["0.weight"])[0] for y in (ours, theirs)]
+    torch.testing.assert_close(*tables)
+    assert not tables[0][:, 0].any() and tables[0][:, 1:].any()
 
 
 class _Scaled(nn.Module):

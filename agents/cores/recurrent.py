@@ -17,8 +17,8 @@ from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.numbers import Count
 from rl2meta.errors import UserError
 from rl2meta.images import ImageEncoder, is_image
-from rl2meta.networks import mlp
-from rl2meta.spaces import encoding
+from rl2meta.networks import LOOKED_UP, Lookup, mlp
+from rl2meta.spaces import encoding, num_looked_up
 
 LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
 _FUSED_ROWS = 64  # on a CPU, with fewer rows the fused layer takes longer than separate cells
@@ -56,7 +56,8 @@ class GRUConfig(RecurrentConfig):
 class InputLayer(nn.Module):
     """(o_t, o_{t-1} if ``previous_observation`` is true, a_{t-1}, r_{t-1}, first) -> embedding.
 
-    If o_t is an image, the features of an ``ImageEncoder`` replace it.
+    If o_t is an image, the features of an ``ImageEncoder`` replace it; if it is one of many numbers, a learnt
+    vector of 64 entries does.
 
     Raises:
         UserError: if ``previous_observation`` is true and observations are images.
@@ -67,13 +68,15 @@ class InputLayer(nn.Module):
     ) -> None:
         super().__init__()
         self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None
+        rows = num_looked_up(observation_space)
+        self.lookup = Lookup(rows, LOOKED_UP) if rows else None
         if self.encoder is not None and config.previous_observation:
             raise UserError(
                 "agent.core.previous_observation: expected false if observations are images, got true; "
                 "leave it out"
             )
         self._recalls = config.previous_observation
-        size = encoding(observation_space).size
+        size = LOOKED_UP if rows else encoding(observation_space).size
         observed = self.encoder.out_features if self.encoder else size * (1 + self._recalls)
         in_features = observed + encoding(action_space).size + 2
         self.embedding = mlp(in_features, config.embedding_sizes, nn.ReLU)
@@ -84,6 +87,8 @@ class InputLayer(nn.Module):
         observed = [seen.observation if self.encoder is None else self.encoder(seen.observation)]
         if self._recalls:
             observed.append(seen.previous_observation)
+        if self.lookup is not None:
+            observed = [self.lookup(number) for number in observed]
         flags = torch.stack([seen.reward, seen.first.float()], dim=-1)  # [..., 2]
         # [..., in_features] -> [..., out_features]
         embedded: Tensor = self.embedding(torch.cat([*observed, seen.action, flags], dim=-1))

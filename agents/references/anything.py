@@ -8,6 +8,8 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.references.reference import Reference
+from rl2meta.networks import action_distribution, legal_only
+from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
@@ -33,8 +35,10 @@ class UniformAgent:
     because no uniform distribution exists there; the worker clips them to a finite bound. Integers are
     uniform between their bounds, both included.
 
+    Illegal actions are not taken; in a MultiDiscrete, every entry is uniform over its legal values.
+
     Args:
-        action_space: Discrete or Box.
+        action_space: Discrete, MultiDiscrete from 0, or Box.
 
     Raises:
         TypeError: for another space.
@@ -43,9 +47,10 @@ class UniformAgent:
     phase = Phase(episodes=1)
 
     def __init__(self, action_space: gym.Space[Any]) -> None:
-        if not isinstance(action_space, gym.spaces.Discrete | gym.spaces.Box):
+        if not isinstance(action_space, gym.spaces.Discrete | gym.spaces.MultiDiscrete | gym.spaces.Box):
             raise TypeError(
-                f"expected a Discrete or Box action space, got {action_space}; flatten it in the environment"
+                f"expected a Discrete, MultiDiscrete or Box action space, got {action_space}; flatten it in "
+                "the environment"
             )
         self._space = action_space
 
@@ -56,7 +61,9 @@ class UniformAgent:
     def act(self, carry: Draws, step: TimeStep) -> tuple[Choice, Draws]:
         """Draw an action in each row."""
         rows, source = len(step.reward), carry.generator
-        if isinstance(self._space, gym.spaces.Discrete):
+        if step.legal is not None or isinstance(self._space, gym.spaces.MultiDiscrete):
+            action = _legal(self._space, step.legal, rows, source)
+        elif isinstance(self._space, gym.spaces.Discrete):
             start, n = int(self._space.start), int(self._space.n)
             action = torch.randint(start, start + n, (rows,), generator=source, device=source.device)
         else:
@@ -73,9 +80,15 @@ def random_references(action_space: gym.Space[Any]) -> dict[str, Reference]:
     return {"random": Reference("any action", lambda: UniformAgent(action_space))}
 
 
-def _bounds(space: gym.spaces.Discrete | gym.spaces.Box) -> tuple[Any, Any, Any]:
+def _legal(space: gym.Space[Any], legal: Tensor | None, rows: int, source: torch.Generator) -> Tensor:
+    """Draw legal actions of a discrete space, [rows, ...]."""
+    even = torch.zeros(rows, encoding(space).size, device=source.device)
+    return action_distribution(space)(legal_only(even, legal)).sample(source)
+
+
+def _bounds(space: gym.Space[Any]) -> tuple[Any, Any, Any]:
     """Return low, high and whether both are finite, as arrays."""
-    if isinstance(space, gym.spaces.Discrete):
+    if not isinstance(space, gym.spaces.Box):
         return np.zeros(0), np.zeros(0), np.zeros(0, bool)
     bounded = space.bounded_below & space.bounded_above  # the bounds of integers are never infinite
     low, high = (np.where(bounded, bound, 0).astype(np.float32) for bound in (space.low, space.high))

@@ -6,10 +6,12 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
+import gymnasium as gym
 import numpy as np
 import torch
 from torch import Tensor
 
+from rl2meta.counted import ACTION_MASK, sizes_of
 from rl2meta.tasks import Split, TaskDistribution, Tasks, TaskVectorEnv, sample_tasks
 
 CPU = torch.device("cpu")
@@ -90,12 +92,34 @@ Check = Callable[[Case], Iterator[str]]
 
 def play_on(envs: TaskVectorEnv, actions: list[Tensor], tasks: Tasks | None, seed: int) -> list[Step]:
     """Reset and then play ``actions`` one after another; without tasks the environments draw them."""
-    observation, _ = envs.reset(seed=seed, options=None if tasks is None else {"tasks": tasks})
+    observation, info = envs.reset(seed=seed, options=None if tasks is None else {"tasks": tasks})
     steps: list[Step] = []
     for action in actions:
-        steps.append(Step(observation, *envs.step(action)))
-        observation = steps[-1].observation
+        steps.append(Step(observation, *envs.step(legal_after(info, action, envs))))
+        observation, info = steps[-1].observation, steps[-1].info
     return steps
+
+
+def legal_after(info: dict[str, Any], action: Tensor, envs: Any) -> Tensor:
+    """Return the actions, or legal ones in place of those that the info of a reset or a step forbids."""
+    mask = info.get(ACTION_MASK)
+    return action if mask is None else next_legal(action, mask, envs.single_action_space)
+
+
+def next_legal(action: Tensor, mask: Tensor, space: gym.Space[Any]) -> Tensor:
+    """Return actions [B, ...] in which the next legal value, in a circle, replaces an illegal one.
+
+    Args:
+        action: of a discrete space, [B] or [B, entries].
+        mask: bool [B, A].
+        space: of one action.
+    """
+    entries, columns = action.reshape(len(action), -1), list[Tensor]()
+    for entry, legal in enumerate(torch.split(mask, sizes_of(space), dim=1)):  # [B, values of the entry]
+        order = (entries[:, entry, None] + torch.arange(legal.shape[1])) % legal.shape[1]
+        first = legal.gather(1, order).int().argmax(dim=1, keepdim=True)  # [B, 1]
+        columns.append(order.gather(1, first))
+    return torch.cat(columns, dim=1).reshape(action.shape)
 
 
 def same_stream(some: list[Step], others: list[Step]) -> bool:

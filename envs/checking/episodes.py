@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from rl2meta.envs.checking.case import Case, Check, Step, as_json, play_on
+from rl2meta.envs.checking.case import Case, Check, Step, as_json, legal_after, play_on
 from rl2meta.envs.checking.chance import Untold, log_chance, sure
 from rl2meta.randomness import derive
 from rl2meta.tasks import Tasks, TaskVectorEnv
@@ -56,8 +56,8 @@ def _check_reset(case: Case) -> Iterator[str]:
         """Return the environments, and their last step, after the first ``most`` calls."""
         envs, steps, seed = case.envs(), list[Step](), _seed(case, number)
         for arguments, _ in islice(calls.values(), most):
-            observation, _ = envs.reset(seed=None if steps else seed, **arguments)
-            steps.append(Step(observation, *envs.step(probe)))
+            observation, info = envs.reset(seed=None if steps else seed, **arguments)
+            steps.append(Step(observation, *envs.step(legal_after(info, probe, envs))))
         return envs, steps[-1]
 
     for most, (call, (_, expected)) in enumerate(calls.items(), start=1):

@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl2meta.counted import is_counted, sizes_of
 from rl2meta.randomness import derive, generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
@@ -109,17 +110,16 @@ class _Watched:
 
     def _look_at_action(self, name: str, action: Any) -> None:
         shape = (self._rows, *(self._space.shape or ()))
-        whole = isinstance(self._space, gym.spaces.Discrete)
+        whole = is_counted(self._space)
         kind = "integers" if whole else "floats"
         if not isinstance(action, Tensor) or tuple(action.shape) != shape:
             got = list(action.shape) if isinstance(action, Tensor) else f"{action!r:.100}"
             raise Misfit(f"{name}: expected {kind} {list(shape)}, one action a row, got {got}")
         if action.is_floating_point() == whole or action.is_complex() or action.dtype == torch.bool:
             raise Misfit(f"{name}: expected {kind} {list(shape)}, got {action.dtype}")
-        if isinstance(self._space, gym.spaces.Discrete):  # a Box's bounds are the worker's to keep
-            low, high = int(self._space.start), int(self._space.start + self._space.n) - 1
-            if action.min() < low or action.max() > high:
-                raise Misfit(f"{name}: expected one of {self._space}, {low} to {high}, got {action.tolist()}")
+        if whole:  # a Box's bounds are the worker's to keep
+            if (action < 0).any() or (action >= torch.tensor(sizes_of(self._space))).any():
+                raise Misfit(f"{name}: expected one of {self._space}, from 0 on, got {action.tolist()}")
         elif not action.isfinite().all():
             raise Misfit(f"{name}: expected finite numbers, got {action.tolist()!s:.200}")
 

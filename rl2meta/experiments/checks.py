@@ -29,6 +29,7 @@ from rl2meta.experiments.rehearsal import draw, rehearse
 from rl2meta.experiments.yaml_text import text_of
 from rl2meta.training import AgentKind
 from rl2meta.workers.faults import named, told
+from rl2meta.workers.legal import LegalOnly
 from rl2meta.workers.plugged_in import PluggedIn
 
 _CPU = torch.device("cpu")
@@ -270,7 +271,8 @@ def _single(config: RunConfig) -> gym.Env[Any, Any]:
     (task,) = draw(law, 1, config.settings.seed, "train").entries
     if isinstance(law.family, GymnasiumTasks):  # a seed held through the trial, as meant, would be a fault
         task = {key: value for key, value in task.items() if key != "seed"}
-    return law.family.make_env(task)
+    env = law.family.make_env(task)
+    return LegalOnly(env, law.described) if law.described.masks else env  # other checkers know no masks
 
 
 def _trainer(name: str) -> Check:

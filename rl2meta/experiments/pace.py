@@ -3,7 +3,7 @@
 import time
 from typing import NamedTuple
 
-from rl2meta.envs.checking.case import CPU, Case
+from rl2meta.envs.checking.case import CPU, Case, legal_after
 from rl2meta.experiments.patience import OutOfTime, at_most
 from rl2meta.tasks import sample_tasks
 from rl2meta.workers.plugged_in import PluggedIn
@@ -51,11 +51,12 @@ def _measured(law: PluggedIn, seed: int) -> tuple[float, float, int]:
         begun = time.perf_counter()
         envs = law.make_envs(1, CPU)
         try:
-            size = max(1, envs.reset(seed=seed, options={"tasks": task})[0].nbytes)
+            observation, info = envs.reset(seed=seed, options={"tasks": task})
+            size = max(1, observation.nbytes)
             starts.append(time.perf_counter() - begun)
             for action in case.drawn_actions():
-                begun = time.perf_counter()
-                envs.step(action)
+                action, begun = legal_after(info, action, envs), time.perf_counter()
+                info = envs.step(action)[-1]
                 steps.append(time.perf_counter() - begun)
                 if sum(steps) > _SECONDS / 2:
                     break

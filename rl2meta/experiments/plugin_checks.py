@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.envs.checking import findings
-from rl2meta.envs.checking.case import CPU, Case, Step, play_on, same_stream
+from rl2meta.envs.checking.case import CPU, Case, Step, legal_after, play_on, same_stream
 from rl2meta.envs.checking.chance import Untold, has_several
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.env_state import same_values
@@ -19,7 +19,8 @@ from rl2meta.experiments.patience import Watch
 from rl2meta.experiments.rehearsal import draw
 from rl2meta.randomness import derive, generator
 from rl2meta.tasks import MappingTasks, Split
-from rl2meta.workers.family import EMITTED, SingleFamily, Task
+from rl2meta.workers.family import EMITTED, Described, SingleFamily, Task
+from rl2meta.workers.legal import legal_sample
 from rl2meta.workers.plugged_in import PluggedIn
 
 _MOST_STEPS = 200  # in which tasks have to show
@@ -94,9 +95,9 @@ def _play(watch: Watch, config: RunConfig) -> Iterator[Finding]:
     case, taken = Case(law, len(tasks), seed), 0
     envs = law.make_envs(len(tasks), CPU)
     try:
-        envs.reset(seed=seed, options={"tasks": tasks})
+        info = envs.reset(seed=seed, options={"tasks": tasks})[1]
         for action in case.drawn_actions():
-            envs.step(action)
+            info = envs.step(legal_after(info, action, envs))[-1]
             taken += 1
             if time.monotonic() - begun > watch.limit / 3:
                 break
@@ -206,7 +207,7 @@ def _tell_apart(pace: Pace, config: RunConfig) -> Iterator[Finding]:
     words += "rewards that differ, got the same from every task"
     if len(rewards) == 1:
         yield Finding("note", f"{words}, with a reward of {rewards.pop():g} throughout; are rewards rare?")
-    elif _alike(law.family, tasks, len(actions), seed):
+    elif _alike(law, tasks, len(actions), seed):
         yield Finding("FAULT", f"{words}; let make_env() hand on the task, and reset() keep it")
     else:
         yield Finding(
@@ -238,12 +239,12 @@ def _show(law: PluggedIn, actions: list[Tensor], tasks: MappingTasks, seed: int,
         envs.close()
 
 
-def _alike(family: SingleFamily, tasks: MappingTasks, num_steps: int, seed: int) -> bool:
+def _alike(law: PluggedIn, tasks: MappingTasks, num_steps: int, seed: int) -> bool:
     """Return whether the environments of all tasks certainly hold the same values after the same game."""
-    envs = [family.make_env(task) for task in tasks.entries]
+    envs, described = [law.family.make_env(task) for task in tasks.entries], law.described
     try:
         for env in envs:
-            _ = [*_steps(env, num_steps, seed)]
+            _ = [*_steps(env, num_steps, seed, described)]
         return all(same_values(envs[0], env) for env in envs[1:])
     finally:
         for env in envs:
@@ -254,7 +255,7 @@ def _inform(config: RunConfig) -> Iterator[Finding]:
     """Look for what is told in the info of some steps but not of the first: it would be ignored."""
     law, seed = config.law, config.settings.seed
     for task in draw(law, TASKS, seed, "train").entries:
-        infos = _infos(law.family, task, min(law.horizon, _MOST_STEPS), seed)
+        infos = _infos(law, task, min(law.horizon, _MOST_STEPS), seed)
         late = [(name, step) for step, info in enumerate(infos) for name in EMITTED if name in info]
         for name, step in (told for told in late if told[0] not in law.described.emits):
             words = f"task {task!s:.200}, step {step}: expected {name!r} in the info of every step or of none"
@@ -262,20 +263,23 @@ def _inform(config: RunConfig) -> Iterator[Finding]:
             return
 
 
-def _infos(family: SingleFamily, task: Task, num_steps: int, seed: int) -> Iterator[Mapping[str, Any]]:
-    env: gym.Env[Any, Any] = family.make_env(task)
+def _infos(law: PluggedIn, task: Task, num_steps: int, seed: int) -> Iterator[Mapping[str, Any]]:
+    env: gym.Env[Any, Any] = law.family.make_env(task)
     try:
-        yield from _steps(env, num_steps, seed)
+        yield from _steps(env, num_steps, seed, law.described)
     finally:
         env.close()
 
 
-def _steps(env: gym.Env[Any, Any], num_steps: int, seed: int) -> Iterator[Mapping[str, Any]]:
-    """Play at most an episode with random actions; yield the info of each step."""
+def _steps(
+    env: gym.Env[Any, Any], num_steps: int, seed: int, described: Described
+) -> Iterator[Mapping[str, Any]]:
+    """Play at most an episode with random legal actions; yield the info of each step."""
     env.action_space.seed(seed)
-    env.reset(seed=seed)
+    came: tuple[Any, ...] = env.reset(seed=seed)
     for _ in range(num_steps):
-        *_, terminated, truncated, info = env.step(env.action_space.sample())
+        came = env.step(legal_sample(described, env.action_space, came))
+        *_, terminated, truncated, info = came
         yield info
         if terminated or truncated:
             return

@@ -14,7 +14,9 @@ from stable_baselines3 import PPO
 from stable_baselines3.common.callbacks import BaseCallback
 from stable_baselines3.common.vec_env import DummyVecEnv
 
+from rl2meta.counted import ACTION_MASK
 from rl2meta.envs.batched import TaskEnv
+from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult
 from rl2meta.randomness import derive
 from rl2meta.tasks import TaskDistribution, Tasks
@@ -88,7 +90,13 @@ class _Life(gym.Wrapper[Any, Any, Any, Any]):
         self._now = np.zeros(3)
         if seed is not None:
             options = {**(options or {}), "tasks": self._task}
-        return self.env.reset(seed=seed, options=options)
+        observation, info = self.env.reset(seed=seed, options=options)
+        if ACTION_MASK in info:
+            raise UserError(
+                "scratch: expected a family without masks, which Stable-Baselines3's PPO ignores, got "
+                "action_mask in the info; leave --scratch out"
+            )
+        return observation, info
 
     def step(self, action: Any) -> tuple[Any, Any, bool, bool, dict[str, Any]]:
         """Take one step."""

@@ -10,8 +10,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl2meta.counted import as_element, from_zero, is_counted
 from rl2meta.randomness import generator
-from rl2meta.spaces import bounded, encoding, from_zero
+from rl2meta.spaces import bounded, encoding
 from rl2meta.trial import Agent, Carry, Choice, Lived, TimeStep, Trajectory, over_fields
 
 Array = NDArray[Any]
@@ -56,7 +57,7 @@ class Predictor(Generic[Carry]):
         _check_phase(agent, num_episodes)
         self.agent = agent
         self._spaces = from_zero(observation_space), from_zero(action_space)
-        self._start = action_space.start if isinstance(action_space, gym.spaces.Discrete) else None
+        self._outside = action_space
         self._sizes = [encoding(observation_space).size, encoding(action_space).size, 1, 1]
         self._bounded = bounded(action_space, device)
         self._seed, self._device = seed, torch.device(device)
@@ -112,7 +113,8 @@ class Predictor(Generic[Carry]):
 
     def _act(self, row: "_Row[Carry] | None", step: TimeStep, deterministic: bool) -> "_Row[Carry]":
         row, step = (self._begin(step), step) if row is None else self._live(row, step)
-        shown = TimeStep(*(torch.cat([field] * self.agent.phase.lanes_per_task) for field in step))
+        lanes = self.agent.phase.lanes_per_task
+        shown: TimeStep = over_fields(lambda field: torch.cat([field] * lanes), step)
         choices, carry = self.agent.act(row.carry, shown)
         mine = slice(row.lane, row.lane + 1)
         choice: Choice = over_fields(lambda field: field[mine], choices)
@@ -161,7 +163,7 @@ class Predictor(Generic[Carry]):
         assert row.pending is not None  # every row has just acted
         action = self._bounded(row.pending[1].action[0]).cpu().numpy()
         action = np.asarray(action.astype(self._spaces[1].dtype))
-        return action if self._start is None else action + self._start
+        return np.asarray(as_element(self._outside, action)) if is_counted(self._outside) else action
 
 
 @dataclass(frozen=True)

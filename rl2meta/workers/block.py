@@ -26,6 +26,7 @@ class Arrays:
         final: [B, ...], the last observation of an episode that ended in the last step.
         reward: [B], of the last step.
         terminated, truncated: bool [B].
+        legal: bool [B, A], which actions may be taken next; A = 0 for families without masks.
         known: [number of emitted values, B], the values in the info of the last step.
         left: int64 [B], episodes left to play until the next reset; below 0: no limit.
         mark: int64 [W, 4], what each worker is doing: the number of calls that it has begun outside of
@@ -39,6 +40,7 @@ class Arrays:
     reward: Array
     terminated: Array
     truncated: Array
+    legal: Array
     known: Array
     left: Array
     mark: Array
@@ -62,6 +64,7 @@ def layout_of(described: Described, num_envs: int, num_workers: int) -> tuple[La
         "reward": ((num_envs,), np.float64),
         "terminated": ((num_envs,), np.bool_),
         "truncated": ((num_envs,), np.bool_),
+        "legal": ((num_envs, described.mask_size), np.bool_),
         "known": ((len(described.emits), num_envs), np.float64),
         "left": ((num_envs,), np.int64),
         "mark": ((num_workers, 4), np.int64),

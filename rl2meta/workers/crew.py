@@ -220,7 +220,7 @@ class Crew:
 
     def _sum(self, worker: int, total: int) -> int:
         part = self._parts[worker]
-        for array in (part.observation, part.reward, part.terminated, part.truncated):
+        for array in (part.observation, part.reward, part.terminated, part.truncated, part.legal):
             total = zlib.crc32(array.data, total)
         return total
 

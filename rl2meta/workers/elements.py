@@ -1,13 +1,15 @@
 """Conversion between elements of an environment's spaces and the observations and actions of agents."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rl2meta.counted import ACTION_MASK, as_element, is_counted
 from rl2meta.workers.block import Array
+from rl2meta.workers.family import Described
 from rl2meta.workers.faults import Broken
 
 
@@ -30,13 +32,14 @@ def reader(space: gym.Space[Any]) -> Callable[[Any], Any]:
 
 def actor(space: gym.Space[Any]) -> Callable[[Any], Any]:
     """Return a function that turns an element of ``acted(space)`` into an element of ``space``."""
-    if isinstance(space, spaces.Discrete):
-        start = space.start
-        return (lambda a: a + start) if start else lambda a: a
+    if isinstance(space, spaces.Discrete) and not space.start:
+        return lambda a: a
+    if is_counted(space):
+        return lambda a: as_element(space, a)
     shape, dtype = space.shape, space.dtype
     if dtype == np.float32:
         return lambda a: a.astype(dtype).reshape(shape)
-    assert isinstance(space, spaces.Box)  # acted() accepts only Discrete and Box
+    assert isinstance(space, spaces.Box)  # acted() accepts nothing else
     low, high = space.low, space.high
 
     def act(a: Array) -> Array:
@@ -45,6 +48,33 @@ def actor(space: gym.Space[Any]) -> Callable[[Any], Any]:
         return np.clip(action, low, high, out=action)
 
     return act
+
+
+def masker(described: Described) -> Callable[[Any, Mapping[str, Any]], Any]:
+    """Return a function (observation, info) -> which actions are legal, bool [A]; all if none is told."""
+    size, inside = described.mask_size, described.masks == "observation"
+
+    def mask(observation: Any, info: Mapping[str, Any]) -> Any:
+        told = (observation if inside else info).get(ACTION_MASK)
+        return True if told is None else _mask(told, size)
+
+    return mask
+
+
+def _mask(told: Any, size: int) -> Array:
+    """Return a mask; for several entries of an action it may be a tuple of one for each."""
+    try:
+        mask = (
+            np.concatenate([np.ravel(part) for part in told]) if isinstance(told, tuple) else np.ravel(told)
+        )
+    except (TypeError, ValueError):
+        mask = np.empty(0, object)
+    if len(mask) != size or mask.dtype.kind not in "biuf" or not ((mask == 0) | (mask == 1)).all():
+        raise Broken(
+            f"expected {size} numbers, 1 for a legal action and 0 for any other, for {ACTION_MASK!r}, got "
+            f"{told!r:.200}"
+        )
+    return mask.astype(bool)
 
 
 def _index(space: spaces.Discrete, x: Any) -> int:

@@ -7,6 +7,8 @@ import gymnasium as gym
 import numpy as np
 from gymnasium import spaces
 
+from rl2meta.counted import from_zero, is_counted, sizes_of
+
 Task = Mapping[str, Any]
 EMITTED = ("expected_reward", "regret")
 """The values that an environment may put into the info of a step, if it knows them."""
@@ -67,11 +69,18 @@ class Described(NamedTuple):
     Attributes:
         observation_space, action_space: the spaces of the environment.
         emits: the names in ``EMITTED`` that the info of a step holds.
+        masks: where masks of illegal actions come from: "info", "observation", or "" for nowhere.
     """
 
     observation_space: gym.Space[Any]
     action_space: gym.Space[Any]
     emits: tuple[str, ...] = ()
+    masks: str = ""
+
+    @property
+    def mask_size(self) -> int:
+        """A, the length of a mask: how many values all entries of an action have together; 0 without."""
+        return sum(sizes_of(self.action_space)) if self.masks else 0
 
 
 def observed(space: gym.Space[Any]) -> gym.Space[Any]:
@@ -85,7 +94,7 @@ def observed(space: gym.Space[Any]) -> gym.Space[Any]:
         TypeError: for a space that cannot be flattened into vectors of one length.
     """
     if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n))
+        return from_zero(space)
     if isinstance(space, _FLATTENED):
         space = _flattened(space)
     if not isinstance(space, spaces.Box):
@@ -97,20 +106,22 @@ def observed(space: gym.Space[Any]) -> gym.Space[Any]:
 
 
 def acted(space: gym.Space[Any]) -> gym.Space[Any]:
-    """Return the space of the actions that agents take: Discrete from 0, or a Box with one axis.
+    """Return the space of the actions that agents take: Discrete or MultiDiscrete from 0, or a Box.
+
+    MultiDiscrete and Box have one axis. A MultiBinary is a MultiDiscrete with two values in each entry.
 
     Raises:
         TypeError: for any other space.
     """
-    if isinstance(space, spaces.Discrete):
-        return spaces.Discrete(int(space.n))
+    if is_counted(space):
+        return from_zero(space)
     if isinstance(space, spaces.Box) and np.issubdtype(space.dtype, np.floating):
         flat = spaces.flatten_space(space)
         assert isinstance(flat, spaces.Box)  # a Box flattens to a Box
         return _as_float32(flat)
     raise TypeError(
-        f"expected a Discrete action space or a Box of floats, got {space}; wrap the environment in one "
-        "to get such actions"
+        f"expected an action space that is Discrete, MultiDiscrete, MultiBinary or a Box of floats, got "
+        f"{space}; wrap the environment to get such actions"
     )
 
 

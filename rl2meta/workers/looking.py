@@ -4,10 +4,12 @@ from typing import Any
 
 import gymnasium as gym
 
+from rl2meta.counted import ACTION_MASK, is_counted
 from rl2meta.workers.block import Array
 from rl2meta.workers.elements import kind
 from rl2meta.workers.family import EMITTED, Described, SingleFamily, Task, acted, observed
 from rl2meta.workers.faults import CALLS, Broken
+from rl2meta.workers.legal import legal_sample
 
 
 def make(family: SingleFamily, task: Task) -> gym.Env[Any, Any]:
@@ -39,13 +41,29 @@ def look(family: SingleFamily, task: Task, mark: Array) -> Described:
     _refuse_spaces(env)  # before anything else: this message helps most
     env.action_space.seed(0)
     doing("reset")
-    env.reset(seed=0)
+    begun = env.reset(seed=0)
+    found = Described(env.observation_space, env.action_space, masks=_masks(env, _info(begun)))
     doing("step")
-    outcome = env.step(env.action_space.sample())
+    info = _info(env.step(legal_sample(found, env.action_space, begun)))
     doing("close")
     env.close()
-    info = outcome[-1] if isinstance(outcome, tuple) and isinstance(outcome[-1], dict) else {}
-    return Described(env.observation_space, env.action_space, tuple(name for name in EMITTED if name in info))
+    return found._replace(
+        emits=tuple(name for name in EMITTED if name in info), masks=found.masks or _masks(env, info)
+    )
+
+
+def _info(came: Any) -> dict[str, Any]:
+    return came[-1] if isinstance(came, tuple) and isinstance(came[-1], dict) else {}
+
+
+def _masks(env: gym.Env[Any, Any], info: dict[str, Any]) -> str:
+    """Return where masks of illegal actions come from."""
+    if not is_counted(env.action_space):
+        return ""
+    inside = (
+        isinstance(env.observation_space, gym.spaces.Dict) and ACTION_MASK in env.observation_space.spaces
+    )
+    return "observation" if inside else "info" if ACTION_MASK in info else ""
 
 
 def refuse_difference(described: Described, env: gym.Env[Any, Any]) -> None:

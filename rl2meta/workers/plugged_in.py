@@ -8,6 +8,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from rl2meta.counted import ACTION_MASK, is_counted, sizes_of
 from rl2meta.errors import UserError
 from rl2meta.models import Model, said_model
 from rl2meta.randomness import derive, generator
@@ -160,7 +161,7 @@ class PluggedVectorEnv:
             self._begin(tasks, episodes)
         else:
             self._stepper.reset(episodes)
-        return self._observation(), {}
+        return self._observation(), self._legal()
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Take one step in every environment; ended episodes restart in the same step on the same task."""
@@ -175,7 +176,11 @@ class PluggedVectorEnv:
             last.reshape(-1, *[1] * (observation.dim() - 1)), self._there(arrays.final), observation
         )  # [B, ...]
         known = zip(self._law.described.emits, arrays.known, strict=True)
-        info = {"final_obs": final, **{name: self._there(values).float() for name, values in known}}
+        info = {
+            "final_obs": final,
+            **self._legal(),
+            **{name: self._there(values).float() for name, values in known},
+        }
         return observation, self._there(arrays.reward).float(), terminated, truncated, info
 
     def close(self) -> None:
@@ -201,7 +206,7 @@ class PluggedVectorEnv:
         space = self.single_action_space
         refuse_other_shapes(actions, self.num_envs, space)
         array = actions.detach().cpu().numpy()
-        if isinstance(space, gym.spaces.Discrete) and not ((array >= 0) & (array < space.n)).all():
+        if is_counted(space) and not ((array >= 0) & (array < _above(space))).all():
             raise ValueError(f"expected actions in {space}, got {array.min()} to {array.max()}")
         if array.dtype.kind == "f" and not np.isfinite(array).all():
             raise EnvironmentFault(
@@ -210,12 +215,21 @@ class PluggedVectorEnv:
             )
         return array
 
+    def _legal(self) -> dict[str, Tensor]:
+        """Return which actions may be taken next, by the name of the info's entry; nothing without masks."""
+        return {ACTION_MASK: self._there(self._stepper.arrays.legal)} if self._law.described.masks else {}
+
     def _observation(self) -> Tensor:
         return self._there(self._stepper.arrays.observation)
 
     def _there(self, array: Any) -> Tensor:
         """Return a copy on the device; a copy, as the workers will write into the array again."""
         return torch.from_numpy(array.copy()).to(self.device)
+
+
+def _above(space: gym.Space[Any]) -> Any:
+    """Return how many values the action has, or each of its entries."""
+    return space.n if isinstance(space, gym.spaces.Discrete) else sizes_of(space)
 
 
 def _entries(tasks: Tasks) -> tuple[Task, ...]:

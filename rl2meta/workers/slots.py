@@ -9,8 +9,9 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
+from rl2meta.counted import ACTION_MASK, sizes_of
 from rl2meta.workers.block import Array, Arrays
-from rl2meta.workers.elements import actor, kind, reader
+from rl2meta.workers.elements import actor, kind, masker, reader
 from rl2meta.workers.family import Described, SingleFamily, Task
 from rl2meta.workers.faults import CALLS, Broken, Failed, Fault, fault_of
 from rl2meta.workers.looking import make, refuse_difference
@@ -38,6 +39,9 @@ class Slots:
         self._horizon = family.horizon
         self._read = reader(described.observation_space)
         self._act = actor(described.action_space)
+        self._mask = masker(described) if described.masks else None
+        sizes = sizes_of(described.action_space) if self._mask else []
+        self._first_values = np.cumsum([0, *sizes[:-1]])  # of each entry of an action, in a mask
         self._envs: list[gym.Env[Any, Any]] = []
         self._steps = 0
         self._elapsed: list[int] = []
@@ -105,6 +109,7 @@ class Slots:
         self._clear()
         self._arrays.left[:] = episodes
         self._elapsed = [0] * len(self._envs)
+        self._refuse_no_choice("reset")
 
     def _clear(self) -> None:
         self._arrays.reward[:] = self._arrays.known[:] = 0.0
@@ -127,6 +132,8 @@ class Slots:
         arrays.reward[slot] = reward
         if not isinstance(info, dict):
             raise Broken(f"expected a dict for the info of a step, got {kind(info)} {info!r:.80}")
+        if self._mask is not None:
+            arrays.legal[slot] = self._mask(observation, info)
         for row, name in enumerate(self._described.emits):
             arrays.known[row, slot] = _number(info, name)
         self._elapsed[slot] += 1
@@ -154,6 +161,8 @@ class Slots:
             self._arrays.observation[slot] = value = self._read(came[0])
             if not np.isfinite(value).all():
                 raise Broken(f"expected finite numbers for an observation, got {came[0]!r:.200}")
+            if self._mask is not None:
+                self._arrays.legal[slot] = self._mask(*came)
 
         self._guarded(slot, _RESET, reset)
 
@@ -186,12 +195,24 @@ class Slots:
                     slot = int((regret < 0).argmax())
                     self._broken(slot, f"expected a regret >= 0 in the info, got {regret[slot]}")
 
+        self._refuse_no_choice("step")
+
+    def _refuse_no_choice(self, call: str) -> None:
+        """Refuse a mask without a legal action; an environment that idles takes none."""
+        if self._mask is None:
+            return
+        some = np.logical_or.reduceat(self._arrays.legal, self._first_values, axis=1).all(axis=1)  # [slots]
+        if not (some | (self._arrays.left == 0)).all():
+            slot = int((~some & (self._arrays.left != 0)).argmax())
+            told = self._arrays.legal[slot].astype(int)
+            self._broken(slot, f"expected a legal action in {ACTION_MASK!r}, got {told!s:.200}", call)
+
     def _refuse(self, values: Array, expected: str) -> None:
         slot = int((~np.isfinite(values.reshape(len(values), -1)).all(axis=1)).argmax())
         self._broken(slot, f"expected {expected}, got {values[slot]!s:.200}")
 
-    def _broken(self, slot: int, words: str) -> None:
-        raise Failed(Fault(words, "step", self._first + slot, self._steps))
+    def _broken(self, slot: int, words: str, call: str = "step") -> None:
+        raise Failed(Fault(words, call, self._first + slot, self._steps))
 
     def _guarded(self, slot: int, call: int, do: Callable[[], object]) -> None:
         self._mark(slot, call)

@@ -11,7 +11,7 @@ from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.spaces import bounded
 from rl2meta.tasks import sample_tasks
-from rl2meta.trial import TimeStep
+from rl2meta.trial import TimeStep, over_fields
 
 Space = gym.spaces.Discrete | gym.spaces.Box
 
@@ -113,13 +113,13 @@ def test_bounds_live_where_the_generator_does(space: Space) -> None:
 @pytest.mark.parametrize("space", [gym.spaces.Discrete(4), gym.spaces.Box(-1, 1, (2,))])
 def test_acts_on_a_gpu(space: Space) -> None:
     agent = UniformAgent(space)
-    step = TimeStep(*(field.cuda() for field in _step(3)))
+    step = over_fields(lambda field: field.cuda(), _step(3))
     choice, _ = agent.act(agent.begin(3, generator(0, "agent", device="cuda")), step)
     assert all(field.device.type == "cuda" and len(field) == 3 for field in choice)
 
 
 def test_other_spaces_are_refused() -> None:
-    with pytest.raises(TypeError, match=r"expected a Discrete or Box action space, got MultiBinary\(2\)"):
+    with pytest.raises(TypeError, match="Discrete, MultiDiscrete or Box action space, got MultiB"):
         UniformAgent(gym.spaces.MultiBinary(2))
 
 

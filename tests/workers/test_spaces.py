@@ -12,6 +12,7 @@ from manifold import BOX, DONE, SEEN, Manifolds, Odds
 
 from rl2meta.agents.cores.recurrent import LSTMConfig
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
+from rl2meta.counted import sizes_of
 from rl2meta.images import is_image
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
@@ -98,6 +99,10 @@ def test_actions_arrive_as_elements_of_the_environments_space(name: str) -> None
     space = DONE[name]
     if isinstance(space, spaces.Box) and space.low.max() > -1:
         assert any((action == space.low).any() for action in manifold.done)
+    elif isinstance(space, spaces.MultiDiscrete | spaces.MultiBinary):
+        assert all(action.dtype == space.dtype and action.shape == space.shape for action in manifold.done)
+        counts = np.stack(manifold.done).reshape(len(manifold.done), -1)
+        assert [len(set(column)) for column in counts.T] == sizes_of(space)  # every value of every entry
     elif isinstance(space, spaces.Discrete):
         assert {int(action) for action in manifold.done} == {int(space.start) + i for i in range(3)}
 
@@ -122,8 +127,8 @@ def test_what_lies_in_a_matrix_stays_in_its_place() -> None:
         ((spaces.Text(5), spaces.Discrete(2)), "observation_space: expected .* wrap the environment"),
         ((spaces.Sequence(BOX), spaces.Discrete(2)), "expected an observation space that is, or is made of"),
         ((spaces.Dict({"a": spaces.Sequence(BOX)}), spaces.Discrete(2)), "expected an observation space"),
-        ((BOX, spaces.MultiDiscrete([2, 2])), "action_space: expected a Discrete action space or a Box"),
-        ((BOX, spaces.Box(0, 5, (2,), np.int64)), "expected a Discrete action space or a Box of floats"),
+        ((BOX, spaces.Tuple((spaces.Discrete(2), BOX))), "action_space: expected an action space that is"),
+        ((BOX, spaces.Box(0, 5, (2,), np.int64)), "MultiDiscrete, MultiBinary or a Box of floats"),
     ],
 )
 def test_spaces_that_cannot_be_used_are_told(pair: Any, message: str) -> None:

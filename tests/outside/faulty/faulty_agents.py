@@ -79,7 +79,7 @@ class Learner:
         total = torch.zeros(())
         for phase in trial.phases:
             for t in range(len(phase.mask)):
-                step = TimeStep(*(field[t] for field in phase.inputs))
+                step = TimeStep(*(field[t] for field in phase.inputs[:4]))
                 policy, hidden = self.network(step, carry.hidden)
                 carry = carry._replace(hidden=hidden)
                 total = total - (policy.log_prob(phase.action[t]) * (paid - self.network.usual)).mean()

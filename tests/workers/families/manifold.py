@@ -27,6 +27,10 @@ DONE = {
     "box of two axes": spaces.Box(-2, 2, (2, 3), np.float32),
     "float64": spaces.Box(-0.1, 0.1, (2, 2), np.float64),
     "float16": spaces.Box(-0.1, 0.1, (2,), np.float16),
+    "choices": spaces.MultiDiscrete([3, 2]),
+    "choices in a matrix": spaces.MultiDiscrete([[3, 2], [1, 4]], start=[[-1, 0], [5, 2]]),
+    "switches": spaces.MultiBinary(3),
+    "switches in a matrix": spaces.MultiBinary([2, 2]),
     "half bounded": spaces.Box(-0.3, np.inf, (2,), np.float64),
 }
 shown: dict[int, list[Any]] = {}
