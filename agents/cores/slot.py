@@ -54,10 +54,10 @@ class SlotCore(nn.Module):
         g ← g + (GRU(x, M[c]) − M[c]) / (S·A)
         M[c] ← GRU(x, M[c])
         y_a = ReLU(V [M[o_t, a], mean_a' M[o_t, a'], g, h/H, t/T] + v)
-        logit of a = u·y_a + w
+        logit of a = u·y_a
 
     All vectors begin as m₀, which is learnt; the first step of a trial writes nothing. The features are
-    [max_a y_a, g, h/H, t/T]. The fractions of time are ``Seen.elapsed``.
+    [mean_a y_a, g, h/H, t/T]. The fractions of time are ``Seen.elapsed``.
 
     Args:
         observation_space, action_space: of one environment, Discrete.
@@ -79,10 +79,9 @@ class SlotCore(nn.Module):
         self.pool = nn.Linear(d, d)
         self.write = nn.GRUCell(2 * d + 4, d)
         self.hidden = nn.Linear(3 * d + 2, config.hidden_size)
-        self.logit = nn.Linear(config.hidden_size, 1)
+        self.logit = nn.Linear(config.hidden_size, 1, bias=False)  # a bias would add the same to all logits
         self.out_features = config.hidden_size + d + 2
         nn.init.normal_(self.logit.weight, std=0.1)  # a nearly uniform policy at the start
-        nn.init.zeros_(self.logit.bias)
 
     def begin(self, rows: int, steps: int | None) -> SlotState:
         """Return tables of m₀ everywhere."""
@@ -133,7 +132,7 @@ class SlotCore(nn.Module):
 
     def _written(self, seen: Seen, state: SlotState, places: Places) -> SlotState:
         old = state.table.index_select(0, places.cell)  # [B, d]
-        pooled = self.pool(self._row(state.table, places)).max(dim=1).values  # [B, A, d] -> [B, d]
+        pooled = self.pool(self._row(state.table, places)).amax(dim=1)  # [B, A, d] -> [B, d]
         pooled = pooled * (~seen.first).unsqueeze(-1)
         new = self.write(torch.cat([pooled, state.mean, _facts(seen)], dim=-1), old)  # [B, d]
         states, actions = self._size
@@ -149,9 +148,8 @@ class SlotCore(nn.Module):
         shared = torch.cat([row.mean(dim=-2), mean, elapsed], dim=-1)  # [..., 2d + 2]
         weight = self.hidden.weight
         y = functional.linear(row, weight[:, :d])  # [..., A, hidden_size]
-        y = (y + functional.linear(shared, weight[:, d:], self.hidden.bias).unsqueeze(-2)).relu()
-        features = torch.cat([y.amax(dim=-2), mean, elapsed], dim=-1)
-        return Output(features, self.logit(y).squeeze(-1))
+        y = y.add_(functional.linear(shared, weight[:, d:], self.hidden.bias).unsqueeze(-2)).relu_()
+        return Output(torch.cat([y.mean(dim=-2), mean, elapsed], dim=-1), y @ self.logit.weight[0])
 
 
 def _facts(seen: Seen) -> Tensor:

@@ -10,6 +10,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+from torch.nn import functional
 
 
 class SlotWeights(NamedTuple):
@@ -60,165 +61,173 @@ def unroll(
         facts: r_{t-1}, first, h/H and t/T, [T, B, 4].
         first: bool [T, B].
     """
-    rows, means = _Unroll.apply(*weights, size, *places, facts, first)  # type: ignore[no-untyped-call]
+    joint, known = _joint(weights, facts)
+    given = weights.start, weights.pool, weights.pool_bias, joint, known, *places, first, size
+    rows, means = _Unroll.apply(*given)  # type: ignore[no-untyped-call]
     return rows, means
 
 
-class _Tape(NamedTuple):
-    """What the backward pass needs of every step, [T, B, ...]; at t = 0 it is empty or arbitrary."""
+def _joint(weights: SlotWeights, facts: Tensor) -> tuple[Tensor, Tensor]:
+    """Return all products of the GRU as one: J, [4d, 3d], and what the facts add, [T, B, 4d].
 
-    x: Tensor  # [.., 2d]: pooled row and g
-    old: Tensor  # [.., d]: M[c] before the write
-    gates: Tensor  # [.., 2d]: r and z
-    candidate: Tensor  # [.., d]: n
-    recalled: Tensor  # [.., 3d]: the GRU's product with M[c]
-    winner: Tensor  # int64 [.., d]: the action with the largest entry
+    J [x, M[c]] + the part of facts and biases = [r, z, n, m] before their non-linearities, where x is without
+    facts. The GRU's m, its product with M[c] for n, stands apart because r multiplies it.
+    """
+    d = len(weights.start)
+    x, cell = weights.from_input[:, : 2 * d], weights.from_cell
+    gates = torch.cat([x[: 2 * d], cell[: 2 * d]], dim=1)  # [2d, 3d]
+    n = torch.cat([x[2 * d :], x.new_zeros(d, d)], dim=1)
+    m = torch.cat([x.new_zeros(d, 2 * d), cell[2 * d :]], dim=1)
+    of_facts = torch.cat([weights.from_input[:, 2 * d :], x.new_zeros(d, facts.shape[-1])])  # [4d, 4]
+    biases = weights.input_bias, weights.cell_bias
+    bias = torch.cat([biases[0][: 2 * d] + biases[1][: 2 * d], biases[0][2 * d :], biases[1][2 * d :]])
+    return torch.cat([gates, n, m]), functional.linear(facts, of_facts, bias)
+
+
+class _Tape(NamedTuple):
+    """What the backward pass needs of every step, [T, B, ...]; at t = 0 it is arbitrary.
+
+    Attributes:
+        seen: W M[o_t, ·] + b before the write, [T, B, A, d].
+        inputs: the pooled row, g and M[c] before the write, [T, B, 3d].
+        acted: r, z, n and m, [T, B, 4d].
+    """
+
+    seen: Tensor
+    inputs: Tensor
+    acted: Tensor
 
     @classmethod
-    def empty(cls, steps: int, rows: int, like: Tensor) -> "_Tape":
+    def empty(cls, steps: int, trials: int, actions: int, like: Tensor) -> "_Tape":
         d = len(like)
-        widths = (2 * d, d, 2 * d, d, 3 * d)
-        x, old, gates, candidate, recalled = (like.new_zeros(steps, rows, width) for width in widths)
-        winner = like.new_zeros(steps, rows, d, dtype=torch.int64)
-        return cls(x, old, gates, candidate, recalled, winner)
+        shapes = (actions, d), (3 * d,), (4 * d,)
+        seen, inputs, acted = (like.new_empty(steps, trials, *shape) for shape in shapes)
+        return cls(seen, inputs, acted)
 
 
 class _Unroll(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        weights, (states, actions), places = SlotWeights(*given[:7]), given[7], Places(*given[8:10])
-        facts, first = given[10:]
-        steps, trials = places.row.shape
-        tape = _Tape.empty(steps, trials, weights.start)
-        rows, means = _run(weights, (states, actions), places, facts, first, tape)
+        *tensors, (states, actions) = given
+        start, row = tensors[0], tensors[5]
+        steps, trials = row.shape
+        tape = _Tape.empty(steps, trials, actions, start)
         ctx.size = states, actions
-        ctx.save_for_backward(*weights, *places, facts, first, *tape)
-        return rows, means
+        ctx.save_for_backward(*tensors, *tape)
+        return _forward(tape, *given)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_rows: Tensor, d_means: Tensor) -> tuple[Tensor | None, ...]:
-        saved = ctx.saved_tensors
-        weights, places, tape = SlotWeights(*saved[:7]), Places(*saved[7:9]), _Tape(*saved[11:])
-        facts, first = saved[9:11]
-        back = _Back(weights, ctx.size, places, first, tape)
-        back.run(d_rows.contiguous(), d_means)
-        d_facts = back.d_facts() if ctx.needs_input_grad[10] else None
-        return *back.d_weights(facts), None, None, None, d_facts, None
+        gradients = _backward(d_rows.contiguous(), d_means, ctx.size, *ctx.saved_tensors)
+        return *gradients, None, None, None, None
 
 
-def _run(
-    weights: SlotWeights, size: tuple[int, int], places: Places, facts: Tensor, first: Tensor, tape: _Tape
+def _forward(
+    tape: _Tape,
+    start: Tensor,
+    pool: Tensor,
+    pool_bias: Tensor,
+    joint: Tensor,
+    known: Tensor,
+    row: Tensor,
+    cell: Tensor,
+    first: Tensor,
+    size: tuple[int, int],
 ) -> tuple[Tensor, Tensor]:
     """Do all reads and writes; fill the tape."""
-    (states, actions), (steps, trials), d = size, places.row.shape, len(weights.start)
+    (states, actions), (steps, trials), d = size, row.shape, len(start)
     # Beside M stands W M + b: a write projects one vector, where a read would project those of all actions.
-    projection = torch.addmv(weights.pool_bias, weights.pool, weights.start)
-    table, projected = (v.expand(trials * states * actions, d).clone() for v in (weights.start, projection))
+    projection = torch.addmv(pool_bias, pool, start)
+    table, projected = (v.expand(trials * states * actions, d).clone() for v in (start, projection))
     table_rows, projected_rows = (each.view(trials * states, actions * d) for each in (table, projected))
-    mean = weights.start.expand(trials, d)
-    rows, means = facts.new_empty(steps, trials, actions, d), facts.new_empty(steps, trials, d)
-    known = torch.addmm(weights.input_bias, facts.flatten(0, 1), weights.from_input[:, 2 * d :].t())
-    known = known.view(steps, trials, 3 * d)
-    continues = (~first).unsqueeze(-1).to(facts.dtype)  # [T, B, 1]
-    pool, from_cell = weights.pool.t().contiguous(), weights.from_cell.t().contiguous()
-    from_x = weights.from_input[:, : 2 * d].t().contiguous()  # [2d, 3d]
-    for t in range(steps):
-        if t > 0:
-            x, old, gates, candidate, recalled, winner = (field[t] for field in tape)
-            seen = projected_rows.index_select(0, places.row[t]).view(trials, actions, d)
-            best, winner[...] = seen.max(dim=1)  # [B, A, d] -> [B, d]
-            torch.mul(best, continues[t], out=x[:, :d])
-            x[:, d:] = mean
-            torch.index_select(table, 0, places.cell[t], out=old)
-            told = torch.addmm(known[t], x, from_x)  # [B, 3d]
-            torch.addmm(weights.cell_bias, old, from_cell, out=recalled)
-            torch.sigmoid(told[:, : 2 * d] + recalled[:, : 2 * d], out=gates)
-            torch.tanh(torch.addcmul(told[:, 2 * d :], gates[:, :d], recalled[:, 2 * d :]), out=candidate)
-            new = torch.lerp(candidate, old, gates[:, d:])
-            table.index_copy_(0, places.cell[t], new)
-            projected.index_copy_(0, places.cell[t], torch.addmm(weights.pool_bias, new, pool))
-            mean = torch.add(mean, new - old, alpha=1 / (states * actions))
-        torch.index_select(table_rows, 0, places.row[t], out=rows[t].view(trials, actions * d))
-        means[t] = mean
+    rows, means = start.new_empty(steps, trials, actions, d), start.new_empty(steps, trials, d)
+    joint, pool = joint.t().contiguous(), pool.t().contiguous()
+    parts = (row, cell, (~first).unsqueeze(-1).to(start.dtype), known, rows.flatten(2), means, *tape)
+    for t, now in enumerate(zip(*(part.unbind() for part in parts), strict=True)):
+        at_row, at_cell, continues, of_facts, read, mean, seen, inputs, acted = now
+        if t == 0:
+            mean.copy_(start)
+        else:
+            torch.index_select(projected_rows, 0, at_row, out=seen.view(trials, -1))
+            torch.mul(seen.amax(dim=1), continues, out=inputs[:, :d])  # [B, A, d] -> [B, d]
+            inputs[:, d : 2 * d] = means[t - 1]
+            old = torch.index_select(table, 0, at_cell)  # [B, d]
+            inputs[:, 2 * d :] = old
+            torch.addmm(of_facts, inputs, joint, out=acted)  # [B, 3d] -> [B, 4d]
+            r, z, n, m = acted.chunk(4, dim=1)
+            acted[:, : 2 * d].sigmoid_()
+            n.addcmul_(r, m).tanh_()
+            new = torch.lerp(n, old, z)
+            table.index_copy_(0, at_cell, new)
+            projected.index_copy_(0, at_cell, torch.addmm(pool_bias, new, pool))
+            torch.add(means[t - 1], new - old, alpha=1 / (states * actions), out=mean)
+        torch.index_select(table_rows, 0, at_row, out=read)
     return rows, means
 
 
-class _Back:
-    """The backward pass: from the last step to the first, then the gradients of the weights.
-
-    A name d_v is the gradient of the loss with respect to v.
-    """
-
-    def __init__(
-        self, weights: SlotWeights, size: tuple[int, int], places: Places, first: Tensor, tape: _Tape
-    ) -> None:
-        self.weights, self.places, self.tape = weights, places, tape
-        (steps, trials), (states, actions), self.d = places.row.shape, size, len(weights.start)
-        self.share = 1 / (states * actions)
-        like = weights.start
-        self.d_table = like.new_zeros(trials * states * actions, self.d)
-        self.d_projected = torch.zeros_like(self.d_table)
-        self.d_mean = like.new_zeros(trials, self.d)
-        self.d_told = like.new_zeros(steps, trials, 3 * self.d)
-        self.d_recalled, self.d_new_projected = torch.zeros_like(self.d_told), torch.zeros_like(tape.old)
-        self.d_rows_of_table = self.d_table.view(trials * states, actions * self.d)
-        self.continues = (~first).unsqueeze(-1).to(like.dtype)  # [T, B, 1]
-        entry = torch.arange(self.d, device=like.device)
-        place = (places.row.unsqueeze(-1) * actions + tape.winner) * self.d + entry  # [T, B, d]
-        self.place = place.flatten(1)  # of the largest entries in the projected table, flat
-
-    def run(self, d_rows: Tensor, d_means: Tensor) -> None:
-        """Go through all steps; afterwards the gradients of products and of the initial table are there."""
-        r, z = self.tape.gates.chunk(2, dim=-1)  # [T, B, d] each
-        n, old, recalled = self.tape.candidate, self.tape.old, self.tape.recalled[..., 2 * self.d :]
-        slopes = (recalled * r * (1 - r), (old - n) * z * (1 - z), (1 - z) * (1 - n * n))
-        for t in range(len(d_rows) - 1, -1, -1):
-            self.d_mean += d_means[t]
-            self.d_rows_of_table.index_add_(0, self.places.row[t], d_rows[t].flatten(1))
-            if t > 0:
-                self._write(t, slopes[0][t], slopes[1][t], slopes[2][t], r[t], z[t])
-
-    def _write(self, t: int, to_r: Tensor, to_z: Tensor, to_n: Tensor, r: Tensor, z: Tensor) -> None:
-        """Undo the write of step t."""
-        cell, d = self.places.cell[t], self.d
-        d_told, d_recalled = self.d_told[t], self.d_recalled[t]
-        projected = torch.index_select(self.d_projected, 0, cell, out=self.d_new_projected[t])
-        d_added = self.d_mean * self.share
-        d_new = torch.addmm(self.d_table.index_select(0, cell) + d_added, projected, self.weights.pool)
-        d_n = torch.mul(d_new, to_n, out=d_told[:, 2 * d :])
-        torch.mul(d_n, to_r, out=d_told[:, :d])
-        torch.mul(d_new, to_z, out=d_told[:, d : 2 * d])
-        d_recalled[:, : 2 * d] = d_told[:, : 2 * d]
-        torch.mul(d_n, r, out=d_recalled[:, 2 * d :])
-        d_old = torch.addmm(torch.addcmul(-d_added, d_new, z), d_recalled, self.weights.from_cell)
-        self.d_table.index_copy_(0, cell, d_old)
-        self.d_projected.index_fill_(0, cell, 0.0)
-        d_x = d_told @ self.weights.from_input[:, : 2 * d]  # [B, 2d]
-        self.d_mean += d_x[:, d:]
-        d_best = d_x[:, :d] * self.continues[t]
-        self.d_projected.view(-1).scatter_add_(0, self.place[t], d_best.view(-1))
-
-    def d_weights(self, facts: Tensor) -> SlotWeights:
-        """Return the gradients of the weights."""
-        told, recalled, projected = (_flat(x) for x in (self.d_told, self.d_recalled, self.d_new_projected))
-        new = torch.lerp(self.tape.candidate, self.tape.old, self.tape.gates[..., self.d :])
-        d_begun = self.d_projected.sum(dim=0)  # [d], of W m₀ + b
-        d_start = self.d_table.sum(dim=0) + self.d_mean.sum(dim=0) + d_begun @ self.weights.pool
-        return SlotWeights(
-            start=d_start,
-            pool=torch.outer(d_begun, self.weights.start) + projected.t() @ _flat(new),
-            pool_bias=d_begun + projected.sum(dim=0),
-            from_input=told.t() @ _flat(torch.cat([self.tape.x, facts], dim=-1)),
-            from_cell=recalled.t() @ _flat(self.tape.old),
-            input_bias=told.sum(dim=0),
-            cell_bias=recalled.sum(dim=0),
-        )
-
-    def d_facts(self) -> Tensor:
-        """Return the gradient of the facts, [T, B, 4]."""
-        return self.d_told @ self.weights.from_input[:, 2 * self.d :]
+def _backward(
+    d_rows: Tensor,
+    d_means: Tensor,
+    size: tuple[int, int],
+    start: Tensor,
+    pool: Tensor,
+    pool_bias: Tensor,
+    joint: Tensor,
+    known: Tensor,
+    row: Tensor,
+    cell: Tensor,
+    first: Tensor,
+    *taped: Tensor,
+) -> tuple[Tensor, ...]:
+    """Return the gradients of start, pool, pool_bias, joint and known; d_v is the gradient of v."""
+    tape, (states, actions), (steps, trials), d = _Tape(*taped), size, row.shape, len(start)
+    d_table, d_projected = (start.new_zeros(trials * states * actions, d) for _ in range(2))
+    d_table_rows, d_projected_rows = (
+        each.view(trials * states, actions * d) for each in (d_table, d_projected)
+    )
+    d_mean, d_acted = start.new_zeros(trials, d), start.new_zeros(steps, trials, 4, d)
+    d_written = start.new_zeros(steps, trials, d)  # of W new + b
+    slopes, z = _slopes(tape), tape.acted[..., d : 2 * d]
+    parts = (row, cell, _shares(tape, first), d_rows.flatten(2), d_means, slopes, z, d_acted, d_written)
+    for t, now in reversed([*enumerate(zip(*(part.unbind() for part in parts), strict=True))]):
+        at_row, at_cell, shares, d_read, d_mean_read, slope, kept, d_act, d_write = now
+        d_mean += d_mean_read
+        d_table_rows.index_add_(0, at_row, d_read)
+        if t == 0:
+            break
+        torch.index_select(d_projected, 0, at_cell, out=d_write)
+        d_added = d_mean * (1 / (states * actions))  # of new - old, through g
+        d_new = torch.addmm(d_table.index_select(0, at_cell) + d_added, d_write, pool)
+        torch.mul(d_new.unsqueeze(1), slope, out=d_act)
+        d_pooled, d_g, d_old = (d_act.view(trials, 4 * d) @ joint).chunk(3, dim=1)
+        d_table.index_copy_(0, at_cell, (d_old - d_added).addcmul_(d_new, kept))
+        d_projected.index_fill_(0, at_cell, 0.0)
+        d_mean += d_g
+        d_projected_rows.index_add_(0, at_row, (shares * d_pooled.unsqueeze(1)).view(trials, -1))
+    d_begun = d_projected.sum(dim=0)  # of W m₀ + b
+    n, old = tape.acted[1:, :, 2 * d : 3 * d], tape.inputs[1:, :, 2 * d :]
+    new = torch.lerp(n, old, z[1:]).flatten(0, 1)
+    written, acted = d_written[1:].flatten(0, 1), d_acted[1:].view(-1, 4 * d)
+    return (
+        d_table.sum(dim=0) + d_mean.sum(dim=0) + d_begun @ pool,
+        torch.outer(d_begun, start) + written.t() @ new,
+        d_begun + written.sum(dim=0),
+        acted.t() @ tape.inputs[1:].flatten(0, 1),
+        d_acted.view(steps, trials, 4 * d),
+    )
 
 
-def _flat(x: Tensor) -> Tensor:
-    return x.flatten(0, 1)  # [T, B, ...] -> [T × B, ...]
+def _slopes(tape: _Tape) -> Tensor:
+    """Return the derivatives of new by r, z, n and m before their non-linearities, [T, B, 4, d]."""
+    r, z, n, m = tape.acted.chunk(4, dim=-1)  # [T, B, d] each
+    old = tape.inputs[..., -r.shape[-1] :]
+    by_n = (1 - z) * (1 - n * n)
+    return torch.stack([by_n * m * r * (1 - r), (old - n) * z * (1 - z), by_n, by_n * r], dim=2)
+
+
+def _shares(tape: _Tape, first: Tensor) -> Tensor:
+    """Return the part of each action in the gradient of a maximum, [T, B, A, d]: equal where actions tie."""
+    largest = (tape.seen == tape.seen.amax(dim=2, keepdim=True)).to(tape.seen.dtype)
+    continues = (~first).to(largest.dtype)[..., None, None]
+    return largest * (continues / largest.sum(dim=2, keepdim=True))
