@@ -112,9 +112,10 @@ class _Unroll(torch.autograd.Function):
         start, row = tensors[0], tensors[5]
         steps, trials = row.shape
         tape = _Tape.empty(steps, trials, actions, start)
+        rows, means = _forward(tape, *given)
         ctx.size = states, actions
         ctx.save_for_backward(*tensors, *tape)
-        return _forward(tape, *given)
+        return rows, means
 
     @staticmethod
     @once_differentiable

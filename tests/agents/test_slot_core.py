@@ -210,16 +210,17 @@ def test_a_memory_finds_again_what_was_paid_there() -> None:
     assert differs.tolist() == [False, True, False]
 
 
-def test_weights_fit_any_number_of_observations_and_actions() -> None:
-    small, large = build(seed=1), build(states=11, actions=6)
-    large.load_state_dict(small.state_dict())
-    lives = Lives(20, 3)
-    wide = Lives(20, 3, states=11, actions=6)
-    wide.observed, wide.acted, wide.paid, wide.first = lives.observed, lives.acted, lives.paid, lives.first
-    assert {name: value.shape for name, value in small.state_dict().items()} == {
-        name: value.shape for name, value in build(states=2, actions=2).state_dict().items()
-    }
-    assert torch.isfinite(large(wide.seen()).parameters).all()
+def test_what_is_learnt_fits_any_number_of_observations_and_actions() -> None:
+    """Weights, units and the optimiser's moments, and the weights act as they are."""
+    small, large = (TabularMDPs(num_states=s, num_actions=a, horizon=4) for s, a in ((3, 2), (11, 6)))
+    learner, other = _learner(small), _learner(large)
+    trial = RolloutWorker(small).run(learner.agent, sample_tasks(small, 8, 0, "train"), 3, 0)
+    learner.update(trial, 0.0, generator(0, "update"))
+    other.load_state_dict(learner.state_dict())
+    for name, value in other.network.state_dict().items():
+        assert torch.equal(value, learner.network.state_dict()[name])
+    (played,) = RolloutWorker(large).run(other.agent, sample_tasks(large, 8, 0, "test"), 3, 0).phases
+    assert played.action.max() == 5 and played.notes["log_prob"].isfinite().all()
 
 
 def test_what_follows_the_end_of_a_trial_changes_nothing_before_it() -> None:
