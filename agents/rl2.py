@@ -14,15 +14,20 @@ from torch import Tensor
 
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
+from rl2meta.agents.cores.slot import SlotConfig, SlotCore
 from rl2meta.agents.ppo import PPO, ActorCritic, PPOConfig
 from rl2meta.deprecation import deprecated
 from rl2meta.learner_state import seeded
 from rl2meta.training import AgentKind
 from rl2meta.units import FORMER_UNITS
 
-CORES: Mapping[type[Any], Callable[..., Core]] = {LSTMConfig: LSTMCore, GRUConfig: GRUCore}
+CORES: Mapping[type[Any], Callable[..., Core]] = {
+    LSTMConfig: LSTMCore,
+    GRUConfig: GRUCore,
+    SlotConfig: SlotCore,
+}
 """Type of a core's config -> the core's class, called with (observation space, action space, config)."""
-CoreConfig = Annotated[LSTMConfig | GRUConfig, Field(discriminator="name")]
+CoreConfig = Annotated[LSTMConfig | GRUConfig | SlotConfig, Field(discriminator="name")]
 _FORMER_KEYS = tuple(RecurrentConfig.model_fields)
 _FORMER_NAMES = {"embedding.": "core.input.embedding.", "encoder.": "core.input.encoder."}
 

@@ -9,7 +9,7 @@ from rl2meta.counted import ACTION_MASK
 from rl2meta.randomness import derive, generator
 from rl2meta.spaces import bounded, encoding
 from rl2meta.tasks import TaskDistribution, Tasks, TaskVectorEnv
-from rl2meta.trial import Agent, Carry, Lived, Plan, TimeStep, Trajectory, Trial
+from rl2meta.trial import Agent, Carry, Lived, Plan, TimeStep, Trajectory, Trial, TrialLength
 
 
 class Worker(Protocol):
@@ -117,8 +117,9 @@ class Stage:
         """
         lanes = agent.phase.lanes_per_task
         envs = self.envs(len(tasks))
-        num_steps = plan.phases * plan.episodes * self.distribution.horizon
-        carry = agent.begin(len(tasks) // lanes, source, num_steps)
+        horizon = self.distribution.horizon
+        length = TrialLength(plan.phases * plan.episodes * horizon, horizon)
+        carry = agent.begin(len(tasks) // lanes, source, length)
         before = (plan.episodes * torch.arange(lanes, device=self.device)).repeat(len(tasks) // lanes)  # [B]
         options = {"tasks": tasks, "episodes_before": before, "episodes_wanted": plan.episodes}
         step = self._first_step(*envs.reset(seed=seed, options=options))

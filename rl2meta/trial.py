@@ -115,6 +115,22 @@ class Lived(NamedTuple):
     truth: Mapping[str, Tensor]
 
 
+class TrialLength(int):
+    """The maximum number of steps of a trial in each lane, an int that also knows how long episodes are.
+
+    Attributes:
+        horizon: maximum number of steps in an episode; None if unknown.
+    """
+
+    horizon: int | None
+
+    def __new__(cls, steps: int, horizon: int | None = None) -> "TrialLength":
+        """Return ``steps`` with its horizon; what is computed from it is a plain int."""
+        length = super().__new__(cls, steps)
+        length.horizon = horizon
+        return length
+
+
 @dataclass(frozen=True)
 class Trajectory:
     """One phase in B = num_tasks × lanes environments, time-major: every tensor [T, B, ...].
@@ -156,9 +172,11 @@ class Trajectory:
         return cls(**stacked._asdict(), horizon=horizon, episodes=episodes)
 
     @property
-    def most_steps(self) -> int | None:
+    def most_steps(self) -> TrialLength | None:
         """Maximum number of steps in the phase; None if unknown."""
-        return None if self.horizon is None or self.episodes is None else self.horizon * self.episodes
+        if self.horizon is None or self.episodes is None:
+            return None
+        return TrialLength(self.horizon * self.episodes, self.horizon)
 
     def steps_left(self) -> Tensor:
         """Return the maximum number of remaining steps, including the present one, [T, B]; 0 on padding.
@@ -294,7 +312,8 @@ class Agent(Protocol[Carry]):
         Args:
             num_tasks: number of tasks, each with the lanes of the agent's phase.
             generator: random stream of all the agent's draws.
-            num_steps: maximum number of steps of a trial in each lane; None if unknown.
+            num_steps: maximum number of steps of a trial in each lane; None if unknown. Workers give a
+                ``TrialLength``, which has the horizon of the episodes too.
         """
         ...
 

@@ -76,6 +76,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
     [
         (RL2, {"distribution": BANDITS}),
         (RL2, {"distribution": BANDITS, "config": RL2.config(core={"name": "gru", "hidden_size": 8})}),
+        (RL2, {"distribution": BANDITS, "config": RL2.config(core={"name": "slot", "hidden_size": 8})}),
         (RL2, {"distribution": PLANE, "config": RL2.config(core={"name": "lstm", "num_layers": 2})}),
         (MAML_TRPO, {"distribution": PLANE, "config": FEW, "num_tasks": 5}),
         (MAML_REGRESSION, {"distribution": Sinusoids()}),

@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
+from rl2meta.agents.cores.slot import SlotConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.references.bandits import bernoulli_references
@@ -54,7 +55,7 @@ def test_weights_and_tasks_are_those_of_the_cpu() -> None:
     assert all(torch.equal(ours[name], theirs[name].cpu()) for name in ours)
 
 
-@pytest.mark.parametrize("core", [LSTMConfig, GRUConfig])
+@pytest.mark.parametrize("core", [LSTMConfig, GRUConfig, SlotConfig])
 def test_acting_agrees_with_the_fused_pass(core: Any) -> None:
     learner = _learner("cuda", core)
     tasks = sample_tasks(BANDITS, 64, 0, "train")

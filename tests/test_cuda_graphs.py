@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
+from rl2meta.agents.cores.slot import SlotConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
@@ -64,6 +65,11 @@ def _gru(law: Any) -> PPO:
     return rl2_learner(law.observation_space, law.action_space, RL2Config(core=core))
 
 
+def _slot(law: Any) -> PPO:
+    config = RL2Config(core=SlotConfig(slot_size=6, hidden_size=8))
+    return rl2_learner(law.observation_space, law.action_space, config)
+
+
 def _maml(law: Any) -> MAMLTRPOLearner:
     config = MAMLTRPOConfig(hidden_sizes=[8], episodes_per_phase=3)
     return MAMLTRPOLearner(law.observation_space, law.action_space, config)
@@ -75,9 +81,10 @@ def _maml(law: Any) -> MAMLTRPOLearner:
         (BernoulliBandits(num_arms=3), _rl2, 5),
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _rl2, 3),
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _gru, 3),
+        (TabularMDPs(num_states=3, num_actions=2, horizon=4), _slot, 3),
         (PointNavigation(horizon=6), _maml, 3),
     ],
-    ids=["bandits", "MDPs", "MDPs by a GRU", "navigation"],
+    ids=["bandits", "MDPs", "MDPs by a GRU", "MDPs by slots", "navigation"],
 )
 def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
     law: Any, make: Callable[[Any], Any], episodes: int

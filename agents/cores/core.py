@@ -1,11 +1,14 @@
 """The interface of cores: networks that read a trial one step at a time, or a whole trial at once."""
 
+import math
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
+
+from rl2meta.trial import TrialLength
 
 
 class Position(NamedTuple):
@@ -31,7 +34,8 @@ class Seen:
         action: a_{t-1}, encoded, [..., action size]; zeros at a trial's start.
         reward: r_{t-1}, float [...].
         first: true if o_t begins an episode, bool [...].
-        trial_length: maximum number of steps in the trial; None if unknown.
+        trial_length: maximum number of steps in the trial; a ``TrialLength`` if the horizon of its episodes
+            is known too; None if unknown.
         position: of a single step; None for whole trials, where it is computed from the other fields.
     """
 
@@ -64,6 +68,20 @@ class Seen:
         if self.position is not None:
             return torch.full((), self.position.trial_step, device=device)
         return torch.arange(len(self.first), device=device).unsqueeze(1)
+
+    @cached_property
+    def elapsed(self) -> Tensor:
+        """The fractions of the episode and of the trial before the action at o_t: h/H and t/T, [..., 2].
+
+        h and t are ``episode_step`` and ``trial_step``. H is the horizon, T the ``trial_length`` of this
+        trial, whatever it was in training: both fractions are in [0, 1), and pass more slowly in a longer
+        trial. An H or T that is not known counts as infinite: its fraction stays 0.
+        """
+        length = self.trial_length
+        horizon = length.horizon if isinstance(length, TrialLength) else None
+        h = self.episode_step.to(self.reward.dtype) / (horizon or math.inf)
+        t = self.trial_step.to(self.reward.dtype) / (length or math.inf)
+        return torch.stack([h, t.expand_as(h)], dim=-1)
 
 
 class Output(NamedTuple):

@@ -15,7 +15,17 @@ from rl2meta.randomness import derive, generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.training import AgentKind, Learner
-from rl2meta.trial import Agent, Choice, Lived, Phase, TimeStep, Trajectory, Trial, over_fields
+from rl2meta.trial import (
+    Agent,
+    Choice,
+    Lived,
+    Phase,
+    TimeStep,
+    Trajectory,
+    Trial,
+    TrialLength,
+    over_fields,
+)
 
 CPU = torch.device("cpu")
 _PHASES = 3  # of a trial, so that an agent adapts twice
@@ -153,7 +163,7 @@ def relive(agent: Agent[Any], trial: Trial, source: torch.Generator) -> Iterator
 def begun(agent: Agent[Any], trial: Trial, source: torch.Generator) -> Any:
     """Return the carry of an agent that is about to live through a trial."""
     longest = [phase.most_steps or len(phase.mask) for phase in trial.phases]
-    return agent.begin(len(trial.tasks), source, sum(longest))
+    return agent.begin(len(trial.tasks), source, TrialLength(sum(longest), trial.phases[0].horizon))
 
 
 def step_at(phase: Trajectory, t: int) -> TimeStep:

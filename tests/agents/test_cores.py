@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rl2meta.agents.cores.core import Output, Position, Seen
+from rl2meta.agents.cores.slot import SlotConfig
 from rl2meta.agents.rl2 import CORES, RL2Config, rl2_learner
 from rl2meta.learner_state import seeded
 from rl2meta.randomness import generator
@@ -28,6 +29,8 @@ ACTIONS: dict[str, gym.Space[Any]] = {
     "discrete": gym.spaces.Discrete(3),
     "box": gym.spaces.Box(-1, 1, (2,), np.float32),
 }
+DISCRETE_ONLY = {SlotConfig}
+"""The cores that take no other observations and actions than discrete ones."""
 SIZES = [
     {},
     {"hidden_size": 7, "num_layers": 2},
@@ -36,8 +39,16 @@ SIZES = [
 ]
 
 
-def build(config: Any, observed: str = "box", acted: str = "discrete", seed: int = 0, **settings: Any) -> Any:
+def observed_by(config: Any) -> str:
+    """Return observations that the core takes: a Box's unless it takes only discrete ones."""
+    return "discrete" if config in DISCRETE_ONLY else "box"
+
+
+def build(
+    config: Any, observed: str | None = None, acted: str = "discrete", seed: int = 0, **settings: Any
+) -> Any:
     """Return a core of the settings that its config knows, in float64."""
+    observed = observed or observed_by(config)
     known = {name: value for name, value in settings.items() if name in config.model_fields}
     spaces = OBSERVATIONS[observed], ACTIONS[acted]
     return seeded(lambda: CORES[config](*spaces, config(**known)), seed).double()  # type: ignore[attr-defined]
@@ -59,6 +70,8 @@ def random_trials(
     else:
         observation = drawn(size)
     action = drawn(encoding(ACTIONS[acted]).size).clamp(-1, 1)
+    if acted == "discrete":
+        action = nn.functional.one_hot(action.argmax(dim=-1), action.shape[-1]).double()
     action[0] = 0
     first = torch.rand(steps, rows, generator=source) < 0.3
     first[0] = True
@@ -105,9 +118,11 @@ def test_step_after_step_is_the_whole_trial(
     """Over random lengths, numbers of rows (below and above 64) and episodes."""
     if observed == "picture" and recalls:
         pytest.skip("pictures are not recalled")
+    if observed != "discrete" and config in DISCRETE_ONLY:
+        pytest.skip("the core refuses them")
     source = generator(0, "trials", observed)
     for rows in (1, 6, 63, 64, 70):
-        acted = list(ACTIONS)[rows % 2]
+        acted = "discrete" if config in DISCRETE_ONLY else list(ACTIONS)[rows % 2]
         core = build(config, observed, acted, seed=rows, previous_observation=recalls, **sizes)
         steps = int(torch.randint(1, 12, (), generator=source))
         trials = random_trials(observed, acted, steps, rows, source, length=12)
@@ -120,7 +135,8 @@ def test_step_after_step_is_the_whole_trial(
 
 @EVERY_CORE
 def test_where_the_length_of_a_trial_is_not_known_both_ways_agree_too(config: Any) -> None:
-    core, trials = build(config), random_trials("box", "discrete", 7, 3, generator(1, "trials"))
+    core = build(config)
+    trials = random_trials(observed_by(config), "discrete", 7, 3, generator(1, "trials"))
     assert trials.trial_length is None
     assert_same(stepped(core, trials), core(trials))
 
@@ -128,10 +144,10 @@ def test_where_the_length_of_a_trial_is_not_known_both_ways_agree_too(config: An
 @EVERY_CORE
 def test_both_ways_have_the_same_gradients(config: Any) -> None:
     core = build(config, previous_observation=True, hidden_size=5, num_layers=2)
-    trials = random_trials("box", "discrete", 6, 4, generator(2, "trials"), length=6)
+    trials = random_trials(observed_by(config), "discrete", 6, 4, generator(2, "trials"), length=6)
     weights = list(core.parameters())
     one, other = (
-        torch.autograd.grad(read(trials).features.sin().sum(), weights)
+        torch.autograd.grad(sum(part.sin().sum() for part in read(trials) if part is not None), weights)
         for read in (core, lambda trials: stepped(core, trials))
     )
     for mine, theirs in zip(one, other, strict=True):
@@ -142,7 +158,8 @@ def test_both_ways_have_the_same_gradients(config: Any) -> None:
 @EVERY_CORE
 def test_a_trial_is_read_for_itself(config: Any) -> None:
     """What a core gives for a row does not depend on the rows beside it."""
-    core, trials = build(config), random_trials("box", "discrete", 6, 5, generator(3, "trials"), length=6)
+    core = build(config)
+    trials = random_trials(observed_by(config), "discrete", 6, 5, generator(3, "trials"), length=6)
     whole = core(trials)
     for row in range(5):
         alone = (getattr(trials, name)[:, row : row + 1] for name in FIELDS)
@@ -159,28 +176,45 @@ def _row(part: Tensor | None, row: int) -> Tensor | None:
 @EVERY_CORE
 @pytest.mark.parametrize("name", FIELDS)
 def test_everything_that_is_seen_counts_until_the_trials_end(config: Any, name: str) -> None:
-    """The features of the last step depend on each part of the first, across the ends of episodes."""
-    core, trials = build(config), random_trials("box", "discrete", 9, 4, generator(4, "trials"), length=9)
-    assert trials.first[1:].any(dim=0).all()
+    """The features of the last step depend on each part of the second, across the ends of episodes.
+
+    The second step is the first that has an action and a reward before it. The trial is long enough to come
+    back to its observation and action, which may matter only then.
+    """
+    core = build(config)
+    trials = random_trials(observed_by(config), "discrete", 30, 4, generator(4, "trials"), length=30)
+    assert trials.first[2:].any(dim=0).all()
     part = getattr(trials, name).clone()
-    part[0] = ~part[0] if part.dtype == torch.bool else part[0] + 1
+    part[1] = _other(part[1])
     changed = core(replace(trials, **{name: part})).features
     assert ((changed - core(trials).features)[-1].abs().sum(dim=-1) > 0).all()
 
 
+def _other(part: Tensor) -> Tensor:
+    """Return another value: of flags, of one-hot vectors, of numbers."""
+    if part.dtype == torch.bool:
+        return ~part
+    one_hot = part.dim() > 1 and ((part == 0) | (part == 1)).all()
+    return part.roll(1, dims=-1) if one_hot else part + 1
+
+
 @EVERY_CORE
-def test_the_gradient_reaches_the_first_step(config: Any) -> None:
-    core, trials = build(config), random_trials("box", "discrete", 20, 3, generator(5, "trials"), length=20)
+def test_the_gradient_reaches_the_second_step(config: Any) -> None:
+    """To all that is a number there; discrete observations and actions may be used as indices."""
+    acted = "discrete" if config in DISCRETE_ONLY else "box"
+    core, names = build(config, acted=acted), ["reward"] if config in DISCRETE_ONLY else FIELDS[:3]
+    trials = random_trials(observed_by(config), acted, 20, 3, generator(5, "trials"), length=20)
     for read in (core, lambda trials: stepped(core, trials)):
-        seen = {name: getattr(trials, name).clone().requires_grad_() for name in FIELDS[:3]}
+        seen = {name: getattr(trials, name).clone().requires_grad_() for name in names}
         read(replace(trials, **seen)).features[-1].square().sum().backward()
         for part in seen.values():
-            assert part.grad is not None and part.grad[0].reshape(3, -1).any(dim=1).all()
+            assert part.grad is not None and part.grad[1].reshape(3, -1).any(dim=1).all()
 
 
 @EVERY_CORE
 def test_weights_are_the_seeds_and_the_global_generator_stays_as_it_was(config: Any) -> None:
-    spaces, before = (OBSERVATIONS["box"], ACTIONS["box"]), torch.get_rng_state()
+    acted = "discrete" if config in DISCRETE_ONLY else "box"
+    spaces, before = (OBSERVATIONS[observed_by(config)], ACTIONS[acted]), torch.get_rng_state()
     config = RL2Config(core=config())
     states = [rl2_learner(*spaces, config, seed=seed).network.state_dict() for seed in (1, 1, 2)]
     assert torch.equal(before, torch.get_rng_state())
