@@ -5,17 +5,20 @@ as in Duan et al. 2016 (arXiv 1611.02779). In their code, "first-order TRPO" is 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Any, NamedTuple
+from typing import Annotated, Literal, NamedTuple
 
-import gymnasium as gym
 import torch
 from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from rl2meta.agents.cores.core import Core, Output, Position, Seen
+from rl2meta.agents.actor_critic import ActorCritic, PPOAgent
+from rl2meta.agents.all_actions import all_action_advantages, spread
+from rl2meta.agents.cores.core import Seen
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
-from rl2meta.learner_state import load_state, state_of
-from rl2meta.networks import ActionDistribution, action_distribution, action_head, legal_only
+from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
+from rl2meta.errors import UserError
+from rl2meta.learner_state import load_state, state_of, under
+from rl2meta.networks import Categorical
 from rl2meta.returns import (
     RewardSignal,
     discounted_lengths,
@@ -24,18 +27,9 @@ from rl2meta.returns import (
     reward_signal,
     standardised,
 )
-from rl2meta.spaces import input_encoding
 from rl2meta.training import linear
-from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
-from rl2meta.units import (
-    RAW,
-    ActionUnits,
-    ObservationUnits,
-    RewardUnits,
-    UnitsConfig,
-    action_units,
-    set_once,
-)
+from rl2meta.trial import TimeStep, Trajectory, Trial, over_fields
+from rl2meta.units import UnitsConfig, set_once
 
 
 class PPOConfig(UnitsConfig):
@@ -45,6 +39,9 @@ class PPOConfig(UnitsConfig):
 
     learning_rate: Positive = Field(1e-2, description="Adam's learning rate at the start of training")
     final_learning_rate: NonNegative = Field(0.0, description="Adam's learning rate at the end of training")
+    warm_up: Fraction = Field(
+        0.0, description="part of training in which the learning rate rises from 0 to its schedule"
+    )
     entropy_coefficient: NonNegative = Field(
         0.05, description="weight of the entropy bonus at the start of training"
     )
@@ -72,6 +69,19 @@ class PPOConfig(UnitsConfig):
     max_gradient_norm: Positive = Field(
         0.5, description="maximum norm of the gradient; a longer gradient is scaled down to it"
     )
+    surrogate: Literal["auto", "sampled", "all_actions"] = Field(
+        "sampled",
+        description="sampled: the advantage of the action taken; all_actions: the immediate regret by its "
+        "expectation over all actions, for families that reveal the regret of every action, and only what "
+        "follows by the action taken; auto: all_actions where the family allows it",
+    )
+    critic: Literal["head", "privileged"] = Field(
+        "head",
+        description="with all_actions, what estimates the future: head, the value head of the agent's network, "
+        "or privileged, a network that also sees the regrets of all actions, in training only",
+    )
+    critic_learning_rate: Positive = Field(1e-3, description="Adam's learning rate of the privileged critic")
+    critic_epochs: Count = Field(2, description="passes of the privileged critic over each batch of trials")
     reward_signal: RewardSignal = Field(
         "auto",
         description="reward in the loss: sampled, expected (its expectation), or regret (minus the regret); "
@@ -79,156 +89,26 @@ class PPOConfig(UnitsConfig):
     )
 
 
-class ActorCritic(nn.Module):
-    """A core with two outputs: policy and value.
-
-    The network predicts the value per remaining step of the trial, from ``reward_centre`` on and in units of
-    ``reward_scale``. The learner measures them on its first batch, so the same learning rate works for
-    rewards of any unit and, unless ``reward_units`` is raw, of any zero. Returns fall as fewer steps remain;
-    without the division by the remaining steps, the network would first have to learn to count them, which
-    takes long.
-
-    Args:
-        observation_space, action_space: of one environment.
-        core: reads the trial.
-        initial_deviation: the initial standard deviation of continuous actions.
-        units: of observations, actions and rewards.
-    """
-
-    core: Core
-    reward_scale: Tensor
-    reward_centre: Tensor
-
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        core: Core,
-        initial_deviation: float = 1.0,
-        units: UnitsConfig = RAW,
-    ) -> None:
-        super().__init__()
-        self.core = core
-        self.encode = input_encoding(observation_space).encode
-        self.observation_size = input_encoding(observation_space).size
-        self.observation_units = ObservationUnits(observation_space, units.observation_units == "normalised")
-        policy_units = action_units(action_space, units)
-        self.action_units = ActionUnits(policy_units)
-        self.reward_units = RewardUnits() if units.reward_units == "measured" else None
-        self._distribution = action_distribution(action_space)
-        self.policy = (
-            None
-            if core.gives_parameters
-            else action_head(action_space, core.out_features, initial_deviation, policy_units)
-        )
-        self.value = nn.Linear(core.out_features, 1)
-        nn.init.zeros_(self.value.weight)
-        nn.init.zeros_(self.value.bias)
-        measured = self.reward_units is not None
-        self.register_buffer("reward_scale", torch.zeros(()))
-        self.register_buffer("reward_centre", torch.zeros((), dtype=torch.float64), persistent=measured)
-
-    def seen(self, inputs: TimeStep, trial_length: int | None = None) -> Seen:
-        """Return the input of the core for whole trials, from observations [T, B, ...] not yet encoded."""
-        return Seen(*self.in_units(inputs)[:4], trial_length)
-
-    def in_units(self, inputs: TimeStep) -> TimeStep:
-        """Return the inputs of whole trials, [T, B, ...], encoded and in units of the network."""
-        later = self.step_in_units(inputs, False)
-        # At a trial's start there is no action and no reward before, but zeros.
-        action, reward = _after_start(inputs.action, later.action), _after_start(inputs.reward, later.reward)
-        return later._replace(action=action, reward=reward)
-
-    def step_in_units(self, step: TimeStep, begins: bool) -> TimeStep:
-        """Return steps, [..., B, ...], encoded and in units of the network.
-
-        Args:
-            step: of any number of trials.
-            begins: whether the trials begin here.
-        """
-        observation = self.encode(step.observation)  # [..., size]
-        if self.observation_units.active:
-            observation = self.observation_units(observation)
-        step = step._replace(observation=observation)
-        if begins:
-            return step
-        action = self.action_units(step.action) if self.action_units.active else step.action
-        reward = step.reward if self.reward_units is None else self.reward_units(step.reward)
-        return step._replace(action=action, reward=reward)
-
-    def forward(self, seen: Seen, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
-        """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""
-        return self.judged(self.core(seen), legal)
-
-    def judged(self, output: Output, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
-        """Return π over legal actions and the scaled value [...] for the core's output, [..., features]."""
-        value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
-        parameters = output.parameters
-        if parameters is None:
-            assert self.policy is not None  # it exists if the core gives no parameters
-            parameters = self.policy.parameters_of(output.features)
-        return self._distribution(legal_only(parameters, legal)), value
-
-
-class PPOCarry(NamedTuple):
-    """What the agent has learnt in the trial: the hidden state of its core.
+class Batch(NamedTuple):
+    """A batch of whole trials for the loss, time-major [T, B, ...].
 
     Attributes:
-        state: the core's state.
-        generator: random stream of the agent's actions.
-        trial_length: maximum number of steps in the trial; None if unknown.
-        position: of the next step; ``act`` resets its ``episode_step`` if an episode begins there.
+        inputs: encoded.
+        action, log_prob: taken, and their log π_old.
+        advantage: of the actions taken.
+        value_target, mask: of each step.
+        log_probs, immediate: log π_old and the immediate advantage of every action, [T, B, A]; None if the
+            advantage of the action taken is all there is.
     """
 
-    state: Any
-    generator: torch.Generator
-    trial_length: int | None
-    position: Position
-
-
-class PPOAgent:
-    """Acts by one step of the core. ``adapt`` changes nothing: the core's state adapts at each step."""
-
-    phase = Phase(episodes=None)
-
-    def __init__(self, network: ActorCritic) -> None:
-        self.network = network
-
-    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> PPOCarry:
-        """Return the core's initial state and the position of a trial's first step."""
-        state = self.network.core.begin(num_tasks, num_steps)
-        device = self.network.value.weight.device
-        nothing = torch.zeros(num_tasks, self.network.observation_size, device=device)
-        no_steps = torch.zeros(num_tasks, dtype=torch.int64, device=device)
-        return PPOCarry(state, generator, num_steps, Position(nothing, no_steps, 0))
-
-    def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
-        """Let the core read the step and sample from its policy."""
-        step = self.network.step_in_units(step, carry.position.trial_step == 0)
-        position = carry.position._replace(
-            episode_step=carry.position.episode_step.masked_fill(step.first, 0)
-        )
-        output, state = self.network.core.step(Seen(*step[:4], carry.trial_length, position), carry.state)
-        policy, value = self.network.judged(output, step.legal)
-        action = policy.sample(carry.generator)
-        choice = Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
-        following = Position(step.observation, position.episode_step + 1, position.trial_step + 1)
-        return choice, carry._replace(state=state, position=following)
-
-    def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
-        """Return the carry as it is."""
-        return carry
-
-
-class Batch(NamedTuple):
-    """A batch of whole trials for the loss, time-major [T, B, ...]."""
-
-    inputs: TimeStep  # observations encoded
+    inputs: TimeStep
     action: Tensor
     log_prob: Tensor
     advantage: Tensor
     value_target: Tensor
     mask: Tensor
+    log_probs: Tensor | None = None
+    immediate: Tensor | None = None
 
     def trials(self, index: Tensor) -> "Batch":
         """Return the trials at ``index``, [T, B, ...] -> [T, len(index), ...]."""
@@ -244,23 +124,37 @@ class PPO:
     with ρ = π(a)/π_old(a). Advantages continue across the ends of episodes and stop only at the end of the
     trial, so an action also gets credit for the rewards of later episodes.
 
+    With the regrets u = −regret of all actions (``surrogate``), the first expectation is
+
+        E_π_old Σₐ-part:  E Σₐ π_old(a) min(ρₐ Âₐ, clip(ρₐ) Âₐ) + E[min(ρ F, clip(ρ) F)]
+
+    with Âₐ = (uₐ − E u) / s, F = (G − W) / s and s the spread of the immediate advantages; see ``all_actions``.
+
     Args:
         network: the agent's network, on the device where it learns.
         config: hyper-parameters.
+        critic: estimates W; None for the value head of the network.
     """
 
-    def __init__(self, network: ActorCritic, config: PPOConfig) -> None:
-        self.network, self.config = network, config
+    def __init__(
+        self, network: ActorCritic, config: PPOConfig, critic: PrivilegedCritic | None = None
+    ) -> None:
+        self.network, self.config, self.critic = network, config, critic
         self.agent = PPOAgent(network)
         self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
         (trajectory,) = trial.phases
-        batch = self.batch(trajectory, progress)
         cfg = self.config
+        gamma = linear(cfg.discount, cfg.final_discount, progress)
+        if self._sees_all(trajectory):
+            batch = self._all_action_batch(trajectory, gamma, generator)
+        else:
+            batch = self.batch(trajectory, progress)
+        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+            group["lr"] = rate * (min(1.0, progress / cfg.warm_up + 0.01) if cfg.warm_up else 1.0)
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         length = trajectory.most_steps
         steps = [self.step(part, entropy_weight, length) for part in self.minibatches(batch, generator)]
@@ -309,6 +203,60 @@ class PPO:
             mask=mask,
         )
 
+    def _sees_all(self, trajectory: Trajectory) -> bool:
+        """Return whether to use the regrets of all actions."""
+        wanted = self.config.surrogate
+        revealed = "regrets" in trajectory.truth
+        if wanted == "all_actions" and not revealed:
+            raise UserError(
+                "agent.surrogate: expected a family that reveals the regret of every action, got a trajectory "
+                f"with the truth {sorted(trajectory.truth)}; use agent.surrogate=auto"
+            )
+        return wanted != "sampled" and revealed
+
+    @torch.no_grad()
+    def _judged(self, trajectory: Trajectory, inputs: TimeStep) -> tuple[Tensor, Tensor, Known]:
+        """Return log π_old of all actions, the value head's W, and what a privileged critic knows."""
+        net, seen = self.network, Seen(*inputs[:4], trajectory.most_steps)
+        output = net.core(seen)
+        policy, value = net.judged(output, inputs.legal)
+        assert isinstance(policy, Categorical)
+        scale = net.reward_scale.clamp(min=1e-8)
+        regrets = trajectory.truth["regrets"] / scale
+        known = Known(output.features, regrets, policy.log_probs.exp(), seen.elapsed)
+        return policy.log_probs, value, known
+
+    def _all_action_batch(self, trajectory: Trajectory, gamma: float, generator: torch.Generator) -> Batch:
+        """Return immediate advantages of all actions and future ones of those taken; teach the critic."""
+        mask, regrets = trajectory.mask.float(), trajectory.truth["regrets"]
+        self._measure_scale(regrets.mean(dim=-1), mask)
+        inputs = self.network.in_units(trajectory.inputs)
+        log_probs, value, known = self._judged(trajectory, inputs)
+        follows = torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B]
+        length = gamma * discounted_lengths(trajectory.steps_left() - 1, gamma) * follows
+        if self.critic is not None:
+            with torch.no_grad():
+                value = self.critic(known)
+        scale = self.network.reward_scale.clamp(min=1e-8)
+        found = all_action_advantages(
+            regrets, log_probs, value * length * scale, gamma * follows, self.config.gae_trace
+        )
+        target = found.returns / (length * scale).clamp(min=1e-8) * (length > 0)
+        if self.critic is not None and gamma > 0:
+            self.critic.learn(known, target, follows, generator)
+        unit = spread(found.immediate, log_probs, mask) + 1e-8
+        future = (found.future - masked_mean(found.future, follows)) * follows if gamma > 0 else found.future
+        return Batch(
+            inputs=inputs,
+            action=trajectory.action,
+            log_prob=trajectory.notes["log_prob"],
+            advantage=future / unit,
+            value_target=target,
+            mask=mask,
+            log_probs=log_probs,
+            immediate=found.immediate / unit,
+        )
+
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
         """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
         scale = self.network.reward_scale
@@ -338,6 +286,12 @@ class PPO:
         policy_loss = -masked_mean(
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
         )
+        if batch.immediate is not None and batch.log_probs is not None:
+            assert isinstance(policy, Categorical)
+            gains = clipped_surrogate(
+                policy.log_probs - batch.log_probs, batch.immediate, self.config.clip_range
+            )
+            policy_loss = policy_loss - masked_mean((batch.log_probs.exp() * gains).sum(dim=-1), batch.mask)
         value_loss = masked_mean((value - batch.value_target).square(), batch.mask)
         entropy = masked_mean(policy.entropy(), batch.mask)
         loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
@@ -352,16 +306,15 @@ class PPO:
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the states of network and optimiser as named tensors."""
-        return state_of(self.network, self.optimizer)
+        state = state_of(self.network, self.optimizer)
+        critic = {} if self.critic is None else self.critic.state()
+        return state | {f"critic.{name}": tensor for name, tensor in critic.items()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the states of network and optimiser; names and shapes must match exactly."""
         load_state(state, self.network, self.optimizer)
-
-
-def _after_start(raw: Tensor, seen: Tensor) -> Tensor:
-    """Return ``seen`` [T, ...] with the first row of ``raw``."""
-    return seen if seen is raw else torch.cat([raw[:1], seen[1:]])
+        if self.critic is not None:
+            self.critic.load(under("critic.", state))
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

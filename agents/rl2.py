@@ -12,10 +12,12 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
+from rl2meta.agents.actor_critic import ActorCritic
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
-from rl2meta.agents.ppo import PPO, ActorCritic, PPOConfig
+from rl2meta.agents.ppo import PPO, PPOConfig
+from rl2meta.agents.privileged_critic import PrivilegedCritic
 from rl2meta.deprecation import deprecated
 from rl2meta.learner_state import seeded
 from rl2meta.training import AgentKind
@@ -88,7 +90,16 @@ def rl2_learner(
 
     network = seeded(make, seed)
     network.register_load_state_dict_pre_hook(_rename_former)  # type: ignore[no-untyped-call]
-    return PPO(network.to(device), config)
+    return PPO(network.to(device), config, _critic(network, config, device, seed))
+
+
+def _critic(
+    network: ActorCritic, config: RL2Config, device: torch.device | str, seed: int
+) -> PrivilegedCritic | None:
+    if config.critic == "head":
+        return None
+    given = network.core.out_features, config.critic_learning_rate, config.critic_epochs
+    return seeded(lambda: PrivilegedCritic(*given).to(device), seed)
 
 
 RL2Learner = rl2_learner

@@ -113,14 +113,14 @@ class _Walk:
         """Solve the MDPs, and make tables by (environment, node or state, action) for the steps."""
         means, transitions = _parameters(tasks)
         regrets = [
-            (optimum.value.unsqueeze(-1) - optimum.action_value).flatten(1)
+            (optimum.value.unsqueeze(-1) - optimum.action_value).flatten(1, 2)
             for optimum in self._law.optima(tasks)
         ]
         return TensorTasks(
             {
                 "means": means.flatten(1),  # [B, S × A]
                 "cumulative": transitions.cumsum(dim=-1),  # [B, S, A, S]
-                "regret": torch.cat(regrets),  # [B, H × S × A]
+                "regret": torch.cat(regrets),  # [B, H × S, A]
             }
         )
 
@@ -136,26 +136,25 @@ class _Walk:
         num_states, num_actions = self._law.num_states, self._law.num_actions
         here = self.observe(state)
         pair = here * num_actions + action
-        mean = _look_up(tasks, "means", pair)
+        mean = _look_up(tasks.parameters["means"], pair)
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
         cumulative = tasks.parameters["cumulative"].flatten(0, 2)  # [B × S × A, S]
+        first_row = torch.arange(len(pair), device=pair.device) * (self._law.horizon * num_states)
         first_pair = torch.arange(len(pair), device=pair.device) * (num_states * num_actions)
         chance = torch.rand(len(pair), 1, generator=generator, device=pair.device)
         there = (cumulative.index_select(0, first_pair + pair) <= chance).sum(dim=1)  # [B, S] -> [B]
+        regrets = tasks.parameters["regret"].flatten(0, 1).index_select(0, first_row + state)  # [B, A]
         after = state - here + num_states + there.clamp(max=num_states - 1)  # a sum may round to below 1
         return Transition(
             state=after,
             reward=mean + self._law.noise * noise,
             terminated=after >= self._law.horizon * num_states,
-            truth={
-                "expected_reward": mean,
-                "regret": _look_up(tasks, "regret", state * num_actions + action),
-            },
+            truth={"expected_reward": mean, "regret": _look_up(regrets, action), "regrets": regrets},
         )
 
 
-def _look_up(tasks: TensorTasks, name: str, index: Tensor) -> Tensor:
-    return tasks.parameters[name].gather(1, index.unsqueeze(1)).squeeze(1)
+def _look_up(table: Tensor, index: Tensor) -> Tensor:
+    return table.gather(1, index.unsqueeze(1)).squeeze(1)
 
 
 def _dirichlet(concentration: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

@@ -18,7 +18,7 @@ from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.training import Budget, meta_train
-from rl2meta.trial import Trajectory, Trial
+from rl2meta.trial import Trajectory, Trial, over_fields
 
 BANDITS = BernoulliBandits(num_arms=3)
 
@@ -126,7 +126,7 @@ def test_padding_changes_nothing() -> None:
     (trajectory,) = _trial(learner, episodes=6).phases
     short = replace(
         trajectory,
-        inputs=type(trajectory.inputs)(*(x[:4] for x in trajectory.inputs)),
+        inputs=over_fields(lambda x: x[:4], trajectory.inputs),
         **{name: getattr(trajectory, name)[:4] for name in ("action", "reward", "last", "mask")},
         notes={name: x[:4] for name, x in trajectory.notes.items()},
         truth={name: x[:4] for name, x in trajectory.truth.items()},
