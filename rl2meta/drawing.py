@@ -49,7 +49,7 @@ def colour(agent: AgentReport) -> str:
 
 
 def line_style(agent: AgentReport) -> dict[str, Any]:
-    """Return the style of the agent's curve: bold if trained; dashed, then dotted, where a colour comes back."""
+    """Return the style of the agent's curve: bold if trained; dashed, then dotted, if its colour was used."""
     uses = max(0, agent.place - 1) // (len(COLOURS) - 1)  # of its colour, by agents before it
     return {
         "color": colour(agent),
