@@ -23,6 +23,7 @@ _LETTERS_IN_SIZE_1 = 15 * 95  # so many letters of size 1 fit into the figure's 
 _SMALLEST = 7.5  # the smallest size that can be read
 _LONGEST_NAME = 28
 _DOTTED = (0, (1, 2))  # on, off
+_STYLES = ("-", "--", ":")  # of the curves that have the same colour
 
 
 class EndLabel(NamedTuple):
@@ -48,9 +49,13 @@ def colour(agent: AgentReport) -> str:
 
 
 def line_style(agent: AgentReport) -> dict[str, Any]:
-    """Return the style of the agent's curve: bold if it was trained, dashed if its colour is used twice."""
-    style = "-" if agent.place < len(COLOURS) else "--"
-    return {"color": colour(agent), "lw": 3.4 if agent.is_subject else 1.8, "ls": style}
+    """Return the style of the agent's curve: bold if trained; dashed, then dotted, if its colour was used."""
+    uses = max(0, agent.place - 1) // (len(COLOURS) - 1)  # of its colour, by agents before it
+    return {
+        "color": colour(agent),
+        "lw": 3.4 if agent.is_subject else 1.8,
+        "ls": _STYLES[min(uses, len(_STYLES) - 1)],
+    }
 
 
 def text_style(agent: AgentReport) -> dict[str, Any]:

@@ -13,10 +13,10 @@ from rl2meta.agents.cores.slot import SlotConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.references.bandits import bernoulli_references
+from rl2meta.agents.references.catalogue import references_on
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import hidden_goal_references
 from rl2meta.agents.references.reference import Reference
-from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.cuda_graphs import GraphWorker
@@ -181,7 +181,7 @@ FAMILIES = [
     (BernoulliBandits(3, 0.2, 0.7), bernoulli_references(3, 10, 0.2, 0.7)),
     (DependentBandits(), dependent_references(None, 10)),
     (TwoStep(switch_probability=0.1), two_step_references(0.9, 0.1, 0.1)),
-    (TabularMDPs(), tabular_references(10, 5, 10)),
+    (TabularMDPs(), references_on(TabularMDPs().model, TabularMDPs().action_space, 10)),
     (DarkRooms(), hidden_goal_references(*DarkRooms().layout_tables()[:3], 1)),
     (KeyToDoor(), hidden_goal_references(*KeyToDoor().layout_tables()[:3], 2)),
 ]

@@ -10,6 +10,7 @@ import torch
 from rl2meta.agents.maml import MAMLAgent
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.references.catalogue import references_on
 from rl2meta.agents.references.tabular import tabular_references
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
@@ -85,12 +86,17 @@ def _greedy(law: TabularMDPs) -> Agent[Any]:
     return tabular_references(law.num_states, law.num_actions, law.horizon)["greedy"].build()
 
 
+def _greedy_step(law: TabularMDPs) -> Agent[Any]:
+    return references_on(law.model, law.action_space, 3)["greedy_step"].build()
+
+
 Pair = tuple[Any, Callable[[Any], Agent[Any]]]
 PAIRS: dict[str, Pair] = {
     "maml on mdps": (TabularMDPs(), _maml),
     "maml on navigation": (PointNavigation(horizon=10), _maml),
     "maml on sinusoids": (Sinusoids(), _regression),
     "greedy on mdps": (TabularMDPs(), _greedy),
+    "greedy step on mdps": (TabularMDPs(), _greedy_step),
 }
 
 

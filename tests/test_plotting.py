@@ -114,9 +114,9 @@ def test_tasks_of_another_law_than_in_training_are_called_so(tmp_path, drawn):
 
 
 def test_agents_of_one_colour_differ_in_their_lines(tmp_path, drawn):
-    plot_regret(write_evaluation(tmp_path, {f"agent{i}": 10.0 + i for i in range(14)}))
+    plot_regret(write_evaluation(tmp_path, {f"agent{i}": 10.0 + i for i in range(22)}))
     lines = [line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 22]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 14
+    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 22
 
 
 def test_a_margin_is_never_rounded_to_zero(tmp_path, drawn):

@@ -10,7 +10,8 @@ from rl2meta.agents.references.bandits import bernoulli_references, gaussian_ref
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import hidden_goal_references
 from rl2meta.agents.references.reference import Reference
-from rl2meta.agents.references.tabular import tabular_references
+from rl2meta.agents.references.replanning import replanning_references
+from rl2meta.agents.references.tabular import tabular_prior, tabular_references
 from rl2meta.agents.references.two_step import two_step_references
 from rl2meta.models import (
     BernoulliArms,
@@ -23,21 +24,21 @@ from rl2meta.models import (
 )
 
 Factory = Callable[[Any, int], dict[str, Reference]]
+_LAW = ("reward_mean", "reward_deviation", "noise", "concentration")
+
+
+def _of_tabular_mdps(model: TabularMDP, num_episodes: int) -> dict[str, Reference]:
+    shape, law = (model.num_states, model.num_actions), {name: getattr(model, name) for name in _LAW}
+    at_every_step = replanning_references(tabular_prior(*shape, **law), model.horizon, num_episodes)
+    return tabular_references(*shape, model.horizon, **law) | at_every_step
+
 
 FACTORIES: Mapping[type[Model], Factory] = {
     BernoulliArms: lambda m, episodes: bernoulli_references(m.num_arms, episodes, m.low, m.high),
     GaussianArms: lambda m, episodes: gaussian_references(m.num_arms, episodes, m.mean),
     DependentArms: lambda m, episodes: dependent_references(m.better, episodes),
     TwoStepTask: lambda m, episodes: two_step_references(m.high, m.low, m.switch_probability),
-    TabularMDP: lambda m, episodes: tabular_references(
-        m.num_states,
-        m.num_actions,
-        m.horizon,
-        reward_mean=m.reward_mean,
-        reward_deviation=m.reward_deviation,
-        noise=m.noise,
-        concentration=m.concentration,
-    ),
+    TabularMDP: _of_tabular_mdps,
     HiddenGoals: lambda m, episodes: hidden_goal_references(m.next_cell, m.distances, m.goals, m.num_goals),
 }
 """Type of model -> function that builds its references from (model, episodes in a trial)."""

@@ -66,7 +66,7 @@ def _some_at_a_time(plan: Callable[..., Tensor]) -> Callable[..., Tensor]:
 
     @wraps(plan)
     def planner(posterior: Posterior, horizon: int, **constants: float) -> Tensor:
-        parts = (posterior.of(part) for part in _parts(posterior.weights))
+        parts = (posterior.of(part) for part in cached_parts(posterior.weights))
         return torch.cat([plan(part, horizon, **constants) for part in parts])
 
     return planner
@@ -84,7 +84,7 @@ def psrl(posterior: Posterior, horizon: int) -> Tensor:
     All draws come before the first solution, so the number of MDPs solved at a time does not change them.
     """
     rewards, transitions = map(torch.cat, zip(*_draws(posterior), strict=True))
-    parts = _parts(transitions)
+    parts = cached_parts(transitions)
     return torch.cat([solve(rewards[part], transitions[part], horizon).action_value for part in parts])
 
 
@@ -112,14 +112,21 @@ def beb(posterior: Posterior, horizon: int, scaling: float) -> Tensor:
 
     Source: Kolter & Ng 2009, with the bonuses of the implementation that Duan et al. 2016 used.
     """
-    rewards = posterior.mean + 1 / (posterior.precision + 1)
-    bonus = 2 * horizon**3 * scaling / (1 + posterior.weights.sum(dim=-1))
+    weight = posterior.weights.sum(dim=-1)
+    rewards, bonus = beb_rewards(posterior.mean, posterior.precision, weight, horizon, scaling)
     expected = expectation(posterior.transitions())
 
     def backup(value: Tensor, to_go: int) -> Tensor:
         return rewards + to_go * bonus + expected(value)
 
     return backward_induction(backup, torch.zeros_like(rewards[..., 0]), horizon).action_value
+
+
+def beb_rewards(
+    mean: Tensor, precision: Tensor, weight: Tensor, horizon: int, scaling: float
+) -> tuple[Tensor, Tensor]:
+    """Return r̂ + 1/(τ + 1) and β H / (1 + w), the rewards of ``beb`` and its bonus for each later step."""
+    return mean + 1 / (precision + 1), 2 * horizon**3 * scaling / (1 + weight)
 
 
 @_some_at_a_time
@@ -208,10 +215,10 @@ def _gamma(shape: Tensor, generator: torch.Generator) -> Tensor:
     return (d * v).index_copy(0, rejected, again).view(size)
 
 
-def _parts(transitions: Tensor) -> list[slice]:
+def cached_parts(transitions: Tensor, multiple_of: int = 1) -> list[slice]:
     """Return slices of the MDPs; on a CPU, a slice is small enough to stay in the cache."""
     most = _CACHED.get(transitions.device.type, _ELSEWHERE)
-    return in_parts(len(transitions), transitions[0].numel(), most, multiple_of=1)
+    return in_parts(len(transitions), transitions[0].numel(), most, multiple_of)
 
 
 def _lots(transitions: Tensor) -> Iterator[slice]:

@@ -79,10 +79,14 @@ class Prior:
 
     def posterior(self, counts: Counts, episode: int, generator: torch.Generator) -> Posterior:
         """Return N((τ m + τ' R) / (τ + τ' n), 1 / (τ + τ' n)) after n rewards with sum R, and α + counts."""
-        precision = self.precision + self.noise_precision * counts.visits
-        mean = (self.precision * self.mean + self.noise_precision * counts.totals) / precision
+        mean, precision = self.rewards(counts.visits, counts.totals)
         weights = self.concentration + counts.transitions
         return Posterior(mean, precision, weights, self.concentration, episode, generator)
+
+    def rewards(self, visits: Tensor, totals: Tensor) -> tuple[Tensor, Tensor]:
+        """Return mean and precision of the posterior of μ(s, a), in the shape of ``visits``."""
+        precision = self.precision + self.noise_precision * visits
+        return (self.precision * self.mean + self.noise_precision * totals) / precision, precision
 
 
 class Experience(NamedTuple):
@@ -136,7 +140,7 @@ class TabularAgent:
         The mode ignores ε, but not the posterior samples of the plan: a plan holds for the whole episode.
         """
         value = _rows(carry.plan[:, carry.step], step.observation.long())
-        mode = _any_best(value, carry.generator)
+        mode = any_best(value, carry.generator)
         action = self._explored(mode, carry.generator) if self.epsilon > 0 else mode
         return Choice(action, mode), carry._replace(step=carry.step + 1)
 
@@ -156,7 +160,8 @@ class TabularAgent:
 
 _EPSILONS = (0.0, 0.01, 0.03, 0.1, 0.2, 0.3, 0.5, 1.0)
 _SAMPLES = (1, 2, 3, 5, 10, 20)
-_SCALINGS = tuple(float(f"{10 ** (i / 5 - 4):.3g}") for i in range(21))  # 10⁻⁴ … 1
+SCALINGS = tuple(float(f"{10 ** (i / 5 - 4):.3g}") for i in range(21))
+"""Candidates for the scaling of bonuses and confidence bounds, 10⁻⁴ … 1."""
 
 
 def tabular_references(
@@ -169,7 +174,7 @@ def tabular_references(
     noise: float = 1.0,
     concentration: float = 1.0,
 ) -> dict[str, Reference]:
-    """Return the references of ``TabularMDPs`` by name.
+    """Return the references of ``TabularMDPs`` that plan once per episode, by name.
 
     The Bayesian ones know the task distribution. The published baselines assumed a prior mean of 0 for the
     mean rewards; if m is not 0, the references ``…_mean0`` make the same assumption.
@@ -185,25 +190,44 @@ def tabular_references(
 
     Source: Duan et al. 2016 (arXiv 1611.02779), table 2.
     """
-    prior_of = partial(
-        Prior,
+    prior = tabular_prior(
         num_states,
         num_actions,
-        precision=1 / max(reward_deviation**2, _SMALLEST_VARIANCE),
-        noise_precision=1 / max(noise**2, _SMALLEST_VARIANCE),
+        reward_mean=reward_mean,
+        reward_deviation=reward_deviation,
+        noise=noise,
         concentration=concentration,
     )
-    prior = prior_of(mean=reward_mean)
     references = {
         "random": Reference("any action", lambda: TabularAgent(prior, horizon, indifferent, epsilon=1.0)),
         **_bayesian(prior, horizon),
         "ucrl2": _ucrl2(num_states, num_actions, horizon),
     }
     if reward_mean != 0:
-        for name, reference in _bayesian(prior_of(mean=0.0), horizon).items():
+        for name, reference in _bayesian(replace(prior, mean=0.0), horizon).items():
             wrong = f"{reference.description}; prior mean 0"
             references[f"{name}_mean0"] = replace(reference, description=wrong)
     return references
+
+
+def tabular_prior(
+    num_states: int,
+    num_actions: int,
+    *,
+    reward_mean: float = 1.0,
+    reward_deviation: float = 1.0,
+    noise: float = 1.0,
+    concentration: float = 1.0,
+) -> Prior:
+    """Return the law of the tasks as a prior; the arguments are those of ``tabular_references``."""
+    return Prior(
+        num_states,
+        num_actions,
+        mean=reward_mean,
+        precision=1 / max(reward_deviation**2, _SMALLEST_VARIANCE),
+        noise_precision=1 / max(noise**2, _SMALLEST_VARIANCE),
+        concentration=concentration,
+    )
 
 
 def _bayesian(prior: Prior, horizon: int) -> dict[str, Reference]:
@@ -231,7 +255,7 @@ def _bayesian(prior: Prior, horizon: int) -> dict[str, Reference]:
         "opsrl": Reference(
             "psrl with the highest value of several posterior samples", build_opsrl, {"samples": _SAMPLES}
         ),
-        "beb": Reference("greedy, with bonuses for rarely tried pairs", build_beb, {"scaling": _SCALINGS}),
+        "beb": Reference("greedy, with bonuses for rarely tried pairs", build_beb, {"scaling": SCALINGS}),
     }
 
 
@@ -243,7 +267,7 @@ def _ucrl2(num_states: int, num_actions: int, horizon: int) -> Reference:
         require(scaling >= 0, f"scaling >= 0, got {scaling}")
         return TabularAgent(prior, horizon, partial(ucrl2, scaling=scaling))
 
-    return Reference("the best plan within confidence bounds", build, {"scaling": _SCALINGS})
+    return Reference("the best plan within confidence bounds", build, {"scaling": SCALINGS})
 
 
 def _add(counts: Tensor, index: Tensor, amount: Tensor) -> Tensor:
@@ -251,7 +275,7 @@ def _add(counts: Tensor, index: Tensor, amount: Tensor) -> Tensor:
     return counts.flatten(1).scatter_add(1, index.T, amount.T).view(counts.shape)
 
 
-def _any_best(value: Tensor, generator: torch.Generator) -> Tensor:
+def any_best(value: Tensor, generator: torch.Generator) -> Tensor:
     """Return the index of a row's maximum; equal maxima have the same probability, [B, A] -> [B]."""
     best = value.amax(dim=1, keepdim=True)
     equal = value >= best - _ROUNDING * best.abs()
