@@ -5,6 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -114,3 +115,60 @@ def test_what_cannot_be_seen_is_not_called_the_same() -> None:
     for unknown in (lambda: 1, iter([1]), memoryview(b"1")):
         assert not same_values(Held(unknown=unknown), Held(unknown=iter([1])))
     assert not same_values(Held(one=one), Held(one=one))  # a simulator that both share
+
+
+class Door(gym.Env[Any, Any]):
+    """The seed decides which of eight doors is open, and then whether it pays."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,), np.float32), gym.spaces.Discrete(8)
+    steps: int
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.door = 0, self.drawn(8)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        paid = float(action == self.door and self.drawn(3) > 0)
+        return np.full(1, self.steps / 10, np.float32), paid, self.steps == 10, False, {}
+
+    def drawn(self, among: int) -> int:
+        return int(self.np_random.integers(among))
+
+
+class LuckyDoor(Door):
+    """Its luck comes from elsewhere than the seed."""
+
+    def drawn(self, among: int) -> int:
+        return int(np.random.randint(among))
+
+
+class SameDoor(Door):
+    """All seeds open the same door."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "words"),
+    [
+        (Door, 0, "ok     tasks that make a difference"),
+        (LuckyDoor, 2, "FAULT  the same seed, the same trial"),
+        (SameDoor, 2, "FAULT  Gymnasium's checker"),
+    ],
+)
+def test_levels_by_seed_are_checked(
+    kind: type[Door],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """With ``vary_seed`` the environment gets one seed in every reset; this is no fault of its own."""
+    monkeypatch.setitem(gym.registry, "Door-v0", gym.envs.registration.EnvSpec("Door-v0", kind))
+    overrides = ["distribution.id=Door-v0", "distribution.horizon=12", "distribution.vary_seed=true", HERE]
+    assert run_checks("gymnasium", overrides) == code
+    said = capfd.readouterr().out
+    assert f"  {words}" in said and (code or said.endswith("all is well\n")), said
