@@ -1,7 +1,9 @@
 """Sound families that a hasty check calls faulty, and families for which a check must not take long."""
 
+import json
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +15,7 @@ from rl2meta.commands.check import run_checks
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.checking import check_distribution
 from rl2meta.envs.gym_tasks import GymnasiumTasks
+from rl2meta.experiments.checks import examine
 from rl2meta.experiments.env_state import same_values
 from rl2meta.experiments.pace import pace_of
 from rl2meta.experiments.patience import OutOfTime, at_most
@@ -39,7 +42,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("high", [0.001, 0.03])
 def test_arms_that_seldom_pay_are_sound(high: float) -> None:
-    for seed in range(4):
+    for seed in range(8):
         check_distribution(BernoulliBandits(num_arms=5, high=high), seed=seed)
 
 
@@ -52,6 +55,20 @@ def test_families_of_few_tasks_are_sound(corridor: Any) -> None:
         GymnasiumTasks(id="CartPole-v1", horizon=5, vary_attributes=three), WorkerSettings(processes=0)
     )
     check_distribution(law, num_tasks=2)
+
+
+def test_minigrid_without_its_text_is_sound() -> None:
+    pytest.importorskip("minigrid")
+    settings = {
+        "id": "minigrid:MiniGrid-Empty-5x5-v0",
+        "horizon": 30,
+        "vary_kwargs": {"agent_start_dir": {"choice": [0, 1, 2, 3]}},
+        "wrappers": [{"name": "drop_keys", "keys": ["mission"]}],
+    }
+    overrides = [f"distribution.{key}={json.dumps(value)}" for key, value in settings.items()]
+    of_the_family = islice(examine("gymnasium", [*overrides, HERE]).results, 8)  # agents take long
+    found = {result.title: result.findings for result in of_the_family if result.faults}
+    assert not found
 
 
 def test_what_only_stable_baselines3_demands_is_a_note(check: Check) -> None:
