@@ -76,6 +76,11 @@ def test_what_only_stable_baselines3_demands_is_a_note(check: Check) -> None:
     assert code == 0 and "note: unfit for SB3: AssertionError: Continuous action space must have a" in said
 
 
+def test_an_environment_without_luck_needs_no_generator(check: Check) -> None:
+    code, said = check("Certain")
+    assert code == 0 and "ok     Gymnasium's checker\n         note: AssertionError: Expects the" in said
+
+
 @pytest.mark.parametrize("env", ["Dim", "Distant"])
 def test_tasks_that_show_in_few_places_are_no_fault(check: Check, env: str) -> None:
     code, said = check(env)
