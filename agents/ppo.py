@@ -77,8 +77,8 @@ class PPOConfig(UnitsConfig):
     )
     critic: Literal["head", "privileged"] = Field(
         "head",
-        description="with all_actions, what estimates the future: head, the value head of the agent's network, "
-        "or privileged, a network that also sees the regrets of all actions, in training only",
+        description="with all_actions, what estimates the future: head, the value head of the agent, or "
+        "privileged, a network that also sees the regrets of all actions, in training only",
     )
     critic_learning_rate: Positive = Field(1e-3, description="Adam's learning rate of the privileged critic")
     critic_epochs: Count = Field(2, description="passes of the privileged critic over each batch of trials")
