@@ -1,15 +1,18 @@
-"""Advantages from the regrets of all actions: what an action costs now without sampling, and what it teaches.
+"""Advantages from the regrets of all actions: what an action costs now, without sampling, and what follows.
 
 Where a family reveals the regret of every action, u_t(a) = −regret, the immediate part of an advantage is an
 expectation over all actions, and only what follows from the agent's greater knowledge is sampled.
 """
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
-from rl2meta.returns import discounted_returns, masked_mean
+from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
+from rl2meta.errors import UserError
+from rl2meta.returns import clipped_surrogate, discounted_lengths, discounted_returns, masked_mean
+from rl2meta.trial import Trajectory
 
 
 class AllActions(NamedTuple):
@@ -26,10 +29,81 @@ class AllActions(NamedTuple):
     returns: Tensor
 
 
+class Judged(NamedTuple):
+    """A batch of trials as the loss needs it.
+
+    Attributes:
+        immediate: advantages of all actions, in units of their spread, [T, B, A].
+        future: advantages of the actions taken, in the same unit, around 0, [T, B].
+        value_target: G_t per step that follows, in the unit of the value, [T, B].
+        explained: the part of the variance of G that W explains, 1 − Var(G − W) / Var(G); 0 without variance.
+    """
+
+    immediate: Tensor
+    future: Tensor
+    value_target: Tensor
+    explained: Tensor
+
+
+def sees_all(surrogate: str, trajectory: Trajectory) -> bool:
+    """Return whether a loss of this ``surrogate``, auto or all_actions, uses the regrets of all actions.
+
+    Raises:
+        UserError: if it must, and the family does not reveal them.
+    """
+    if surrogate == "all_actions" and "regrets" not in trajectory.truth:
+        raise UserError(
+            "agent.surrogate: expected a family that reveals the regret of every action, got one that "
+            f"reveals {sorted(trajectory.truth)}; use agent.surrogate=auto"
+        )
+    return "regrets" in trajectory.truth
+
+
+def judged(
+    trajectory: Trajectory,
+    known: Known,
+    log_probs: Tensor,
+    value: Tensor,
+    scale: Tensor,
+    gamma: float,
+    trace: float,
+    critic: PrivilegedCritic | None,
+    generator: torch.Generator,
+) -> Judged:
+    """Return the advantages of a batch; teach the critic what followed.
+
+    Args:
+        trajectory: with ``regrets`` in its truth.
+        known: what the critic sees.
+        log_probs: of all actions, under the policy that acted, [T, B, A].
+        value: W_t per step that follows, by the agent's value head, [T, B]; used without a critic.
+        scale: unit of the value, a scalar.
+        gamma: γ, across the episodes of a trial.
+        trace: λ.
+        critic: estimates W_t per step that follows.
+        generator: of the critic's minibatches.
+    """
+    mask = trajectory.mask.float()
+    follows = torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B], 0 at the last step of a trial
+    # W is predicted per step that follows, as it falls to 0 with their number.
+    length = scale * gamma * discounted_lengths(trajectory.steps_left() - 1, gamma) * follows
+    if critic is not None:
+        with torch.no_grad():
+            value = critic(known)
+    regrets = trajectory.truth["regrets"]
+    found = all_action_advantages(regrets, log_probs, value * length, gamma * follows, trace)
+    target = found.returns / length.clamp(min=1e-8) * (length > 0)
+    if critic is not None and gamma > 0:
+        critic.learn(known, target, follows, generator)
+    spread = _spread(found.immediate, log_probs, mask) + 1e-8
+    future = (found.future - _mean(found.future, follows)) * follows
+    return Judged(found.immediate / spread, future / spread, target, _explained(found, follows))
+
+
 def all_action_advantages(
     regrets: Tensor, log_probs: Tensor, value: Tensor, discount: Tensor, trace: float
 ) -> AllActions:
-    """Return the advantages of now, for all actions, and those of later, for the actions taken.
+    """Return the advantages of now, for all actions, and of what follows, for the actions taken.
 
         G_t = γ_t (E_π u_{t+1} + (1 − λ) W_{t+1} + λ G_{t+1}),    u = −regret
 
@@ -46,6 +120,32 @@ def all_action_advantages(
     return AllActions(-regrets - expected.unsqueeze(-1), returns - value, returns)
 
 
-def spread(immediate: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:
-    """Return the root mean square of immediate advantages under the policy, √E Σ π(a) A(a)², a scalar."""
+def all_action_surrogate(policy: Any, log_probs: Tensor, immediate: Tensor, clip_range: float) -> Tensor:
+    """Return Σₐ π_old(a) min(ρₐ Âₐ, clip(ρₐ, 1−ε, 1+ε) Âₐ), [T, B].
+
+    Args:
+        policy: the ``Categorical`` π.
+        log_probs: log π_old, [T, B, A].
+        immediate: Â, [T, B, A].
+        clip_range: ε.
+    """
+    gains = clipped_surrogate(policy.log_probs - log_probs, immediate, clip_range)  # [T, B, A]
+    return (log_probs.exp() * gains).sum(dim=-1)
+
+
+def _spread(immediate: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:
+    """Return the root mean square of immediate advantages under the policy, √E Σₐ π(a) A(a)²."""
     return masked_mean((log_probs.exp() * immediate.square()).sum(dim=-1), mask).sqrt()
+
+
+def _explained(found: AllActions, mask: Tensor) -> Tensor:
+    total = _variance(found.returns, mask)
+    return torch.where(total > 0, 1 - _variance(found.future, mask) / total, 0.0)
+
+
+def _variance(x: Tensor, mask: Tensor) -> Tensor:
+    return _mean((x - _mean(x, mask)).square(), mask)
+
+
+def _mean(x: Tensor, mask: Tensor) -> Tensor:
+    return (x * mask).sum() / mask.sum().clamp(min=1)  # a trial of one step is followed by none

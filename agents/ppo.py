@@ -5,88 +5,171 @@ as in Duan et al. 2016 (arXiv 1611.02779). In their code, "first-order TRPO" is 
 """
 
 from collections.abc import Iterator, Mapping
-from typing import Annotated, Literal, NamedTuple
+from typing import Any, NamedTuple
 
+import gymnasium as gym
 import torch
-from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
-from rl2meta.agents.actor_critic import ActorCritic, PPOAgent
-from rl2meta.agents.all_actions import AllActions, all_action_advantages, spread
-from rl2meta.agents.cores.core import Seen
-from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
+from rl2meta.agents.all_actions import all_action_surrogate, judged, sees_all
+from rl2meta.agents.cores.core import Core, Output, Position, Seen
+from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
-from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, state_of, under
-from rl2meta.networks import Categorical
+from rl2meta.networks import ActionDistribution, Categorical, action_distribution, action_head, legal_only
 from rl2meta.returns import (
-    RewardSignal,
+    clipped_surrogate,
     discounted_lengths,
     gae,
     masked_mean,
     reward_signal,
     standardised,
 )
+from rl2meta.spaces import input_encoding
 from rl2meta.training import linear
-from rl2meta.trial import TimeStep, Trajectory, Trial, over_fields
-from rl2meta.units import UnitsConfig, set_once
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
+from rl2meta.units import RAW, ActionUnits, ObservationUnits, RewardUnits, UnitsConfig, action_units, set_once
 
 
-class PPOConfig(UnitsConfig):
-    """The hyper-parameters of PPO; pairs of a value at the start and at the end change linearly."""
+class ActorCritic(nn.Module):
+    """A core with two outputs: policy and value.
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
+    The network predicts the value per remaining step of the trial, from ``reward_centre`` on and in units of
+    ``reward_scale``. The learner measures them on its first batch, so the same learning rate works for
+    rewards of any unit and, unless ``reward_units`` is raw, of any zero. Returns fall as fewer steps remain;
+    without the division by the remaining steps, the network would first have to learn to count them, which
+    takes long.
 
-    learning_rate: Positive = Field(1e-2, description="Adam's learning rate at the start of training")
-    final_learning_rate: NonNegative = Field(0.0, description="Adam's learning rate at the end of training")
-    warm_up: Fraction = Field(
-        0.0, description="part of training in which the learning rate rises from 0 to its schedule"
-    )
-    entropy_coefficient: NonNegative = Field(
-        0.05, description="weight of the entropy bonus at the start of training"
-    )
-    final_entropy_coefficient: NonNegative = Field(
-        0.0, description="weight of the entropy bonus at the end of training"
-    )
-    value_coefficient: NonNegative = Field(0.05, description="weight of the value loss")
-    initial_deviation: Positive = Field(
-        1.0,
-        description="standard deviation of continuous actions at the start of training, in the policy's "
-        "unit: with action_units=normalised a fraction of half of the width between the bounds",
-    )
-    discount: Fraction = Field(
-        1.0, description="discount γ at the start of training; it applies across the episodes of a trial"
-    )
-    final_discount: Fraction | None = Field(
-        None, description="discount γ at the end of training; null: no change"
-    )
-    gae_trace: Fraction = Field(0.95, description="λ of generalised advantage estimation")
-    clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
-    epochs: Annotated[int, Field(ge=1, le=1000)] = Field(
-        3, description="number of passes over each batch of trials"
-    )
-    minibatches: Count = Field(2, description="number of minibatches in each pass; a trial is never split")
-    max_gradient_norm: Positive = Field(
-        0.5, description="maximum norm of the gradient; a longer gradient is scaled down to it"
-    )
-    surrogate: Literal["auto", "sampled", "all_actions"] = Field(
-        "sampled",
-        description="sampled: the advantage of the action taken; all_actions: the immediate regret by its "
-        "expectation over all actions, for families that reveal the regret of every action, and only what "
-        "follows by the action taken; auto: all_actions where the family allows it",
-    )
-    critic: Literal["head", "privileged"] = Field(
-        "head",
-        description="with all_actions, what estimates the future: head, the value head of the agent, or "
-        "privileged, a network that also sees the regrets of all actions, in training only",
-    )
-    critic_learning_rate: Positive = Field(1e-3, description="Adam's learning rate of the privileged critic")
-    critic_epochs: Count = Field(2, description="passes of the privileged critic over each batch of trials")
-    reward_signal: RewardSignal = Field(
-        "auto",
-        description="reward in the loss: sampled, expected (its expectation), or regret (minus the regret); "
-        "auto: the last of these that the family provides; the agent always observes the sampled reward",
-    )
+    Args:
+        observation_space, action_space: of one environment.
+        core: reads the trial.
+        initial_deviation: the initial standard deviation of continuous actions.
+        units: of observations, actions and rewards.
+    """
+
+    core: Core
+    reward_scale: Tensor
+    reward_centre: Tensor
+
+    def __init__(
+        self,
+        observation_space: gym.Space[Any],
+        action_space: gym.Space[Any],
+        core: Core,
+        initial_deviation: float = 1.0,
+        units: UnitsConfig = RAW,
+    ) -> None:
+        super().__init__()
+        self.core = core
+        self.encode = input_encoding(observation_space).encode
+        self.observation_size = input_encoding(observation_space).size
+        self.observation_units = ObservationUnits(observation_space, units.observation_units == "normalised")
+        policy_units = action_units(action_space, units)
+        self.action_units = ActionUnits(policy_units)
+        self.reward_units = RewardUnits() if units.reward_units == "measured" else None
+        self._distribution = action_distribution(action_space)
+        self.policy = (
+            None
+            if core.gives_parameters
+            else action_head(action_space, core.out_features, initial_deviation, policy_units)
+        )
+        self.value = nn.Linear(core.out_features, 1)
+        nn.init.zeros_(self.value.weight)
+        nn.init.zeros_(self.value.bias)
+        measured = self.reward_units is not None
+        self.register_buffer("reward_scale", torch.zeros(()))
+        self.register_buffer("reward_centre", torch.zeros((), dtype=torch.float64), persistent=measured)
+
+    def seen(self, inputs: TimeStep, trial_length: int | None = None) -> Seen:
+        """Return the input of the core for whole trials, from observations [T, B, ...] not yet encoded."""
+        return Seen(*self.in_units(inputs)[:4], trial_length)
+
+    def in_units(self, inputs: TimeStep) -> TimeStep:
+        """Return the inputs of whole trials, [T, B, ...], encoded and in units of the network."""
+        later = self.step_in_units(inputs, False)
+        # At a trial's start there is no action and no reward before, but zeros.
+        action, reward = _after_start(inputs.action, later.action), _after_start(inputs.reward, later.reward)
+        return later._replace(action=action, reward=reward)
+
+    def step_in_units(self, step: TimeStep, begins: bool) -> TimeStep:
+        """Return steps, [..., B, ...], encoded and in units of the network.
+
+        Args:
+            step: of any number of trials.
+            begins: whether the trials begin here.
+        """
+        observation = self.encode(step.observation)  # [..., size]
+        if self.observation_units.active:
+            observation = self.observation_units(observation)
+        step = step._replace(observation=observation)
+        if begins:
+            return step
+        action = self.action_units(step.action) if self.action_units.active else step.action
+        reward = step.reward if self.reward_units is None else self.reward_units(step.reward)
+        return step._replace(action=action, reward=reward)
+
+    def forward(self, seen: Seen, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
+        """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""
+        return self.judged(self.core(seen), legal)
+
+    def judged(self, output: Output, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
+        """Return π over legal actions and the scaled value [...] for the core's output, [..., features]."""
+        value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
+        parameters = output.parameters
+        if parameters is None:
+            assert self.policy is not None  # it exists if the core gives no parameters
+            parameters = self.policy.parameters_of(output.features)
+        return self._distribution(legal_only(parameters, legal)), value
+
+
+class PPOCarry(NamedTuple):
+    """What the agent has learnt in the trial: the hidden state of its core.
+
+    Attributes:
+        state: the core's state.
+        generator: random stream of the agent's actions.
+        trial_length: maximum number of steps in the trial; None if unknown.
+        position: of the next step; ``act`` resets its ``episode_step`` if an episode begins there.
+    """
+
+    state: Any
+    generator: torch.Generator
+    trial_length: int | None
+    position: Position
+
+
+class PPOAgent:
+    """Acts by one step of the core. ``adapt`` changes nothing: the core's state adapts at each step."""
+
+    phase = Phase(episodes=None)
+
+    def __init__(self, network: ActorCritic) -> None:
+        self.network = network
+
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> PPOCarry:
+        """Return the core's initial state and the position of a trial's first step."""
+        state = self.network.core.begin(num_tasks, num_steps)
+        device = self.network.value.weight.device
+        nothing = torch.zeros(num_tasks, self.network.observation_size, device=device)
+        no_steps = torch.zeros(num_tasks, dtype=torch.int64, device=device)
+        return PPOCarry(state, generator, num_steps, Position(nothing, no_steps, 0))
+
+    def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
+        """Let the core read the step and sample from its policy."""
+        step = self.network.step_in_units(step, carry.position.trial_step == 0)
+        position = carry.position._replace(
+            episode_step=carry.position.episode_step.masked_fill(step.first, 0)
+        )
+        output, state = self.network.core.step(Seen(*step[:4], carry.trial_length, position), carry.state)
+        policy, value = self.network.judged(output, step.legal)
+        action = policy.sample(carry.generator)
+        choice = Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
+        following = Position(step.observation, position.episode_step + 1, position.trial_step + 1)
+        return choice, carry._replace(state=state, position=following)
+
+    def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
+        """Return the carry as it is."""
+        return carry
 
 
 class Batch(NamedTuple):
@@ -147,9 +230,8 @@ class PPO:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
         (trajectory,) = trial.phases
         cfg = self.config
-        gamma = linear(cfg.discount, cfg.final_discount, progress)
-        if self._sees_all(trajectory):
-            batch, told = self._all_action_batch(trajectory, gamma, generator)
+        if cfg.surrogate != "sampled" and sees_all(cfg.surrogate, trajectory):
+            batch, told = self.all_action_batch(trajectory, progress, generator)
         else:
             batch, told = self.batch(trajectory, progress), {}
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
@@ -203,63 +285,37 @@ class PPO:
             mask=mask,
         )
 
-    def _sees_all(self, trajectory: Trajectory) -> bool:
-        """Return whether to use the regrets of all actions."""
-        wanted = self.config.surrogate
-        revealed = "regrets" in trajectory.truth
-        if wanted == "all_actions" and not revealed:
-            raise UserError(
-                "agent.surrogate: expected a family that reveals the regret of every action, got one that "
-                f"reveals {sorted(trajectory.truth)}; use agent.surrogate=auto"
-            )
-        return wanted != "sampled" and revealed
-
-    @torch.no_grad()
-    def _judged(self, trajectory: Trajectory, inputs: TimeStep) -> tuple[Tensor, Tensor, Known]:
-        """Return log π_old of all actions, the value head's W, and what a privileged critic knows."""
-        net, seen = self.network, Seen(*inputs[:4], trajectory.most_steps)
-        output = net.core(seen)
-        policy, value = net.judged(output, inputs.legal)
-        assert isinstance(policy, Categorical)
-        scale = net.reward_scale.clamp(min=1e-8)
-        regrets = trajectory.truth["regrets"] / scale
-        known = Known(output.features, regrets, policy.log_probs.exp(), seen.elapsed)
-        return policy.log_probs, value, known
-
-    def _all_action_batch(
-        self, trajectory: Trajectory, gamma: float, generator: torch.Generator
+    def all_action_batch(
+        self, trajectory: Trajectory, progress: float, generator: torch.Generator
     ) -> tuple[Batch, dict[str, float]]:
-        """Return immediate advantages of all actions and future ones of those taken; teach the critic."""
-        mask, regrets = trajectory.mask.float(), trajectory.truth["regrets"]
-        self._measure_scale(regrets.mean(dim=-1), mask)
-        inputs = self.network.in_units(trajectory.inputs)
-        log_probs, value, known = self._judged(trajectory, inputs)
-        follows = torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B]
-        length = gamma * discounted_lengths(trajectory.steps_left() - 1, gamma) * follows
-        if self.critic is not None:
-            with torch.no_grad():
-                value = self.critic(known)
-        scale = self.network.reward_scale.clamp(min=1e-8)
-        found = all_action_advantages(
-            regrets, log_probs, value * length * scale, gamma * follows, self.config.gae_trace
+        """Return a batch with advantages of all actions, and the metric ``explained``; teach the critic."""
+        net, cfg = self.network, self.config
+        self._measure_scale(trajectory.truth["regrets"].mean(dim=-1), trajectory.mask.float())
+        inputs, scale = net.in_units(trajectory.inputs), net.reward_scale.clamp(min=1e-8)
+        with torch.no_grad():
+            seen = Seen(*inputs[:4], trajectory.most_steps)
+            output = net.core(seen)
+            policy, value = net.judged(output, inputs.legal)
+        assert isinstance(policy, Categorical)  # only families of discrete actions reveal their regrets
+        known = Known(
+            output.features, trajectory.truth["regrets"] / scale, policy.log_probs.exp(), seen.elapsed
         )
-        target = found.returns / (length * scale).clamp(min=1e-8) * (length > 0)
-        if self.critic is not None and gamma > 0:
-            self.critic.learn(known, target, follows, generator)
-        unit = spread(found.immediate, log_probs, mask) + 1e-8
-        future = (found.future - masked_mean(found.future, follows)) * follows if gamma > 0 else found.future
-        explained = _explained(found, follows)
+        gamma = linear(cfg.discount, cfg.final_discount, progress)
+        found = judged(
+            *(trajectory, known, policy.log_probs, value, scale),
+            *(gamma, cfg.gae_trace, self.critic, generator),
+        )
         batch = Batch(
             inputs=inputs,
             action=trajectory.action,
             log_prob=trajectory.notes["log_prob"],
-            advantage=future / unit,
-            value_target=target,
-            mask=mask,
-            log_probs=log_probs,
-            immediate=found.immediate / unit,
+            advantage=found.future,
+            value_target=found.value_target,
+            mask=trajectory.mask.float(),
+            log_probs=policy.log_probs,
+            immediate=found.immediate,
         )
-        return batch, {"explained": explained}
+        return batch, {"explained": float(found.explained)}
 
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
         """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
@@ -291,11 +347,8 @@ class PPO:
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
         )
         if batch.immediate is not None and batch.log_probs is not None:
-            assert isinstance(policy, Categorical)
-            gains = clipped_surrogate(
-                policy.log_probs - batch.log_probs, batch.immediate, self.config.clip_range
-            )
-            policy_loss = policy_loss - masked_mean((batch.log_probs.exp() * gains).sum(dim=-1), batch.mask)
+            gains = all_action_surrogate(policy, batch.log_probs, batch.immediate, self.config.clip_range)
+            policy_loss = policy_loss - masked_mean(gains, batch.mask)
         value_loss = masked_mean((value - batch.value_target).square(), batch.mask)
         entropy = masked_mean(policy.entropy(), batch.mask)
         loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
@@ -321,21 +374,6 @@ class PPO:
             self.critic.load(under("critic.", state))
 
 
-def _explained(found: AllActions, mask: Tensor) -> float:
-    """Return the part of the variance of G that W explains, 1 − Var(G − W) / Var(G); 0 if G does not vary."""
-
-    def variance(x: Tensor) -> Tensor:
-        return masked_mean((x - masked_mean(x, mask)).square(), mask)
-
-    total = variance(found.returns)
-    return float(torch.where(total > 0, 1 - variance(found.future) / total, 0.0))
-
-
-def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
-    """Return min(ρA, clip(ρ, 1−ε, 1+ε)A) elementwise, with ρ = exp(log_ratio).
-
-    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
-    """
-    ratio = log_ratio.exp()
-    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
-    return torch.min(ratio * advantage, clipped * advantage)
+def _after_start(raw: Tensor, seen: Tensor) -> Tensor:
+    """Return ``seen`` [T, ...] with the first row of ``raw``."""
+    return seen if seen is raw else torch.cat([raw[:1], seen[1:]])

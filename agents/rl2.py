@@ -12,11 +12,11 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor
 
-from rl2meta.agents.actor_critic import ActorCritic
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
-from rl2meta.agents.ppo import PPO, PPOConfig
+from rl2meta.agents.ppo import PPO, ActorCritic
+from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import PrivilegedCritic
 from rl2meta.deprecation import deprecated
 from rl2meta.learner_state import seeded

@@ -91,3 +91,13 @@ def standardised(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) ->
     """Return (x − mean) / (standard deviation), both computed with ``masked_mean``."""
     centred = x - masked_mean(x, mask, dim)
     return centred / (masked_mean(centred.square(), mask, dim).sqrt() + 1e-8)
+
+
+def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:
+    """Return min(ρA, clip(ρ, 1−ε, 1+ε)A) elementwise, with ρ = exp(log_ratio).
+
+    Source: Schulman et al. 2017 (arXiv 1707.06347), equation 7.
+    """
+    ratio = log_ratio.exp()
+    clipped = ratio.clamp(1 - clip_range, 1 + clip_range)
+    return torch.min(ratio * advantage, clipped * advantage)

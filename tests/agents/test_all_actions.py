@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.all_actions import all_action_advantages, spread
+from rl2meta.agents.all_actions import _spread, all_action_advantages
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
@@ -74,12 +74,25 @@ def test_advantages_are_the_sums_of_what_follows() -> None:
 def test_the_spread_is_the_standard_deviation_of_the_immediate_part() -> None:
     log_probs, regrets = torch.full((1, 1, 2), 0.5).log(), torch.tensor([[[0.0, 2.0]]])
     found = all_action_advantages(regrets, log_probs, torch.zeros(1, 1), torch.zeros(1, 1), 1.0)
-    assert float(spread(found.immediate, log_probs, torch.ones(1, 1))) == 1.0
+    assert float(_spread(found.immediate, log_probs, torch.ones(1, 1))) == 1.0
 
 
 def gradient(learner: PPO, loss: Tensor) -> Tensor:
     weights = [w for n, w in learner.network.named_parameters() if not n.startswith("value.")]
     return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+
+@torch.no_grad()
+def opinion(learner: PPO, trajectory: Trajectory) -> Tensor:
+    """Return what the critic says of each step, [T, B]."""
+    net = learner.network
+    seen = net.seen(trajectory.inputs, trajectory.most_steps)
+    policy, _ = net(seen)
+    regrets = trajectory.truth["regrets"] / net.reward_scale
+    known = Known(net.core(seen).features, regrets, policy.log_probs.exp(), seen.elapsed)
+    assert learner.critic is not None
+    value: Tensor = learner.critic(known)
+    return value
 
 
 def losses(learner: PPO, trajectory: Trajectory, value: Tensor) -> Tensor:
@@ -100,10 +113,8 @@ def test_the_critic_does_not_change_the_expected_gradient_but_its_noise() -> Non
     with_critic, without = list[Tensor](), list[Tensor]()
     for seed in range(30):
         trajectory = lived(learner, tasks=64, seed=seed)
-        _, _, known = learner._judged(trajectory, learner.network.in_units(trajectory.inputs))
-        with torch.no_grad():
-            left = torch.arange(4, -1, -1).unsqueeze(1)  # steps that follow
-            value = learner.critic(known) * left * learner.network.reward_scale  # type: ignore[misc]
+        left = torch.arange(4, -1, -1).unsqueeze(1)  # steps that follow
+        value = opinion(learner, trajectory) * left * learner.network.reward_scale
         with_critic.append(gradient(learner, losses(learner, trajectory, value)))
         without.append(gradient(learner, losses(learner, trajectory, torch.zeros_like(value))))
     one, other = torch.stack(with_critic), torch.stack(without)
@@ -118,7 +129,7 @@ def test_the_critic_does_not_change_the_expected_gradient_but_its_noise() -> Non
 def test_without_a_future_the_gradient_is_that_of_the_expected_regret() -> None:
     learner = learner_of(discount=0.0, entropy_coefficient=0.0, max_gradient_norm=1e6)
     trajectory = lived(learner)
-    batch, _ = learner._all_action_batch(trajectory, 0.0, generator(0))
+    batch, _ = learner.all_action_batch(trajectory, 0.0, generator(0))
     assert not batch.advantage.any()
     policy, _ = learner.network(learner.network.seen(trajectory.inputs, trajectory.most_steps))
     regret = (policy.log_probs.exp() * trajectory.truth["regrets"]).sum(-1).mean()

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from rl2meta.agents.cores.core import Output, Seen
-from rl2meta.agents.ppo import PPO, ActorCritic, PPOAgent, PPOConfig
+from rl2meta.agents.ppo import PPO, ActorCritic, PPOAgent
+from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.learner_state import seeded
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker

@@ -10,11 +10,12 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.cores.core import Seen
-from rl2meta.agents.ppo import PPO, Batch, clipped_surrogate, discounted_lengths
+from rl2meta.agents.ppo import PPO, Batch
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.randomness import generator
+from rl2meta.returns import clipped_surrogate, discounted_lengths
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.training import Budget, meta_train
@@ -131,7 +132,7 @@ def test_padding_changes_nothing() -> None:
         notes={name: x[:4] for name, x in trajectory.notes.items()},
         truth={name: x[:4] for name, x in trajectory.truth.items()},
     )
-    assert set(short.truth) == {"expected_reward", "regret"}
+    assert set(short.truth) == {"expected_reward", "regret", "regrets"}
     mask = trajectory.mask.clone()
     mask[4:] = False
     padded, want = learner.batch(replace(trajectory, mask=mask)), learner.batch(short)
