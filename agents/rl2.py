@@ -110,6 +110,7 @@ RL2 = AgentKind(
     RL2Config,
     rl2_learner,
     former=FORMER_UNITS,
+    training_only=("critic",),
 )
 
 

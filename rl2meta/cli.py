@@ -113,7 +113,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     start_from: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Another run; training starts with the weights of its network."),
+        typer.Option(
+            "--from",
+            "--start-from",
+            metavar="RUN",
+            help="The folder of another run of the same agent, whose weights training begins with. Tasks, "
+            "trial lengths, budget and the learner's settings may differ; the shapes of the network may not.",
+        ),
     ] = None,
     trust: Trust = None,
 ) -> None:
@@ -126,7 +132,7 @@ def train(
     if run_dir is None:
         raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
     if resume and start_from is not None:
-        raise UserError("--start-from: expected a new run, got --resume; leave one of them out")
+        raise UserError("--from: expected a new run, got --resume; leave one of them out")
     if resume and config is not None and "=" in config:
         overrides, config = [config, *(overrides or [])], None
     if resume:

@@ -28,6 +28,8 @@ class Terminal:
             say(f"resuming {run.path} at update {run.update} ({device})")
         else:
             say(f"training {run.config.agent_name} on {run.distribution} in {run.path} ({device})")
+            if run.origin is not None:
+                say(f"it begins with the weights of {run.origin.path} after {run.origin.update:,} updates")
         progress = TrainingProgress(run.config.settings.training.updates, run.update)
         self._progress = self._shown.enter_context(progress)
         self._shown.enter_context(handled(self._request_stop))
