@@ -50,6 +50,10 @@ class Learner(Protocol):
         ...
 
 
+def _no_variant(config: Any) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class AgentKind:
     """A trainable agent, which a config selects by ``agent.name``.
@@ -64,6 +68,8 @@ class AgentKind:
             keep their meaning where the default is another.
         training_only: first words of the names of tensors in the learner's state that no agent needs to act,
             such as ``("critic",)`` for ``critic.…``; a run may begin with the weights of a run without them.
+        variant: config -> a word for tables and figures that tells a variant of the agent from the usual one,
+            such as ``"slot"``; "" for the usual one.
     """
 
     line: str
@@ -72,6 +78,7 @@ class AgentKind:
     at_test: tuple[str, ...] = ()
     former: Mapping[str, Any] = field(default_factory=dict)
     training_only: tuple[str, ...] = ()
+    variant: Callable[[Any], str] = _no_variant
 
 
 @dataclass(frozen=True)
