@@ -242,6 +242,10 @@ def reproduce(
         list[str] | None,
         typer.Option(metavar="CELL", help="Such as n=10,k=5; may be given several times. Default: all."),
     ] = None,
+    core: Annotated[
+        str | None,
+        typer.Option(help="The core of RL² in every cell, such as slot (duan2016-mdps); default: lstm."),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Maximum number of environment steps to train a cell; default: as in its config."),
@@ -252,7 +256,8 @@ def reproduce(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="The folder for the runs and the table, new or old; default: runs/TABLE."
+            metavar="DIR",
+            help="The folder for the runs and the table, new or old; default: runs/TABLE or runs/TABLE-CORE.",
         ),
     ] = None,
     device: Annotated[
@@ -266,6 +271,7 @@ def reproduce(
     code = reproduce(
         table,
         cells=cells or [],
+        core=core,
         budget=budget,
         tasks=tasks,
         out=out,
