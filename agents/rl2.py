@@ -105,11 +105,19 @@ def _critic(
 RL2Learner = rl2_learner
 """The name of ``rl2_learner`` in earlier versions."""
 
+
+def _core_if_not_usual(config: RL2Config) -> str:
+    """Return the name of the core, or "" for the paper's."""
+    return "" if isinstance(config.core, LSTMConfig) else config.core.name
+
+
 RL2 = AgentKind(
     "a core whose hidden state learns within the trial, trained by PPO on whole trials",
     RL2Config,
     rl2_learner,
     former=FORMER_UNITS,
+    training_only=("critic",),
+    variant=_core_if_not_usual,
 )
 
 

@@ -113,7 +113,13 @@ def train(
     resume: Annotated[bool, typer.Option("--resume", help="Continue from the newest checkpoint.")] = False,
     start_from: Annotated[
         Path | None,
-        typer.Option(metavar="DIR", help="Another run; training starts with the weights of its network."),
+        typer.Option(
+            "--from",
+            "--start-from",
+            metavar="RUN",
+            help="The folder of another run of the same agent, whose weights training begins with. Tasks, "
+            "trial lengths, budget and the learner's settings may differ; the shapes of the network may not.",
+        ),
     ] = None,
     trust: Trust = None,
 ) -> None:
@@ -126,7 +132,7 @@ def train(
     if run_dir is None:
         raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
     if resume and start_from is not None:
-        raise UserError("--start-from: expected a new run, got --resume; leave one of them out")
+        raise UserError("--from: expected a new run, got --resume; leave one of them out")
     if resume and config is not None and "=" in config:
         overrides, config = [config, *(overrides or [])], None
     if resume:
@@ -236,6 +242,10 @@ def reproduce(
         list[str] | None,
         typer.Option(metavar="CELL", help="Such as n=10,k=5; may be given several times. Default: all."),
     ] = None,
+    core: Annotated[
+        str | None,
+        typer.Option(help="The core of RL² in every cell, such as slot (duan2016-mdps); default: lstm."),
+    ] = None,
     budget: Annotated[
         float | None,
         typer.Option(help="Maximum number of environment steps to train a cell; default: as in its config."),
@@ -246,7 +256,8 @@ def reproduce(
     out: Annotated[
         Path | None,
         typer.Option(
-            metavar="DIR", help="The folder for the runs and the table, new or old; default: runs/TABLE."
+            metavar="DIR",
+            help="The folder for the runs and the table, new or old; default: runs/TABLE or runs/TABLE-CORE.",
         ),
     ] = None,
     device: Annotated[
@@ -260,6 +271,7 @@ def reproduce(
     code = reproduce(
         table,
         cells=cells or [],
+        core=core,
         budget=budget,
         tasks=tasks,
         out=out,

@@ -50,6 +50,10 @@ class Learner(Protocol):
         ...
 
 
+def _no_variant(config: Any) -> str:
+    return ""
+
+
 @dataclass(frozen=True)
 class AgentKind:
     """A trainable agent, which a config selects by ``agent.name``.
@@ -62,6 +66,10 @@ class AgentKind:
         at_test: the keys of its config that may change after training.
         former: the values of new keys for runs from before there were these keys, so that old run folders
             keep their meaning where the default is another.
+        training_only: first words of the names of tensors in the learner's state that no agent needs to act,
+            such as ``("critic",)`` for ``critic.…``; a run may begin with the weights of a run without them.
+        variant: config -> a word for tables and figures that tells a variant of the agent from the usual one,
+            such as ``"slot"``; "" for the usual one.
     """
 
     line: str
@@ -69,6 +77,8 @@ class AgentKind:
     learner: Callable[[gym.Space[Any], gym.Space[Any], Any, torch.device, int], Learner]
     at_test: tuple[str, ...] = ()
     former: Mapping[str, Any] = field(default_factory=dict)
+    training_only: tuple[str, ...] = ()
+    variant: Callable[[Any], str] = _no_variant
 
 
 @dataclass(frozen=True)

@@ -310,6 +310,21 @@ def test_resume_refuses_another_config_and_takes_the_same(run: Run, copy: Path) 
     assert run("train", "smoke", *SMALL, "--resume", "--run-dir", copy)[0] == 0
 
 
+def test_a_run_begins_with_weights_that_the_command_line_names(
+    run: Run, trained: Path, tmp_path: Path
+) -> None:
+    longer = ("smoke", "training.episodes_per_trial=7", *SMALL, "training.updates=1")
+    for option in ("--from", "--start-from"):  # the second is that of earlier versions
+        folder = tmp_path / option
+        code, out, _ = run("train", *longer, option, trained, "--run-dir", folder)
+        assert code == 0
+        assert f"it begins with the weights of {trained} after 12 updates" in out
+        first = checkpoints.load(folder / "checkpoints" / "update_00000000").tensors
+        network = {name: it for name, it in weights(trained).items() if name.startswith("network.")}
+        assert same(first, network)
+    assert "--from" in run("train", "--help")[1]
+
+
 # What is wrong
 
 
@@ -336,6 +351,15 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("train", "smoke", "--run-dir", trained), "is already in use"),
         (("train", "smoke", "--run-dir", empty), "is already in use (a file)"),
         (("train", "--resume", *new), "expected a run folder"),
+        (("train", "smoke", "--from", tmp_path / "nowhere", *new), "expected a run folder"),
+        (
+            ("train", "--resume", "--run-dir", trained, "--from", trained),
+            "--from: expected a new run, got --res",
+        ),
+        (
+            ("train", "smoke", "agent.core.hidden_size=3", "--from", trained, *new),
+            "hidden_size, which is 3 here",
+        ),
         (("evaluate", tmp_path / "nowhere"), "expected a run folder"),
         (("evaluate", trained, "--against", "gitins"), "unknown reference 'gitins'; did you mean 'gittins'?"),
         (("evaluate", trained, "distribution.num_arms=3"), "expected tasks with the action_space of the"),

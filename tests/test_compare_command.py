@@ -63,6 +63,13 @@ def test_what_a_comparison_holds(runs: Path, capsys: pytest.CaptureFixture[str])
     assert again["episodes"] == 3 and list(again["agents"]) == ["one", "two"]
 
 
+def test_a_comparison_says_which_core_a_run_has(runs: Path, tmp_path: Path) -> None:
+    start_run("smoke", [*BRIEF, "agent.core={name: slot, slot_size: 4}"], tmp_path / "slots")
+    _compare(runs / "one", tmp_path / "slots", out=tmp_path / "out")
+    said = _said(tmp_path / "out")
+    assert {name: run["agent"] for name, run in said["runs"].items()} == {"one": "rl2", "slots": "rl2 (slot)"}
+
+
 def test_each_gets_the_tasks_and_the_luck_that_it_gets_alone(runs: Path, tmp_path: Path) -> None:
     twin = Path(shutil.copytree(runs / "one", tmp_path / "twin"))
     _compare(runs / "one", twin, out=tmp_path / "out")

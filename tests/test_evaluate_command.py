@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -17,9 +18,11 @@ from rl2meta.commands.train import start_run
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings
-from rl2meta.experiments.components import chosen_references, read_config
+from rl2meta.experiments import components
+from rl2meta.experiments.components import chosen_references, read_config, row_name
 from rl2meta.experiments.contest import FEWEST_TUNING_TASKS, Contest
 from rl2meta.experiments.tables import tables
+from rl2meta.reports import read_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import Split, Tasks, TensorTasks, sample_tasks
 from rl2meta.trial import Trial
@@ -188,3 +191,28 @@ def test_a_table_of_many_adaptations_shows_the_first_and_the_last() -> None:
     assert max(map(len, table)) <= 100
     assert re.search(r"after 0 +after 1 .*at last", "\n".join(table))
     assert any(line.split()[0] == "b" and "775.000" in line for line in table if line.split())
+
+
+@pytest.mark.parametrize("core", ["lstm", "gru", "slot"])
+def test_rows_say_which_core_an_agent_has(
+    core: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The LSTM keeps the paper's name."""
+    name = "rl2" if core == "lstm" else f"rl2 ({core})"
+    start_run("smoke", [f"agent.core={{name: {core}}}", *BRIEF], tmp_path / "run")
+    report = _judge(tmp_path / "run", tmp_path / "out", against="greedy")
+    assert list(report["agents"]) == [name, "greedy"] and report["subjects"] == [name]
+    said = capsys.readouterr().out
+    assert f"training {name} on " in said and re.search(rf"^ *{re.escape(name)} +\d", said, re.MULTILINE)
+    for file in ("regret.csv", "adaptation.csv"):
+        assert f"\n{name}," in (tmp_path / "out" / file).read_text()
+    drawn = read_evaluation(tmp_path / "out", "regret.csv").agents
+    assert [(agent.name, agent.is_subject) for agent in drawn] == [(name, True), ("greedy", False)]
+    assert np.load(tmp_path / "out" / "arrays.npz")[f"{name}/regrets"].shape == (40, 5)
+
+
+def test_the_agent_says_what_tells_its_variants_apart(monkeypatch: pytest.MonkeyPatch) -> None:
+    assert row_name(CONFIG) == "rl2"
+    kind = replace(components.AGENTS["rl2"], variant=lambda config: f"of {config.core.hidden_size}")
+    monkeypatch.setattr(components, "AGENTS", {"rl2": kind})
+    assert row_name(CONFIG) == "rl2 (of 16)"

@@ -2,6 +2,7 @@
 
 import json
 import os
+import re
 import shutil
 import sys
 from collections.abc import Iterator
@@ -9,13 +10,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 
+import rl2meta
 from rl2meta.commands import reproduce as module
 from rl2meta.commands.reproduce import reproduce
 from rl2meta.errors import UserError
-from rl2meta.experiments import contest
+from rl2meta.experiments import checkpoints, contest
 from rl2meta.experiments.components import read_config, references_of
-from rl2meta.experiments.papers import load_paper, papers
+from rl2meta.experiments.papers import Paper, load_paper, papers, with_core, with_origins
+from rl2meta.experiments.restore import origin_of
+from rl2meta.experiments.run_folder import RunFolder
 
 UPDATE = 1024 * 10  # environment steps in an update of the cells with n=10
 
@@ -25,26 +30,33 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "TUNING_TASKS", 20)
 
 
-def fill(out: Path, *cells: str, updates: int = 1, tasks: int | None = 30) -> dict[str, Any]:
-    budget = updates * UPDATE + 5.0
+def fill(
+    out: Path, *cells: str, updates: int = 1, tasks: int | None = 30, core: str | None = None
+) -> dict[str, Any]:
+    budget, table = updates * UPDATE + 5.0, "duan2016-bandits"
     code = reproduce(
-        "duan2016-bandits", cells=cells, budget=budget, tasks=tasks, out=out, device="cpu", threads=1
+        table, cells=cells, core=core, budget=budget, tasks=tasks, out=out, device="cpu", threads=1
     )
     assert code == 0
     table: dict[str, Any] = json.loads((out / "table.json").read_text())
     return table
 
 
-@pytest.mark.parametrize("name", papers())
-def test_every_cell_names_an_experiment_and_agents_that_exist(name: str) -> None:
-    paper = load_paper(name)
+TABLES = [(name, core) for name in papers() for core in (load_paper(name).core, *load_paper(name).cores)]
+
+
+@pytest.mark.parametrize(("name", "core"), TABLES)
+def test_every_cell_names_an_experiment_and_agents_that_exist(name: str, core: str) -> None:
+    paper = with_core(load_paper(name), core)
     assert next(iter(paper.agents)) == "rl2"
+    assert list(paper.cells) == list(load_paper(name).cells)
     columns = {column for column in paper.agents.values() if column is not None}
     for label, cell in paper.cells.items():
         config = read_config(cell.config, cell.overrides)
         known = references_of(config, config.settings.training.episodes_per_trial)
         assert set(list(paper.agents)[1:]) <= known.keys()
         assert columns == cell.published.keys()
+        assert config.flat()["agent.core.name"] == core
         said = dict(part.split("=") for part in label.split(","))
         assert config.settings.training.episodes_per_trial == int(said["n"])
         if "k" in said:
@@ -196,6 +208,120 @@ def test_odd_evaluations_are_passed_over_and_one_is_made_anew(
     assert "| 0.00 |  |" in (tmp_path / "table.md").read_text()  # no share of nothing
 
 
+# Another core, and cells that begin with the weights of others
+
+SLOT = "agent.core={name: slot, slot_size: 4, hidden_size: 4}"
+CORES = {
+    "slot": {
+        "n=10,k=5": {"config": "rl2_bandit", "overrides": ["distribution.num_arms=5", SLOT]},
+        "n=10,k=10": {
+            "config": "rl2_bandit",
+            "overrides": ["distribution.num_arms=10", SLOT],
+            "from": "n=10,k=5",
+        },
+        "n=10,k=50": {
+            "config": "rl2_bandit",
+            "overrides": ["distribution.num_arms=50", SLOT],
+            "from": "n=10,k=10",
+        },
+    }
+}
+
+
+def small_paper(**more: Any) -> Paper:
+    """The table of bandits with a core of slots, and few references."""
+    paper = load_paper("duan2016-bandits").model_dump(by_alias=True)
+    agents = {name: paper["agents"][name] for name in ("rl2", "random")}
+    return Paper(**{**paper, "agents": agents, "cores": CORES, **more})
+
+
+@pytest.fixture
+def slots(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "load_paper", lambda name: small_paper())
+
+
+def weights(run: Path, update: int) -> dict[str, torch.Tensor]:
+    tensors = checkpoints.load(run / "checkpoints" / f"update_{update:08d}").tensors
+    return {name: tensor for name, tensor in tensors.items() if name.startswith("network.")}
+
+
+@pytest.mark.usefixtures("slots")
+def test_a_cell_begins_with_the_trained_weights_of_another(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    table = fill(tmp_path, "n=10,k=10", core="slot")
+    first, second = tmp_path / "n=10,k=5", tmp_path / "n=10,k=10"
+    before, begun = weights(first, 1), weights(second, 0)
+    assert before.keys() == begun.keys() and all(torch.equal(before[name], begun[name]) for name in begun)
+    assert not all(torch.equal(weights(second, 1)[name], begun[name]) for name in begun)
+    assert origin_of(RunFolder.open(second)) == (str(first), 1)
+    assert not (first / "evaluation").exists()
+    assert (
+        "[1/2] duan2016-bandits n=10,k=5, whose weights another cell begins with" in capsys.readouterr().out
+    )
+    assert list(table["cells"]) == ["n=10,k=10"]
+    cell = table["cells"]["n=10,k=10"]
+    assert (cell["from"], cell["env_steps"]) == ("n=10,k=5", UPDATE)
+    assert list(cell["agents"]) == ["rl2 (slot)", "random"]
+    assert (cell["agents"]["rl2 (slot)"]["column"], cell["agents"]["rl2 (slot)"]["published"]) == ("RL²", 6.7)
+    text = (tmp_path / "table.md").read_text()
+    assert "trained on 10,240 environment steps, from the trained weights of n=10,k=5 on." in text
+    assert "| rl2 (slot) (RL²) | 6.7 |" in text
+    files = {path: path.stat().st_mtime_ns for cell in (first, second) for path in cell.rglob("*.*")}
+    assert fill(tmp_path, "n=10,k=10", core="slot") == table
+    assert {path: path.stat().st_mtime_ns for path in files} == files
+
+
+@pytest.mark.usefixtures("slots")
+def test_evaluations_from_before_rows_named_the_core_fill_cells(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    table = fill(tmp_path, "n=10,k=5", core="slot")
+    report = tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json"
+    report.write_text(report.read_text().replace('"rl2 (slot)"', '"rl2"'))
+    monkeypatch.setattr(module, "evaluate_run", no_evaluation)
+    assert fill(tmp_path, "n=10,k=5", core="slot") == table
+
+
+@pytest.mark.usefixtures("slots")
+def test_a_run_that_began_with_other_weights_is_of_no_cell(tmp_path: Path) -> None:
+    overrides = ["distribution.num_arms=10", SLOT, "training.updates=1", "evaluation.tasks=30", "threads=1"]
+    rl2meta.train("rl2_bandit", overrides, run_dir=tmp_path / "n=10,k=10")
+    with pytest.raises(
+        UserError, match="began with the weights of its own seed, not the weights of n=10,k=5"
+    ):
+        fill(tmp_path, "n=10,k=10", core="slot")
+    assert not (tmp_path / "n=10,k=5").exists()
+
+
+@pytest.mark.usefixtures("slots")
+def test_runs_of_another_core_have_a_folder_of_their_own(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for core in (None, "lstm", "slot"):
+        options: dict[str, Any] = {"cells": ["n=10,k=5"], "budget": UPDATE, "tasks": 30, "out": None}
+        assert reproduce("duan2016-bandits", core=core, **options, device="cpu", threads=1) == 0
+    rows = {
+        path.parent.name: next(iter(json.loads(path.read_text())["cells"]["n=10,k=5"]["agents"]))
+        for path in Path("runs").glob("*/table.json")
+    }
+    assert rows == {"duan2016-bandits": "rl2", "duan2016-bandits-slot": "rl2 (slot)"}
+
+
+def test_all_origins_of_a_cell_are_needed_and_stand_before_it() -> None:
+    paper = with_core(small_paper(), "slot")
+    last = {"n=10,k=50": paper.cells["n=10,k=50"]}
+    assert list(with_origins(paper, last)) == ["n=10,k=5", "n=10,k=10", "n=10,k=50"]
+    first = {"n=10,k=5": paper.cells["n=10,k=5"]}
+    assert with_origins(paper, first) == first
+    backwards = {"slot": dict(reversed(CORES["slot"].items()))}
+    with pytest.raises(
+        ValueError, match="n=10,k=50: from: expected a cell that stands before it, got n=10,k=10"
+    ):
+        small_paper(cores=backwards)
+
+
 def test_a_cell_of_another_call_stays_in_the_table(tmp_path: Path) -> None:
     fill(tmp_path, "n=10,k=5", tasks=30)
     table = fill(tmp_path, "n=10,k=10", tasks=40)
@@ -224,16 +350,18 @@ def test_another_budget_in_a_later_cell_is_told_before_the_first_is_trained(tmp_
             "--budget: expected at least the 10,240 environment steps of one update",
         ),
         ("duan2016-bandits", [], float("nan"), "--budget: expected"),
+        ("core", [], None, "--core: unknown core 'slots'; did you mean 'slot'? Known: lstm, slot"),
         ("few tasks", [], None, "evaluation.tasks: expected greater than or equal to 2, got 1"),
     ],
 )
 def test_mistakes_are_told_before_anything_is_written(
     tmp_path: Path, name: str, cells: list[str], budget: float | None, message: str
 ) -> None:
-    with pytest.raises(UserError, match=message.replace("(", r"\(")):
-        few = name == "few tasks"
-        table, tasks = ("duan2016-bandits", 1) if few else (name, 30)
-        reproduce(table, cells=cells, budget=budget, tasks=tasks, out=tmp_path / "new", device="cpu")
+    with pytest.raises(UserError, match=re.escape(message)):
+        table = {"few tasks": "duan2016-bandits", "core": "duan2016-mdps"}.get(name, name)
+        tasks, core = 1 if name == "few tasks" else 30, "slots" if name == "core" else None
+        options: dict[str, Any] = {"cells": cells, "core": core, "budget": budget, "tasks": tasks}
+        reproduce(table, **options, out=tmp_path / "new", device="cpu")
     assert not (tmp_path / "new").exists()
 
 

@@ -1,14 +1,12 @@
 """``rl2meta reproduce``: fill a published table with our own figures."""
 
-import json
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated, Any, NamedTuple
-
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from typing import NamedTuple
 
 from rl2meta.commands.evaluate import evaluate_run
+from rl2meta.commands.paper_table import evaluation, has_run, write_table
 from rl2meta.commands.progress import say
 from rl2meta.commands.train import resume_run, start_run
 from rl2meta.devices import resolve_device
@@ -16,54 +14,34 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig, differing
-from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper
-from rl2meta.experiments.restore import load_run_config
+from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper, with_core, with_origins
+from rl2meta.experiments.restore import load_run_config, origin_of
 from rl2meta.experiments.run_folder import RunFolder
-from rl2meta.files import read_file, reading, write_atomically, writing
-
-_Count = Annotated[int, Field(ge=0, lt=2**63)]
-_Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
-
-
-class _Judged(BaseModel):
-    """What evaluation.json must say of an agent."""
-
-    model_config = ConfigDict(strict=True)
-
-    mean_return: _Number
-    return_standard_error: _Number
-    constants: dict[str, _Count | _Number] = {}
-
-
-class _Said(BaseModel):
-    """What evaluation.json must say to fill a cell; whatever it says beyond that is ignored."""
-
-    model_config = ConfigDict(strict=True)
-
-    agents: dict[str, _Judged]
-    num_tasks: _Count
-    seed: _Count
-    update: _Count
-    env_steps: _Count
-    trained_with: dict[str, Any]
-    bayes_optimal_return: _Number | None
-    oracle_return: _Number | None
 
 
 class _Experiment(NamedTuple):
-    """A cell, ready for training: its name, its config, its overrides and its run folder."""
+    """A cell, ready for training.
+
+    Attributes:
+        cell: its name.
+        source, overrides, config: the config that it is trained by.
+        run_dir: its run folder.
+        begins_from: the cell whose trained weights it begins with, or None.
+    """
 
     cell: str
     source: str
     overrides: list[str]
     config: RunConfig
     run_dir: Path
+    begins_from: str | None
 
 
 def reproduce(
     name: str,
     *,
     cells: Sequence[str],
+    core: str | None = None,
     budget: float | None,
     tasks: int | None,
     out: Path | None,
@@ -72,11 +50,13 @@ def reproduce(
 ) -> int:
     """Train each cell or reuse its run, evaluate all columns on the same tasks, write the table.
 
-    The table is written again after each cell. A second call continues where the first one stopped. Returns
-    the exit code.
+    A cell that begins with the weights of another cell has that one trained first. The table is written again
+    after each cell. A second call continues where the first one stopped. Returns the exit code.
     """
-    paper = load_paper(name)
-    folder = Path("runs") / name if out is None else out
+    usual = load_paper(name)
+    paper = usual if core is None else with_core(usual, core)
+    ours = name if paper.core == usual.core else f"{name}-{paper.core}"
+    folder = Path("runs") / ours if out is None else out
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: expected a folder, or none yet, got the file {folder}")
     resolve_device(device)
@@ -84,18 +64,24 @@ def reproduce(
     # All cells are checked first: a mistake in the last cell must not appear after hours of training.
     if tasks is not None:
         common.append(f"evaluation.tasks={tasks}")
-    wanted = chosen_cells(paper, list(cells)).items()
-    experiments = [_experiment(label, cell, budget, common, folder) for label, cell in wanted]
-    num_tasks = {each.cell: each.config.settings.evaluation.tasks for each in experiments}
+    wanted = chosen_cells(paper, list(cells))
+    needed = with_origins(paper, wanted).items()
+    experiments = [_experiment(label, cell, budget, common, folder) for label, cell in needed]
+    num_tasks = {
+        each.cell: each.config.settings.evaluation.tasks for each in experiments if each.cell in wanted
+    }
     for number, experiment in enumerate(experiments, start=1):
-        say(f"[{number}/{len(experiments)}] {name} {experiment.cell}")
+        only = "" if experiment.cell in wanted else ", whose weights another cell begins with"
+        say(f"[{number}/{len(experiments)}] {name} {experiment.cell}{only}")
         code = _train(experiment)
         if code:
             say(f"then continue this table with the same command; it continues with {experiment.cell}")
             return code
-        if _evaluation(paper, experiment.run_dir, num_tasks[experiment.cell]) is None:
+        if experiment.cell not in wanted:
+            continue
+        if evaluation(paper, experiment.run_dir, num_tasks[experiment.cell]) is None:
             _evaluate(paper, experiment, device, threads)
-        _write_table(paper, folder, num_tasks)
+        write_table(paper, folder, num_tasks)
     say(f"wrote {folder / 'table.md'} and table.json")
     return 0
 
@@ -115,17 +101,21 @@ def _experiment(
             )
         overrides.append(f"training.updates={int(budget // steps)}")
         config = read_config(cell.config, overrides)
-    experiment = _Experiment(label, cell.config, overrides, config, folder / label)
+    experiment = _Experiment(label, cell.config, overrides, config, folder / label, cell.begins_from)
     _refuse_another_run(experiment)
     return experiment
 
 
 def _refuse_another_run(experiment: _Experiment) -> None:
-    if not _has_run(experiment.run_dir):
+    if not has_run(experiment.run_dir):
         return
     there = load_run_config(RunFolder.open(experiment.run_dir)).identity()
     wanted = experiment.config.identity()
     changed = [f"{key} is {there.get(key)!r}, not {wanted.get(key)!r}" for key in differing(there, wanted)]
+    begun = _origin(experiment.run_dir)
+    if begun != experiment.begins_from:
+        weights = [f"the weights of {name or 'its own seed'}" for name in (begun, experiment.begins_from)]
+        changed.append(f"it began with {weights[0]}, not {weights[1]}")
     if changed:
         raise UserError(
             f"{experiment.run_dir}: expected the run of this cell, got one with other settings: "
@@ -133,14 +123,18 @@ def _refuse_another_run(experiment: _Experiment) -> None:
         )
 
 
-def _has_run(run_dir: Path) -> bool:
-    return (run_dir / "config.yaml").exists()
+def _origin(run_dir: Path) -> str | None:
+    """Return the name of the cell whose weights the run of a cell began with, or None."""
+    origin = origin_of(RunFolder.open(run_dir))
+    return None if origin is None or origin.path is None else Path(origin.path).name
 
 
 def _train(experiment: _Experiment) -> int:
     """Start the run, or continue it with the settings it was started with; do nothing if it is finished."""
-    if not _has_run(experiment.run_dir):
-        return start_run(experiment.source, experiment.overrides, experiment.run_dir)
+    if not has_run(experiment.run_dir):
+        origin = experiment.begins_from
+        start_from = None if origin is None else experiment.run_dir.with_name(origin)
+        return start_run(experiment.source, experiment.overrides, experiment.run_dir, start_from)
     saved = checkpoints.newest(RunFolder.open(experiment.run_dir).checkpoints_path, say)
     if saved is not None and saved.update >= experiment.config.settings.training.updates:
         return 0
@@ -158,100 +152,3 @@ def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int |
         device=device,
         threads=threads,
     )
-
-
-def _evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
-    """Return the newest evaluation of the finished run with all columns and the config's seed, or None.
-
-    Args:
-        paper: names the columns.
-        run_dir: the run folder; it may be missing.
-        tasks: the number of tasks that the evaluation must have; None: any number.
-    """
-    if not _has_run(run_dir):
-        return None
-    settings = load_run_config(RunFolder.open(run_dir)).settings
-    with reading(run_dir):
-        paths = sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.lstat().st_mtime)
-    for path in reversed(paths):
-        said = _read(path)
-        if said is None or not set(paper.agents) <= said.agents.keys():
-            continue
-        final = (settings.training.updates, settings.evaluation.seed) == (said.update, said.seed)
-        if final and not said.trained_with and tasks in (None, said.num_tasks):
-            return said
-    return None
-
-
-def _read(path: Path) -> _Said | None:
-    """Return what an evaluation says; None, with a warning, if its file is damaged."""
-    try:
-        return _Said.model_validate_json(read_file(path, times=10))
-    except (OSError, ValidationError) as error:
-        say(f"warning: {path}: expected an evaluation, got something else ({_first(error)}); it is ignored")
-        return None
-
-
-def _first(error: OSError | ValidationError) -> str:
-    """Return the first fault in one line."""
-    if isinstance(error, OSError):
-        return error.strerror or str(error)
-    fault = error.errors(include_url=False, include_input=False)[0]
-    where = ".".join(map(str, fault["loc"]))
-    return f"{where}: {fault['msg']}" if where else fault["msg"]
-
-
-def _write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> None:
-    """Write table.md and table.json with every cell that was evaluated so far, in this call or before."""
-    known = {cell: _evaluation(paper, folder / cell, num_tasks.get(cell)) for cell in paper.cells}
-    cells = {cell: _filled(paper, cell, said) for cell, said in known.items() if said is not None}
-    data = {"source": paper.source, "notes": paper.notes, "cells": cells}
-    with writing(folder):
-        write_atomically(folder / "table.json", json.dumps(data, indent=2, ensure_ascii=False) + "\n")
-        write_atomically(folder / "table.md", "\n".join(_markdown(paper, cells)) + "\n")
-
-
-def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
-    published = paper.cells[cell].published
-    rows = {
-        name: {
-            "column": column,
-            "published": None if column is None else published[column],
-            "mean_return": said.agents[name].mean_return,
-            "standard_error": said.agents[name].return_standard_error,
-            "constants": said.agents[name].constants,
-        }
-        for name, column in paper.agents.items()
-    }
-    facts = ("num_tasks", "seed", "update", "env_steps", "bayes_optimal_return", "oracle_return")
-    return {**said.model_dump(include=set(facts)), "agents": rows}
-
-
-def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
-    yield f"# {paper.source}\n"
-    yield from (f"- {note}" for note in paper.notes)
-    for cell, filled in cells.items():
-        yield f"\n## {cell}\n"
-        yield (
-            f"{filled['num_tasks']:,} held-out tasks (seed {filled['seed']}), the same for every row; "
-            f"trained on {filled['env_steps']:,} environment steps.\n"
-        )
-        yield from _rows(filled)
-
-
-def _rows(filled: dict[str, Any]) -> Iterator[str]:
-    bayes, oracle = filled["bayes_optimal_return"], filled["oracle_return"]
-    ceiling = oracle if bayes is None else bayes
-    kind = "task known" if bayes is None else "Bayes-optimal"
-    yield f"| agent | published | ours | s.e. | ceiling ({kind}) | share | constants |"
-    yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
-    for name, row in filled["agents"].items():
-        shown = "" if row["published"] is None else f"{row['published']:.1f}"
-        share = f"{row['mean_return'] / ceiling:.1%}" if ceiling else ""
-        bound = ("", "") if ceiling is None else (f"{ceiling:.2f}", share)
-        constants = ", ".join(f"{key}={value:g}" for key, value in row["constants"].items())
-        label = name if row["column"] is None else f"{name} ({row['column']})"
-        yield (
-            f"| {label} | {shown} | {row['mean_return']:.2f} | {row['standard_error']:.2f} | {bound[0]} | "
-            f"{bound[1]} | {constants} |"
-        )

@@ -8,6 +8,7 @@ from typing import Any
 
 from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.signals import Interrupted, handled
+from rl2meta.experiments.components import row_name
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.trainings import quoted, resume, resume_command, train
 
@@ -27,7 +28,9 @@ class Terminal:
         if run.update:
             say(f"resuming {run.path} at update {run.update} ({device})")
         else:
-            say(f"training {run.config.agent_name} on {run.distribution} in {run.path} ({device})")
+            say(f"training {row_name(run.config)} on {run.distribution} in {run.path} ({device})")
+            if run.origin is not None:
+                say(f"it begins with the weights of {run.origin.path} after {run.origin.update:,} updates")
         progress = TrainingProgress(run.config.settings.training.updates, run.update)
         self._progress = self._shown.enter_context(progress)
         self._shown.enter_context(handled(self._request_stop))

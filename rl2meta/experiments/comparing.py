@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from rl2meta.errors import UserError
-from rl2meta.experiments.components import judged_episodes
+from rl2meta.experiments.components import judged_episodes, row_name
 from rl2meta.experiments.config import RunConfig, differing
 from rl2meta.experiments.judging import SCRATCH, Subject, folder_name, within
 from rl2meta.experiments.overrides import judged
@@ -47,7 +47,7 @@ class Field:
     def facts(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
         """Return the facts that evaluation.json holds for each run."""
         return {
-            name: {"path": _path(run), "agent": subject.trained.agent_name, **subject.facts()}
+            name: {"path": _path(run), "agent": row_name(subject.trained), **subject.facts()}
             for (name, subject), run in zip(subjects.items(), self.runs, strict=True)
         }
 

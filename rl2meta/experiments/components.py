@@ -37,6 +37,12 @@ def make_learner(config: RunConfig, device: torch.device) -> Learner:
     return make(distribution.observation_space, distribution.action_space, config.agent, device, seed)
 
 
+def row_name(config: RunConfig) -> str:
+    """Return what tables and figures call the agent: its name in configs, and its variant in brackets."""
+    variant = AGENTS[config.agent_name].variant(config.agent)
+    return f"{config.agent_name} ({variant})" if variant else config.agent_name
+
+
 def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     """Return a worker for an experiment's tasks; call ``close`` after its last use."""
     return RolloutWorker(config.distribution, device)

@@ -12,7 +12,7 @@ from typing import Any
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings, write_evaluation
 from rl2meta.experiments.comparing import field_of
-from rl2meta.experiments.components import chosen_references
+from rl2meta.experiments.components import chosen_references, row_name
 from rl2meta.experiments.judging import Say, facts_of, make_contest, make_subject, play, silent
 from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.restore import load_run
@@ -145,11 +145,12 @@ def evaluate(
     config = judged(run.config, changes)
     references = chosen_references(config, _names_of(against))
     contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
-    subjects = {config.agent_name: make_subject(config.agent_name, run, config, contest)}
+    name = row_name(config)
+    subjects = {name: make_subject(name, run, config, contest)}
     default = None if run.path is None else run.path / "evaluation"
     with _target(default, out) as target:
         results, ceilings = play(contest, subjects, references, say)
-        facts = {**facts_of(contest, subjects), **subjects[config.agent_name].facts()}
+        facts = {**facts_of(contest, subjects), **subjects[name].facts()}
         return _written(Evaluation(results, ceilings, facts, target))
 
 

@@ -15,7 +15,7 @@ from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.components import COMPONENTS, make_learner
 from rl2meta.experiments.config import RunConfig, completed, differing, load_config, with_former
 from rl2meta.experiments.recorder import checkpoint_of, save_first
-from rl2meta.experiments.run import Run
+from rl2meta.experiments.run import Origin, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_named, refuse_strangers
 from rl2meta.experiments.yaml_text import parse
@@ -88,6 +88,15 @@ def _never_saved(folder: RunFolder, config: RunConfig) -> bool:
     return done < due and "started_from" not in parse(folder.config_text(), str(folder.config_path))
 
 
+def origin_of(folder: RunFolder) -> Origin | None:
+    """Return the run whose weights the run in a folder began with; None if config.yaml tells of none."""
+    said = parse(folder.config_text(), str(folder.config_path)).get("started_from")
+    try:
+        return None if said is None else Origin(said["path"], said["update"])
+    except (LookupError, TypeError):  # it is a note to readers, and no setting
+        return None
+
+
 def _refuse_nan(folder: RunFolder, saved: Checkpoint) -> None:
     """Refuse NaN, with which an agent acts, but not as it learnt to; infinities may be a mask."""
     for name, tensor in saved.tensors.items():
@@ -153,4 +162,5 @@ def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ())
     config = load_run_config(folder, trust=trust)
     set_precision(config.settings.precision)
     learner, saved = restore(folder, config, resolve_device(device))
-    return Run(config, learner, folder.path, saved.update, saved.state["env_steps"])
+    steps = saved.state["env_steps"]
+    return Run(config, learner, folder.path, saved.update, steps, origin=origin_of(folder))

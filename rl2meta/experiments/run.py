@@ -4,7 +4,7 @@ import logging
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.run_folder import RunFolder
@@ -13,6 +13,18 @@ from rl2meta.training import Learner
 from rl2meta.trial import Agent
 
 _log = logging.getLogger("rl2meta")
+
+
+class Origin(NamedTuple):
+    """The run whose weights another run began with.
+
+    Attributes:
+        path: its run folder, as it was named then; None for a run without a folder.
+        update: number of its updates then.
+    """
+
+    path: str | None
+    update: int
 
 
 @dataclass(repr=False)
@@ -26,6 +38,7 @@ class Run:
         update: number of updates done.
         env_steps: number of environment steps made.
         rows: metrics of the updates, for a run without a folder.
+        origin: the run whose weights it began with; None if its initial weights are of its own seed.
     """
 
     config: RunConfig
@@ -34,6 +47,7 @@ class Run:
     update: int = 0
     env_steps: int = 0
     rows: list[dict[str, Any]] = field(default_factory=list)
+    origin: Origin | None = None
 
     def __repr__(self) -> str:
         where = "nowhere on disk" if self.path is None else self.path

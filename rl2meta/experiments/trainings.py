@@ -18,14 +18,15 @@ from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
+from rl2meta.experiments.inheriting import begin_with
 from rl2meta.experiments.recorder import Recorder, checkpoint_of, save_first
 from rl2meta.experiments.rehearsal import rehearse
-from rl2meta.experiments.restore import load_run, load_run_config, restore
+from rl2meta.experiments.restore import load_run, load_run_config, origin_of, restore
 from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import overrides_of, text_of
-from rl2meta.training import Learner, TrainingDiverged
+from rl2meta.training import TrainingDiverged
 from rl2meta.workers.faults import EnvironmentFault
 
 Config = str | Path | Mapping[str, Any]
@@ -54,7 +55,8 @@ def train(
         overrides: settings to change, by dotted key: ``{"agent.core.hidden_size": 64}``; or as text,
             ``["agent.core.hidden_size=64"]``.
         run_dir: a new folder for config, metrics, TensorBoard events and checkpoints; None: write nothing.
-        start_from: another run, whose weights are the initial weights of this one; the optimiser starts new.
+        start_from: another run of the same agent, whose weights are the initial weights of this one; what is
+            carried over says ``inheriting.begin_with``.
         callbacks: each is called after each update with the run and the update's metrics; if one returns
             False, the training saves a checkpoint and stops.
         on_start: called with the run before its first update.
@@ -65,15 +67,17 @@ def train(
         The run; it is unfinished if a callback stopped it.
 
     Raises:
-        UserError: for a config with faults, a folder that is in use, or a training that diverges.
+        UserError: for a config with faults, a folder that is in use, weights that do not fit, or a training
+            that diverges.
     """
     experiment, text, device = _settled(read_config(config, overrides_of(overrides), trust))
     rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
     chosen_references(experiment)  # finds a mistyped name now and not after hours of training
     learner = make_learner(experiment, device)
-    if start_from is not None:
-        text += _begin_with(learner, start_from, {*trust, *modules_in(experiment.flat())})
     run = Run(experiment, learner)
+    if start_from is not None:
+        run.origin = begin_with(run, _loaded(start_from, {*trust, *modules_in(experiment.flat())}))
+        text += text_of({"started_from": run.origin._asdict()})
     if run_dir is None:
         return _train(run, None, device, callbacks, on_start)
     first = checkpoint_of(experiment, learner, 0, 0)
@@ -122,13 +126,18 @@ def resume(
     device = resolve_device(experiment.settings.device)
     with folder.locked():
         learner, saved = restore(folder, experiment, device, fresh_if_never_saved=True)
-        run = Run(experiment, learner, folder.path, saved.update, saved.state["env_steps"])
+        steps = saved.state["env_steps"]
+        run = Run(experiment, learner, folder.path, saved.update, steps, origin=origin_of(folder))
         checkpoints.prune(folder.checkpoints_path, experiment.settings.training.keep_checkpoints)
         if run.finished:
             return run
         if folder.truncate_metrics(run.update) < run.update:
             _log.warning("%s lacks rows of updates before %d", folder.metrics_path, run.update)
         return _train(run, folder, device, callbacks, on_start)
+
+
+def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
+    return run if isinstance(run, Run) else load_run(run, trust=trust)
 
 
 def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
@@ -138,22 +147,6 @@ def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
     set_precision(config.settings.precision)
     text = config.to_yaml(device=str(device), threads=threads, versions=_versions())
     return load_config(text, "config.yaml", (), COMPONENTS), text, device
-
-
-def _begin_with(learner: Learner, start_from: Run | str | Path, trust: Collection[str]) -> str:
-    """Load the weights of another run into a learner; return the line about it for config.yaml."""
-    other = start_from if isinstance(start_from, Run) else load_run(start_from, trust=trust)
-    state = other.learner.state_dict()
-    weights = {name: tensor for name, tensor in state.items() if not name.startswith("optimizer.")}
-    try:
-        learner.load_state_dict(weights)
-    except (RuntimeError, ValueError, KeyError) as error:
-        raise UserError(
-            "start_from: expected a run whose network has the same shapes, got "
-            f"{other.path or 'another'}; use the same agent and sizes for both runs ({error})"
-        ) from None
-    origin = {"path": None if other.path is None else str(other.path), "update": other.update}
-    return text_of({"started_from": origin})
 
 
 def _train(

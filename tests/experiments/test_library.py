@@ -260,14 +260,6 @@ def test_a_run_begins_with_the_weights_of_another(
     assert again.finished and not same(weights(again), weights(run))
 
 
-def test_weights_of_another_shape_are_refused(trained: rl2meta.Run, tmp_path: Path) -> None:
-    message = f"(?s)start_from: expected a run .* the same shapes, got {trained.path}; use the same"
-    for other in (little(agent__core__hidden_size=5), little(agent__core__num_layers=2)):
-        with pytest.raises(rl2meta.UserError, match=message):
-            rl2meta.train("rl2_bandit", other, run_dir=tmp_path / "run", start_from=trained)
-    assert not (tmp_path / "run").exists()
-
-
 # Configs and overrides
 
 

@@ -1,0 +1,160 @@
+"""The table of ``rl2meta reproduce``: reads the evaluations of its cells, writes table.md and table.json."""
+
+import json
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Annotated, Any
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from rl2meta.commands.progress import say
+from rl2meta.experiments.components import row_name
+from rl2meta.experiments.config import RunConfig
+from rl2meta.experiments.papers import Paper
+from rl2meta.experiments.restore import load_run_config
+from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.files import read_file, reading, write_atomically, writing
+
+_Count = Annotated[int, Field(ge=0, lt=2**63)]
+_Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+
+
+class _Judged(BaseModel):
+    """What evaluation.json must say of an agent."""
+
+    model_config = ConfigDict(strict=True)
+
+    mean_return: _Number
+    return_standard_error: _Number
+    constants: dict[str, _Count | _Number] = {}
+
+
+class _Said(BaseModel):
+    """What evaluation.json must say to fill a cell; whatever it says beyond that is ignored."""
+
+    model_config = ConfigDict(strict=True)
+
+    agents: dict[str, _Judged]
+    num_tasks: _Count
+    seed: _Count
+    update: _Count
+    env_steps: _Count
+    trained_with: dict[str, Any]
+    bayes_optimal_return: _Number | None
+    oracle_return: _Number | None
+
+
+def has_run(run_dir: Path) -> bool:
+    """Return whether a folder holds a run."""
+    return (run_dir / "config.yaml").exists()
+
+
+def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
+    """Return the newest evaluation of the finished run with all columns and the config's seed, or None.
+
+    Args:
+        paper: names the columns.
+        run_dir: the run folder; it may be missing.
+        tasks: the number of tasks that the evaluation must have; None: any number.
+    """
+    if not has_run(run_dir):
+        return None
+    config = load_run_config(RunFolder.open(run_dir))
+    settings = config.settings
+    with reading(run_dir):
+        paths = sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.lstat().st_mtime)
+    for path in reversed(paths):
+        read = _read(path)
+        said = None if read is None else _with_columns(read, paper, config)
+        if said is None:
+            continue
+        final = (settings.training.updates, settings.evaluation.seed) == (said.update, said.seed)
+        if final and not said.trained_with and tasks in (None, said.num_tasks):
+            return said
+    return None
+
+
+def _with_columns(said: _Said, paper: Paper, config: RunConfig) -> _Said | None:
+    """Return an evaluation with the agents of the table in its order, or None if it lacks one of them."""
+    trained, *references = paper.agents
+    row = row_name(config)
+    found = next((name for name in (row, trained) if name in said.agents), None)  # older files say no variant
+    if found is None or not set(references) <= said.agents.keys():
+        return None
+    agents = {row: said.agents[found], **{name: said.agents[name] for name in references}}
+    return said.model_copy(update={"agents": agents})
+
+
+def _read(path: Path) -> _Said | None:
+    """Return what an evaluation says; None, with a warning, if its file is damaged."""
+    try:
+        return _Said.model_validate_json(read_file(path, times=10))
+    except (OSError, ValidationError) as error:
+        say(f"warning: {path}: expected an evaluation, got something else ({_first(error)}); it is ignored")
+        return None
+
+
+def _first(error: OSError | ValidationError) -> str:
+    """Return the first fault in one line."""
+    if isinstance(error, OSError):
+        return error.strerror or str(error)
+    fault = error.errors(include_url=False, include_input=False)[0]
+    where = ".".join(map(str, fault["loc"]))
+    return f"{where}: {fault['msg']}" if where else fault["msg"]
+
+
+def write_table(paper: Paper, folder: Path, num_tasks: Mapping[str, int]) -> None:
+    """Write table.md and table.json with every cell that was evaluated so far, in this call or before."""
+    known = {cell: evaluation(paper, folder / cell, num_tasks.get(cell)) for cell in paper.cells}
+    cells = {cell: _filled(paper, cell, said) for cell, said in known.items() if said is not None}
+    data = {"source": paper.source, "notes": paper.notes, "cells": cells}
+    with writing(folder):
+        write_atomically(folder / "table.json", json.dumps(data, indent=2, ensure_ascii=False) + "\n")
+        write_atomically(folder / "table.md", "\n".join(_markdown(paper, cells)) + "\n")
+
+
+def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
+    published = paper.cells[cell].published
+    rows = {
+        name: {
+            "column": column,
+            "published": None if column is None else published[column],
+            "mean_return": judged.mean_return,
+            "standard_error": judged.return_standard_error,
+            "constants": judged.constants,
+        }
+        for (name, judged), column in zip(said.agents.items(), paper.agents.values(), strict=True)
+    }
+    facts = ("num_tasks", "seed", "update", "env_steps", "bayes_optimal_return", "oracle_return")
+    return {**said.model_dump(include=set(facts)), "from": paper.cells[cell].begins_from, "agents": rows}
+
+
+def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
+    yield f"# {paper.source}\n"
+    yield from (f"- {note}" for note in paper.notes)
+    for cell, filled in cells.items():
+        begun = "" if filled["from"] is None else f", from the trained weights of {filled['from']} on"
+        yield f"\n## {cell}\n"
+        yield (
+            f"{filled['num_tasks']:,} held-out tasks (seed {filled['seed']}), the same for every row; "
+            f"trained on {filled['env_steps']:,} environment steps{begun}.\n"
+        )
+        yield from _rows(filled)
+
+
+def _rows(filled: dict[str, Any]) -> Iterator[str]:
+    bayes, oracle = filled["bayes_optimal_return"], filled["oracle_return"]
+    ceiling = oracle if bayes is None else bayes
+    kind = "task known" if bayes is None else "Bayes-optimal"
+    yield f"| agent | published | ours | s.e. | ceiling ({kind}) | share | constants |"
+    yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
+    for name, row in filled["agents"].items():
+        shown = "" if row["published"] is None else f"{row['published']:.1f}"
+        share = f"{row['mean_return'] / ceiling:.1%}" if ceiling else ""
+        bound = ("", "") if ceiling is None else (f"{ceiling:.2f}", share)
+        constants = ", ".join(f"{key}={value:g}" for key, value in row["constants"].items())
+        label = name if row["column"] is None else f"{name} ({row['column']})"
+        yield (
+            f"| {label} | {shown} | {row['mean_return']:.2f} | {row['standard_error']:.2f} | {bound[0]} | "
+            f"{bound[1]} | {constants} |"
+        )
