@@ -16,6 +16,7 @@ from rl2meta.agents.actor_critic import ActorCritic
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
+from rl2meta.agents.cores.transformer import TransformerConfig, TransformerCore
 from rl2meta.agents.ppo import PPO, PPOConfig
 from rl2meta.agents.privileged_critic import PrivilegedCritic
 from rl2meta.deprecation import deprecated
@@ -27,9 +28,10 @@ CORES: Mapping[type[Any], Callable[..., Core]] = {
     LSTMConfig: LSTMCore,
     GRUConfig: GRUCore,
     SlotConfig: SlotCore,
+    TransformerConfig: TransformerCore,
 }
 """Type of a core's config -> the core's class, called with (observation space, action space, config)."""
-CoreConfig = Annotated[LSTMConfig | GRUConfig | SlotConfig, Field(discriminator="name")]
+CoreConfig = Annotated[LSTMConfig | GRUConfig | SlotConfig | TransformerConfig, Field(discriminator="name")]
 _FORMER_KEYS = tuple(RecurrentConfig.model_fields)
 _FORMER_NAMES = {"embedding.": "core.input.embedding.", "encoder.": "core.input.encoder."}
 
