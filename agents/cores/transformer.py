@@ -112,8 +112,8 @@ class TransformerCore(nn.Module):
 
         x = E [input layer(o_t, o_{t-1}, a_{t-1}, r_{t-1}, first), h/H, t/T] + e
 
-    The time is all that tells the order of steps (``Seen.elapsed``): where the length of a trial is not
-    known, it is 0, and the core sees an unordered set of steps with the present one.
+    The time (``Seen.elapsed``) is the only sign of how long ago a step was. Where the length of a trial is
+    not known it is 0, and the first block sees the steps so far as a set without order.
 
     Args:
         observation_space, action_space: of one environment.
