@@ -99,7 +99,7 @@ class Block(nn.Module):
     def _heads(self, x: Tensor) -> Tensor:
         """Return queries, keys and values, [B, T, width] -> [3, B, heads, T, head_size]."""
         together: Tensor = self.attention_in(self.attention_norm(x))
-        return together.unflatten(-1, self._split).permute(2, 0, 3, 1, 4)
+        return together.view(*x.shape[:-1], *self._split).permute(2, 0, 3, 1, 4)
 
     def _added(self, x: Tensor, attended: Tensor) -> Tensor:
         x = x + self.attention_out(attended.transpose(1, 2).flatten(-2))  # -> [B, T, width]
