@@ -1,4 +1,4 @@
-"""An agent that acts through any core: the network with policy and value, and the agent's interface to trials."""
+"""An agent that acts through any core, and its network: the core, a policy and a value."""
 
 from typing import Any, NamedTuple
 

@@ -12,7 +12,7 @@ from pydantic import ConfigDict, Field
 from torch import Tensor, nn
 
 from rl2meta.agents.actor_critic import ActorCritic, PPOAgent
-from rl2meta.agents.all_actions import all_action_advantages, spread
+from rl2meta.agents.all_actions import AllActions, all_action_advantages, spread
 from rl2meta.agents.cores.core import Seen
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
@@ -77,8 +77,8 @@ class PPOConfig(UnitsConfig):
     )
     critic: Literal["head", "privileged"] = Field(
         "head",
-        description="with all_actions, what estimates the future: head, the value head of the agent's network, "
-        "or privileged, a network that also sees the regrets of all actions, in training only",
+        description="with all_actions, what estimates the future: head, the value head of the agent, or "
+        "privileged, a network that also sees the regrets of all actions, in training only",
     )
     critic_learning_rate: Positive = Field(1e-3, description="Adam's learning rate of the privileged critic")
     critic_epochs: Count = Field(2, description="passes of the privileged critic over each batch of trials")
@@ -124,11 +124,11 @@ class PPO:
     with ρ = π(a)/π_old(a). Advantages continue across the ends of episodes and stop only at the end of the
     trial, so an action also gets credit for the rewards of later episodes.
 
-    With the regrets u = −regret of all actions (``surrogate``), the first expectation is
+    Where the regrets of all actions are known (``surrogate``), u = −regret and the first expectation becomes
 
-        E_π_old Σₐ-part:  E Σₐ π_old(a) min(ρₐ Âₐ, clip(ρₐ) Âₐ) + E[min(ρ F, clip(ρ) F)]
+        E Σₐ π_old(a) min(ρₐ Âₐ, clip(ρₐ, 1−ε, 1+ε) Âₐ) + E[min(ρF, clip(ρ, 1−ε, 1+ε)F)]
 
-    with Âₐ = (uₐ − E u) / s, F = (G − W) / s and s the spread of the immediate advantages; see ``all_actions``.
+    with Âₐ = (uₐ − E u) / s, F = (G − W) / s, and s the spread of the immediate advantages (``all_actions``).
 
     Args:
         network: the agent's network, on the device where it learns.
@@ -149,9 +149,9 @@ class PPO:
         cfg = self.config
         gamma = linear(cfg.discount, cfg.final_discount, progress)
         if self._sees_all(trajectory):
-            batch = self._all_action_batch(trajectory, gamma, generator)
+            batch, told = self._all_action_batch(trajectory, gamma, generator)
         else:
-            batch = self.batch(trajectory, progress)
+            batch, told = self.batch(trajectory, progress), {}
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (min(1.0, progress / cfg.warm_up + 0.01) if cfg.warm_up else 1.0)
@@ -160,7 +160,7 @@ class PPO:
         steps = [self.step(part, entropy_weight, length) for part in self.minibatches(batch, generator)]
         self._measure_inputs(trajectory)
         means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
-        return dict(zip(steps[0], means, strict=True))
+        return dict(zip(steps[0], means, strict=True)) | told
 
     def batch(self, trajectory: Trajectory, progress: float = 0.0) -> Batch:
         """Return advantages and value targets for the phase of a trial of a ``PPOAgent``.
@@ -209,8 +209,8 @@ class PPO:
         revealed = "regrets" in trajectory.truth
         if wanted == "all_actions" and not revealed:
             raise UserError(
-                "agent.surrogate: expected a family that reveals the regret of every action, got a trajectory "
-                f"with the truth {sorted(trajectory.truth)}; use agent.surrogate=auto"
+                "agent.surrogate: expected a family that reveals the regret of every action, got one that "
+                f"reveals {sorted(trajectory.truth)}; use agent.surrogate=auto"
             )
         return wanted != "sampled" and revealed
 
@@ -226,7 +226,9 @@ class PPO:
         known = Known(output.features, regrets, policy.log_probs.exp(), seen.elapsed)
         return policy.log_probs, value, known
 
-    def _all_action_batch(self, trajectory: Trajectory, gamma: float, generator: torch.Generator) -> Batch:
+    def _all_action_batch(
+        self, trajectory: Trajectory, gamma: float, generator: torch.Generator
+    ) -> tuple[Batch, dict[str, float]]:
         """Return immediate advantages of all actions and future ones of those taken; teach the critic."""
         mask, regrets = trajectory.mask.float(), trajectory.truth["regrets"]
         self._measure_scale(regrets.mean(dim=-1), mask)
@@ -246,7 +248,8 @@ class PPO:
             self.critic.learn(known, target, follows, generator)
         unit = spread(found.immediate, log_probs, mask) + 1e-8
         future = (found.future - masked_mean(found.future, follows)) * follows if gamma > 0 else found.future
-        return Batch(
+        explained = _explained(found, follows)
+        batch = Batch(
             inputs=inputs,
             action=trajectory.action,
             log_prob=trajectory.notes["log_prob"],
@@ -256,6 +259,7 @@ class PPO:
             log_probs=log_probs,
             immediate=found.immediate / unit,
         )
+        return batch, {"explained": explained}
 
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
         """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
@@ -315,6 +319,16 @@ class PPO:
         load_state(state, self.network, self.optimizer)
         if self.critic is not None:
             self.critic.load(under("critic.", state))
+
+
+def _explained(found: AllActions, mask: Tensor) -> float:
+    """Return the part of the variance of G that W explains, 1 − Var(G − W) / Var(G); 0 if G does not vary."""
+
+    def variance(x: Tensor) -> Tensor:
+        return masked_mean((x - masked_mean(x, mask)).square(), mask)
+
+    total = variance(found.returns)
+    return float(torch.where(total > 0, 1 - variance(found.future) / total, 0.0))
 
 
 def clipped_surrogate(log_ratio: Tensor, advantage: Tensor, clip_range: float) -> Tensor:

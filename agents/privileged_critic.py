@@ -41,7 +41,8 @@ class Known(NamedTuple):
 class PrivilegedCritic(nn.Module):
     """Regrets and probabilities of all actions, the core's features and the time -> a value, [T, B].
 
-        e = mean and max over a of ReLU(U [regret_a, π_a, π_a · regret_a] + c),    value = MLP([e, features, time])
+        y_a = ReLU(U [regret_a, π_a, π_a regret_a] + c)
+        value = MLP([mean_a y_a, max_a y_a, features, h/H, t/T])
 
     Actions are exchangeable for it, and no weight depends on how many there are.
 

@@ -9,7 +9,7 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
-from rl2meta.commands.options import Device, LearningConfigs, Scratch, Settings, Suites, Trust
+from rl2meta.commands.options import Device, LearningConfigs, Limit, Scratch, Settings, Suites, Trust
 from rl2meta.commands.output import Output
 from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
@@ -283,6 +283,7 @@ def check(
         list[str] | None,
         typer.Argument(metavar="KEY=VALUE", help="Settings to change, such as distribution.horizon=100."),
     ] = None,
+    limit: Limit = 60.0,
     trust: Trust = None,
 ) -> None:
     """Check a family of tasks or an agent, and print in plain words what must change before it can be used.
@@ -291,7 +292,7 @@ def check(
     """
     from rl2meta.commands.check import run_checks
 
-    raise typer.Exit(run_checks(target, overrides or [], trust or []))
+    raise typer.Exit(run_checks(target, overrides or [], trust or [], limit=limit))
 
 
 @app.command("list")

@@ -239,6 +239,19 @@ def test_tasks_that_show_nothing_while_rewards_are_rare_are_a_note(
     ), said
 
 
+@pytest.mark.parametrize("limit", ["0", "-1", "nan", "inf"])
+def test_a_limit_that_is_no_time_is_refused(run: Run, limit: str) -> None:
+    message = r"--limit: expected seconds, more than 0 and at most 1e\+06, got " + limit
+    refused(run("check", "faulty_families:Lamps", "--limit", limit), message)
+
+
+def test_a_limit_ends_each_check(run: Run) -> None:
+    slow = ("check", "sound_lamps:Sound", "distribution.env=Slow", "distribution.horizon=500", HERE)
+    code, said = run(*slow, "--limit", "0.3")
+    assert code == 0 and said.count("took more than 0.3 s") >= 2, said
+    assert "A larger --limit gives it more time" in said
+
+
 def test_a_close_that_fails_in_the_workers_is_a_fault(
     run: Run, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:

@@ -1,10 +1,13 @@
 """Sound families that a hasty check calls faulty, and families for which a check must not take long."""
 
+import json
 import time
 from collections.abc import Callable
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 
@@ -12,6 +15,7 @@ from rl2meta.commands.check import run_checks
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.checking import check_distribution
 from rl2meta.envs.gym_tasks import GymnasiumTasks
+from rl2meta.experiments.checks import examine
 from rl2meta.experiments.env_state import same_values
 from rl2meta.experiments.pace import pace_of
 from rl2meta.experiments.patience import OutOfTime, at_most
@@ -38,7 +42,7 @@ def check(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) ->
 
 @pytest.mark.parametrize("high", [0.001, 0.03])
 def test_arms_that_seldom_pay_are_sound(high: float) -> None:
-    for seed in range(4):
+    for seed in range(8):
         check_distribution(BernoulliBandits(num_arms=5, high=high), seed=seed)
 
 
@@ -53,9 +57,28 @@ def test_families_of_few_tasks_are_sound(corridor: Any) -> None:
     check_distribution(law, num_tasks=2)
 
 
+def test_minigrid_without_its_text_is_sound() -> None:
+    pytest.importorskip("minigrid")
+    settings = {
+        "id": "minigrid:MiniGrid-Empty-5x5-v0",
+        "horizon": 30,
+        "vary_kwargs": {"agent_start_dir": {"choice": [0, 1, 2, 3]}},
+        "wrappers": [{"name": "drop_keys", "keys": ["mission"]}],
+    }
+    overrides = [f"distribution.{key}={json.dumps(value)}" for key, value in settings.items()]
+    of_the_family = islice(examine("gymnasium", [*overrides, HERE]).results, 8)  # agents take long
+    found = {result.title: result.findings for result in of_the_family if result.faults}
+    assert not found
+
+
 def test_what_only_stable_baselines3_demands_is_a_note(check: Check) -> None:
     code, said = check("Endless")
     assert code == 0 and "note: unfit for SB3: AssertionError: Continuous action space must have a" in said
+
+
+def test_an_environment_without_luck_needs_no_generator(check: Check) -> None:
+    code, said = check("Certain")
+    assert code == 0 and "ok     Gymnasium's checker\n         note: AssertionError: Expects the" in said
 
 
 @pytest.mark.parametrize("env", ["Dim", "Distant"])
@@ -114,3 +137,60 @@ def test_what_cannot_be_seen_is_not_called_the_same() -> None:
     for unknown in (lambda: 1, iter([1]), memoryview(b"1")):
         assert not same_values(Held(unknown=unknown), Held(unknown=iter([1])))
     assert not same_values(Held(one=one), Held(one=one))  # a simulator that both share
+
+
+class Door(gym.Env[Any, Any]):
+    """The seed decides which of eight doors is open, and then whether it pays."""
+
+    observation_space, action_space = gym.spaces.Box(0, 1, (1,), np.float32), gym.spaces.Discrete(8)
+    steps: int
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self.steps, self.door = 0, self.drawn(8)
+        return np.zeros(1, np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self.steps += 1
+        paid = float(action == self.door and self.drawn(3) > 0)
+        return np.full(1, self.steps / 10, np.float32), paid, self.steps == 10, False, {}
+
+    def drawn(self, among: int) -> int:
+        return int(self.np_random.integers(among))
+
+
+class LuckyDoor(Door):
+    """Its luck comes from elsewhere than the seed."""
+
+    def drawn(self, among: int) -> int:
+        return int(np.random.randint(among))
+
+
+class SameDoor(Door):
+    """All seeds open the same door."""
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        return super().reset(seed=0)
+
+
+@pytest.mark.parametrize(
+    ("kind", "code", "words"),
+    [
+        (Door, 0, "ok     tasks that make a difference"),
+        (LuckyDoor, 2, "FAULT  the same seed, the same trial"),
+        (SameDoor, 2, "FAULT  Gymnasium's checker"),
+    ],
+)
+def test_levels_by_seed_are_checked(
+    kind: type[Door],
+    code: int,
+    words: str,
+    monkeypatch: pytest.MonkeyPatch,
+    capfd: pytest.CaptureFixture[str],
+) -> None:
+    """With ``vary_seed`` the environment gets one seed in every reset; this is no fault of its own."""
+    monkeypatch.setitem(gym.registry, "Door-v0", gym.envs.registration.EnvSpec("Door-v0", kind))
+    overrides = ["distribution.id=Door-v0", "distribution.horizon=12", "distribution.vary_seed=true", HERE]
+    assert run_checks("gymnasium", overrides) == code
+    said = capfd.readouterr().out
+    assert f"  {words}" in said and (code or said.endswith("all is well\n")), said

@@ -14,13 +14,14 @@ from sb3_contrib import RecurrentPPO
 from stable_baselines3.common.env_checker import check_env as sb3_check_env
 from stable_baselines3.common.evaluation import evaluate_policy
 from stable_baselines3.common.monitor import Monitor
-from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor
+from stable_baselines3.common.vec_env import DummyVecEnv, VecMonitor, VecNormalize
 from torch import Tensor
 
 import rl2meta.envs  # noqa: F401 - registers the ids
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.batched import TaskEnv
+from rl2meta.experiments.components import AGENTS
 from rl2meta.interop import Predictor, TrialEnv
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TensorTasks, sample_tasks
@@ -209,6 +210,9 @@ class Witness:
 
     def __init__(self, phase: Phase | None = None, num_arms: int = 3) -> None:
         self.phase, self.num_arms = phase or Phase(), num_arms
+        self.forget()
+
+    def forget(self) -> None:
         self.begins = 0
         self.shown: dict[int, list[TimeStep]] = {}
         self.trajectories: dict[int, list[Trajectory]] = {}
@@ -243,7 +247,10 @@ class Witness:
 
 
 def predictor_of(agent: Any, env: gym.Env[Any, Any], **arguments: Any) -> Predictor[Any]:
-    return Predictor(agent, env.observation_space, env.action_space, **arguments)
+    predictor = Predictor(agent, env.observation_space, env.action_space, **arguments)
+    if isinstance(agent, Witness):
+        agent.forget()  # the first action, which only shows whether the spaces fit
+    return predictor
 
 
 def test_predict_decodes_what_the_trial_encoded(corridor: Any) -> None:
@@ -288,6 +295,7 @@ def test_spaces_survive_the_round_trip() -> None:
     np.testing.assert_allclose(agent.step.observation[0].numpy(), inner.goal, rtol=1e-6)
     assert predictor.predict(observation, deterministic=True)[0].tolist() == [0.75, 0.75]
     shifted = Predictor(Witness(), gym.spaces.Discrete(3, start=-1), gym.spaces.Discrete(3))
+    shifted.agent.forget()
     shifted.predict(np.array([0, 0, 1, 0, 0, 0, 0, 1], np.float32))
     (step,) = shifted.agent.shown[1]
     assert step.observation.tolist() == [2]  # agents count from 0
@@ -567,6 +575,60 @@ def test_misuse_of_the_predictor_is_refused() -> None:
         predictor_of(Witness(), bandit(), num_episodes=0)
     with pytest.raises(TypeError, match="expected a Discrete, Box, MultiDiscrete or MultiBinary space"):
         Predictor(Witness(), gym.spaces.Text(2), gym.spaces.Discrete(2))
+
+
+@pytest.mark.parametrize("name", ["rl2", "maml_trpo"])
+@pytest.mark.parametrize(
+    ("observation_space", "action_space", "message"),
+    [
+        (gym.spaces.Box(-1, 1, (3,)), gym.spaces.Discrete(3), r"got Box\(.*\(3,\).* it raised \w+: "),
+        (gym.spaces.Discrete(9), gym.spaces.Discrete(3), r"got Discrete\(9\) and Discrete\(3\), on which"),
+        (gym.spaces.Discrete(4), gym.spaces.Box(-1, 1, (3,)), r"an action of Box\(.* from the agent, got \d"),
+    ],
+)
+def test_spaces_of_another_family_are_refused(
+    name: str, observation_space: Any, action_space: Any, message: str
+) -> None:
+    kind, spaces = AGENTS[name], (gym.spaces.Discrete(4), gym.spaces.Discrete(3))
+    agent = kind.learner(*spaces, kind.config(), "cpu", 0).agent
+    Predictor(agent, *spaces)
+    with pytest.raises(ValueError, match=message + r".* run\.distribution\.observation_space"):
+        Predictor(agent, observation_space, action_space)
+
+
+@pytest.mark.parametrize("given", [2, 4])
+def test_another_number_of_actions_is_refused(given: int) -> None:
+    spaces = gym.spaces.Box(-1, 1, (2,)), gym.spaces.Discrete(3)
+    learner = rl2_learner(*spaces, RL2Config.model_validate({"core": {"hidden_size": 8}}))
+    with pytest.raises(ValueError, match="expected the spaces that the agent was made for"):
+        Predictor(learner.agent, spaces[0], gym.spaces.Discrete(given))
+
+
+def test_an_action_that_the_environment_does_not_have_is_refused() -> None:
+    """An agent that looks at no previous action shows its number of actions only by taking them."""
+    starts = np.array([[1, 0, 0, 0, 0, 1]] * 64, np.float32)
+    with pytest.raises(ValueError, match=r"expected an action of Discrete\(3\) from the agent, got 3"):
+        predictor_of(Witness(num_arms=4), bandit()).predict(starts)
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_vec_normalize_must_leave_observations_as_they_are(training: bool) -> None:
+    def normalised(**arguments: bool) -> VecNormalize:
+        return VecNormalize(DummyVecEnv([trial_of_certain_arms(0, 1)]), **arguments)
+
+    scaled = normalised()
+    scaled.reset()
+    for arm in (0, 1, 2) * 5:
+        scaled.step(np.array([arm]))
+    scaled.training = training
+    with pytest.raises(ValueError, match=r"end in 1 .* VecNormalize with norm_obs=False"):
+        evaluate_policy(predictor_of(Witness(), bandit()), scaled, 2, warn=False)
+    plain = DummyVecEnv([trial_of_certain_arms(0, 1)])
+    means = [
+        evaluate_policy(predictor_of(Witness(), bandit(), seed=3), env, 2, warn=False)
+        for env in (normalised(norm_obs=False, norm_reward=False), plain)
+    ]
+    assert means[0] == means[1]
 
 
 def test_recurrent_ppo_learns_on_trials() -> None:

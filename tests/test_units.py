@@ -107,6 +107,23 @@ def test_a_copy_in_other_units_is_learnt_alike(
     torch.testing.assert_close(learnt(agent, law(**units), 3), plain[agent], rtol=0, atol=0.02)
 
 
+def test_an_agent_without_settings_learns_where_actions_run_from_100_to_1000() -> None:
+    """A config names the agent and nothing about its units."""
+    family = law(action=(550.0, 450.0))
+    learner = rl2_learner(family.observation_space, family.action_space, RL2Config())
+    earned: list[float] = []
+    meta_train(
+        learner,
+        family,
+        RolloutWorker(family),
+        Budget(30, 24, 2),
+        0,
+        lambda row: earned.append(row["mean_return"]) or False,
+    )
+    steps = 8  # of a trial; no constant action loses less than 0.5 in each on average
+    assert np.mean(earned[-3:]) > -0.5 * steps
+
+
 def test_raw_units_do_depend_on_them(plain: dict[str, Tensor]) -> None:
     """Or the test above could not fail."""
     family = law(action=(550.0, 450.0))

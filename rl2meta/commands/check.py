@@ -6,9 +6,11 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 
+from rl2meta.errors import UserError
 from rl2meta.experiments.checks import Result, examine
 
 _SILENT = 5.0  # seconds, at first, after which the user hears what is under way
+_LONGEST = 1e6  # seconds
 
 
 def run_checks(
@@ -27,7 +29,12 @@ def run_checks(
         trust: as of ``examine``.
         limit: of the time for each check, in seconds.
         silent: seconds without a word, at first; what takes longer is named on standard error.
+
+    Raises:
+        UserError: for a limit that is no time, and as of ``examine``.
     """
+    if not 0 < limit <= _LONGEST:
+        raise UserError(f"--limit: expected seconds, more than 0 and at most {_LONGEST:g}, got {limit:g}")
     with _progress(silent) as progress:
         subject, results = examine(target, overrides, trust, limit=limit, say=progress.begin)
         print(f"checking {subject}", flush=True)

@@ -8,6 +8,13 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Scratch = Annotated[
     int, typer.Option(help="Number of tasks on which SB3's PPO also learns from scratch, each on its own.")
 ]
+Limit = Annotated[
+    float,
+    typer.Option(
+        metavar="SECONDS",
+        help="Time for each check; one that takes longer ends with a note, and the next one begins.",
+    ),
+]
 Settings = Annotated[
     list[str] | None,
     typer.Option(

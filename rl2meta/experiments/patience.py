@@ -56,5 +56,6 @@ class Watch:
         """What to say of a step that took too long."""
         return (
             f"could not tell: {self.now!r} took more than {self.limit:g} s, and the rest of this check was "
-            "not tried; are the environments slow, or their observations large?"
+            "not tried; are the environments slow, or their observations large? A larger --limit gives it "
+            "more time"
         )

@@ -11,6 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl2meta.counted import as_element, from_zero, is_counted
+from rl2meta.interop.fits import check_action, check_flat, first_step, fitting
 from rl2meta.randomness import generator
 from rl2meta.spaces import bounded, encoding
 from rl2meta.trial import Agent, Carry, Choice, Lived, TimeStep, Trajectory, over_fields
@@ -28,8 +29,12 @@ class Predictor(Generic[Carry]):
     of the current lane is used. The result is the same as with parallel lanes, because acting does not change
     the carry before the phase ends, and each lane's first step has its own previous action and reward.
 
+    The agent must see observations as ``TrialEnv`` gives them. ``VecNormalize`` around a ``TrialEnv`` needs
+    ``norm_obs=False``; otherwise it also changes the mark of an episode's start, and ``predict`` refuses it.
+    Nobody can notice a wrapper that changes observations inside the ``TrialEnv``: use only those of training.
+
     Args:
-        agent: acts and adapts.
+        agent: acts and adapts. It acts once on a made-up first step, which shows whether the spaces fit.
         observation_space: of the environment inside the ``TrialEnv``.
         action_space: of the environment inside the ``TrialEnv``; actions are clipped to its bounds, and the
             agent learns from the action before clipping. Agents count discrete actions and observations from
@@ -40,7 +45,8 @@ class Predictor(Generic[Carry]):
 
     Raises:
         ValueError: for an agent with lanes whose phase is the whole trial, or whose phases do not fill
-            ``num_episodes``.
+            ``num_episodes``; and for spaces other than those the agent was made for, where its first action
+            shows it. By ``predict``, where a later one does.
         UserError: by ``predict``, for an agent that learns from targets, which flat observations do not have.
         TypeError: for spaces other than Discrete and Box.
     """
@@ -62,6 +68,16 @@ class Predictor(Generic[Carry]):
         self._bounded = bounded(action_space, device)
         self._seed, self._device = seed, torch.device(device)
         self._trials_begun = 0
+        self._try(observation_space, action_space)
+
+    @torch.no_grad()
+    def _try(self, *spaces: gym.Space[Any]) -> None:
+        """Act once on a trial's first step, to see whether the agent was made for the spaces."""
+        start = self._decode(first_step(self._spaces[0], self._sizes))
+        with fitting(*spaces):
+            acted = self._act(None, start, False)
+        self._action(acted)
+        self._trials_begun = 0  # this one was none
 
     @torch.no_grad()
     def predict(
@@ -83,12 +99,14 @@ class Predictor(Generic[Carry]):
             Actions [num_envs, ...], or a single action, and the next state.
 
         Raises:
-            ValueError: if the observations or the state do not fit.
+            ValueError: if the observations or the state do not fit, or the agent's action is none of the
+                environment's.
         """
         batch = np.asarray(observation, dtype=np.float32)
         single = batch.ndim == 1
         batch = batch[None] if single else batch
         rows = self._rows(batch, state, episode_start)
+        check_flat(batch)
         acted = [
             self._act(row, self._decode(vector), deterministic)
             for row, vector in zip(rows, batch, strict=True)
@@ -161,6 +179,7 @@ class Predictor(Generic[Carry]):
 
     def _action(self, row: "_Row[Carry]") -> Array:
         assert row.pending is not None  # every row has just acted
+        check_action(row.pending[1].action[0], self._spaces[1])
         action = self._bounded(row.pending[1].action[0]).cpu().numpy()
         action = np.asarray(action.astype(self._spaces[1].dtype))
         return np.asarray(as_element(self._outside, action)) if is_counted(self._outside) else action

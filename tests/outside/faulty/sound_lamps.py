@@ -36,6 +36,17 @@ class Distant(Lamp):
         return -0.1 * (action == 0) + (self.total == 10**9 + self.switch)
 
 
+class Certain(Lamp):
+    """It has no luck, and so no generator."""
+
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> Any:
+        self.taken = 0
+        return self.seen(), {}
+
+    def seen(self) -> Any:
+        return np.full(3, self.taken % 2, np.float32)
+
+
 class Slow(Lamp):
     def step(self, action: Any) -> Any:
         time.sleep(0.01)
@@ -51,7 +62,7 @@ class Wide(Lamp):
         return np.zeros(10**6, np.float32)
 
 
-KINDS = {kind.__name__: kind for kind in (Endless, Dim, Distant, Slow, Wide)}
+KINDS = {kind.__name__: kind for kind in (Certain, Endless, Dim, Distant, Slow, Wide)}
 
 
 class Sound:

@@ -1,0 +1,197 @@
+"""The loss that sees the regrets of all actions, and the critic that does."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl2meta.agents.all_actions import all_action_advantages, spread
+from rl2meta.agents.ppo import PPO
+from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.tabular import TabularMDPs
+from rl2meta.errors import UserError
+from rl2meta.randomness import generator
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import sample_tasks
+from rl2meta.training import Budget, meta_train
+from rl2meta.trial import Trajectory
+
+BANDITS = BernoulliBandits(num_arms=3)
+ALL = {"surrogate": "all_actions", "discount": 1.0, "minibatches": 1, "epochs": 1}
+
+
+def learner_of(law: Any = BANDITS, seed: int = 0, core: Any = None, **settings: Any) -> PPO:
+    small = {"name": "slot", "slot_size": 4, "hidden_size": 8}
+    config = RL2Config.model_validate({"core": core or small, **ALL, **settings})
+    return rl2_learner(law.observation_space, law.action_space, config, seed=seed)
+
+
+def lived(learner: PPO, law: Any = BANDITS, tasks: int = 16, episodes: int = 5, seed: int = 0) -> Trajectory:
+    drawn = sample_tasks(law, tasks, seed, "train")
+    return RolloutWorker(law).run(learner.agent, drawn, episodes, seed).phases[0]
+
+
+def drawn(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(*shape, generator=generator(seed, "drawn"), dtype=torch.float64)
+
+
+def test_advantages_are_the_sums_of_what_follows() -> None:
+    regrets, log_probs, value = (
+        drawn(5, 2, 3).abs(),
+        drawn(5, 2, 3, seed=1).log_softmax(-1),
+        drawn(5, 2, seed=2),
+    )
+    value[-1] = 0  # nothing follows
+    gamma, trace = 0.9, 0.7
+    discount = torch.full((5, 2), gamma, dtype=torch.float64)
+    discount[-1] = 0
+    found = all_action_advantages(regrets, log_probs, value, discount, trace)
+    expected = -(log_probs.exp() * regrets).sum(-1)
+
+    def returns(t: int, n: int) -> Tensor:
+        """Return what n steps after t earn, and then what the value says."""
+        last = min(t + n, 4)
+        total = sum((gamma**k * expected[t + k] for k in range(1, last - t + 1)), torch.zeros(2).double())
+        return total + (gamma**n * value[t + n] if t + n < 4 else 0)
+
+    for t in range(4):  # G is the mean over n of the n-step returns, geometric with λ
+        weights = [(1 - trace) * trace ** (n - 1) for n in range(1, 4 - t)] + [trace ** (3 - t)]
+        wanted = sum(w * returns(t, n) for n, w in enumerate(weights, start=1))
+        torch.testing.assert_close(found.returns[t], wanted)
+    torch.testing.assert_close(found.future, found.returns - value)
+    assert not found.returns[-1].any()
+    mean = (log_probs.exp() * found.immediate).sum(-1)
+    torch.testing.assert_close(mean, torch.zeros_like(mean))
+    torch.testing.assert_close(
+        found.immediate[..., 0] - found.immediate[..., 1], regrets[..., 1] - regrets[..., 0]
+    )
+
+
+def test_the_spread_is_the_standard_deviation_of_the_immediate_part() -> None:
+    log_probs, regrets = torch.full((1, 1, 2), 0.5).log(), torch.tensor([[[0.0, 2.0]]])
+    found = all_action_advantages(regrets, log_probs, torch.zeros(1, 1), torch.zeros(1, 1), 1.0)
+    assert float(spread(found.immediate, log_probs, torch.ones(1, 1))) == 1.0
+
+
+def gradient(learner: PPO, loss: Tensor) -> Tensor:
+    weights = [w for n, w in learner.network.named_parameters() if not n.startswith("value.")]
+    return torch.cat([g.flatten() for g in torch.autograd.grad(loss, weights)])
+
+
+def losses(learner: PPO, trajectory: Trajectory, value: Tensor) -> Tensor:
+    """Return minus the score function's estimate of the regret to come, given a baseline [T, B]."""
+    policy, _ = learner.network(learner.network.seen(trajectory.inputs, trajectory.most_steps))
+    discount = torch.ones_like(value)
+    discount[-1] = 0
+    with torch.no_grad():
+        found = all_action_advantages(trajectory.truth["regrets"], policy.log_probs, value, discount, 1.0)
+    return -(policy.log_prob(trajectory.action) * found.future).sum() / value.shape[1]
+
+
+def test_the_critic_does_not_change_the_expected_gradient_but_its_noise() -> None:
+    """On a small bandit: the difference that the critic makes is 0 within its own error; the noise is not."""
+    learner = learner_of(critic="privileged")
+    worker = RolloutWorker(BANDITS)
+    meta_train(learner, BANDITS, worker, Budget(10, 64, 5), 0, lambda row: False)  # a critic with opinions
+    with_critic, without = list[Tensor](), list[Tensor]()
+    for seed in range(30):
+        trajectory = lived(learner, tasks=64, seed=seed)
+        _, _, known = learner._judged(trajectory, learner.network.in_units(trajectory.inputs))
+        with torch.no_grad():
+            left = torch.arange(4, -1, -1).unsqueeze(1)  # steps that follow
+            value = learner.critic(known) * left * learner.network.reward_scale  # type: ignore[misc]
+        with_critic.append(gradient(learner, losses(learner, trajectory, value)))
+        without.append(gradient(learner, losses(learner, trajectory, torch.zeros_like(value))))
+    one, other = torch.stack(with_critic), torch.stack(without)
+    difference = one - other
+    error = difference.std(dim=0) / 30**0.5
+    counted = error > 1e-9  # not the weights that no loss reaches
+    z = difference.mean(dim=0)[counted] / error[counted]
+    assert float(z.square().mean()) < 2.0  # 1 in the mean, if the expectations are equal
+    assert float(one.var(dim=0).sum()) < 0.5 * float(other.var(dim=0).sum())
+
+
+def test_without_a_future_the_gradient_is_that_of_the_expected_regret() -> None:
+    learner = learner_of(discount=0.0, entropy_coefficient=0.0, max_gradient_norm=1e6)
+    trajectory = lived(learner)
+    batch, _ = learner._all_action_batch(trajectory, 0.0, generator(0))
+    assert not batch.advantage.any()
+    policy, _ = learner.network(learner.network.seen(trajectory.inputs, trajectory.most_steps))
+    regret = (policy.log_probs.exp() * trajectory.truth["regrets"]).sum(-1).mean()
+    unit = float(
+        batch.immediate[0, 0].abs().max() / _immediate(trajectory, policy.log_probs)[0, 0].abs().max()
+    )
+    wanted = gradient(learner, regret)
+    learner.step(batch, 0.0, trajectory.most_steps)
+    got = torch.cat(
+        [w.grad.flatten() for n, w in learner.network.named_parameters() if not n.startswith("value.")]  # type: ignore[union-attr]
+    )
+    torch.testing.assert_close(got, wanted * unit, rtol=1e-3, atol=1e-6)
+
+
+def _immediate(trajectory: Trajectory, log_probs: Tensor) -> Tensor:
+    regrets = trajectory.truth["regrets"]
+    return (log_probs.exp() * regrets).sum(-1, keepdim=True).detach() - regrets
+
+
+@pytest.mark.parametrize("critic", ["head", "privileged"])
+def test_it_learns_and_its_value_explains_what_follows(critic: str) -> None:
+    law = TabularMDPs(num_states=3, num_actions=2, horizon=3)
+    learner, rows = learner_of(law, critic=critic, epochs=3, warm_up=0.1), list[dict[str, Any]]()
+    worker = RolloutWorker(law)
+    meta_train(learner, law, worker, Budget(15, 64, 4), 0, lambda row: rows.append(row) or False)  # type: ignore[func-returns-value]
+    assert rows[0]["explained"] == 0.0
+    assert sum(row["explained"] for row in rows[-5:]) / 5 > (0.3 if critic == "privileged" else 0.05)
+    first, last = (sum(row["mean_return"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
+    assert last > first + 0.5
+
+
+def test_the_learner_resumes_with_its_critic() -> None:
+    learner, other = learner_of(critic="privileged"), learner_of(critic="privileged", seed=1)
+    trial = RolloutWorker(BANDITS).run(learner.agent, sample_tasks(BANDITS, 8, 0, "train"), 5, 0)
+    learner.update(trial, 0.5, generator(0))
+    other.load_state_dict({name: value.clone() for name, value in learner.state_dict().items()})
+    assert any(name.startswith("critic.optimizer.") for name in learner.state_dict())
+    some, same = (each.update(trial, 0.6, generator(1)) for each in (learner, other))
+    assert some == same
+    assert not any(name.startswith("critic") for name, _ in learner.agent.network.named_parameters())
+
+
+@pytest.mark.parametrize("surrogate", ["auto", "all_actions"])
+def test_families_that_reveal_no_regrets(surrogate: str) -> None:
+    law = PointNavigation(horizon=3)
+    learner = learner_of(law, core="gru", surrogate=surrogate)
+    trial = RolloutWorker(law).run(learner.agent, sample_tasks(law, 4, 0, "train"), 2, 0)
+    if surrogate == "auto":
+        assert "explained" not in learner.update(trial, 0.5, generator(0))
+    else:
+        with pytest.raises(UserError, match=r"agent\.surrogate: expected a family that reveals"):
+            learner.update(trial, 0.5, generator(0))
+
+
+def test_actions_are_exchangeable_for_the_critic_and_their_number_does_not_matter() -> None:
+    torch.manual_seed(0)
+    critic = PrivilegedCritic(6, 1e-3, 1)
+    torch.nn.init.normal_(critic.value[-1].weight)
+    features, elapsed = torch.randn(4, 3, 6), torch.rand(4, 3, 2)
+    for actions in (2, 5):
+        regrets, probabilities = torch.rand(4, 3, actions), torch.rand(4, 3, actions).softmax(-1)
+        order = torch.randperm(actions)
+        one = critic(Known(features, regrets, probabilities, elapsed))
+        other = critic(Known(features, regrets[..., order], probabilities[..., order], elapsed))
+        torch.testing.assert_close(one, other)
+        assert (one - critic(Known(features, 2 * regrets, probabilities, elapsed))).abs().max() > 1e-3
+
+
+def test_the_warm_up_raises_the_learning_rate() -> None:
+    learner = learner_of(warm_up=0.2, learning_rate=1e-2, final_learning_rate=1e-2)
+    trial = RolloutWorker(BANDITS).run(learner.agent, sample_tasks(BANDITS, 4, 0, "train"), 2, 0)
+    rates = []
+    for progress in (0.0, 0.1, 0.2, 0.9):
+        learner.update(trial, progress, generator(0))
+        rates.append(learner.optimizer.param_groups[0]["lr"])
+    assert rates == pytest.approx([1e-4, 5.1e-3, 1e-2, 1e-2])
