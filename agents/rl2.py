@@ -15,6 +15,7 @@ from torch import Tensor
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
+from rl2meta.agents.cores.transformer import TransformerConfig, TransformerCore
 from rl2meta.agents.ppo import PPO, ActorCritic
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import PrivilegedCritic
@@ -27,9 +28,10 @@ CORES: Mapping[type[Any], Callable[..., Core]] = {
     LSTMConfig: LSTMCore,
     GRUConfig: GRUCore,
     SlotConfig: SlotCore,
+    TransformerConfig: TransformerCore,
 }
 """Type of a core's config -> the core's class, called with (observation space, action space, config)."""
-CoreConfig = Annotated[LSTMConfig | GRUConfig | SlotConfig, Field(discriminator="name")]
+CoreConfig = Annotated[LSTMConfig | GRUConfig | SlotConfig | TransformerConfig, Field(discriminator="name")]
 _FORMER_KEYS = tuple(RecurrentConfig.model_fields)
 _FORMER_NAMES = {"embedding.": "core.input.embedding.", "encoder.": "core.input.encoder."}
 

@@ -24,19 +24,24 @@ LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
 _FUSED_ROWS = 64  # on a CPU, with fewer rows the fused layer takes longer than separate cells
 
 
-class RecurrentConfig(BaseModel):
-    """The settings that recurrent cores share."""
+class InputConfig(BaseModel):
+    """The settings of an ``InputLayer``."""
 
     model_config = ConfigDict(frozen=True, extra="forbid", strict=True)
 
     embedding_sizes: list[Count] = Field(
-        [], description="units in each ReLU layer between the input and the recurrent layer"
+        [], description="units in each ReLU layer between the input and the core's first layer"
     )
     previous_observation: bool = Field(
         False,
         description="add the previous observation to the input, which always holds the previous action and "
         "reward",
     )
+
+
+class RecurrentConfig(InputConfig):
+    """The settings that recurrent cores share."""
+
     hidden_size: Count = Field(48, description="units in each recurrent layer")
     num_layers: Annotated[int, Field(ge=1, le=100)] = Field(1, description="number of recurrent layers")
 
@@ -64,7 +69,7 @@ class InputLayer(nn.Module):
     """
 
     def __init__(
-        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: RecurrentConfig
+        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: InputConfig
     ) -> None:
         super().__init__()
         self.encoder = ImageEncoder(observation_space) if is_image(observation_space) else None

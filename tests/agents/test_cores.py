@@ -33,7 +33,7 @@ DISCRETE_ONLY = {SlotConfig}
 """The cores that take no other observations and actions than discrete ones."""
 SIZES = [
     {},
-    {"hidden_size": 7, "num_layers": 2},
+    {"hidden_size": 7, "num_layers": 2, "heads": 3, "head_size": 5},
     {"embedding_sizes": [6]},
     {"hidden_size": 5, "num_layers": 3, "embedding_sizes": [6, 4]},
 ]
