@@ -245,7 +245,9 @@ class TaskEnv(gym.Env[Any, Any]):
 
 def _known(info: Mapping[str, Tensor]) -> dict[str, Any]:
     """Return the info of a batch of one without tensors."""
-    return {name: value[0].numpy() if value.dim() > 1 else value.item() for name, value in info.items()}
+    return {
+        name: value[0].numpy().copy() if value.dim() > 1 else value.item() for name, value in info.items()
+    }
 
 
 def make_env(family: str, **arguments: Any) -> TaskEnv:

@@ -189,7 +189,7 @@ def test_bad_trials_are_refused() -> None:
         TrialEnv(bandit(), 1, certain_means([0.5, 0.5, 0.5])[:0])
     env = Bounded()
     env.observation_space = gym.spaces.Dict({"x": gym.spaces.Discrete(2)})
-    with pytest.raises(TypeError, match="expected a Discrete, Box, MultiDiscrete or MultiBinary space"):
+    with pytest.raises(TypeError, match="expected a Discrete or Box space"):
         TrialEnv(env, 1)
 
 
@@ -573,7 +573,7 @@ def test_misuse_of_the_predictor_is_refused() -> None:
         predictor_of(Witness(Phase(10)), bandit(), num_episodes=25)
     with pytest.raises(ValueError, match=r"num_episodes=0 is not a positive multiple of the 1 .* use 1"):
         predictor_of(Witness(), bandit(), num_episodes=0)
-    with pytest.raises(TypeError, match="expected a Discrete, Box, MultiDiscrete or MultiBinary space"):
+    with pytest.raises(TypeError, match="expected a Discrete or Box space"):
         Predictor(Witness(), gym.spaces.Text(2), gym.spaces.Discrete(2))
 
 
@@ -677,3 +677,37 @@ def test_elements_of_spaces_that_start_elsewhere_reach_the_environment(up: int) 
     observation, reward, *_ = trial.step(action)
     assert reward == up - 1
     assert int(predictor.predict(observation, state)[0]) == up - 1
+
+
+def test_predict_takes_masks_as_maskable_ppo_does() -> None:
+    law = BernoulliBandits(num_arms=3)
+    env = TrialEnv(TaskEnv(law), 4)
+    learner = rl2_learner(law.observation_space, law.action_space, RL2Config())
+    predictor = Predictor(learner.agent, law.observation_space, law.action_space)
+    observation, _ = env.reset(seed=0)
+    batch, state = np.stack([observation] * 50), None
+    for only in (2, 0):
+        masks = np.arange(3) == only
+        action, state = predictor.predict(batch, state, action_masks=np.stack([masks] * 50))
+        assert (action == only).all()
+    assert predictor.predict(observation, action_masks=np.array([0, 1, 0]))[0] == 1
+    with pytest.raises(ValueError, match=r"action_masks: expected \[1, 3\], and .* got \[1, 2\]"):
+        predictor.predict(observation, action_masks=np.ones(2))
+
+
+def test_predict_tells_the_agent_how_much_of_the_trial_is_over() -> None:
+    """An agent that sees the time acts as in a rollout of the same trial."""
+    law = BernoulliBandits(num_arms=3)
+    config = RL2Config.model_validate({"core": {"name": "slot", "slot_size": 4, "hidden_size": 8}})
+    agent = rl2_learner(law.observation_space, law.action_space, config).agent
+    spaces = law.observation_space, law.action_space
+    told = Predictor(agent, *spaces, num_episodes=4, horizon=1)
+    untold = Predictor(agent, *spaces, num_episodes=4)
+    env = TrialEnv(TaskEnv(law), 4)
+    observation, _ = env.reset(seed=0)
+    states = [None, None]
+    for _ in range(3):
+        for which, predictor in enumerate((told, untold)):
+            _, states[which] = predictor.predict(observation, states[which])
+    positions = [state[0].carry.trial_length for state in states]
+    assert positions == [4, None] and positions[0].horizon == 1

@@ -12,9 +12,10 @@ from torch import Tensor
 
 from rl2meta.counted import as_element, from_zero, is_counted
 from rl2meta.interop.fits import check_action, check_flat, first_step, fitting
+from rl2meta.interop.trial_env import seen_encoding
 from rl2meta.randomness import generator
 from rl2meta.spaces import bounded, encoding
-from rl2meta.trial import Agent, Carry, Choice, Lived, TimeStep, Trajectory, over_fields
+from rl2meta.trial import Agent, Carry, Choice, Lived, TimeStep, Trajectory, TrialLength, over_fields
 
 Array = NDArray[Any]
 
@@ -41,6 +42,8 @@ class Predictor(Generic[Carry]):
             0; here they are elements of the environment's spaces.
         seed: of the agent's draws; the k-th trial uses the k-th random stream under it.
         num_episodes: episodes in a trial, if known; the agent's phases must fill it.
+        horizon: maximum number of steps in an episode, if known. Agents that see how much of a trial is over,
+            such as RL² with a slot core, need it and ``num_episodes`` to act as in training.
         device: of the agent.
 
     Raises:
@@ -48,7 +51,7 @@ class Predictor(Generic[Carry]):
             ``num_episodes``; and for spaces other than those the agent was made for, where its first action
             shows it. By ``predict``, where a later one does.
         UserError: by ``predict``, for an agent that learns from targets, which flat observations do not have.
-        TypeError: for spaces other than Discrete and Box.
+        TypeError: for observations other than Discrete and Box, and actions without an encoding.
     """
 
     def __init__(
@@ -59,15 +62,18 @@ class Predictor(Generic[Carry]):
         seed: int = 0,
         num_episodes: int | None = None,
         device: torch.device | str = "cpu",
+        horizon: int | None = None,
     ) -> None:
         _check_phase(agent, num_episodes)
         self.agent = agent
         self._spaces = from_zero(observation_space), from_zero(action_space)
         self._outside = action_space
-        self._sizes = [encoding(observation_space).size, encoding(action_space).size, 1, 1]
+        self._sizes = [seen_encoding(observation_space).size, encoding(action_space).size, 1, 1]
         self._bounded = bounded(action_space, device)
         self._seed, self._device = seed, torch.device(device)
         self._trials_begun = 0
+        known = num_episodes is not None and horizon is not None
+        self._length = TrialLength(num_episodes * horizon, horizon) if known else None  # type: ignore[operator]
         self._try(observation_space, action_space)
 
     @torch.no_grad()
@@ -86,6 +92,7 @@ class Predictor(Generic[Carry]):
         state: "PredictorState | None" = None,
         episode_start: Array | None = None,
         deterministic: bool = False,
+        action_masks: Array | None = None,
     ) -> tuple[Array, "PredictorState"]:
         """Choose an action in each row.
 
@@ -94,6 +101,7 @@ class Predictor(Generic[Carry]):
             state: the state from the last call; None begins a trial in every row.
             episode_start: bool [num_envs], true where a trial begins; None: nowhere.
             deterministic: use the agent's mode instead of its sampled action.
+            action_masks: which actions are legal, [num_envs, A] or [A], as in sb3-contrib's MaskablePPO.
 
         Returns:
             Actions [num_envs, ...], or a single action, and the next state.
@@ -107,12 +115,23 @@ class Predictor(Generic[Carry]):
         batch = batch[None] if single else batch
         rows = self._rows(batch, state, episode_start)
         check_flat(batch)
-        acted = [
-            self._act(row, self._decode(vector), deterministic)
-            for row, vector in zip(rows, batch, strict=True)
-        ]
+        steps = [self._decode(vector) for vector in batch]
+        if action_masks is not None:
+            legal = self._masks(action_masks, len(batch))  # [num_envs, A]
+            steps = [step._replace(legal=row) for step, row in zip(steps, legal.unsqueeze(1), strict=True)]
+        acted = [self._act(row, step, deterministic) for row, step in zip(rows, steps, strict=True)]
         actions = np.stack([self._action(row) for row in acted])
         return (actions[0] if single else actions), tuple(acted)
+
+    def _masks(self, masks: Array, rows: int) -> Tensor:
+        size = self._sizes[1]
+        legal = np.atleast_2d(np.asarray(masks, dtype=bool))
+        if legal.shape != (rows, size) or not is_counted(self._outside):
+            raise ValueError(
+                f"action_masks: expected [{rows}, {size}], and discrete actions, got {list(legal.shape)} and "
+                f"{self._outside}"
+            )
+        return self._tensor(legal)
 
     def _rows(
         self, batch: Array, state: "PredictorState | None", episode_start: Array | None
@@ -145,7 +164,7 @@ class Predictor(Generic[Carry]):
         self._trials_begun += 1
         nothing_yet = torch.zeros_like(step.action), torch.zeros_like(step.reward)
         ends = (nothing_yet,) * (self.agent.phase.lanes_per_task - 1)
-        return _Row(self.agent.begin(1, source), ends)
+        return _Row(self.agent.begin(1, source, self._length), ends)
 
     def _live(self, row: "_Row[Carry]", step: TimeStep) -> "tuple[_Row[Carry], TimeStep]":
         """Complete the pending step; return also the new step as the current lane sees it."""

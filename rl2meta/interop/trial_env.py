@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from rl2meta.spaces import encoding
+from rl2meta.spaces import Encoding, encoding
 from rl2meta.tasks import Tasks
 
 Array = NDArray[Any]
@@ -31,7 +31,8 @@ class TrialEnv(gym.Env[Array, Any]):
     are all zero. The terminal observation does not begin an episode.
 
     Args:
-        env: any single environment with Discrete or Box spaces, such as from ``gym.make``.
+        env: any single environment, such as from ``gym.make``, with Discrete or Box observations and
+            Discrete, MultiDiscrete, MultiBinary or Box actions.
         num_episodes: number of episodes in a trial.
         tasks: held-out tasks, or None. Each reset uses the next one, in order, and after the last the first;
             a reset with a seed starts with the first.
@@ -46,11 +47,11 @@ class TrialEnv(gym.Env[Array, Any]):
             raise ValueError(f"expected num_episodes >= 1, got {num_episodes}")
         if tasks is not None and len(tasks) < 1:
             raise ValueError("expected at least one task, or None to let the environment draw them, got 0")
+        self._observation, self._action = seen_encoding(env.observation_space), encoding(env.action_space)
         self.env, self.num_episodes, self.tasks = env, num_episodes, tasks
         self.metadata, self.render_mode = env.metadata, env.render_mode
         self.action_space = env.action_space
         self.observation_space = _flat_space(env.observation_space, env.action_space)
-        self._observation, self._action = encoding(env.observation_space), encoding(env.action_space)
         self._next_task = 0
         self._episodes_left = 0
 
@@ -99,6 +100,20 @@ class TrialEnv(gym.Env[Array, Any]):
         return np.concatenate(
             [_vector(self._observation.encode, observation), action, tail], dtype=np.float32
         )
+
+
+def seen_encoding(space: gym.Space[Any]) -> Encoding:
+    """Return the encoding of an observation in a flat one.
+
+    Raises:
+        TypeError: unless the space is Discrete or a Box.
+    """
+    if not isinstance(space, gym.spaces.Discrete | gym.spaces.Box):
+        raise TypeError(
+            f"expected a Discrete or Box space of observations, got {space}; flatten it with "
+            "gymnasium.wrappers.FlattenObservation"
+        )
+    return encoding(space)
 
 
 def _flat_space(observation: gym.Space[Any], action: gym.Space[Any]) -> gym.spaces.Box:
