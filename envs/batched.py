@@ -244,8 +244,8 @@ class TaskEnv(gym.Env[Any, Any]):
 
 
 def _known(info: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the info of a batch of one without tensors; arrays are copies, as tensors may be tables."""
-    return {name: value[0].numpy().copy() if value.dim() > 1 else value.item() for name, value in info.items()}
+    """Return the info of a batch of one without tensors; its arrays are copies, as tensors may be tables."""
+    return {name: x[0].numpy().copy() if x.dim() > 1 else x.item() for name, x in info.items()}
 
 
 def make_env(family: str, **arguments: Any) -> TaskEnv:

@@ -261,7 +261,8 @@ def _with_between(layout: Layout, tasks: TensorTasks) -> TensorTasks:
 
 
 def _on(device: torch.device, layout: Layout) -> Layout:
-    return Layout(*(part.to(device) if isinstance(part, Tensor) else part for part in layout))
+    tables = {name: getattr(layout, name).to(device) for name in Layout._fields if name != "start"}
+    return layout._replace(**tables)
 
 
 def _optimum(law: DarkRooms | KeyToDoor, rules: _Rules, tasks: Tasks) -> Tensor:

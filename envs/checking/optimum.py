@@ -33,7 +33,8 @@ def _check_zero_regret(case: Case) -> Iterator[str]:
             return
         regrets = torch.stack([end.info["regret"] for end in ends])  # [A, B]
         least, best = regrets.min(dim=0)
-        found = [*_unlike_replays(ends, len(played), int(space.start)), *_no_best(least, regrets, len(played))]
+        after = len(played)
+        found = [*_unlike_replays(ends, after, int(space.start)), *_no_best(least, regrets, after)]
         yield from found
         if found:
             return
@@ -55,38 +56,47 @@ def _no_best(least: Tensor, regrets: Tensor, after: int) -> Iterator[str]:
 
 
 def _unlike_replays(ends: list[Step], after: int, start: int) -> Iterator[str]:
-    """Compare the regrets of every action with the regret of each: ``ends`` differ in the last action only."""
+    """Compare the regrets of all actions with the regret of each; ``ends`` differ in the last action."""
     shape = (len(ends[0].action), len(ends))  # [B, A]
-    if any(end.info.get("regrets", torch.empty(0)).shape != shape for end in ends):
-        return  # the family reveals none, or another check tells of their shape
+    if any(not _reveals(end, shape) for end in ends):
+        return
     regret = torch.stack([end.info["regret"] for end in ends], dim=1)  # [B, A]
     action = torch.stack([end.action for end in ends], dim=1) - start  # [B, A]; each once, if all are legal
     regrets = torch.stack([end.info["regrets"] for end in ends])  # [A, B, A]
-    off = (regrets.gather(2, action.expand_as(regrets)) - regret).abs()
-    if not off.max() <= _tolerance(regret):
+    if off := _apart(regrets.gather(2, action.expand_as(regrets)), regret):
         yield (
             "regrets: expected the regret of each action as its replay has it, got a difference of "
-            f"{float(off.max()):.4g} after {after} best actions"
+            f"{off:.4g} after {after} best actions"
         )
 
 
 def _check_regrets(case: Case) -> Iterator[str]:
-    space = case.distribution.action_space
-    steps = [step for step in case.play() if {"regret", "regrets"} <= step.info.keys()]
-    shape = (case.num_tasks, int(space.n)) if isinstance(space, gym.spaces.Discrete) else None
-    if not steps or any(step.info["regrets"].shape != shape for step in steps):
-        return  # another check tells of the shape
+    space, steps = case.distribution.action_space, case.play()
+    if not isinstance(space, gym.spaces.Discrete):
+        return
+    if any(not _reveals(step, (case.num_tasks, int(space.n))) for step in steps):
+        return
     regrets = torch.stack([step.info["regrets"] for step in steps])  # [T, B, A]
     if regrets.min() < 0:
         yield f"regrets: expected >= 0 of every action, got {float(regrets.min()):.4g}"
-    least = regrets.amin(dim=2)
-    if (least > _tolerance(regrets)).any():
-        yield f"regrets: expected 0 for the best action of every state, got at least {float(least.max()):.4g}"
-    action = torch.stack([step.action for step in steps]).unsqueeze(2) - int(space.start)  # [T, B, 1]
-    own = regrets.gather(2, action).squeeze(2)
-    off = (own - torch.stack([step.info["regret"] for step in steps])).abs()
-    if not off.max() <= _tolerance(own):
-        yield f"regrets: expected regret at the action taken, got a difference of {float(off.max()):.4g}"
+    least = float(regrets.amin(dim=2).max())
+    if least > _tolerance(regrets):
+        yield f"regrets: expected 0 for the best action of every state, got at least {least:.4g}"
+    action = torch.stack([step.action for step in steps]) - int(space.start)  # [T, B]
+    regret = torch.stack([step.info["regret"] for step in steps])
+    if off := _apart(regrets.gather(2, action.unsqueeze(2)).squeeze(2), regret):
+        yield f"regrets: expected regret at the action taken, got a difference of {off:.4g}"
+
+
+def _reveals(step: Step, shape: tuple[int, int]) -> bool:
+    """Return whether a step has the regrets of all actions; other checks tell of wrong shapes."""
+    return {"regret", "regrets"} <= step.info.keys() and step.info["regrets"].shape == shape
+
+
+def _apart(some: Tensor, others: Tensor) -> float:
+    """Return the largest difference if it is more than rounding, else 0."""
+    off = float((some - others).abs().max())
+    return off if not off <= _tolerance(others) else 0.0  # NaN too is no rounding
 
 
 def _check_target_regret(case: Case) -> Iterator[str]:

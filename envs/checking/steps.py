@@ -65,7 +65,9 @@ def _check_form_of_regrets(case: Case) -> Iterator[str]:
     if isinstance(space, gym.spaces.Discrete):
         yield from islice(odd_numbers("regrets", case, known, (int(space.n),)), 1)
     else:
-        yield from (f"regrets: expected them for Discrete actions only, got {space}" for _ in islice(known, 1))
+        yield from (
+            f"regrets: expected them for Discrete actions only, got {space}" for _ in islice(known, 1)
+        )
 
 
 def _check_target(case: Case) -> Iterator[str]:
