@@ -131,7 +131,7 @@ def test_padding_changes_nothing() -> None:
         notes={name: x[:4] for name, x in trajectory.notes.items()},
         truth={name: x[:4] for name, x in trajectory.truth.items()},
     )
-    assert set(short.truth) == {"expected_reward", "regret"}
+    assert set(short.truth) == {"expected_reward", "regret", "regrets"}
     mask = trajectory.mask.clone()
     mask[4:] = False
     padded, want = learner.batch(replace(trajectory, mask=mask)), learner.batch(short)
