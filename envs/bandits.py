@@ -145,9 +145,10 @@ class Pulls:
         self._noise = noise
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
-        """Add the regret of every arm, [B, num_arms]."""
+        """Add the mean of the best arm, [B], and the regret of every arm, [B, num_arms]."""
         means = tasks.parameters["means"]
-        return TensorTasks({"means": means, "regrets": means.amax(dim=1, keepdim=True) - means})
+        best = means.amax(dim=1)
+        return TensorTasks({"means": means, "best": best, "regrets": best.unsqueeze(1) - means})
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
         """Return the only state, 0."""
@@ -162,7 +163,6 @@ class Pulls:
     ) -> Transition:
         """Return the reward of the pulled arm."""
         means = tasks.parameters["means"]
-        regrets = tasks.parameters["regrets"]
         expected = means.gather(1, action.unsqueeze(1)).squeeze(1)  # [B, num_arms] -> [B]
         return Transition(
             state=state,
@@ -170,8 +170,8 @@ class Pulls:
             terminated=torch.ones_like(action, dtype=torch.bool),
             truth={
                 "expected_reward": expected,
-                "regret": regrets.gather(1, action.unsqueeze(1)).squeeze(1),
-                "regrets": regrets,
+                "regret": tasks.parameters["best"] - expected,
+                "regrets": tasks.parameters["regrets"],
             },
         )
 

@@ -24,8 +24,8 @@ class Transition(NamedTuple):
         reward: float, the sampled reward.
         terminated: bool, whether the task itself ended the episode.
         truth: values that the family knows and no agent sees, by name, with the same names at every step.
-            See ``rl2meta.trial.Trajectory`` for ``expected_reward``, ``regret`` and ``target``; values with
-            other names are passed on, too.
+            See ``rl2meta.trial.Trajectory`` for ``expected_reward``, ``regret``, ``regrets`` and ``target``;
+            values with other names are passed on, too.
     """
 
     state: Tensor
@@ -244,10 +244,8 @@ class TaskEnv(gym.Env[Any, Any]):
 
 
 def _known(info: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the info of a batch of one without tensors."""
-    return {
-        name: value[0].numpy().copy() if value.dim() > 1 else value.item() for name, value in info.items()
-    }
+    """Return the info of a batch of one without tensors; its arrays are copies, as tensors may be tables."""
+    return {name: x[0].numpy().copy() if x.dim() > 1 else x.item() for name, x in info.items()}
 
 
 def make_env(family: str, **arguments: Any) -> TaskEnv:

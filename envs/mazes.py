@@ -4,9 +4,9 @@ Cells are numbered in reading order: row · size + column. The actions are stay,
 move into a wall or across the border has no effect. The observation is only the agent's cell.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, NamedTuple
+from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -15,32 +15,14 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.envs.maze_layouts import MOVES, Layout, LayoutName, Size, check_fit, layout_of
 from rl2meta.models import HiddenGoals
 from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))  # (rows, columns): stay, up, down, left, right
-LayoutName = Annotated[Literal["open", "four_rooms"], Field(description="walls: open or four_rooms")]
-Size = Annotated[int, Field(ge=3, le=32, description="number of rows, and of columns")]
 Horizon = Annotated[int, Field(ge=1, le=10_000, description="maximum number of steps in an episode")]
 Fraction = Annotated[float, Field(gt=0, lt=1, description="fraction of the tasks that is held out")]
-
-
-class Layout(NamedTuple):
-    """A maze without its goals, as tables over its cells.
-
-    Attributes:
-        next_cell: the cell that an action leads to, int64 [cells, 5].
-        distances: d, length of a shortest path between two cells, int64 [cells, cells]; ``cells`` if none.
-        goals: the cells that can be reached from the start, including the start, int64 [goals], ascending.
-        start: the cell in which episodes start.
-    """
-
-    next_cell: Tensor
-    distances: Tensor
-    goals: Tensor
-    start: int
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -69,7 +51,7 @@ class DarkRooms:
     test_fraction: Fraction = 0.2
 
     def __post_init__(self) -> None:
-        _check_fit(self.size, self.layout)
+        check_fit(self.size, self.layout)
 
     @property
     def model(self) -> HiddenGoals:
@@ -84,11 +66,11 @@ class DarkRooms:
     @property
     def action_space(self) -> gym.Space[Any]:
         """Stay, up, down, left, right."""
-        return gym.spaces.Discrete(len(_MOVES))
+        return gym.spaces.Discrete(len(MOVES))
 
     def layout_tables(self) -> Layout:
         """Return the maze that all tasks share, on the CPU; not to be changed in place."""
-        return _layout(self.size, self.layout)
+        return layout_of(self.size, self.layout)
 
     def tasks_of(self, split: Split) -> TensorTasks:
         """Return every task of a split once."""
@@ -140,7 +122,7 @@ class KeyToDoor:
     test_fraction: Fraction = 0.2
 
     def __post_init__(self) -> None:
-        _check_fit(self.size, self.layout)
+        check_fit(self.size, self.layout)
 
     @property
     def model(self) -> HiddenGoals:
@@ -155,11 +137,11 @@ class KeyToDoor:
     @property
     def action_space(self) -> gym.Space[Any]:
         """Stay, up, down, left, right."""
-        return gym.spaces.Discrete(len(_MOVES))
+        return gym.spaces.Discrete(len(MOVES))
 
     def layout_tables(self) -> Layout:
         """Return the maze that all tasks share, on the CPU; not to be changed in place."""
-        return _layout(self.size, self.layout)
+        return layout_of(self.size, self.layout)
 
     def tasks_of(self, split: Split) -> TensorTasks:
         """Return every task of a split once."""
@@ -187,52 +169,64 @@ class KeyToDoor:
         return None
 
 
+Ways = Mapping[str, Tensor]
+"""By goal, the length of a shortest path to it after each move, [B, 5]; ``between`` key and door, [B, 1]."""
+
+
 class _Rules(NamedTuple):
-    """The rules of a family: (reward, key held, episode over) of an arrival in a cell, and V* of a state."""
+    """The rules of a family: (reward, key held, episode over) of an arrival in a cell, and Q* of each move.
+
+    With l steps left, a move after which a goal is d steps away reaches it if d < l.
+    """
 
     arrive: Callable[[TensorTasks, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    value: Callable[[TensorTasks, Tensor, Tensor, Tensor, Tensor], Tensor]
+    earns: Callable[[Ways, Tensor, Tensor], Tensor]
 
 
 class _Walk:
     """The dynamics. A state is (2t + held)·n + cell after t steps; held is 1 with the key, else 0."""
 
     def __init__(self, law: DarkRooms | KeyToDoor, rules: _Rules, device: torch.device) -> None:
-        layout = law.layout_tables()
-        self._start, self._horizon, self._rules = layout.start, law.horizon, rules
-        self._next_cell, self._distances = layout.next_cell.to(device), layout.distances.to(device)
+        self._horizon, self._rules = law.horizon, rules
+        self._layout = _on(device, law.layout_tables())
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
-        return tasks
+        return _with_between(self._layout, tasks)
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.full_like(episode, self._start)
+        return torch.full_like(episode, self._layout.start)
 
     def observe(self, state: Tensor) -> Tensor:
-        return state % len(self._next_cell)
+        return state % len(self._layout.next_cell)
 
     def step(
         self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
     ) -> Transition:
-        distances, num_cells = self._distances, len(self._distances)
+        num_cells = len(self._layout.next_cell)
         cell, held, elapsed = state % num_cells, state // num_cells % 2 == 1, state // (2 * num_cells)
         left = self._horizon - elapsed
-        there = self._next_cell[cell, action]
+        there = self._layout.next_cell[cell, action]
         reward, holds, over = self._rules.arrive(tasks, there, held)
-        could = self._rules.value(tasks, distances, cell, held, left)
-        can = self._rules.value(tasks, distances, there, holds, left - 1).masked_fill(over, 0)
-        after = (2 * (elapsed + 1) + holds) * num_cells + there
-        truth = {"expected_reward": reward, "regret": could - reward - can}
-        return Transition(after, reward, over | (left <= 1), truth)
+        earns = _earns(self._rules, self._layout, tasks, cell, held, left)
+        regrets = earns.amax(dim=1, keepdim=True) - earns  # V* − Q*, [B, 5]
+        return Transition(
+            state=(2 * (elapsed + 1) + holds) * num_cells + there,
+            reward=reward,
+            terminated=over | (left <= 1),
+            truth={
+                "expected_reward": reward,
+                "regret": regrets.gather(1, action.unsqueeze(1)).squeeze(1),
+                "regrets": regrets,
+            },
+        )
 
 
 def _arrive_searching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return (cell == tasks.parameters["goal"]).float(), held, torch.zeros_like(held)
 
 
-def _search_value(tasks: TensorTasks, distances: Tensor, cell: Tensor, held: Tensor, left: Tensor) -> Tensor:
-    distance = distances[cell, tasks.parameters["goal"]].clamp(min=1)  # staying on the goal takes one step
-    return (left + 1 - distance).clamp(min=0).float()
+def _search_earns(ways: Ways, held: Tensor, left: Tensor) -> Tensor:
+    return (left - ways["goal"]).clamp(min=0)  # one reward at the arrival, and one for each step after it
 
 
 def _arrive_fetching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
@@ -240,64 +234,46 @@ def _arrive_fetching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Te
     return (opens | (holds & ~held)).float(), holds, opens
 
 
-def _fetch_value(tasks: TensorTasks, distances: Tensor, cell: Tensor, held: Tensor, left: Tensor) -> Tensor:
-    key, door = tasks.parameters["key"], tasks.parameters["door"]
-    to_key, to_door = distances[cell, key].clamp(min=1), distances[cell, door].clamp(min=1)
-    without = (to_key <= left).long() + (to_key + distances[key, door] <= left)
-    return torch.where(held, to_door <= left, without).float()
+def _fetch_earns(ways: Ways, held: Tensor, left: Tensor) -> Tensor:
+    first = torch.where(held, ways["door"], ways["key"])  # the goal to go to
+    second = (first + ways["between"] < left) & ~held
+    return (first < left).float() + second
 
 
-_SEARCH, _FETCH = _Rules(_arrive_searching, _search_value), _Rules(_arrive_fetching, _fetch_value)
+_SEARCH, _FETCH = _Rules(_arrive_searching, _search_earns), _Rules(_arrive_fetching, _fetch_earns)
+
+
+def _earns(
+    rules: _Rules, layout: Layout, tasks: TensorTasks, cell: Tensor, held: Tensor, left: Tensor
+) -> Tensor:
+    """Return Q* of each move from a cell, [B, 5]; the tasks must know ``between``."""
+    table = layout.ahead.flatten(0, 1)  # [cells × cells, 5]
+    goals = {name: goal for name, goal in tasks.parameters.items() if name != "between"}
+    ways = {name: table.index_select(0, goal * len(layout.ahead) + cell) for name, goal in goals.items()}
+    ways["between"] = tasks.parameters["between"].unsqueeze(1)
+    return rules.earns(ways, held.unsqueeze(1), left.unsqueeze(1).float())
+
+
+def _with_between(layout: Layout, tasks: TensorTasks) -> TensorTasks:
+    """Add the distance from the first to the last goal of each task, [B]: 0 if there is only one."""
+    goals = list(tasks.parameters.values())
+    return TensorTasks({**tasks.parameters, "between": layout.distances[goals[0], goals[-1]].float()})
+
+
+def _on(device: torch.device, layout: Layout) -> Layout:
+    tables = {name: getattr(layout, name).to(device) for name in Layout._fields if name != "start"}
+    return layout._replace(**tables)
 
 
 def _optimum(law: DarkRooms | KeyToDoor, rules: _Rules, tasks: Tasks) -> Tensor:
+    """Return V* at the start: the largest Q* of a move."""
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks of cells, got {type(tasks).__name__}")
-    layout, like = law.layout_tables(), next(iter(tasks.parameters.values()))
-    start, held = torch.full_like(like, layout.start), torch.zeros_like(like, dtype=torch.bool)
-    left = torch.full_like(like, law.horizon)
-    return rules.value(tasks, layout.distances.to(like.device), start, held, left)
-
-
-@lru_cache(maxsize=16)
-def _layout(size: int, name: LayoutName) -> Layout:
-    free = torch.ones(size, size, dtype=torch.bool)
-    if name == "four_rooms":
-        middle, doors = size // 2, [size // 2 // 2, size - 1 - size // 2 // 2]
-        free[middle, :] = free[:, middle] = False
-        free[middle, doors] = free[doors, middle] = True
-    next_cell = _next_cell(free)
-    distances, start = _distances(next_cell), _start(free)
-    return Layout(next_cell, distances, (distances[start] < size**2).nonzero().squeeze(1), start)
-
-
-def _next_cell(free: Tensor) -> Tensor:
-    size = len(free)
-    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
-    here, leads = row * size + column, []
-    for down, right in _MOVES:
-        there = (row + down).clamp(0, size - 1) * size + (column + right).clamp(0, size - 1)
-        leads.append(torch.where(free & free.flatten()[there], there, here))
-    return torch.stack(leads, dim=-1).reshape(-1, len(_MOVES))
-
-
-def _distances(next_cell: Tensor) -> Tensor:
-    """Iterate d(s, g) = minₐ 1 + d(s', g) from d(g, g) = 0 to its fixed point, for all pairs at once."""
-    num_cells = len(next_cell)
-    distances = torch.full((num_cells, num_cells), num_cells, dtype=torch.int16).fill_diagonal_(0)
-    while True:
-        shorter = distances
-        for there in next_cell.unbind(1):
-            shorter = torch.minimum(shorter, 1 + distances[there])
-        if torch.equal(shorter, distances):
-            return distances.long()
-        distances = shorter
-
-
-def _start(free: Tensor) -> int:
-    offset = (2 * torch.arange(len(free)) - len(free) + 1).square()  # to the centre, in half cells, squared
-    away = (offset.unsqueeze(1) + offset).masked_fill(~free, 8 * len(free) ** 2)
-    return int((away == away.min()).flatten().nonzero()[0])
+    like = next(iter(tasks.parameters.values()))
+    layout = _on(like.device, law.layout_tables())
+    start, left = torch.full_like(like, layout.start), torch.full_like(like, law.horizon)
+    held = torch.zeros_like(like, dtype=torch.bool)
+    return _earns(rules, layout, _with_between(layout, tasks), start, held, left).amax(dim=1)
 
 
 @lru_cache(maxsize=16)
@@ -306,8 +282,3 @@ def _part(num_tasks: int, test_fraction: float, split: Split) -> Tensor:
     order = torch.randperm(num_tasks, generator=named_generator(0, "split", num_tasks))
     num_test = min(max(round(test_fraction * num_tasks), 1), num_tasks - 1)
     return order[:num_test] if split == "test" else order[num_test:]
-
-
-def _check_fit(size: int, layout: LayoutName) -> None:
-    if layout == "four_rooms" and (size < 7 or size % 2 == 0):
-        raise ValueError(f"layout four_rooms: expected an odd size >= 7, got {size}")

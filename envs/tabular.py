@@ -8,6 +8,7 @@ import torch
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
+from torch.nn import functional
 
 from rl2meta.dynamic_programming import Optimum, solve
 from rl2meta.envs.batched import TensorVectorEnv, Transition
@@ -118,9 +119,8 @@ class _Walk:
         ]
         return TensorTasks(
             {
-                "means": means.flatten(1),  # [B, S × A]
-                "cumulative": transitions.cumsum(dim=-1),  # [B, S, A, S]
-                "regret": torch.cat(regrets),  # [B, H × S, A]
+                "pairs": _pairs(means, transitions),  # [B, S × A, 1 + S]
+                "regrets": torch.cat(regrets),  # [B, H × S, A]
             }
         )
 
@@ -135,26 +135,30 @@ class _Walk:
     ) -> Transition:
         num_states, num_actions = self._law.num_states, self._law.num_actions
         here = self.observe(state)
-        pair = here * num_actions + action
-        mean = _look_up(tasks.parameters["means"], pair)
+        number = torch.arange(len(state), device=state.device)
+        pair = (number * num_states + here) * num_actions + action
+        row = tasks.parameters["pairs"].flatten(0, 1).index_select(0, pair)  # [B, 1 + S]
+        mean, cumulative = row[:, 0], row[:, 1:]
         noise = torch.randn(mean.shape, generator=generator, device=mean.device)
-        cumulative = tasks.parameters["cumulative"].flatten(0, 2)  # [B × S × A, S]
-        first_row = torch.arange(len(pair), device=pair.device) * (self._law.horizon * num_states)
-        first_pair = torch.arange(len(pair), device=pair.device) * (num_states * num_actions)
         chance = torch.rand(len(pair), 1, generator=generator, device=pair.device)
-        there = (cumulative.index_select(0, first_pair + pair) <= chance).sum(dim=1)  # [B, S] -> [B]
-        regrets = tasks.parameters["regret"].flatten(0, 1).index_select(0, first_row + state)  # [B, A]
+        there = (cumulative <= chance).sum(dim=1)  # [B, S] -> [B]
+        node = number * (self._law.horizon * num_states) + state
+        regrets = tasks.parameters["regrets"].flatten(0, 1).index_select(0, node)  # [B, A]
+        regret = regrets.gather(1, action.unsqueeze(1)).squeeze(1)  # [B, A] -> [B]
         after = state - here + num_states + there.clamp(max=num_states - 1)  # a sum may round to below 1
         return Transition(
             state=after,
             reward=mean + self._law.noise * noise,
             terminated=after >= self._law.horizon * num_states,
-            truth={"expected_reward": mean, "regret": _look_up(regrets, action), "regrets": regrets},
+            truth={"expected_reward": mean, "regret": regret, "regrets": regrets},
         )
 
 
-def _look_up(table: Tensor, index: Tensor) -> Tensor:
-    return table.gather(1, index.unsqueeze(1)).squeeze(1)
+def _pairs(means: Tensor, transitions: Tensor) -> Tensor:
+    """Return the mean reward and the cumulative probabilities of each pair: one row is one read of memory."""
+    rows = functional.pad(transitions, (1, 0)).cumsum_(dim=-1)  # [B, S, A, 1 + S]
+    rows[..., 0] = means
+    return rows.flatten(1, 2)  # [B, S × A, 1 + S]
 
 
 def _dirichlet(concentration: float, shape: tuple[int, ...], generator: torch.Generator) -> Tensor:

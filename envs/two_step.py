@@ -149,13 +149,16 @@ class _Dynamics:
         reached = 1 + torch.where(rare, 1 - action, action)
         expected = torch.where(place == 1 + side, law.high, law.low).masked_fill(choosing, 0.0)
         gap = (2 * law.common - 1) * (law.high - law.low)  # V* − Q* of the wrong choice
+        lost = torch.where(choosing, gap, 0.0)
+        regrets = torch.stack([lost * side, lost * (1 - side)], dim=1)  # [B, 2]
         return Transition(
             state=torch.stack([torch.where(choosing, reached, place), side], dim=1),
             reward=torch.bernoulli(expected, generator=generator),
             terminated=~choosing,
             truth={
                 "expected_reward": expected,
-                "regret": torch.where(choosing & (action != side), gap, 0.0),
+                "regret": regrets.gather(1, action.unsqueeze(1)).squeeze(1),
+                "regrets": regrets,
             },
         )
 

@@ -133,8 +133,9 @@ class TaskVectorEnv(Protocol):
     is the number of episodes until the next reset; environments may idle after them. When an episode ends,
     the next begins in the same step on the *same* task (Gymnasium's same-step autoreset). ``info`` has the
     same keys at every step: ``final_obs`` (the observation before a restart) and, if the family knows them,
-    ``expected_reward`` and ``regret`` (>= 0), each [num_envs], and ``target``, the correct action, [num_envs,
-    ...].
+    ``expected_reward`` and ``regret`` (>= 0), each [num_envs]; ``regrets``, the regret of every action of a
+    Discrete space in the state before the step, [num_envs, A], which is not to be changed in place; and
+    ``target``, the correct action, [num_envs, ...].
     """
 
     num_envs: int

@@ -144,7 +144,9 @@ class Trajectory:
         notes: the agent's notes, by name; see ``Choice``.
         truth: what the family knows and no agent sees, by name; it has only names that the family knows.
             ``expected_reward``: E[r_t | task, state, action]. ``regret``: the expected loss against the
-            optimum, >= 0. ``target``: the correct action, in the shape of ``action``.
+            optimum, V*(s_t) − Q*(s_t, a_t) >= 0. ``regrets``: the same for each of A discrete actions,
+            V*(s_t) − Q*(s_t, ·), [T, B, A], in which the best action has 0. ``target``: the correct action,
+            in the shape of ``action``.
         horizon: maximum number of steps in an episode; None if unknown.
         episodes: number of episodes of each environment in the phase; None if unknown.
     """

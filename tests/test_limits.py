@@ -6,17 +6,21 @@ import resource
 import shlex
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 import torch
 
+from rl2meta.agents.references.anything import UniformAgent
 from rl2meta.commands.limits import message_of
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.rehearsal import rehearse
-from rl2meta.experiments.sizes import refuse
+from rl2meta.experiments.sizes import _step_bytes, bytes_of, refuse
 from rl2meta.memory import available, limited
+from rl2meta.rollout import RolloutWorker
+from rl2meta.tasks import MappingTasks, sample_tasks
 
 CPU = torch.device("cpu")
 SMALL = ("training.updates=3", "training.trials_per_update=8", "threads=1", "device=cpu")
@@ -118,6 +122,31 @@ def test_sizes_that_do_not_fit_are_refused_at_once(sizes: list[str]) -> None:
         rehearse(config, CPU)
     assert "expected a size that fits into memory; lower the sizes" in str(message_of(caught.value))
     assert resource.getrlimit(resource.RLIMIT_DATA) == before
+
+
+@pytest.mark.parametrize(
+    ("family", "least"),
+    [
+        (["bernoulli_bandits", "num_arms=500"], 0.95),  # nearly all are encoded actions and regrets
+        (["tabular_mdps", "num_states=2", "num_actions=500"], 0.95),
+        (["gaussian_bandits"], 0.3),
+        (["dependent_bandits"], 0.3),
+        (["two_step"], 0.3),
+        (["dark_rooms"], 0.05),  # of which the encoded observation is not counted
+        (["key_to_door"], 0.05),
+        (["point_navigation"], 0.3),
+    ],
+    ids=str,
+)
+def test_estimates_of_a_step_are_lower_bounds(family: list[str], least: float) -> None:
+    name, *settings = family
+    changes = [f"distribution.name={name}", *(f"distribution.{each}" for each in settings)]
+    config = read_config("smoke", [*SMALL, *changes])
+    law = config.distribution
+    trial = RolloutWorker(law).run(UniformAgent(law.action_space), sample_tasks(law, 3, 0, "train"), 2, 0)
+    steps = sum(phase.mask.numel() for phase in trial.phases)
+    without_tasks = replace(trial, tasks=MappingTasks(({},) * 3))
+    assert least < _step_bytes(config) * steps / bytes_of(without_tasks) <= 1
 
 
 def test_what_fits_is_not_refused() -> None:

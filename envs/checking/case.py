@@ -21,6 +21,7 @@ class Step(NamedTuple):
     """One step of all environments."""
 
     before: Tensor  # the observation before the action
+    action: Tensor
     observation: Tensor
     reward: Tensor
     terminated: Tensor
@@ -95,7 +96,8 @@ def play_on(envs: TaskVectorEnv, actions: list[Tensor], tasks: Tasks | None, see
     observation, info = envs.reset(seed=seed, options=None if tasks is None else {"tasks": tasks})
     steps: list[Step] = []
     for action in actions:
-        steps.append(Step(observation, *envs.step(legal_after(info, action, envs))))
+        legal = legal_after(info, action, envs)
+        steps.append(Step(observation, legal, *envs.step(legal)))
         observation, info = steps[-1].observation, steps[-1].info
     return steps
 

@@ -57,7 +57,8 @@ def _check_reset(case: Case) -> Iterator[str]:
         envs, steps, seed = case.envs(), list[Step](), _seed(case, number)
         for arguments, _ in islice(calls.values(), most):
             observation, info = envs.reset(seed=None if steps else seed, **arguments)
-            steps.append(Step(observation, *envs.step(legal_after(info, probe, envs))))
+            legal = legal_after(info, probe, envs)
+            steps.append(Step(observation, legal, *envs.step(legal)))
         return envs, steps[-1]
 
     for most, (call, (_, expected)) in enumerate(calls.items(), start=1):

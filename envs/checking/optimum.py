@@ -7,7 +7,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
-from rl2meta.envs.checking.case import Case, Check
+from rl2meta.envs.checking.case import Case, Check, Step
 from rl2meta.envs.checking.steps import odd_numbers
 from rl2meta.randomness import derive
 from rl2meta.tasks import sample_tasks
@@ -28,24 +28,75 @@ def _check_zero_regret(case: Case) -> Iterator[str]:
     if not isinstance(space, gym.spaces.Discrete) or space.n > _MOST_REPLAYS:
         return
     for _ in range(min(case.distribution.horizon, _MOST_STEPS, _MOST_REPLAYS // int(space.n))):
-        regrets = _regrets(case, played, space)
-        if not regrets:
+        ends = _ends(case, played, space)
+        if "regret" not in ends[0].info:
             return
-        least, best = torch.stack(regrets).min(dim=0)
-        if (least > _tolerance(torch.stack(regrets))).any():
-            yield (
-                "regret: expected 0 for some action in every state, "
-                f"got at least {float(least.max()):.4g} after {len(played)} best actions"
-            )
+        regrets = torch.stack([end.info["regret"] for end in ends])  # [A, B]
+        least, best = regrets.min(dim=0)
+        after = len(played)
+        found = [*_unlike_replays(ends, after, int(space.start)), *_no_best(least, regrets, after)]
+        yield from found
+        if found:
             return
         played.append(best + int(space.start))
 
 
-def _regrets(case: Case, played: list[Tensor], space: gym.spaces.Discrete) -> list[Tensor]:
-    """Return the regret of each action after the same past; the same seed gives the same past."""
+def _ends(case: Case, played: list[Tensor], space: gym.spaces.Discrete) -> list[Step]:
+    """Return the step of each action after the same past; the same seed gives the same past."""
     tried = [torch.full((case.num_tasks,), int(space.start) + i) for i in range(int(space.n))]
-    ends = [case.play(actions=[*played, action])[-1] for action in tried]
-    return [end.info["regret"] for end in ends if "regret" in end.info]
+    return [case.play(actions=[*played, action])[-1] for action in tried]
+
+
+def _no_best(least: Tensor, regrets: Tensor, after: int) -> Iterator[str]:
+    if (least > _tolerance(regrets)).any():
+        yield (
+            "regret: expected 0 for some action in every state, "
+            f"got at least {float(least.max()):.4g} after {after} best actions"
+        )
+
+
+def _unlike_replays(ends: list[Step], after: int, start: int) -> Iterator[str]:
+    """Compare the regrets of all actions with the regret of each; ``ends`` differ in the last action."""
+    shape = (len(ends[0].action), len(ends))  # [B, A]
+    if any(not _reveals(end, shape) for end in ends):
+        return
+    regret = torch.stack([end.info["regret"] for end in ends], dim=1)  # [B, A]
+    action = torch.stack([end.action for end in ends], dim=1) - start  # [B, A]; each once, if all are legal
+    regrets = torch.stack([end.info["regrets"] for end in ends])  # [A, B, A]
+    if off := _apart(regrets.gather(2, action.expand_as(regrets)), regret):
+        yield (
+            "regrets: expected the regret of each action as its replay has it, got a difference of "
+            f"{off:.4g} after {after} best actions"
+        )
+
+
+def _check_regrets(case: Case) -> Iterator[str]:
+    space, steps = case.distribution.action_space, case.play()
+    if not isinstance(space, gym.spaces.Discrete):
+        return
+    if any(not _reveals(step, (case.num_tasks, int(space.n))) for step in steps):
+        return
+    regrets = torch.stack([step.info["regrets"] for step in steps])  # [T, B, A]
+    if regrets.min() < 0:
+        yield f"regrets: expected >= 0 of every action, got {float(regrets.min()):.4g}"
+    least = float(regrets.amin(dim=2).max())
+    if least > _tolerance(regrets):
+        yield f"regrets: expected 0 for the best action of every state, got at least {least:.4g}"
+    action = torch.stack([step.action for step in steps]) - int(space.start)  # [T, B]
+    regret = torch.stack([step.info["regret"] for step in steps])
+    if off := _apart(regrets.gather(2, action.unsqueeze(2)).squeeze(2), regret):
+        yield f"regrets: expected regret at the action taken, got a difference of {off:.4g}"
+
+
+def _reveals(step: Step, shape: tuple[int, int]) -> bool:
+    """Return whether a step has the regrets of all actions; other checks tell of wrong shapes."""
+    return {"regret", "regrets"} <= step.info.keys() and step.info["regrets"].shape == shape
+
+
+def _apart(some: Tensor, others: Tensor) -> float:
+    """Return the largest difference if it is more than rounding, else 0."""
+    off = float((some - others).abs().max())
+    return off if not off <= _tolerance(others) else 0.0  # NaN too is no rounding
 
 
 def _check_target_regret(case: Case) -> Iterator[str]:
@@ -102,6 +153,7 @@ def _tolerance(values: Tensor) -> float:
 CHECKS: tuple[Check, ...] = (
     _check_regret,
     _check_zero_regret,
+    _check_regrets,
     _check_target_regret,
     _check_optimal_return,
     _check_bayes_optimal_return,

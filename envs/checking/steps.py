@@ -56,17 +56,34 @@ def _check_numbers(case: Case) -> Iterator[str]:
         yield from islice(odd_numbers(name, case, known), 1)
 
 
+def _check_form_of_regrets(case: Case) -> Iterator[str]:
+    space = case.distribution.action_space
+    steps = [step for step in case.play() if "regrets" in step.info]
+    if any("regret" not in step.info for step in steps):
+        yield "regrets: expected regret beside them in the info, got regrets alone"
+    known = (step.info["regrets"] for step in steps)
+    if isinstance(space, gym.spaces.Discrete):
+        yield from islice(odd_numbers("regrets", case, known, (int(space.n),)), 1)
+    else:
+        yield from (
+            f"regrets: expected them for Discrete actions only, got {space}" for _ in islice(known, 1)
+        )
+
+
 def _check_target(case: Case) -> Iterator[str]:
     space = case.distribution.action_space
     known = (step.info["target"] for step in case.play() if "target" in step.info)
     yield from islice(_outside("target", space, case, known), 1)
 
 
-def odd_numbers(name: str, case: Case, batches: Iterable[Tensor]) -> Iterator[str]:
-    """Yield messages for batches that are not one finite float per task."""
+def odd_numbers(
+    name: str, case: Case, batches: Iterable[Tensor], shape: tuple[int, ...] = ()
+) -> Iterator[str]:
+    """Yield messages for batches that are not finite floats of a shape per task."""
+    expected = [case.num_tasks, *shape]
     for batch in batches:
-        if batch.shape != (case.num_tasks,) or not batch.is_floating_point():
-            yield f"{name}: expected float [{case.num_tasks}], got {batch.dtype} {list(batch.shape)}"
+        if list(batch.shape) != expected or not batch.is_floating_point():
+            yield f"{name}: expected float {expected}, got {batch.dtype} {list(batch.shape)}"
         elif not batch.isfinite().all():
             yield f"{name}: expected finite numbers, got {batch}"
 
@@ -112,6 +129,7 @@ CHECKS: tuple[Check, ...] = (
     _check_spaces,
     _check_observations,
     _check_numbers,
+    _check_form_of_regrets,
     _check_target,
     _check_flags,
     _check_info,

@@ -5,10 +5,12 @@ Every estimate is a lower bound: a run that fits is never refused. A run that pa
 
 from math import prod
 
+import gymnasium as gym
 import torch
 
 from rl2meta.errors import UserError
 from rl2meta.evaluation import SINGLES_TOGETHER, TENSORS_TOGETHER
+from rl2meta.experiments.catalogue import DISTRIBUTIONS
 from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
 from rl2meta.memory import available
@@ -114,7 +116,14 @@ def bytes_of(trial: Trial) -> int:
 
 def _step_bytes(config: RunConfig) -> int:
     law = config.distribution
-    return _STEP_BYTES + prod(law.observation_space.shape or ()) + 4 * encoding(law.action_space).size
+    size = encoding(law.action_space).size
+    return _STEP_BYTES + prod(law.observation_space.shape or ()) + 4 * size * (2 if _regrets(config) else 1)
+
+
+def _regrets(config: RunConfig) -> bool:
+    """Return whether each step has the regrets of all actions: in built-in families with discrete actions."""
+    built_in = config.distribution_name in DISTRIBUTIONS and not isinstance(config.law, PluggedIn)
+    return built_in and isinstance(config.law.action_space, gym.spaces.Discrete)
 
 
 def _task_bytes(config: RunConfig) -> int:

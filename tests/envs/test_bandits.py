@@ -115,6 +115,7 @@ def test_single_view_is_the_batch_of_one(env_id: str) -> None:
         obs_b, reward_b, terminated_b, truncated_b, info_b = batch.step(torch.tensor([arm]))
         assert (observation, reward) == (obs_b.item(), reward_b.item())
         assert (terminated, truncated) == (terminated_b.item(), truncated_b.item())
+        assert info.pop("regrets").tolist() == info_b["regrets"][0].tolist()
         assert info == {name: info_b[name].item() for name in ("expected_reward", "regret")}
 
 

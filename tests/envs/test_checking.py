@@ -11,6 +11,8 @@ import torch
 
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.checking import ConformanceError, check_distribution
+from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.randomness import derive
 from rl2meta.tasks import TensorTasks
 
@@ -87,7 +89,8 @@ class Envs:
 def wrap(wrapper: Callable[[Any], Any]) -> Fault:
     def fault(family: Any) -> None:
         make_envs = family.make_envs
-        family.make_envs = lambda num_envs, device: wrapper(make_envs(num_envs, device))
+        changed = {"make_envs": lambda num_envs, device: wrapper(make_envs(num_envs, device))}
+        family.__dict__.update(changed)  # of frozen families too
 
     return fault
 
@@ -463,6 +466,120 @@ def test_fault_is_named(corridor: Any, name: str) -> None:
     with pytest.raises(ConformanceError) as raised:
         check_distribution(family)
     assert message in str(raised.value)
+
+
+class OnlyOwn(Envs):
+    """Knows the regret of the action taken, and takes all others for best."""
+
+    def step(self, actions: Any) -> Any:
+        *rest, info = super().step(actions)
+        own = torch.zeros_like(info["regrets"]).scatter(1, actions.unsqueeze(1), info["regret"].unsqueeze(1))
+        return *rest, {**info, "regrets": own}
+
+
+class TooLate(Envs):
+    """Gives the regrets of the state that a step leads to, not of the state before it."""
+
+    def step(self, actions: Any) -> Any:
+        *rest, info = super().step(actions)
+        table, node = self.envs._prepared.parameters["regrets"], self.envs._state
+        return *rest, {**info, "regrets": table[torch.arange(len(node)), node]}
+
+
+def put_regrets(function: Callable[[torch.Tensor], torch.Tensor]) -> Fault:
+    return put_info(lambda step: {"regrets": function(step.info["regrets"])})
+
+
+FAULTS_OF_REGRETS: dict[str, tuple[Fault, str]] = {
+    "shape": (put_regrets(lambda x: x[:, :2]), "regrets: expected float [8, 3], got torch.float32 [8, 2]"),
+    "dtype": (put_regrets(lambda x: x.long()), "regrets: expected float [8, 3], got torch.int64 [8, 3]"),
+    "infinite": (put_regrets(lambda x: x / 0), "regrets: expected finite numbers, got tensor(["),
+    "alone": (
+        change(lambda step: drop_info(step, {"final_obs", "regrets"})),
+        "regrets: expected regret beside them in the info, got regrets alone",
+    ),
+    "negative": (
+        put_regrets(lambda x: x - 0.5),
+        "regrets: expected >= 0 of every action, got -0.5",
+    ),
+    "no best": (
+        put_regrets(lambda x: x + 0.25),
+        "regrets: expected 0 for the best action of every state, got at least 0.25",
+    ),
+    "others": (
+        put_regrets(lambda x: x.roll(1, dims=1)),
+        "regrets: expected regret at the action taken, got a difference of",
+    ),
+    "too late": (wrap(TooLate), "regrets: expected regret at the action taken, got a difference of"),
+    "only own": (
+        wrap(OnlyOwn),
+        "regrets: expected the regret of each action as its replay has it, got a difference of",
+    ),
+}
+
+
+@pytest.mark.parametrize("name", FAULTS_OF_REGRETS)
+def test_fault_of_regrets_is_named(name: str) -> None:
+    fault, message = FAULTS_OF_REGRETS[name]
+    family = TabularMDPs(num_states=4, num_actions=3, horizon=5)
+    check_distribution(family)
+    fault(family)
+    with pytest.raises(ConformanceError) as raised:
+        check_distribution(family)
+    assert message in str(raised.value)
+    assert "expected no error" not in str(raised.value)
+
+
+def test_regrets_of_later_states_are_replayed() -> None:
+    family = TabularMDPs(num_states=4, num_actions=3, horizon=5)
+    change(lambda step: late_guess(step, 3))(family)
+    with pytest.raises(ConformanceError, match=r"as its replay has it, got a difference of .* after 2 best"):
+        check_distribution(family)
+
+
+def late_guess(step: Step, number: int) -> Step:
+    """From a step on, all actions but the one taken have no regret."""
+    own, regrets = step.info["regret"].unsqueeze(1), step.info["regrets"]
+    guess = torch.where(regrets == own, regrets, torch.zeros_like(regrets))
+    return step._replace(info={**step.info, "regrets": guess if step.number >= number else regrets})
+
+
+def test_regrets_are_for_discrete_actions_only() -> None:
+    family = PointNavigation(horizon=5)
+    put_info(lambda step: {"regrets": step.info["regret"].unsqueeze(1).expand(8, 5)})(family)
+    with pytest.raises(ConformanceError, match="regrets: expected them for Discrete actions only, got Box"):
+        check_distribution(family)
+
+
+class Masked(BernoulliBandits):
+    """Bandits with a mask that allows all arms but the last."""
+
+    def make_envs(self, num_envs: int, device: torch.device) -> Any:
+        return WithoutLast(super().make_envs(num_envs, device))
+
+
+class WithoutLast(Envs):
+    def reset(self, *, seed: Any = None, options: Any = None) -> Any:
+        observation, info = super().reset(seed=seed, options=options)
+        return observation, {**info, "action_mask": self.mask()}
+
+    def step(self, actions: Any) -> Any:
+        assert (actions < 2).all(), "expected legal arms"
+        *rest, info = super().step(actions)
+        regrets = info["regrets"] - info["regrets"][:, :2].amin(dim=1, keepdim=True)
+        regrets = regrets.clamp(min=0)  # of the arm that may not be pulled too
+        regret = regrets.gather(1, actions.unsqueeze(1)).squeeze(1)
+        return *rest, {**info, "regret": regret, "regrets": regrets, "action_mask": self.mask()}
+
+    def mask(self) -> torch.Tensor:
+        return torch.tensor([True, True, False]).expand(self.num_envs, 3)
+
+
+def test_regrets_beside_a_mask_are_those_of_the_legal_actions() -> None:
+    family = Masked(num_arms=3)
+    family.__dict__["optimal_return"] = lambda tasks: tasks.parameters["means"][:, :2].amax(dim=1)
+    family.__dict__["bayes_optimal_return"] = lambda num_episodes: None
+    check_distribution(family)
 
 
 def test_one_step_identity_is_checked() -> None:

@@ -53,6 +53,17 @@ def test_tasks_can_be_played_as_independent_arms() -> None:
     torch.testing.assert_close(DependentBandits("easy").optimal_return(tasks), torch.full((4,), 0.9))
 
 
+@EVERY_LAW
+def test_one_arm_has_no_regret_and_the_other_the_gap(law) -> None:
+    tasks = sample_tasks(DependentBandits(law), 100, 0, "test")
+    first = tasks.parameters["means"][:, 0]
+    envs = DependentBandits(law).make_envs(100, torch.device("cpu"))
+    envs.reset(seed=0, options={"tasks": tasks})
+    regrets = envs.step(torch.zeros(100, dtype=torch.int64))[-1]["regrets"]
+    gap = 1 - 2 * first  # p₂ − p₁
+    torch.testing.assert_close(regrets, torch.stack([gap.clamp(min=0), (-gap).clamp(min=0)], dim=1))
+
+
 def test_another_law_is_refused() -> None:
     with pytest.raises(ValidationError, match="'uniform', 'easy', 'medium' or 'hard'"):
         DependentBandits("harder")

@@ -236,8 +236,10 @@ def assert_closed_forms(law: Any, tasks: TensorTasks) -> None:
     index = (torch.arange(n) for n in (len(tasks), horizon, 2 * cells, 5))
     task, stage, state, action = (axis.flatten() for axis in torch.meshgrid(*index, indexing="ij"))
     dynamics = law.make_envs(1, CPU)._dynamics
-    end = dynamics.step(tasks[task], 2 * cells * stage + state, action, torch.Generator())
+    prepared = dynamics.prepare(tasks[task])
+    end = dynamics.step(prepared, 2 * cells * stage + state, action, torch.Generator())
     regret = optimum.value.unsqueeze(-1) - optimum.action_value
+    assert torch.equal(end.truth["regrets"], regret[task, stage, state])
     torch.testing.assert_close(end.truth["regret"], regret.flatten(), rtol=0, atol=0)
     torch.testing.assert_close(end.reward, rewards[task, state, action], rtol=0, atol=0)
     torch.testing.assert_close(end.truth["expected_reward"], end.reward, rtol=0, atol=0)

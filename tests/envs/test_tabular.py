@@ -165,6 +165,22 @@ def test_mean_regret_of_an_episode_is_what_policy_evaluation_says() -> None:
         assert sample.mean() == pytest.approx(float(expected), abs=4 * float(sample.std()) / 200)
 
 
+def test_regrets_are_what_one_other_action_loses_before_the_best_ones() -> None:
+    """Policy evaluation takes no maximum: of the best policy, and of the same with another first action."""
+    tasks = sample_tasks(SMALL, 50, 0, "test")
+    means, transitions = tasks.parameters["reward_means"], tasks.parameters["transitions"]  # type: ignore[attr-defined]
+    best = torch.nn.functional.one_hot(solve(means, transitions, 5).action_value.argmax(dim=-1), 3).float()
+    envs = SMALL.make_envs(50, CPU)
+    envs.reset(seed=0, options={"tasks": tasks})
+    regrets = envs.step(torch.zeros(50, dtype=torch.int64))[-1]["regrets"]
+    optimum = evaluate_policy(means, transitions, best)[:, 0, 0]
+    for action in range(3):
+        other = best.clone()
+        other[:, 0, 0] = torch.eye(3)[action]
+        lost = optimum - evaluate_policy(means, transitions, other)[:, 0, 0]
+        torch.testing.assert_close(regrets[:, action], lost, atol=1e-5, rtol=1e-5)
+
+
 def test_the_greedy_policy_has_no_regret() -> None:
     tasks = sample_tasks(SMALL, 200, 0, "test")
     means, transitions = tasks.parameters["reward_means"], tasks.parameters["transitions"]  # type: ignore[attr-defined]

@@ -86,6 +86,8 @@ def test_regret_is_what_a_choice_loses_of_the_optimum() -> None:
         _, first, second = episode(envs, action)
         regret = FAMILY.optimal_return(tasks) - value
         torch.testing.assert_close(first[4]["regret"], regret, atol=1e-6, rtol=0)
+        torch.testing.assert_close(first[4]["regrets"][:, action], regret, atol=1e-6, rtol=0)
+        torch.testing.assert_close(second[4]["regrets"], torch.zeros(n, 2))
         # The value is what such episodes earn on average.
         assert abs(float(second[1].mean()) - value) < 4 * 0.5 / n**0.5
     torch.testing.assert_close(TwoStep().optimal_return(tasks), torch.full((n,), 0.7))

@@ -1,0 +1,84 @@
+"""The mazes without their goals: walls, moves, and shortest paths between cells.
+
+Cells are numbered in reading order: row · size + column.
+"""
+
+from functools import lru_cache
+from typing import Annotated, Literal, NamedTuple
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
+"""The actions as (rows, columns): stay, up, down, left, right."""
+LayoutName = Annotated[Literal["open", "four_rooms"], Field(description="walls: open or four_rooms")]
+Size = Annotated[int, Field(ge=3, le=32, description="number of rows, and of columns")]
+
+
+class Layout(NamedTuple):
+    """A maze without its goals, as tables over its cells.
+
+    Attributes:
+        next_cell: the cell that an action leads to, int64 [cells, 5].
+        distances: d, length of a shortest path between two cells, int64 [cells, cells]; ``cells`` if none.
+        goals: the cells that can be reached from the start, including the start, int64 [goals], ascending.
+        start: the cell in which episodes start.
+        ahead: the distance to a goal g after action a in cell c, ahead[g, c, a] = d(next_cell[c, a], g),
+            float32 [cells, cells, 5].
+    """
+
+    next_cell: Tensor
+    distances: Tensor
+    goals: Tensor
+    start: int
+    ahead: Tensor
+
+
+def check_fit(size: int, layout: LayoutName) -> None:
+    """Raise ValueError for four rooms in an even size or one below 7."""
+    if layout == "four_rooms" and (size < 7 or size % 2 == 0):
+        raise ValueError(f"layout four_rooms: expected an odd size >= 7, got {size}")
+
+
+@lru_cache(maxsize=16)
+def layout_of(size: int, name: LayoutName) -> Layout:
+    """Return the maze of a size and a name, on the CPU; not to be changed in place."""
+    free = torch.ones(size, size, dtype=torch.bool)
+    if name == "four_rooms":
+        middle, doors = size // 2, [size // 2 // 2, size - 1 - size // 2 // 2]
+        free[middle, :] = free[:, middle] = False
+        free[middle, doors] = free[doors, middle] = True
+    next_cell = _next_cell(free)
+    distances, start = _distances(next_cell), _start(free)
+    goals = (distances[start] < size**2).nonzero().squeeze(1)
+    return Layout(next_cell, distances, goals, start, distances.T.float()[:, next_cell])
+
+
+def _next_cell(free: Tensor) -> Tensor:
+    size = len(free)
+    row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
+    here, leads = row * size + column, []
+    for down, right in MOVES:
+        there = (row + down).clamp(0, size - 1) * size + (column + right).clamp(0, size - 1)
+        leads.append(torch.where(free & free.flatten()[there], there, here))
+    return torch.stack(leads, dim=-1).reshape(-1, len(MOVES))
+
+
+def _distances(next_cell: Tensor) -> Tensor:
+    """Iterate d(s, g) = minₐ 1 + d(s', g) from d(g, g) = 0 to its fixed point, for all pairs at once."""
+    num_cells = len(next_cell)
+    distances = torch.full((num_cells, num_cells), num_cells, dtype=torch.int16).fill_diagonal_(0)
+    while True:
+        shorter = distances
+        for there in next_cell.unbind(1):
+            shorter = torch.minimum(shorter, 1 + distances[there])
+        if torch.equal(shorter, distances):
+            return distances.long()
+        distances = shorter
+
+
+def _start(free: Tensor) -> int:
+    offset = (2 * torch.arange(len(free)) - len(free) + 1).square()  # to the centre, in half cells, squared
+    away = (offset.unsqueeze(1) + offset).masked_fill(~free, 8 * len(free) ** 2)
+    return int((away == away.min()).flatten().nonzero()[0])
