@@ -31,11 +31,12 @@ def _legal_values(described: Described, came: tuple[Any, ...]) -> list[Array]:
     return [np.flatnonzero(part) if part.any() else np.arange(len(part)) for part in parts]
 
 
-class LegalOnly(gym.Wrapper[Any, Any, Any, Any]):
+class LegalOnly(gym.Wrapper[Any, Any, Any, Any], gym.utils.RecordConstructorArgs):
     """Takes the smallest legal value where an action is illegal, for callers who know nothing of masks."""
 
     def __init__(self, env: gym.Env[Any, Any], described: Described) -> None:
-        super().__init__(env)
+        gym.utils.RecordConstructorArgs.__init__(self, described=described)
+        gym.Wrapper.__init__(self, env)
         self._described = described
         self._came: tuple[Any, ...] | None = None
 

@@ -118,6 +118,11 @@ def test_checks_take_legal_actions_only(acted: str, told: str, capsys: Any) -> N
     assert run_checks("masked:Games", overrides) == 0, capsys.readouterr().out
 
 
+def test_checkers_of_others_take_legal_actions_in_an_environment_by_its_id(capsys: Any) -> None:
+    law = ["distribution.id=masked:Masked-v0", "distribution.vary_kwargs={bonus: [0, 1]}"]
+    assert run_checks("gymnasium", [*law, "workers.processes=0"]) == 0, capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("fault", "message"),
     [

@@ -54,6 +54,11 @@ class Game(gym.Env[Any, Any]):
         return ({"place": shown, "action_mask": flat} if not self._info else shown), self._info
 
 
+gym.register(
+    "Masked-v0", lambda bonus=0.0: Game({"bonus": bonus}, "discrete", "info", ""), max_episode_steps=4
+)
+
+
 @dataclass(frozen=True)
 class Games:
     acted: str = "discrete"
