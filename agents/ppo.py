@@ -15,7 +15,7 @@ from rl2meta.agents.all_actions import all_action_surrogate, judged, sees_all
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
-from rl2meta.learner_state import load_state, state_of, under
+from rl2meta.learner_state import load_state, named_under, state_of, under
 from rl2meta.networks import ActionDistribution, Categorical, action_distribution, action_head, legal_only
 from rl2meta.returns import (
     clipped_surrogate,
@@ -217,14 +217,21 @@ class PPO:
         network: the agent's network, on the device where it learns.
         config: hyper-parameters.
         critic: estimates W; None for the value head of the network.
+        auxiliary: predicts the advantages of all actions from the core's features; None: no auxiliary loss.
     """
 
     def __init__(
-        self, network: ActorCritic, config: PPOConfig, critic: PrivilegedCritic | None = None
+        self,
+        network: ActorCritic,
+        config: PPOConfig,
+        critic: PrivilegedCritic | None = None,
+        auxiliary: nn.Linear | None = None,
     ) -> None:
-        self.network, self.config, self.critic = network, config, critic
+        self.network, self.config, self.critic, self.auxiliary = network, config, critic, auxiliary
         self.agent = PPOAgent(network)
-        self.optimizer = torch.optim.Adam(network.parameters(), lr=config.learning_rate, fused=True)
+        more = [] if auxiliary is None else [*auxiliary.parameters()]
+        self._weights = [*network.parameters(), *more]
+        self.optimizer = torch.optim.Adam(self._weights, lr=config.learning_rate, fused=True)
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
@@ -340,8 +347,8 @@ class PPO:
 
     def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
         """Take one gradient step; return the metrics of the minibatch."""
-        inputs = batch.inputs
-        policy, value = self.network(Seen(*inputs[:4], trial_length), inputs.legal)  # [T, B, ...] -> [T, B]
+        output = self.network.core(Seen(*batch.inputs[:4], trial_length))
+        policy, value = self.network.judged(output, batch.inputs.legal)  # [T, B, ...] -> [T, B]
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         policy_loss = -masked_mean(
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
@@ -352,26 +359,39 @@ class PPO:
         value_loss = masked_mean((value - batch.value_target).square(), batch.mask)
         entropy = masked_mean(policy.entropy(), batch.mask)
         loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
+        told = {}
+        if self.auxiliary is not None and batch.immediate is not None:
+            told["auxiliary_loss"] = self._auxiliary_loss(output.features, batch.immediate, batch.mask)
+            loss = loss + self.config.auxiliary_coefficient * told["auxiliary_loss"]
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), self.config.max_gradient_norm)
+        norm = nn.utils.clip_grad_norm_(self._weights, self.config.max_gradient_norm)
         self.optimizer.step()
         # E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
         kl = masked_mean(log_ratio.expm1() - log_ratio, batch.mask)
-        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl}
+        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl, **told}
         return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
+
+    def _auxiliary_loss(self, features: Tensor, immediate: Tensor, mask: Tensor) -> Tensor:
+        """Return the squared error of predicted advantages, both around their mean over actions."""
+        assert self.auxiliary is not None
+        error = self.auxiliary(features) - immediate  # [T, B, A]
+        return masked_mean((error - error.mean(dim=-1, keepdim=True)).square().mean(dim=-1), mask)
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the states of network and optimiser as named tensors."""
         state = state_of(self.network, self.optimizer)
         critic = {} if self.critic is None else self.critic.state()
-        return state | {f"critic.{name}": tensor for name, tensor in critic.items()}
+        auxiliary = {} if self.auxiliary is None else named_under("auxiliary.", self.auxiliary)
+        return state | {f"critic.{name}": tensor for name, tensor in critic.items()} | auxiliary
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the states of network and optimiser; names and shapes must match exactly."""
         load_state(state, self.network, self.optimizer)
         if self.critic is not None:
             self.critic.load(under("critic.", state))
+        if self.auxiliary is not None:
+            self.auxiliary.load_state_dict(under("auxiliary.", state))
 
 
 def _after_start(raw: Tensor, seen: Tensor) -> Tensor:

@@ -52,6 +52,11 @@ class PPOConfig(UnitsConfig):
         "expectation over all actions, for families that reveal the regret of every action, and only what "
         "follows by the action taken; auto: all_actions where the family allows it",
     )
+    auxiliary_coefficient: NonNegative = Field(
+        0.0,
+        description="with all_actions, weight of an auxiliary loss: a linear layer on the core's features "
+        "predicts the regrets of all actions, in training only; 0: no such layer",
+    )
     critic: Literal["head", "privileged"] = Field(
         "head",
         description="with all_actions, what estimates the future: head, the value head of the agent, or "

@@ -10,7 +10,7 @@ from typing import Annotated, Any
 import gymnasium as gym
 import torch
 from pydantic import BaseModel, Field, model_validator
-from torch import Tensor
+from torch import Tensor, nn
 
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
@@ -20,6 +20,7 @@ from rl2meta.agents.ppo import PPO, ActorCritic
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import PrivilegedCritic
 from rl2meta.deprecation import deprecated
+from rl2meta.errors import UserError
 from rl2meta.learner_state import seeded
 from rl2meta.training import AgentKind
 from rl2meta.units import FORMER_UNITS
@@ -92,7 +93,8 @@ def rl2_learner(
 
     network = seeded(make, seed)
     network.register_load_state_dict_pre_hook(_rename_former)  # type: ignore[no-untyped-call]
-    return PPO(network.to(device), config, _critic(network, config, device, seed))
+    critic = _critic(network, config, device, seed)
+    return PPO(network.to(device), config, critic, _auxiliary(network, action_space, config, device, seed))
 
 
 def _critic(
@@ -102,6 +104,24 @@ def _critic(
         return None
     given = network.core.out_features, config.critic_learning_rate, config.critic_epochs
     return seeded(lambda: PrivilegedCritic(*given).to(device), seed)
+
+
+def _auxiliary(
+    network: ActorCritic,
+    action_space: gym.Space[Any],
+    config: RL2Config,
+    device: torch.device | str,
+    seed: int,
+) -> nn.Linear | None:
+    """Return a layer that predicts the regrets of all actions, if the config wants one."""
+    if not config.auxiliary_coefficient:
+        return None
+    if not isinstance(action_space, gym.spaces.Discrete):
+        raise UserError(
+            f"agent.auxiliary_coefficient: expected 0 for actions that are not Discrete, got {action_space}"
+        )
+    sizes = network.core.out_features, int(action_space.n)
+    return seeded(lambda: nn.Linear(*sizes).to(device), seed)
 
 
 RL2Learner = rl2_learner
@@ -118,7 +138,7 @@ RL2 = AgentKind(
     RL2Config,
     rl2_learner,
     former=FORMER_UNITS,
-    training_only=("critic",),
+    training_only=("critic", "auxiliary"),
     variant=_core_if_not_usual,
 )
 

@@ -42,8 +42,8 @@ class Predictor(Generic[Carry]):
             0; here they are elements of the environment's spaces.
         seed: of the agent's draws; the k-th trial uses the k-th random stream under it.
         num_episodes: episodes in a trial, if known; the agent's phases must fill it.
-        horizon: maximum number of steps in an episode, if known. Agents that see how much of a trial is over,
-            such as RL² with a slot core, need it and ``num_episodes`` to act as in training.
+        horizon: maximum number of steps in an episode, if known. Agents that see how much of a trial is over
+            need it and ``num_episodes`` to act as in training.
         device: of the agent.
 
     Raises:
