@@ -47,10 +47,10 @@ class Judged(NamedTuple):
 
 
 def sees_all(config: PPOConfig, trajectory: Trajectory) -> bool:
-    """Return whether the loss uses the regrets of all actions.
+    """Return whether a loss with the surrogate auto or all_actions uses the regrets of all actions.
 
     Raises:
-        UserError: if it must, and the family does not reveal them or ``agent.surrogate`` does not allow it.
+        UserError: if settings want it, and the family does not reveal them.
     """
     known = "regrets" in trajectory.truth
     if config.surrogate == "all_actions" and not known:
@@ -58,14 +58,18 @@ def sees_all(config: PPOConfig, trajectory: Trajectory) -> bool:
             "agent.surrogate: expected a family that reveals the regret of every action, got one that "
             f"reveals {sorted(trajectory.truth)}; use agent.surrogate=auto"
         )
-    sees = known and config.surrogate != "sampled"
-    if not sees:
-        _refuse_unused(config, known)
-    return sees
+    if not known:
+        refuse_unused(config, known)
+    return known
 
 
-def _refuse_unused(config: PPOConfig, known: bool) -> None:
-    """Refuse settings that need the regrets of all actions: without these they would do nothing."""
+def refuse_unused(config: PPOConfig, known: bool) -> None:
+    """Refuse settings that need the regrets of all actions: without these they would do nothing.
+
+    Args:
+        config: whose loss does not use these regrets.
+        known: whether the family may reveal them.
+    """
     off = {"critic": "head", "auxiliary_coefficient": 0.0}
     where = f"agent.surrogate={config.surrogate}" if known else "a family that does not reveal all regrets"
     more = ", or agent.surrogate=all_actions" if known else ""

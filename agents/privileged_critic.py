@@ -82,7 +82,7 @@ class PrivilegedCritic(nn.Module):
                 counts = mask[:, index]
                 # Where every trial has one step, nothing follows; the loss is then 0, and not 0 / 0.
                 loss = (error.square() * counts).sum() / counts.sum().clamp(min=1)
-                loss.backward()  # type: ignore[no-untyped-call]
+                loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters(), 1.0)
                 self._optimizer.step()
 
