@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
+from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.errors import UserError
 from rl2meta.returns import clipped_surrogate, discounted_lengths, discounted_returns, masked_mean
@@ -45,18 +46,38 @@ class Judged(NamedTuple):
     explained: Tensor
 
 
-def sees_all(surrogate: str, trajectory: Trajectory) -> bool:
-    """Return whether a loss of this ``surrogate``, auto or all_actions, uses the regrets of all actions.
+def sees_all(config: PPOConfig, trajectory: Trajectory) -> bool:
+    """Return whether a loss with the surrogate auto or all_actions uses the regrets of all actions.
 
     Raises:
-        UserError: if it must, and the family does not reveal them.
+        UserError: if settings want it, and the family does not reveal them.
     """
-    if surrogate == "all_actions" and "regrets" not in trajectory.truth:
+    known = "regrets" in trajectory.truth
+    if config.surrogate == "all_actions" and not known:
         raise UserError(
             "agent.surrogate: expected a family that reveals the regret of every action, got one that "
             f"reveals {sorted(trajectory.truth)}; use agent.surrogate=auto"
         )
-    return "regrets" in trajectory.truth
+    if not known:
+        refuse_unused(config, known)
+    return known
+
+
+def refuse_unused(config: PPOConfig, known: bool) -> None:
+    """Refuse settings that need the regrets of all actions: without these they would do nothing.
+
+    Args:
+        config: whose loss does not use these regrets.
+        known: whether the family may reveal them.
+    """
+    off = {"critic": "head", "auxiliary_coefficient": 0.0}
+    where = f"agent.surrogate={config.surrogate}" if known else "a family that does not reveal all regrets"
+    more = ", or agent.surrogate=all_actions" if known else ""
+    for key, unused in off.items():
+        if (given := getattr(config, key)) != unused:
+            raise UserError(
+                f"agent.{key}: expected {unused} with {where}, got {given}; use agent.{key}={unused}{more}"
+            )
 
 
 def judged(

@@ -26,7 +26,7 @@ from rl2meta.spaces import num_looked_up
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
-from rl2meta.units import FORMER_UNITS
+from rl2meta.units import FORMER_UNITS, UNITS
 
 
 class MAMLTRPOConfig(PolicyGradientConfig):
@@ -199,6 +199,7 @@ MAML_TRPO = AgentKind(
     MAMLTRPOLearner,
     AT_TEST,
     FORMER_UNITS,
+    network=UNITS,
 )
 
 

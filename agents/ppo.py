@@ -237,7 +237,7 @@ class PPO:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
         (trajectory,) = trial.phases
         cfg = self.config
-        if cfg.surrogate != "sampled" and sees_all(cfg.surrogate, trajectory):
+        if cfg.surrogate != "sampled" and sees_all(cfg, trajectory):
             batch, told = self.all_action_batch(trajectory, progress, generator)
         else:
             batch, told = self.batch(trajectory, progress), {}

@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rl2meta.learner_state import load_state, state_of
-from rl2meta.returns import masked_mean
 
 _CHUNKS = 4  # minibatches of a pass
 
@@ -80,7 +79,10 @@ class PrivilegedCritic(nn.Module):
             for index in order.chunk(_CHUNKS):
                 error = self(known.trials(index)) - target[:, index]
                 self._optimizer.zero_grad()
-                masked_mean(error.square(), mask[:, index]).backward()  # type: ignore[no-untyped-call]
+                counts = mask[:, index]
+                # Where every trial has one step, nothing follows; the loss is then 0, and not 0 / 0.
+                loss = (error.square() * counts).sum() / counts.sum().clamp(min=1)
+                loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters(), 1.0)
                 self._optimizer.step()
 

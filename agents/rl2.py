@@ -12,6 +12,7 @@ import torch
 from pydantic import BaseModel, Field, model_validator
 from torch import Tensor, nn
 
+from rl2meta.agents.all_actions import refuse_unused
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
@@ -23,7 +24,7 @@ from rl2meta.deprecation import deprecated
 from rl2meta.errors import UserError
 from rl2meta.learner_state import seeded
 from rl2meta.training import AgentKind
-from rl2meta.units import FORMER_UNITS
+from rl2meta.units import FORMER_UNITS, UNITS
 
 CORES: Mapping[type[Any], Callable[..., Core]] = {
     LSTMConfig: LSTMCore,
@@ -85,7 +86,12 @@ def rl2_learner(
         config: hyper-parameters.
         device: of the network.
         seed: of the initial weights, which are the same on every device.
+
+    Raises:
+        UserError: for spaces that the core cannot use, and for settings that would do nothing.
     """
+    if config.surrogate == "sampled":
+        refuse_unused(config, known=True)
 
     def make() -> ActorCritic:
         core: Core = CORES[type(config.core)](observation_space, action_space, config.core)
@@ -139,6 +145,7 @@ RL2 = AgentKind(
     rl2_learner,
     former=FORMER_UNITS,
     training_only=("critic", "auxiliary"),
+    network=("core", *UNITS),
     variant=_core_if_not_usual,
 )
 

@@ -12,6 +12,7 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from rl2meta.counted import from_zero
+from rl2meta.errors import UserError
 
 _LARGEST_IDENTITY = 1024
 _LARGEST_ONE_HOT = 1024  # a network looks larger numbers up in a table
@@ -72,12 +73,12 @@ def num_looked_up(space: gym.Space[Any]) -> int:
     value, [..., 1], counted from 1, because 0 is no value. Networks look it up in a ``Lookup``.
 
     Raises:
-        TypeError: for more than a million values.
+        UserError: for more than a million values.
     """
     if not isinstance(space, gym.spaces.Discrete) or space.n <= _LARGEST_ONE_HOT:
         return 0
     if space.n > _LARGEST_TABLE:
-        raise TypeError(
+        raise UserError(
             f"expected at most {_LARGEST_TABLE:,} discrete observations, each of which gets its own row of "
             f"weights, got {space}; give the agent a vector that says what the number means"
         )

@@ -70,6 +70,9 @@ class AgentKind:
             such as ``("critic",)`` for ``critic.…``; a run may begin with the weights of a run without them.
         variant: config -> a word for tables and figures that tells a variant of the agent from the usual one,
             such as ``"slot"``; "" for the usual one.
+        network: the keys of its config that decide what the network computes from its weights, even where no
+            shape depends on them, such as ``("core",)``; a run may begin only with the weights of a run that
+            has the same values of them.
     """
 
     line: str
@@ -79,6 +82,7 @@ class AgentKind:
     former: Mapping[str, Any] = field(default_factory=dict)
     training_only: tuple[str, ...] = ()
     variant: Callable[[Any], str] = _no_variant
+    network: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True)

@@ -45,7 +45,8 @@ class UnitsConfig(BaseModel):
     )
 
 
-FORMER_UNITS = {"action_units": "raw", "observation_units": "raw", "reward_units": "raw"}
+UNITS = tuple(UnitsConfig.model_fields)
+FORMER_UNITS = dict.fromkeys(UNITS, "raw")
 """The settings of runs from before these settings existed."""
 RAW = UnitsConfig(action_units="raw", observation_units="raw", reward_units="raw")
 """Everything stays as it is."""

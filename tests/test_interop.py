@@ -691,8 +691,43 @@ def test_predict_takes_masks_as_maskable_ppo_does() -> None:
         action, state = predictor.predict(batch, state, action_masks=np.stack([masks] * 50))
         assert (action == only).all()
     assert predictor.predict(observation, action_masks=np.array([0, 1, 0]))[0] == 1
-    with pytest.raises(ValueError, match=r"action_masks: expected \[1, 3\], and .* got \[1, 2\]"):
-        predictor.predict(observation, action_masks=np.ones(2))
+
+
+@pytest.mark.parametrize(
+    ("masks", "said"),
+    [
+        (np.ones(2), r"expected \[1, 3\] of 1 for a legal action and 0 for any other, got \[1, 2\]"),
+        ([0.5, 1, 1], r"expected \[1, 3\] of 1 .* got \[1, 3\]"),
+        ([float("nan"), 1, 1], r"expected \[1, 3\] of 1"),
+        (["a", "b", "c"], r"expected \[1, 3\] of 1"),
+        ([[1], [1, 0]], r"expected \[1, 3\] of 1"),
+        ([0, 0, 0], r"expected a legal action in every row, got \[0 0 0\] in row 0"),
+    ],
+)
+def test_predict_refuses_masks_that_are_none(masks: Any, said: str) -> None:
+    law = BernoulliBandits(num_arms=3)
+    observation, _ = TrialEnv(TaskEnv(law), 4).reset(seed=0)
+    agent = rl2_learner(law.observation_space, law.action_space, RL2Config()).agent
+    predictor = Predictor(agent, law.observation_space, law.action_space)
+    with pytest.raises(ValueError, match=f"action_masks: {said}"):
+        predictor.predict(observation, action_masks=masks)
+
+
+def test_predict_wants_a_legal_value_of_every_entry_of_an_action() -> None:
+    observed, acted = gym.spaces.Discrete(2), gym.spaces.MultiDiscrete([2, 3])
+    predictor = Predictor(rl2_learner(observed, acted, RL2Config()).agent, observed, acted)
+    first = np.array([1, 0, *[0] * 5, 0, 1], np.float32)
+    assert list(predictor.predict(first, action_masks=[0, 1, 0, 0, 1])[0]) == [1, 2]
+    with pytest.raises(ValueError, match="a legal action in every row"):
+        predictor.predict(first, action_masks=[0, 0, 0, 0, 1])
+
+
+@pytest.mark.parametrize("horizon", [0, -1, 1.5, "2"])
+def test_predictor_wants_a_horizon_of_steps(horizon: Any) -> None:
+    law = BernoulliBandits(num_arms=3)
+    agent = rl2_learner(law.observation_space, law.action_space, RL2Config()).agent
+    with pytest.raises(ValueError, match="horizon: expected a number of steps >= 1"):
+        Predictor(agent, law.observation_space, law.action_space, num_episodes=4, horizon=horizon)
 
 
 def test_predict_tells_the_agent_how_much_of_the_trial_is_over() -> None:

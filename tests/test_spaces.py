@@ -5,6 +5,7 @@ import numpy as np
 import pytest
 import torch
 
+from rl2meta.errors import UserError
 from rl2meta.spaces import bounded, encoding, input_encoding, num_looked_up
 
 
@@ -60,7 +61,7 @@ def test_many_values_are_counted_instead_of_one_hot() -> None:
     counted = input_encoding(many)
     assert counted.size == 1  # 0 is for no observation
     assert counted.encode(torch.tensor([[3, 4], [1027, 5]])).tolist() == [[[1], [2]], [[1025], [3]]]
-    with pytest.raises(TypeError, match=r"expected at most 1,000,000 discrete observations, .* got Discrete"):
+    with pytest.raises(UserError, match=r"expected at most 1,000,000 discrete observations, .* got Discrete"):
         input_encoding(gym.spaces.Discrete(10**7))
 
 

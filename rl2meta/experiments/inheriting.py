@@ -31,7 +31,8 @@ def begin_with(run: Run, other: Run) -> Origin:
 
     Raises:
         UserError: if the runs have different agents, or the weights have other shapes; the message names the
-            weights and the settings that decide their shapes.
+            weights and the settings that decide their shapes. Also if only the shapes are the same, and the
+            networks compute different functions of these weights (``AgentKind.network``).
     """
     _refuse_another_agent(run, other)
     extras = AGENTS[run.config.agent_name].training_only
@@ -42,6 +43,7 @@ def begin_with(run: Run, other: Run) -> Origin:
         run.learner.load_state_dict(weights)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _misfit(run.config, other, _shapes(ours), _shapes(weights), error) from None
+    _refuse_another_network(run.config, other)
     return Origin(None if other.path is None else str(other.path), other.update)
 
 
@@ -55,6 +57,19 @@ def _refuse_another_agent(run: Run, other: Run) -> None:
         raise UserError(
             f"{_OPTION}: expected a run of agent {wanted}, got {_place(other)} of {given}; give a run of the "
             f"same agent, or train with agent.name={given}"
+        )
+
+
+def _refuse_another_network(config: RunConfig, other: Run) -> None:
+    """Refuse weights of the right shapes that mean something else in this network."""
+    ours, theirs = (_shaping(each) for each in (config, other.config))
+    keys = AGENTS[config.agent_name].network
+    odd = [path for path in _differences(ours, theirs) if path[0] == "agent" and path[1] in keys]
+    if odd:
+        said = "; ".join(_said(path, ours, theirs) for path in odd)
+        raise UserError(
+            f"{_OPTION}: expected weights of a network that computes the same, got those of {_place(other)}, "
+            f"which have the same shapes and another meaning: {said}. Use the same settings in both runs"
         )
 
 

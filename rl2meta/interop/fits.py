@@ -9,6 +9,8 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
+from rl2meta.counted import is_counted, sizes_of
+
 Array = NDArray[Any]
 _SPACES = "give the spaces of training, run.distribution.observation_space and .action_space"
 
@@ -81,3 +83,38 @@ def check_flat(batch: Array) -> None:
             f"0, got {mark[wrong][0]:g} at the end of row {int(wrong.argmax())}; use VecNormalize with "
             "norm_obs=False, and no other wrapper around TrialEnv that changes observations"
         )
+
+
+def check_masks(masks: Any, rows: int, space: gym.Space[Any]) -> Array:
+    """Return masks of a discrete action ``space`` as bool [rows, A].
+
+    Raises:
+        ValueError: for another shape, another space, numbers other than 0 and 1, and a row that leaves an
+            entry of an action without a legal value.
+    """
+    if not is_counted(space):
+        raise ValueError(f"action_masks: expected discrete actions, got {space}; leave action_masks out")
+    sizes = sizes_of(space)
+    given = np.atleast_2d(_as_array(masks))
+    if given.shape != (rows, sum(sizes)) or not np.isin(given, (0, 1)).all():
+        raise ValueError(
+            f"action_masks: expected [{rows}, {sum(sizes)}] of 1 for a legal action and 0 for any other, got "
+            f"{list(given.shape)}: {masks!s:.200}"
+        )
+    some = np.logical_or.reduceat(given != 0, np.cumsum([0, *sizes[:-1]]), axis=1).all(axis=1)  # [rows]
+    if not some.all():
+        row = int((~some).argmax())
+        raise ValueError(
+            f"action_masks: expected a legal action in every row, got {given[row]} in row {row}; begin a new "
+            "episode where none is left"
+        )
+    return given.astype(bool)
+
+
+def _as_array(masks: Any) -> Array:
+    """Return an array of numbers; empty if there is none."""
+    try:
+        array = np.asarray(masks)
+    except ValueError:  # rows of different lengths
+        return np.empty(0)
+    return array if array.dtype.kind in "biuf" else np.empty(0)

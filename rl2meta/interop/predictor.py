@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from rl2meta.counted import as_element, from_zero, is_counted
-from rl2meta.interop.fits import check_action, check_flat, first_step, fitting
+from rl2meta.interop.fits import check_action, check_flat, check_masks, first_step, fitting
 from rl2meta.interop.trial_env import seen_encoding
 from rl2meta.randomness import generator
 from rl2meta.spaces import bounded, encoding
@@ -48,8 +48,8 @@ class Predictor(Generic[Carry]):
 
     Raises:
         ValueError: for an agent with lanes whose phase is the whole trial, or whose phases do not fill
-            ``num_episodes``; and for spaces other than those the agent was made for, where its first action
-            shows it. By ``predict``, where a later one does.
+            ``num_episodes``; for a ``horizon`` that is no number of steps; and for spaces other than those
+            the agent was made for, where its first action shows it. By ``predict``, where a later one does.
         UserError: by ``predict``, for an agent that learns from targets, which flat observations do not have.
         TypeError: for observations other than Discrete and Box, and actions without an encoding.
     """
@@ -65,6 +65,8 @@ class Predictor(Generic[Carry]):
         horizon: int | None = None,
     ) -> None:
         _check_phase(agent, num_episodes)
+        if horizon is not None and (not isinstance(horizon, int | np.integer) or horizon < 1):
+            raise ValueError(f"horizon: expected a number of steps >= 1, or None, got {horizon!r}")
         self.agent = agent
         self._spaces = from_zero(observation_space), from_zero(action_space)
         self._outside = action_space
@@ -107,8 +109,8 @@ class Predictor(Generic[Carry]):
             Actions [num_envs, ...], or a single action, and the next state.
 
         Raises:
-            ValueError: if the observations or the state do not fit, or the agent's action is none of the
-                environment's.
+            ValueError: if the observations, the state or the masks do not fit, or the agent's action is none
+                of the environment's.
         """
         batch = np.asarray(observation, dtype=np.float32)
         single = batch.ndim == 1
@@ -117,21 +119,11 @@ class Predictor(Generic[Carry]):
         check_flat(batch)
         steps = [self._decode(vector) for vector in batch]
         if action_masks is not None:
-            legal = self._masks(action_masks, len(batch))  # [num_envs, A]
+            legal = self._tensor(check_masks(action_masks, len(batch), self._outside))  # [num_envs, A]
             steps = [step._replace(legal=row) for step, row in zip(steps, legal.unsqueeze(1), strict=True)]
         acted = [self._act(row, step, deterministic) for row, step in zip(rows, steps, strict=True)]
         actions = np.stack([self._action(row) for row in acted])
         return (actions[0] if single else actions), tuple(acted)
-
-    def _masks(self, masks: Array, rows: int) -> Tensor:
-        size = self._sizes[1]
-        legal = np.atleast_2d(np.asarray(masks, dtype=bool))
-        if legal.shape != (rows, size) or not is_counted(self._outside):
-            raise ValueError(
-                f"action_masks: expected [{rows}, {size}], and discrete actions, got {list(legal.shape)} and "
-                f"{self._outside}"
-            )
-        return self._tensor(legal)
 
     def _rows(
         self, batch: Array, state: "PredictorState | None", episode_start: Array | None

@@ -9,7 +9,7 @@ from typing import Any
 import gymnasium as gym
 import numpy as np
 
-from rl2meta.counted import ACTION_MASK, sizes_of
+from rl2meta.counted import ACTION_MASK, is_counted, sizes_of
 from rl2meta.workers.block import Array, Arrays
 from rl2meta.workers.elements import actor, kind, masker, reader
 from rl2meta.workers.family import Described, SingleFamily, Task
@@ -132,8 +132,7 @@ class Slots:
         arrays.reward[slot] = reward
         if not isinstance(info, dict):
             raise Broken(f"expected a dict for the info of a step, got {kind(info)} {info!r:.80}")
-        if self._mask is not None:
-            arrays.legal[slot] = self._mask(observation, info)
+        self._hear(slot, observation, info)
         for row, name in enumerate(self._described.emits):
             arrays.known[row, slot] = _number(info, name)
         self._elapsed[slot] += 1
@@ -141,6 +140,16 @@ class Slots:
         if over:
             arrays.terminated[slot], arrays.truncated[slot] = terminated, not terminated
         return over
+
+    def _hear(self, slot: int, observation: Any, info: Any) -> None:
+        """Write which actions are legal; refuse a mask for which there is no room, as it would be ignored."""
+        if self._mask is not None:
+            self._arrays.legal[slot] = self._mask(observation, info)
+        elif isinstance(info, dict) and ACTION_MASK in info and is_counted(self._described.action_space):
+            raise Broken(
+                f"expected {ACTION_MASK!r} in the info of the first reset or step, got the first one here; "
+                "put it into every info"
+            )
 
     def _end(self, slot: int, left: int) -> None:
         arrays = self._arrays
@@ -161,8 +170,7 @@ class Slots:
             self._arrays.observation[slot] = value = self._read(came[0])
             if not np.isfinite(value).all():
                 raise Broken(f"expected finite numbers for an observation, got {came[0]!r:.200}")
-            if self._mask is not None:
-                self._arrays.legal[slot] = self._mask(*came)
+            self._hear(slot, *came)
 
         self._guarded(slot, _RESET, reset)
 

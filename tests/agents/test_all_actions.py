@@ -1,5 +1,7 @@
 """The loss that sees the regrets of all actions, and the critic that does."""
 
+import math
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -18,7 +20,7 @@ from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
-from rl2meta.trial import Trajectory
+from rl2meta.trial import Trajectory, Trial
 
 BANDITS = BernoulliBandits(num_arms=3)
 ALL = {"surrogate": "all_actions", "discount": 1.0, "minibatches": 1, "epochs": 1}
@@ -182,6 +184,30 @@ def test_families_that_reveal_no_regrets(surrogate: str) -> None:
     else:
         with pytest.raises(UserError, match=r"agent\.surrogate: expected a family that reveals"):
             learner.update(trial, 0.5, generator(0))
+
+
+@pytest.mark.parametrize(("key", "value"), [("critic", "privileged"), ("auxiliary_coefficient", 1.0)])
+def test_settings_that_would_do_nothing_are_refused(key: str, value: Any) -> None:
+    """Where the loss does not use the regrets of all actions, no metric would say that they do nothing."""
+    fault = rf"agent\.{key}: expected .* got {value}; use agent\.{key}="
+    with pytest.raises(UserError, match=fault):
+        learner_of(surrogate="sampled", **{key: value})
+    learner, tasks = learner_of(surrogate="auto", **{key: value}), sample_tasks(BANDITS, 4, 0, "train")
+    trial = RolloutWorker(BANDITS).run(learner.agent, tasks, 2, 0)
+    assert "explained" in learner.update(trial, 0.5, generator(0))
+    with pytest.raises(UserError, match=fault):
+        learner.update(Trial(tasks, (replace(trial.phases[0], truth={}),)), 0.5, generator(0))
+
+
+@pytest.mark.parametrize("critic", ["head", "privileged"])
+def test_trials_of_one_step_have_no_future(critic: str) -> None:
+    """The critic learns nothing from them, and the loss stays finite."""
+    learner = learner_of(critic=critic)
+    trial = RolloutWorker(BANDITS).run(learner.agent, sample_tasks(BANDITS, 8, 0, "train"), 1, 0)
+    rows = [learner.update(trial, 0.5, generator(seed)) for seed in range(2)]
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+    assert rows[0]["gradient_norm"] > 0
+    assert all(bool(tensor.isfinite().all()) for tensor in learner.state_dict().values())
 
 
 def test_actions_are_exchangeable_for_the_critic_and_their_number_does_not_matter() -> None:

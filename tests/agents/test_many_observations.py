@@ -8,6 +8,7 @@ import pytest
 
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
+from rl2meta.errors import UserError
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
@@ -78,3 +79,14 @@ def _learns(law: PluggedIn, learner: Any, episodes: int, updates: int, tasks: in
     assert float(last.reward[last.mask].mean()) > 0.7  # chance: 0.5; without telling the signs apart too
     moved = (table - before).abs().sum(dim=1).nonzero().flatten().tolist()
     assert moved == [number + 1 for number in USED]
+
+
+@pytest.mark.parametrize("core", ["gru", "slot", "transformer", None])
+def test_too_many_observations_are_the_users_mistake(core: str | None) -> None:
+    """No agent makes a table for them, and the command line shows no traceback."""
+    given = gym.spaces.Discrete(10**7), gym.spaces.Discrete(2)
+    with pytest.raises(UserError, match="expected at most 1,000,000 discrete observations"):
+        if core is None:
+            MAMLTRPOLearner(*given, MAMLTRPOConfig())
+        else:
+            rl2_learner(*given, RL2Config.model_validate({"core": {"name": core}}))

@@ -21,6 +21,12 @@ BRIEF: dict[str, Any] = {
 }
 SLOT: dict[str, Any] = {**BRIEF, "agent.core": {"name": "slot", "slot_size": 4, "hidden_size": 5}}
 LSTM: dict[str, Any] = {**BRIEF, "agent.core.hidden_size": 4}
+MAML: dict[str, Any] = {
+    **BRIEF,
+    "agent.hidden_sizes": [4],
+    "agent.episodes_per_phase": 1,
+    "distribution.horizon": 2,
+}
 PRIVILEGED = {"agent.surrogate": "all_actions", "agent.critic": "privileged", "agent.discount": 0.9}
 
 
@@ -155,6 +161,38 @@ def test_weights_that_do_not_fit_are_named_with_the_settings_that_decide(
     assert re.search(weights, said) and cause in said, said
     assert not any(word in said.splitlines()[-1] for word in innocent), said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "old", "new", "cause"),
+    [
+        (
+            "rl2_bandit",
+            {**BRIEF, "agent.core": {"name": "transformer", "heads": 2, "head_size": 4, "num_layers": 1}},
+            {**BRIEF, "agent.core": {"name": "transformer", "heads": 4, "head_size": 2, "num_layers": 1}},
+            "agent.core.heads, which is 4 here and 2 there",
+        ),
+        (
+            "rl2_navigation",
+            {**LSTM, "agent.action_units": "raw", "distribution.horizon": 2},
+            {**LSTM, "agent.action_units": "normalised", "distribution.horizon": 2},
+            "agent.action_units, which is normalised here and raw there",
+        ),
+        (
+            "maml_navigation",
+            {**MAML, "agent.observation_units": "raw"},
+            {**MAML, "agent.observation_units": "normalised"},
+            "agent.observation_units, which is normalised here and raw there",
+        ),
+    ],
+)
+def test_weights_that_fit_another_network_are_refused(
+    config: str, old: dict[str, Any], new: dict[str, Any], cause: str
+) -> None:
+    with pytest.raises(rl2meta.UserError, match="the same shapes and another meaning") as caught:
+        train(config, new, train(config, old))
+    assert cause in str(caught.value)
+    assert train(config, {**new, "seed": 5}, train(config, new)).finished
 
 
 def test_another_agent_is_refused() -> None:

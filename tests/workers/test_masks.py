@@ -138,6 +138,14 @@ def test_masks_that_are_none_are_told(fault: str, message: str) -> None:
         )
 
 
+@pytest.mark.parametrize("acted", ["discrete", "switches"])
+def test_a_mask_that_comes_late_is_told(acted: str) -> None:
+    """The first look finds none, so it would be ignored."""
+    law = plugged(Games(acted, fault="told late"))
+    with pytest.raises(EnvironmentFault, match=r"expected 'action_mask' in the info of the first reset or"):
+        lived(law, UniformAgent(law.action_space))
+
+
 @pytest.mark.parametrize("who", ["rl2", "maml"])
 def test_agents_learn_to_set_every_entry(who: str) -> None:
     """The numbers of a random action sum to 1.5 at most, those of the best legal one to 2.3 in the mean."""

@@ -51,6 +51,10 @@ class Game(gym.Env[Any, Any]):
         shown = self.np_random.uniform(-1, 1, 2).astype(np.float32)
         told: Any = tuple(mask.astype(np.int8) for mask in self._masks) if self._told == "parts" else flat
         self._info = {} if self._told == "observation" else {"action_mask": told}
+        if self._fault == "told late" and self._steps < 2:
+            self._info = {}
+            self._masks = [np.ones(size, bool) for size in self._sizes]
+            return shown, {}
         return ({"place": shown, "action_mask": flat} if not self._info else shown), self._info
 
 
