@@ -13,7 +13,6 @@ import torch
 from torch import Tensor, nn
 
 from rl2meta.learner_state import load_state, state_of
-from rl2meta.returns import masked_mean
 
 _CHUNKS = 4  # minibatches of a pass
 
@@ -78,9 +77,11 @@ class PrivilegedCritic(nn.Module):
         for _ in range(self.epochs):
             order = torch.randperm(mask.shape[1], generator=generator).to(mask.device)
             for index in order.chunk(_CHUNKS):
-                error = self(known.trials(index)) - target[:, index]
+                error, counted = self(known.trials(index)) - target[:, index], mask[:, index]
                 self._optimizer.zero_grad()
-                masked_mean(error.square(), mask[:, index]).backward()  # type: ignore[no-untyped-call]
+                # In a trial of one step nothing counts; then there is nothing to learn.
+                loss = (error.square() * counted).sum() / counted.sum().clamp(min=1)
+                loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters(), 1.0)
                 self._optimizer.step()
 
