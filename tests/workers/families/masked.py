@@ -37,7 +37,10 @@ class Game(gym.Env[Any, Any]):
             raise ValueError(f"illegal action {action}")
         self._steps += 1
         over = bool(self.np_random.random() < 0.2)
-        return *self._now()[:1], self._bonus + float(numbers.sum()), over, False, self._info
+        shown, info = self._now()
+        if over and self._fault == "none at the end":
+            info = {"action_mask": np.zeros(sum(self._sizes), np.int8)}
+        return shown, self._bonus + float(numbers.sum()), over, False, info
 
     def _now(self) -> Any:
         self._masks = [self.np_random.random(size) < 0.4 for size in self._sizes]
