@@ -4,13 +4,14 @@ Where a family reveals the regret of every action, u_t(a) = −regret, the immed
 expectation over all actions, and only what follows from the agent's greater knowledge is sampled.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.errors import UserError
+from rl2meta.networks import Categorical
 from rl2meta.returns import discounted_lengths, discounted_returns, masked_mean
 from rl2meta.trial import Trajectory
 
@@ -123,11 +124,13 @@ def all_action_advantages(
     return AllActions(-regrets - expected.unsqueeze(-1), returns - value, returns)
 
 
-def all_action_surrogate(policy: Any, log_probs: Tensor, immediate: Tensor, clip_range: float) -> Tensor:
+def all_action_surrogate(
+    policy: Categorical, log_probs: Tensor, immediate: Tensor, clip_range: float
+) -> Tensor:
     """Return Σₐ π_old(a) min(ρₐ Âₐ, clip(ρₐ, 1−ε, 1+ε) Âₐ), [T, B].
 
     Args:
-        policy: the ``Categorical`` π.
+        policy: π.
         log_probs: log π_old, [T, B, A].
         immediate: Â, [T, B, A].
         clip_range: ε.
