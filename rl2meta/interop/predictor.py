@@ -43,8 +43,8 @@ class Predictor(Generic[Carry]):
         seed: of the agent's draws; the k-th trial uses the k-th random stream under it.
         num_episodes: episodes in a trial, if known; the agent's phases must fill it.
         horizon: maximum number of steps in an episode, if known. Agents that see how much of a trial is over
-            need it and ``num_episodes`` to act as in training; agents with a baseline, such as MAML-TRPO,
-            need it to adapt as in training.
+            need it and ``num_episodes`` to act as in training; agents whose baseline sees it need it to
+            adapt as in training.
         device: of the agent.
 
     Raises:
