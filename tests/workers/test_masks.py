@@ -138,6 +138,11 @@ def test_masks_that_are_none_are_told(fault: str, message: str) -> None:
         )
 
 
+def test_a_mask_that_comes_late_is_told_as_nobody_would_see_it(capsys: Any) -> None:
+    assert run_checks("masked:Games", ["distribution.fault=told late", "workers.processes=0"]) == 2
+    assert "step 1: expected 'action_mask' in the info of every step or of none" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize("who", ["rl2", "maml"])
 @pytest.mark.parametrize("acted", ["discrete", "choices"])
 def test_the_last_step_of_an_episode_may_leave_no_action(acted: str, who: str) -> None:

@@ -46,6 +46,7 @@ class Game(gym.Env[Any, Any]):
         self._masks = [self.np_random.random(size) < 0.4 for size in self._sizes]
         for mask in self._masks:
             mask[self.np_random.integers(len(mask))] = True
+            mask |= self._fault == "told late"  # nothing raises
         flat = np.concatenate(self._masks).astype(np.int8)
         if self._fault == "none legal" and self._steps == 2:
             flat[:] = 0
@@ -53,8 +54,9 @@ class Game(gym.Env[Any, Any]):
             flat = np.append(flat, 1)
         shown = self.np_random.uniform(-1, 1, 2).astype(np.float32)
         told: Any = tuple(mask.astype(np.int8) for mask in self._masks) if self._told == "parts" else flat
-        self._info = {} if self._told == "observation" else {"action_mask": told}
-        return ({"place": shown, "action_mask": flat} if not self._info else shown), self._info
+        inside, silent = self._told == "observation", self._fault == "told late" and self._steps < 2
+        self._info = {} if inside or silent else {"action_mask": told}
+        return ({"place": shown, "action_mask": flat} if inside else shown), self._info
 
 
 gym.register(
