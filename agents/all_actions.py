@@ -4,7 +4,7 @@ Where a family reveals the regret of every action, u_t(a) = −regret, the immed
 expectation over all actions, and only what follows from the agent's greater knowledge is sampled.
 """
 
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -12,7 +12,8 @@ from torch import Tensor
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.errors import UserError
-from rl2meta.returns import clipped_surrogate, discounted_lengths, discounted_returns, masked_mean
+from rl2meta.networks import Categorical
+from rl2meta.returns import discounted_lengths, discounted_returns, masked_mean
 from rl2meta.trial import Trajectory
 
 
@@ -36,7 +37,7 @@ class Judged(NamedTuple):
     Attributes:
         immediate: advantages of all actions, in units of their spread, [T, B, A].
         future: advantages of the actions taken, in the same unit, around 0, [T, B].
-        value_target: G_t per step that follows, in the unit of the value, [T, B].
+        value_target: G_t per step that may follow, in the unit of the value, [T, B].
         explained: the part of the variance of G that W explains, 1 − Var(G − W) / Var(G); 0 without variance.
     """
 
@@ -97,28 +98,31 @@ def judged(
         trajectory: with ``regrets`` in its truth.
         known: what the critic sees.
         log_probs: of all actions, under the policy that acted, [T, B, A].
-        value: W_t per step that follows, by the agent's value head, [T, B]; used without a critic.
+        value: W_t per step that may follow, by the agent's value head, [T, B]; used without a critic.
         scale: unit of the value, a scalar.
         gamma: γ, across the episodes of a trial.
         trace: λ.
-        critic: estimates W_t per step that follows.
+        critic: estimates W_t per step that may follow.
         generator: of the critic's minibatches.
     """
-    mask = trajectory.mask.float()
-    follows = torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B], 0 at the last step of a trial
-    # W is predicted per step that follows, as it falls to 0 with their number.
-    length = scale * gamma * discounted_lengths(trajectory.steps_left() - 1, gamma) * follows
+    mask, left = trajectory.mask.float(), trajectory.steps_left()
+    discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B], 0 at a trial's last step
+    # Whether a step may follow does not depend on the action. If W were 0 wherever an action has ended the
+    # trial, it would hide what that action avoids.
+    may_follow = (left > 1).float()  # [T, B], 0 on padding
+    # W is predicted per step that may follow, as it falls to 0 with their number.
+    length = scale * gamma * discounted_lengths(left - 1, gamma) * may_follow
     if critic is not None:
         with torch.no_grad():
             value = critic(known)
     regrets = trajectory.truth["regrets"]
-    found = all_action_advantages(regrets, log_probs, value * length, gamma * follows, trace)
+    found = all_action_advantages(regrets, log_probs, value * length, discount, trace)
     target = found.returns / length.clamp(min=1e-8) * (length > 0)
     if critic is not None and gamma > 0:
-        critic.learn(known, target, follows, generator)
+        critic.learn(known, target, may_follow, generator)
     spread = _spread(found.immediate, log_probs, mask) + 1e-8
-    future = (found.future - _mean(found.future, follows)) * follows
-    return Judged(found.immediate / spread, future / spread, target, _explained(found, follows))
+    future = (found.future - _mean(found.future, may_follow)) * may_follow
+    return Judged(found.immediate / spread, future / spread, target, _explained(found, may_follow))
 
 
 def all_action_advantages(
@@ -141,17 +145,21 @@ def all_action_advantages(
     return AllActions(-regrets - expected.unsqueeze(-1), returns - value, returns)
 
 
-def all_action_surrogate(policy: Any, log_probs: Tensor, immediate: Tensor, clip_range: float) -> Tensor:
+def all_action_surrogate(
+    policy: Categorical, log_probs: Tensor, immediate: Tensor, clip_range: float
+) -> Tensor:
     """Return Σₐ π_old(a) min(ρₐ Âₐ, clip(ρₐ, 1−ε, 1+ε) Âₐ), [T, B].
 
     Args:
-        policy: the ``Categorical`` π.
+        policy: π.
         log_probs: log π_old, [T, B, A].
         immediate: Â, [T, B, A].
         clip_range: ε.
     """
-    gains = clipped_surrogate(policy.log_probs - log_probs, immediate, clip_range)  # [T, B, A]
-    return (log_probs.exp() * gains).sum(dim=-1)
+    # π = π_old ρ cannot overflow; ρ of an action that was nearly impossible can.
+    old, new = log_probs.exp(), policy.log_probs.exp()  # [T, B, A]
+    clipped = new.clamp((1 - clip_range) * old, (1 + clip_range) * old)
+    return torch.min(new * immediate, clipped * immediate).sum(dim=-1)
 
 
 def _spread(immediate: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:

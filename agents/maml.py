@@ -301,9 +301,8 @@ def by_row(field: Tensor, lanes: int) -> Tensor:
 
 def by_lane(field: Tensor, lanes: int) -> Tensor:
     """Split columns into tasks and lanes: [T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]."""
-    return field.reshape(
-        len(field), field.shape[1] // lanes, lanes, *field.shape[2:]
-    )  # [T, num_tasks, lanes, ...]
+    num_tasks = field.shape[1] // lanes  # reshape cannot tell it from -1 if an axis has length 0
+    return field.reshape(len(field), num_tasks, lanes, *field.shape[2:])
 
 
 def normalised(weight: Tensor) -> Tensor:

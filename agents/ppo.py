@@ -354,6 +354,7 @@ class PPO:
             clipped_surrogate(log_ratio, batch.advantage, self.config.clip_range), batch.mask
         )
         if batch.immediate is not None and batch.log_probs is not None:
+            assert isinstance(policy, Categorical)
             gains = all_action_surrogate(policy, batch.log_probs, batch.immediate, self.config.clip_range)
             policy_loss = policy_loss - masked_mean(gains, batch.mask)
         value_loss = masked_mean((value - batch.value_target).square(), batch.mask)

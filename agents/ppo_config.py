@@ -67,5 +67,6 @@ class PPOConfig(UnitsConfig):
     reward_signal: RewardSignal = Field(
         "auto",
         description="reward in the loss: sampled, expected (its expectation), or regret (minus the regret); "
-        "auto: the last of these that the family provides; the agent always observes the sampled reward",
+        "auto: the last of these that the family provides; all_actions always takes the regret; the agent "
+        "always observes the sampled reward",
     )

@@ -77,11 +77,10 @@ class PrivilegedCritic(nn.Module):
         for _ in range(self.epochs):
             order = torch.randperm(mask.shape[1], generator=generator).to(mask.device)
             for index in order.chunk(_CHUNKS):
-                error = self(known.trials(index)) - target[:, index]
+                error, counted = self(known.trials(index)) - target[:, index], mask[:, index]
                 self._optimizer.zero_grad()
-                counts = mask[:, index]
-                # Where every trial has one step, nothing follows; the loss is then 0, and not 0 / 0.
-                loss = (error.square() * counts).sum() / counts.sum().clamp(min=1)
+                # In a trial of one step nothing counts; then there is nothing to learn.
+                loss = (error.square() * counted).sum() / counted.sum().clamp(min=1)
                 loss.backward()
                 nn.utils.clip_grad_norm_(self.parameters(), 1.0)
                 self._optimizer.step()

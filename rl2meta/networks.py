@@ -114,12 +114,15 @@ class Categoricals:
 
 
 def _by_entry(logits: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Return the logits by entry, [..., entries, largest size]; values that do not exist are impossible."""
+    """Return the logits by entry, [..., entries, largest size]; values that do not exist are impossible.
+
+    They are so even beside values that are all illegal, as in an environment that idles after its last step.
+    """
     largest = max(sizes)
     if all(size == largest for size in sizes):
         return logits.reshape(*logits.shape[:-1], len(sizes), largest)
     parts = [
-        torch.nn.functional.pad(part, (0, largest - part.shape[-1]), value=_IMPOSSIBLE)
+        torch.nn.functional.pad(part, (0, largest - part.shape[-1]), value=2 * _IMPOSSIBLE)
         for part in torch.split(logits, list(sizes), dim=-1)
     ]
     return torch.stack(parts, dim=-2)

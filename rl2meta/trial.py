@@ -45,8 +45,8 @@ class Choice(NamedTuple):
         action: sampled from the agent's policy, [B, ...]; the environment gets it clipped to its bounds.
         mode: the agent's best action, without exploration noise, in the shape of ``action``.
         notes: tensors for the agent's learner, by name, [B, ...] each; such as ``log_prob``, log π(action),
-            and
-            ``value``, the expected return. Names are the same at every step; ``Trajectory.notes`` holds them.
+            and ``value``, the expected return. Names are the same at every step; ``Trajectory.notes`` holds
+            them.
     """
 
     action: Tensor
@@ -62,8 +62,7 @@ class Phase(NamedTuple):
             carry changes while it acts must take the whole trial, because environments whose episodes end
             early idle (masked) until the phase ends.
         lanes_per_task: number of parallel environments on each task; ``act`` then gets num_tasks × lanes
-            rows,
-            grouped by task, and a phase has episodes × lanes episodes of the trial.
+            rows, grouped by task, and a phase has episodes × lanes episodes of the trial.
     """
 
     episodes: int | None = None

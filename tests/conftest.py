@@ -1,12 +1,17 @@
 """Families of tasks, and an agent, that exist only here."""
 
 import os
+import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one process a core; read when torch loads
+if (
+    signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+):  # as of a job in the background; programs that tests start inherit it
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 import gymnasium as gym
 import numpy as np

@@ -68,3 +68,14 @@ def test_masks_of_several_entries_forbid_values_of_each() -> None:
     assert drawn[:, 0].unique().tolist() == [0] and drawn[:, 1].unique().tolist() == [1, 2]
     torch.testing.assert_close(policy.entropy(), torch.full((500,), 2.0).log())
     assert Independent(TorchCategorical(torch.ones(2, 2)), 1).entropy() == 2 * torch.tensor(2.0).log()
+
+
+def test_values_that_do_not_exist_are_not_drawn_even_if_all_that_do_are_illegal() -> None:
+    """So it is in an environment that idles after a last step whose mask allows nothing."""
+    logits = legal_only(torch.zeros(500, 5), torch.zeros(500, 5, dtype=torch.bool))
+    policy = Categoricals(logits, [2, 3])
+    action = policy.sample(generator(0))
+    assert (action < torch.tensor([2, 3])).all() and (policy.mode() < torch.tensor([2, 3])).all()
+    torch.testing.assert_close(
+        policy.entropy(), torch.full((500,), 2.0).log() + torch.full((500,), 3.0).log()
+    )

@@ -331,6 +331,17 @@ def test_adapt_gets_the_phases_that_were_lived(corridor: Any, episodes: int) -> 
             assert phase.named("regret") is phase.named("expected_reward") is None and not phase.truth
 
 
+def test_adapt_gets_the_horizon_if_it_is_told(corridor: Any) -> None:
+    """A baseline that takes the longest episode so far for the horizon is another one than in training."""
+    inner = TaskEnv(corridor(horizon=3))
+    for horizon in (3, None):
+        agent = Witness(Phase(2), num_arms=2)
+        predictor = predictor_of(agent, inner, num_episodes=4, horizon=horizon)
+        evaluate_policy(predictor, Monitor(TrialEnv(inner, 4, tasks=lengths(1, 3))), 1, deterministic=False)
+        (phase,) = agent.trajectories[1]
+        assert (phase.horizon, phase.episodes) == (horizon, 2)
+
+
 class Counting:
     """Plays the best arm so far; learns only in adapt, from phases of one pull."""
 

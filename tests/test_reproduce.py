@@ -265,7 +265,7 @@ def test_a_cell_begins_with_the_trained_weights_of_another(
     assert list(cell["agents"]) == ["rl2 (slot)", "random"]
     assert (cell["agents"]["rl2 (slot)"]["column"], cell["agents"]["rl2 (slot)"]["published"]) == ("RL²", 6.7)
     text = (tmp_path / "table.md").read_text()
-    assert "trained on 10,240 environment steps, from the trained weights of n=10,k=5 on." in text
+    assert "trained on 10,240 environment steps, and began with the trained weights of n=10,k=5." in text
     assert "| rl2 (slot) (RL²) | 6.7 |" in text
     files = {path: path.stat().st_mtime_ns for cell in (first, second) for path in cell.rglob("*.*")}
     assert fill(tmp_path, "n=10,k=10", core="slot") == table

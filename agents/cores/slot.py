@@ -18,6 +18,7 @@ from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.cores.slot_unroll import Places, SlotWeights, unroll
 from rl2meta.agents.numbers import Count
 from rl2meta.errors import UserError
+from rl2meta.spaces import num_looked_up
 
 
 class SlotConfig(BaseModel):
@@ -74,6 +75,7 @@ class SlotCore(nn.Module):
     ) -> None:
         super().__init__()
         self._size = _number(observation_space, "observations"), _number(action_space, "actions")
+        self._sees_numbers = num_looked_up(observation_space) > 0
         d = config.slot_size
         self.start = nn.Parameter(0.1 * torch.randn(d))
         self.pool = nn.Linear(d, d)
@@ -120,10 +122,15 @@ class SlotCore(nn.Module):
         """Return where each step reads and writes, [..., B]; at a trial's start the cell is arbitrary."""
         states, actions = self._size
         first_row = states * torch.arange(seen.first.shape[-1], device=seen.first.device)  # [B]
-        # One-hot vectors of which only the first step of a trial has none: argmax is then 0.
-        before = first_row + seen.previous_observation.argmax(dim=-1)  # [..., B]
+        before = first_row + self._index(seen.previous_observation)  # [..., B]
         cell = before * actions + seen.action.argmax(dim=-1)
-        return Places(first_row + seen.observation.argmax(dim=-1), cell)
+        return Places(first_row + self._index(seen.observation), cell)
+
+    def _index(self, observation: Tensor) -> Tensor:
+        """Return which observation an encoded one is, [...]; 0 for the zeros before the first step."""
+        if self._sees_numbers:  # they count from 1
+            return (observation.squeeze(-1).long() - 1).clamp(min=0)
+        return observation.argmax(dim=-1)
 
     def _row(self, table: Tensor, places: Places) -> Tensor:
         """Return M[o_t, ·], [B, A, d]."""

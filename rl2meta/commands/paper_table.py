@@ -133,7 +133,7 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"# {paper.source}\n"
     yield from (f"- {note}" for note in paper.notes)
     for cell, filled in cells.items():
-        begun = "" if filled["from"] is None else f", from the trained weights of {filled['from']} on"
+        begun = "" if filled["from"] is None else f", and began with the trained weights of {filled['from']}"
         yield f"\n## {cell}\n"
         yield (
             f"{filled['num_tasks']:,} held-out tasks (seed {filled['seed']}), the same for every row; "

@@ -9,6 +9,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor
 
+from rl2meta.counted import ACTION_MASK, is_counted
 from rl2meta.envs.checking import findings
 from rl2meta.envs.checking.case import CPU, Case, Step, legal_after, play_on, same_stream
 from rl2meta.envs.checking.chance import Untold, has_several
@@ -254,10 +255,13 @@ def _alike(law: PluggedIn, tasks: MappingTasks, num_steps: int, seed: int) -> bo
 def _inform(config: RunConfig) -> Iterator[Finding]:
     """Look for what is told in the info of some steps but not of the first: it would be ignored."""
     law, seed = config.law, config.settings.seed
+    unseen = [name for name in EMITTED if name not in law.described.emits]
+    if is_counted(law.action_space) and not law.described.masks:
+        unseen.append(ACTION_MASK)
     for task in draw(law, TASKS, seed, "train").entries:
         infos = _infos(law, task, min(law.horizon, _MOST_STEPS), seed)
-        late = [(name, step) for step, info in enumerate(infos) for name in EMITTED if name in info]
-        for name, step in (told for told in late if told[0] not in law.described.emits):
+        late = [(name, step) for step, info in enumerate(infos) for name in unseen if name in info]
+        for name, step in late:
             words = f"task {task!s:.200}, step {step}: expected {name!r} in the info of every step or of none"
             yield Finding("FAULT", f"{words}, got it here, and not at the first step")
             return

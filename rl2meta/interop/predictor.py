@@ -43,7 +43,8 @@ class Predictor(Generic[Carry]):
         seed: of the agent's draws; the k-th trial uses the k-th random stream under it.
         num_episodes: episodes in a trial, if known; the agent's phases must fill it.
         horizon: maximum number of steps in an episode, if known. Agents that see how much of a trial is over
-            need it and ``num_episodes`` to act as in training.
+            need it and ``num_episodes`` to act as in training; agents whose baseline sees it need it to
+            adapt as in training.
         device: of the agent.
 
     Raises:
@@ -74,6 +75,7 @@ class Predictor(Generic[Carry]):
         self._bounded = bounded(action_space, device)
         self._seed, self._device = seed, torch.device(device)
         self._trials_begun = 0
+        self._horizon = horizon
         known = num_episodes is not None and horizon is not None
         self._length = TrialLength(num_episodes * horizon, horizon) if known else None  # type: ignore[operator]
         self._try(observation_space, action_space)
@@ -173,7 +175,8 @@ class Predictor(Generic[Carry]):
         """Adapt if all lanes have completed their episodes of the phase."""
         if row.lane < self.agent.phase.lanes_per_task:
             return row
-        return replace(row, carry=self.agent.adapt(row.carry, _trajectory(row.past)), past=(), lane=0)
+        phase = replace(_trajectory(row.past), horizon=self._horizon, episodes=self.agent.phase.episodes)
+        return replace(row, carry=self.agent.adapt(row.carry, phase), past=(), lane=0)
 
     def _decode(self, vector: Array) -> TimeStep:
         """Return the TimeStep in a flat observation, as a batch of one."""

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.all_actions import _spread, all_action_advantages
+from rl2meta.agents.all_actions import _spread, all_action_advantages, all_action_surrogate, judged
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
@@ -16,11 +16,12 @@ from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.errors import UserError
+from rl2meta.networks import Categorical
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
-from rl2meta.trial import Trajectory, Trial
+from rl2meta.trial import TimeStep, Trajectory, Trial
 
 BANDITS = BernoulliBandits(num_arms=3)
 ALL = {"surrogate": "all_actions", "discount": 1.0, "minibatches": 1, "epochs": 1}
@@ -77,6 +78,53 @@ def test_the_spread_is_the_standard_deviation_of_the_immediate_part() -> None:
     log_probs, regrets = torch.full((1, 1, 2), 0.5).log(), torch.tensor([[[0.0, 2.0]]])
     found = all_action_advantages(regrets, log_probs, torch.zeros(1, 1), torch.zeros(1, 1), 1.0)
     assert float(_spread(found.immediate, log_probs, torch.ones(1, 1))) == 1.0
+
+
+def test_a_baseline_does_not_know_that_an_action_ended_the_trial() -> None:
+    """Of two trials that are alike, one ends at once. Their advantages differ by what follows, all of it."""
+    mask = torch.tensor([[True, True], [False, True], [False, True]])
+    last = torch.tensor([[True, False], [False, False], [False, True]])
+    nothing, regrets = torch.zeros(3, 2), torch.tensor([1.0, 0.0]).expand(3, 2, 2)
+    inputs = TimeStep(nothing, torch.zeros(3, 2, 2), nothing, nothing.bool())
+    ends = Trajectory(inputs, nothing.long(), nothing, last, mask, {}, {"regrets": regrets}, 3, 1)
+    log_probs, value = torch.full((3, 2, 2), 0.5).log(), torch.full((3, 2), -0.7)
+    known = Known(torch.zeros(3, 2, 0), regrets, log_probs.exp(), torch.zeros(3, 2, 2))
+    found = judged(ends, known, log_probs, value, torch.tensor(1.0), 1.0, 1.0, None, generator(0))
+    spread = 0.5  # of ±0.5, so the regret of two more steps is 2 units
+    assert float(found.future[0, 0] - found.future[0, 1]) == pytest.approx(2 * 0.5 / spread)
+    assert not found.future[-1].any() and not found.future[1:, 0].any()
+    assert found.value_target[0].tolist() == pytest.approx([0.0, -0.5])  # per step of the two that may follow
+
+
+def test_the_surrogate_is_the_expectation_of_the_clipped_one() -> None:
+    old, new, gains = drawn(4, 2, 3).log_softmax(-1), drawn(4, 2, 3, seed=1), drawn(4, 2, 3, seed=2)
+    policy = Categorical(new)
+    ratio = (policy.log_probs - old).exp()
+    wanted = (old.exp() * torch.min(ratio * gains, ratio.clamp(0.8, 1.2) * gains)).sum(-1)
+    torch.testing.assert_close(all_action_surrogate(policy, old, gains, 0.2), wanted)
+
+
+def test_the_surrogate_is_finite_where_the_ratio_is_not() -> None:
+    old = torch.tensor([0.0, -100.0]).log_softmax(-1)
+    gains = torch.tensor([0.0, -1.0])
+    for other in (-100.0, 100.0):  # the second action becomes certain, or stays impossible
+        logits = torch.tensor([other, 0.0], requires_grad=True)
+        found = all_action_surrogate(Categorical(logits), old, gains, 0.2)
+        assert float(found.detach()) == pytest.approx(-1.0 if other < 0 else 0.0)
+        assert torch.autograd.grad(found, logits)[0].isfinite().all()
+
+
+def test_a_trial_of_one_step_teaches_the_critic_nothing() -> None:
+    learner = learner_of(critic="privileged", epochs=2, minibatches=2)
+    trial = RolloutWorker(BANDITS).run(learner.agent, sample_tasks(BANDITS, 8, 0, "train"), 1, 0)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    for _ in range(2):
+        row = learner.update(trial, 0.5, generator(0))
+    after = learner.state_dict()
+    assert all(value.isfinite().all() for value in after.values()) and row["explained"] == 0.0
+    weights = [n for n in before if n.startswith("critic.network.")]
+    assert weights and all(torch.equal(before[name], after[name]) for name in weights)
+    assert not torch.equal(before["network.core.logit.weight"], after["network.core.logit.weight"])
 
 
 def gradient(learner: PPO, loss: Tensor) -> Tensor:

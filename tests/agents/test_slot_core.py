@@ -105,6 +105,19 @@ def by_dictionary(core: SlotCore, lives: Lives, horizon: int, length: int) -> np
 
 
 @torch.no_grad()
+def test_observations_that_are_numbers_have_cells_of_their_own() -> None:
+    """Encodings of more than 1,024 observations are numbers from 1 on, not one-hot vectors."""
+    core, lives = build(states=1025), Lives(8, 2, states=1025)
+    lives.observed = 1021 + lives.observed % 4  # few, so they come again; the last one too
+    numbers = lives.seen(TrialLength(40, 30))
+    seen = replace(numbers, observation=(lives.observed + 1).double().unsqueeze(-1))
+    expected = by_dictionary(core, lives, horizon=30, length=40)
+    for output in (core(seen), stepped(core, seen)):
+        assert output.parameters is not None
+        np.testing.assert_allclose(output.parameters.numpy(), expected, atol=1e-12)
+
+
+@torch.no_grad()
 def test_logits_are_those_of_a_dictionary_that_is_rewritten_cell_by_cell() -> None:
     core, lives = build(), Lives(25, 3)
     expected = by_dictionary(core, lives, horizon=30, length=40)

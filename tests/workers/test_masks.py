@@ -146,6 +146,25 @@ def test_a_mask_that_comes_late_is_told(acted: str) -> None:
         lived(law, UniformAgent(law.action_space))
 
 
+def test_a_mask_that_comes_late_is_told_as_nobody_would_see_it(capsys: Any) -> None:
+    assert run_checks("masked:Games", ["distribution.fault=told late", "workers.processes=0"]) == 2
+    assert "FAULT" in (said := capsys.readouterr().out) and "put it into every info" in said
+
+
+@pytest.mark.parametrize("who", ["rl2", "maml"])
+@pytest.mark.parametrize("acted", ["discrete", "choices"])
+def test_the_last_step_of_an_episode_may_leave_no_action(acted: str, who: str) -> None:
+    """Environments that idle afterwards keep this mask while others still play."""
+    law = plugged(Games(acted, fault="none at the end"))
+    learner, worker, rows = learners(law)[who], RolloutWorker(law), list[Any]()
+    meta_train(learner, law, worker, Budget(3, 4, 4), 0, lambda row: rows.append(row) or False)
+    trial = lived(law, learner.agent)
+    worker.close()
+    assert any(not legal.any(dim=-1).all() for p in trial.phases if (legal := p.inputs.legal) is not None)
+    taken_are_legal(law, trial)
+    assert all(math.isfinite(value) for row in rows for value in row.values())
+
+
 @pytest.mark.parametrize("who", ["rl2", "maml"])
 def test_agents_learn_to_set_every_entry(who: str) -> None:
     """The numbers of a random action sum to 1.5 at most, those of the best legal one to 2.3 in the mean."""

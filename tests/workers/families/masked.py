@@ -37,12 +37,16 @@ class Game(gym.Env[Any, Any]):
             raise ValueError(f"illegal action {action}")
         self._steps += 1
         over = bool(self.np_random.random() < 0.2)
-        return *self._now()[:1], self._bonus + float(numbers.sum()), over, False, self._info
+        shown, info = self._now()
+        if over and self._fault == "none at the end":
+            info = {"action_mask": np.zeros(sum(self._sizes), np.int8)}
+        return shown, self._bonus + float(numbers.sum()), over, False, info
 
     def _now(self) -> Any:
         self._masks = [self.np_random.random(size) < 0.4 for size in self._sizes]
         for mask in self._masks:
             mask[self.np_random.integers(len(mask))] = True
+            mask |= self._fault == "told late"  # nothing raises
         flat = np.concatenate(self._masks).astype(np.int8)
         if self._fault == "none legal" and self._steps == 2:
             flat[:] = 0
