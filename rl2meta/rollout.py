@@ -149,7 +149,7 @@ class Stage:
             completed = completed + last
             if envs.finished:
                 break
-            step = TimeStep(observation, self._action.encode(action), reward, last, info.get(ACTION_MASK))
+            step = TimeStep(observation, self._action.encode(action), reward, last, _legal(info, last))
         return Trajectory.of(steps, self.distribution.horizon, episodes), carry  # [B, ...] -> [T, B, ...]
 
     def _first_step(self, observation: Tensor, info: dict[str, Any]) -> TimeStep:
@@ -158,8 +158,8 @@ class Stage:
             observation=observation,
             action=torch.zeros(n, self._action.size, device=self.device),
             reward=torch.zeros(n, device=self.device),
-            first=torch.ones(n, dtype=torch.bool, device=self.device),
-            legal=info.get(ACTION_MASK),
+            first=(first := torch.ones(n, dtype=torch.bool, device=self.device)),
+            legal=_legal(info, first),
         )
 
     def _step_after(self, phase: Trajectory, observation: Tensor, info: dict[str, Any]) -> TimeStep:
@@ -171,8 +171,14 @@ class Stage:
             action=self._action.encode(self._bounded(phase.action[end, lanes])),  # [B, action size]
             reward=phase.reward[end, lanes],
             first=torch.ones_like(phase.last[0]),
-            legal=info.get(ACTION_MASK),
+            legal=_legal(info, phase.last[0]),
         )
+
+
+def _legal(info: dict[str, Any], rows: Tensor) -> Tensor:
+    """Return which actions are legal next, bool [B, A], or [B, 0] without masks, for ``rows`` bool [B]."""
+    legal = info.get(ACTION_MASK)
+    return rows.new_empty(len(rows), 0) if legal is None else legal
 
 
 def _truth(info: dict[str, Any]) -> dict[str, Tensor]:

@@ -28,7 +28,7 @@ class TimeStep(NamedTuple):
         reward: r_{t-1}, float [B], the sampled reward.
         first: d_{t-1}, bool [B], true if o_t begins an episode.
         legal: bool [B, action size], true for the actions that may be taken now (for MultiDiscrete the values
-            of the first entry, then those of the second, and so on); None if every action always may.
+            of the first entry, then those of the second, and so on); [B, 0] or None if all always may.
     """
 
     observation: Tensor

@@ -35,7 +35,7 @@ FAULTS = {
     "NESTED_STATE": r"state_dict: expected one flat dict .*got OrderedDict for 'network'; .*state_of",
     "ONE_ACTION": r"act: action: expected integers \[6\], one action a row, got \[\]",
     "FLOAT_ACTION": r"act: mode: expected integers \[6\], got torch.float32",
-    "NO_SUCH_ACTION": r"act: action: expected one of Discrete\(3\), 0 to 2, got \[[\d, ]*3",
+    "NO_SUCH_ACTION": r"act: action: expected one of Discrete\(3\), from 0 on, got \[[\d, ]*3",
     "NOTES_AT_TIMES": r"act: expected the same names in notes at every step, got \['a'\], then \[\]; give",
     "MEAN_NOTE": r"act: notes\['value'\]: expected a tensor \[6, ...\], got \[\]",
     "NO_CARRY": r"act: expected \(rl2meta.Choice, carry\), got Choice.*; return both",

@@ -42,10 +42,10 @@ EARLY = {
     "SeenGraph": ANY.format("0, make_env") + r"observation_space: expected an observation space .*got Graph",
     "SeenText": ANY.format("0, make_env")
     + r"observation_space: expected an observation space .*got Text.*wrap",
-    "DoneMultiDiscrete": ANY.format("0, make_env")
-    + r"action_space: expected a Discrete action space .*got MultiDiscrete",
+    "DoneTuple": ANY.format("0, make_env")
+    + r"action_space: expected an action space that is Discrete, .*got Tuple",
     "DoneDict": ANY.format("0, make_env")
-    + r"action_space: expected a Discrete action space or a Box .*got Dict.*wrap",
+    + r"action_space: expected an action space that is Discrete, .*got Dict.*wrap",
     "NoSpace": ANY.format("0, make_env") + r"expected a gymnasium Space for observation_space, got None",
     "NaNAtFirst": ANY.format("0, step") + r"expected finite numbers for an observation, got \[nan nan nan\]",
     "NaNAtTheEnd": ANY.format("4, step") + r"expected finite numbers for an observation",

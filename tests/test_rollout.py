@@ -49,7 +49,7 @@ class Witness:
     def act(self, carry: Memory, step: TimeStep) -> tuple[Choice, Memory]:
         assert carry.begun == self.begins  # nobody else's carry
         assert carry.total == len(self.seen)  # no carry was reset, skipped or used twice
-        assert [len(field) for field in step if field is not None] == [carry.rows] * 4
+        assert [len(field) for field in step] == [carry.rows] * 5
         self._check(carry, step)
         self.seen.append(step)
         action = torch.randint(0, 2, (carry.rows,), generator=carry.generator)

@@ -61,7 +61,8 @@ class UniformAgent:
     def act(self, carry: Draws, step: TimeStep) -> tuple[Choice, Draws]:
         """Draw an action in each row."""
         rows, source = len(step.reward), carry.generator
-        if step.legal is not None or isinstance(self._space, gym.spaces.MultiDiscrete):
+        masked = step.legal is not None and step.legal.shape[-1] > 0
+        if masked or isinstance(self._space, gym.spaces.MultiDiscrete):
             action = _legal(self._space, step.legal, rows, source)
         elif isinstance(self._space, gym.spaces.Discrete):
             start, n = int(self._space.start), int(self._space.n)

@@ -50,7 +50,7 @@ def lived(law: PluggedIn, agent: Any, episodes: int = 4) -> Trial:
 
 def taken_are_legal(law: PluggedIn, trial: Trial) -> None:
     for phase in trial.phases:
-        assert phase.inputs.legal is not None
+        assert phase.inputs.legal is not None and phase.inputs.legal.shape[-1]
         action = phase.action.reshape(*phase.mask.shape, -1)
         legal = torch.split(phase.inputs.legal, sizes_of(law.action_space), dim=-1)
         for entry, part in enumerate(legal):

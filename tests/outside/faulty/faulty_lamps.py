@@ -8,7 +8,7 @@ from typing import Any
 
 import gymnasium as gym
 import numpy as np
-from gymnasium.spaces import Box, Dict, Discrete, Graph, MultiDiscrete, Sequence, Text
+from gymnasium.spaces import Box, Dict, Discrete, Graph, Sequence, Text, Tuple
 
 SWITCHES = 4
 LATE = 7  # steps into the trial
@@ -101,8 +101,8 @@ class SeenText(Lamp):
         return "dark"
 
 
-class DoneMultiDiscrete(Lamp):
-    action_space = MultiDiscrete([2, 2])
+class DoneTuple(Lamp):
+    action_space = Tuple((Discrete(2), Discrete(2)))
 
 
 class DoneDict(Lamp):
