@@ -248,6 +248,11 @@ def test_a_shipped_config_is_complete_and_trains(name: str) -> None:
     overrides = ["training.updates=2", "training.trials_per_update=8", "device=cpu"]
     if "workers" in yaml.safe_load(shipped_configs()[name]):  # environments that are not batched take longer
         overrides += ["distribution.horizon=5", "workers.processes=1"]
+    text = yaml.safe_load(shipped_configs()[name])
+    if (
+        text["agent"]["name"] == "rl2" and text["training"]["episodes_per_trial"] > 10
+    ):  # long trials take long
+        overrides += ["training.episodes_per_trial=10"]
     config = read_config(name, overrides)
     written = yaml.safe_load(read_config(name, []).to_yaml())
     shipped = yaml.safe_load(shipped_configs()[name])
