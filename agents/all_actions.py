@@ -13,7 +13,7 @@ from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.errors import UserError
 from rl2meta.networks import Categorical
-from rl2meta.returns import discounted_lengths, discounted_returns, masked_mean
+from rl2meta.returns import discounted_lengths, discounted_returns, masked_mean, mean_or_zero
 from rl2meta.trial import Trajectory
 
 
@@ -121,7 +121,7 @@ def judged(
     if critic is not None and gamma > 0:
         critic.learn(known, target, may_follow, generator)
     spread = _spread(found.immediate, log_probs, mask) + 1e-8
-    future = (found.future - _mean(found.future, may_follow)) * may_follow
+    future = (found.future - mean_or_zero(found.future, may_follow)) * may_follow
     return Judged(found.immediate / spread, future / spread, target, _explained(found, may_follow))
 
 
@@ -173,8 +173,4 @@ def _explained(found: AllActions, mask: Tensor) -> Tensor:
 
 
 def _variance(x: Tensor, mask: Tensor) -> Tensor:
-    return _mean((x - _mean(x, mask)).square(), mask)
-
-
-def _mean(x: Tensor, mask: Tensor) -> Tensor:
-    return (x * mask).sum() / mask.sum().clamp(min=1)  # a trial of one step is followed by none
+    return mean_or_zero((x - mean_or_zero(x, mask)).square(), mask)

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rl2meta.learner_state import load_state, state_of
+from rl2meta.returns import mean_or_zero
 
 _CHUNKS = 4  # minibatches of a pass
 
@@ -80,8 +81,8 @@ class PrivilegedCritic(nn.Module):
                 error, counted = self(known.trials(index)) - target[:, index], mask[:, index]
                 self._optimizer.zero_grad()
                 # In a trial of one step nothing counts; then there is nothing to learn.
-                loss = (error.square() * counted).sum() / counted.sum().clamp(min=1)
-                loss.backward()
+                loss = mean_or_zero(error.square(), counted)
+                loss.backward()  # type: ignore[no-untyped-call]
                 nn.utils.clip_grad_norm_(self.parameters(), 1.0)
                 self._optimizer.step()
 

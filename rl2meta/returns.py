@@ -87,6 +87,11 @@ def masked_mean(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> 
     return (x * mask).sum(dim, keepdim=keep) / mask.sum(dim, keepdim=keep)
 
 
+def mean_or_zero(x: Tensor, mask: Tensor) -> Tensor:
+    """Return Σ x m / Σ m for a mask m of entries 0 and 1, or 0 if the mask excludes everything."""
+    return (x * mask).sum() / mask.sum().clamp(min=1)
+
+
 def standardised(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     """Return (x − mean) / (standard deviation), both computed with ``masked_mean``."""
     centred = x - masked_mean(x, mask, dim)
