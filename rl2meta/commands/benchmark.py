@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -23,6 +24,7 @@ def run_benchmark(
     against: str | None,
     configs: Sequence[str] = (),
     seeds: int | None = None,
+    turns: int | None = None,
     device: str,
     precision: str = "float32",
     threads: int | None,
@@ -31,7 +33,7 @@ def run_benchmark(
 ) -> None:
     """Measure, print a table for each suite, and save all figures to ``out``."""
     names = _named(suite, [*measurement.suites, LEARNING])
-    _refuse_values(seconds, precision, {"--threads": threads, "--seeds": seeds})
+    _refuse_values(seconds, precision, {"--threads": threads, "--seeds": seeds, "--turns": turns})
     if against is not None:
         _refuse_against(against, names)
     _refuse_configs(configs, names, measurement.learning.targets)
@@ -51,7 +53,7 @@ def run_benchmark(
         configs=configs,
         seeds=seeds or 3,
         out=out,
-        measurement=measurement,
+        measurement=measurement if turns is None else replace(measurement, turns=turns),
         callbacks=Callbacks(begun=_print, measured=_print_table, judged=_print_point),
     )
 
