@@ -6,13 +6,14 @@ from rl2meta.experiments.agent_checks import check_agent as check_agent
 from rl2meta.experiments.catalogue import list_agents as list_agents
 from rl2meta.experiments.catalogue import list_configs as list_configs
 from rl2meta.experiments.catalogue import list_distributions as list_distributions
+from rl2meta.experiments.entry import load_run as load_run
+from rl2meta.experiments.entry import resume as resume
+from rl2meta.experiments.entry import train as train
 from rl2meta.experiments.evaluations import Evaluation as Evaluation
 from rl2meta.experiments.evaluations import compare as compare
 from rl2meta.experiments.evaluations import evaluate as evaluate
-from rl2meta.experiments.restore import load_run as load_run
+from rl2meta.experiments.groups import Group as Group
 from rl2meta.experiments.run import Run as Run
-from rl2meta.experiments.trainings import resume as resume
-from rl2meta.experiments.trainings import train as train
 from rl2meta.interop import Predictor as Predictor
 from rl2meta.interop import TrialEnv as TrialEnv
 from rl2meta.memory import keep_memory as keep_memory

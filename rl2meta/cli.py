@@ -121,6 +121,20 @@ def train(
             "trial lengths, budget and the learner's settings may differ; the shapes of the network may not.",
         ),
     ] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(
+            metavar="SEEDS",
+            help="Train a group: one run for each seed, such as 0-4 or 0,3,7, in DIR/seed0, DIR/seed3, ... "
+            "The same command continues a group that is there.",
+        ),
+    ] = None,
+    jobs: Annotated[
+        int | None,
+        typer.Option(
+            help="Trainings of a group at a time; it changes no result. Default: as many as there are cores."
+        ),
+    ] = None,
     trust: Trust = None,
 ) -> None:
     """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
@@ -131,6 +145,14 @@ def train(
 
     if run_dir is None:
         raise UserError("--run-dir: expected a folder for the run, got none; add --run-dir runs/NAME")
+    if seeds is not None or (resume and (run_dir / "group.yaml").is_file()):
+        from rl2meta.commands.train_group import start_or_resume
+
+        raise typer.Exit(
+            start_or_resume(config, overrides or [], seeds, run_dir, jobs, start_from, resume, trust or [])
+        )
+    if jobs is not None:
+        raise UserError(f"--jobs: expected --seeds beside it, got --jobs {jobs} for one run; leave it out")
     if resume and start_from is not None:
         raise UserError("--from: expected a new run, got --resume; leave one of them out")
     if resume and config is not None and "=" in config:

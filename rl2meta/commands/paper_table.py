@@ -12,7 +12,7 @@ from rl2meta.experiments.components import row_name
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.papers import Paper
 from rl2meta.experiments.restore import load_run_config
-from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.run_folder import RunFolder, has_run
 from rl2meta.files import read_file, reading, write_atomically, writing
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
@@ -42,11 +42,6 @@ class _Said(BaseModel):
     trained_with: dict[str, Any]
     bayes_optimal_return: _Number | None
     oracle_return: _Number | None
-
-
-def has_run(run_dir: Path) -> bool:
-    """Return whether a folder holds a run."""
-    return (run_dir / "config.yaml").exists()
 
 
 def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:

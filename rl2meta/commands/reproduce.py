@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from rl2meta.commands.evaluate import evaluate_run
-from rl2meta.commands.paper_table import evaluation, has_run, write_table
+from rl2meta.commands.paper_table import evaluation, write_table
 from rl2meta.commands.progress import say
 from rl2meta.commands.train import resume_run, start_run
 from rl2meta.devices import resolve_device
@@ -16,7 +16,7 @@ from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig, differing
 from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper, with_core, with_origins
 from rl2meta.experiments.restore import load_run_config, origin_of
-from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.run_folder import RunFolder, has_run
 
 
 class _Experiment(NamedTuple):

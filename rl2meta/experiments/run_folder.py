@@ -19,7 +19,8 @@ CONFIG = "config.yaml"
 """The file with the config that a run was started with."""
 LARGEST_CONFIG = 4 * 2**20
 """The largest size of a config in bytes; a longer text is no config."""
-_LOCK = ".lock"
+LOCK = ".lock"
+"""The file in a folder that a process locks while it writes there."""
 
 
 @dataclass(frozen=True)
@@ -123,22 +124,12 @@ class RunFolder:
         Raises:
             UserError: if another process is writing to the run; it does not wait.
         """
-        lock = FileLock(self.path / _LOCK, timeout=0)
-        with writing(self.path):
-            try:
-                lock.acquire()
-            except Timeout:
-                raise UserError(
-                    f"another process is writing to {self.path}; wait until it ends or choose another "
-                    "--run-dir"
-                ) from None
-        try:
+        taken = f"another process is writing to {self.path}; wait until it ends or choose another --run-dir"
+        with locked(self.path, taken):
             with writing(self.path):
                 remove_leftovers(self.path)
             checkpoints.tidy(self.checkpoints_path)
             yield
-        finally:
-            lock.release()
 
     def append_metrics(self, row: Mapping[str, Any]) -> None:
         """Add one line to the metrics; when this returns, the operating system has it.
@@ -190,6 +181,30 @@ class RunFolder:
 
 
 @contextmanager
+def locked(path: Path, taken: str, seconds: float = 0.0) -> Iterator[None]:
+    """Hold the lock of a folder in the block.
+
+    Raises:
+        UserError: with the text ``taken``, if another process holds it and keeps it for ``seconds``.
+    """
+    lock = FileLock(path / LOCK, timeout=seconds)
+    with writing(path):
+        try:
+            lock.acquire()
+        except Timeout:
+            raise UserError(taken) from None
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def has_run(path: Path) -> bool:
+    """Return whether a folder holds a run."""
+    return (path / CONFIG).exists()
+
+
+@contextmanager
 def new_folder(default: Path, out: Path | None) -> Iterator[Path]:
     """Make a folder for results, for this process only; remove it if it stays empty.
 
@@ -236,7 +251,7 @@ def _new_folder(path: Path) -> Path:
 
 def is_of_a_run(path: Path) -> bool:
     """Return whether a file is the config.yaml of a run; in the current folder it may be the user's own."""
-    others = (_LOCK, "checkpoints", "metrics.jsonl", "tensorboard")
+    others = (LOCK, "checkpoints", "metrics.jsonl", "tensorboard")
     if path.name != CONFIG or not os.path.isfile(path):
         return False
     return path.parent.resolve() != Path.cwd() or any((path.parent / name).exists() for name in others)
@@ -254,7 +269,7 @@ def _is_of_a_start(entry: Path) -> bool:
     """Return whether ``create`` makes an entry of a run folder before it writes config.yaml."""
     if entry.name == "checkpoints":
         return checkpoints.only_first(entry)
-    return entry.name in (_LOCK, trust.STAMP) or is_leftover(entry)
+    return entry.name in (LOCK, trust.STAMP) or is_leftover(entry)
 
 
 def _refuse_used(path: Path) -> None:

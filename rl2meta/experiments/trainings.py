@@ -70,7 +70,7 @@ def train(
         UserError: for a config with faults, a folder that is in use, weights that do not fit, or a training
             that diverges.
     """
-    experiment, text, device = _settled(read_config(config, overrides_of(overrides), trust))
+    experiment, text, device = settled(read_config(config, overrides_of(overrides), trust))
     rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
     chosen_references(experiment)  # finds a mistyped name now and not after hours of training
     learner = make_learner(experiment, device)
@@ -140,8 +140,12 @@ def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
     return run if isinstance(run, Run) else load_run(run, trust=trust)
 
 
-def _settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
-    """Return the experiment with its actual device and threads, its text for a run folder, and the device."""
+def settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
+    """Set threads and precision; return the experiment with its actual device and threads.
+
+    Returns:
+        The experiment, its text for a run folder, and the device.
+    """
     device = resolve_device(config.settings.device)
     threads = set_threads(config.settings.threads)
     set_precision(config.settings.precision)
