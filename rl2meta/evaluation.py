@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from rl2meta.distinct import Labels, repeated
 from rl2meta.errors import UserError
 from rl2meta.files import write_atomically, writing
 from rl2meta.randomness import derive
@@ -23,6 +24,7 @@ Array = NDArray[np.float32]
 TENSORS_TOGETHER, SINGLES_TOGETHER = 2_500, 100
 """Tasks in a batch of an evaluation, for tensor tasks and for single environments; each has its own seed."""
 _ADAPTATION = ("episode", "mean", "low", "high", "regret_mean", "regret_low", "regret_high")
+_DIGITS = 10  # of a number in a file; with few, a narrow interval around a large mean would have no width
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
@@ -39,6 +41,7 @@ class AgentResult:
         seconds: duration of the evaluation.
         episodes_per_block: number of consecutive episodes between two adaptations of the agent.
         constants: tuned constants of the agent, by name.
+        labels: [num_tasks], equal exactly for equal tasks (``rl2meta.distinct``); None if all differ.
     """
 
     rewards: Array
@@ -47,10 +50,19 @@ class AgentResult:
     seconds: float
     episodes_per_block: int = 1
     constants: Mapping[str, float] = field(default_factory=dict)
+    labels: Labels | None = None
 
     def returns(self) -> NDArray[np.float64]:
         """Return the sum of all rewards of each trial, [num_tasks]."""
         return np.asarray(self.rewards.sum(axis=1, dtype=np.float64))
+
+    def interval(self, values: Array | NDArray[np.float64]) -> Interval:
+        """Return the mean of ``values``, [num_tasks, ...], with its 95 % interval over distinct tasks."""
+        return mean_interval(values, clusters=self.clusters(len(values)))
+
+    def clusters(self, num_tasks: int) -> Labels | None:
+        """Return the labels of the first tasks if some of them are the same task, else None."""
+        return None if self.labels is None else repeated(self.labels[:num_tasks])
 
     def per_block(self, values: Array) -> NDArray[np.float64]:
         """Return the mean of ``values``, [num_tasks, episodes], in each block, [num_tasks, blocks]."""
@@ -140,11 +152,10 @@ def write_evaluation(
     arrays |= {f"{name}/regrets": regret for name, regret in regrets.items()}
     arrays |= {f"{name}/steps": evaluation.steps for name, evaluation in evaluations.items()}
     values = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
-    curves = {name: (value, evaluations[name].steps) for name, value in values.items()}
     with writing(folder):
         with open(folder / "arrays.npz", "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), curves)
+        _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), values, evaluations)
         _write_adaptation(folder / "adaptation.csv", agents)
         write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
 
@@ -152,7 +163,8 @@ def write_evaluation(
 def difference(evaluation: AgentResult, subject: AgentResult) -> Interval:
     """Return the difference between an agent's return and that of ``subject``, on their common tasks."""
     both = min(len(evaluation.rewards), len(subject.rewards))
-    return paired_difference(evaluation.returns()[:both], subject.returns()[:both])
+    clusters = subject.clusters(both)
+    return paired_difference(evaluation.returns()[:both], subject.returns()[:both], clusters=clusters)
 
 
 def adaptation(evaluation: AgentResult) -> list[dict[str, float]]:
@@ -165,7 +177,7 @@ def adaptation(evaluation: AgentResult) -> list[dict[str, float]]:
     columns: dict[str, NDArray[np.float64]] = {}
     for prefix, values in known.items():
         if values is not None:
-            band = mean_interval(evaluation.per_block(values))
+            band = evaluation.interval(evaluation.per_block(values))
             columns |= {prefix + end: np.asarray(getattr(band, end)) for end in ("mean", "low", "high")}
     return [
         {"episode": block * evaluation.episodes_per_block, **dict(zip(columns, map(float, row), strict=True))}
@@ -195,8 +207,8 @@ def _per_episode(trial: Trial) -> dict[str, Array]:
 
 
 def _summary(evaluation: AgentResult, subject: AgentResult) -> dict[str, Any]:
-    """Return means with standard errors, and the paired difference to the first agent."""
-    returns = mean_interval(evaluation.returns())
+    """Return means with standard errors and intervals, and the paired difference to the first agent."""
+    returns = evaluation.interval(evaluation.returns())
     summary: dict[str, Any] = {
         "num_tasks": len(evaluation.rewards),
         "mean_return": float(returns.mean),
@@ -204,27 +216,28 @@ def _summary(evaluation: AgentResult, subject: AgentResult) -> dict[str, Any]:
         "mean_regret": None,
         "regret_standard_error": None,
         "seconds": evaluation.seconds,
+        "over_tasks": {"return": _ends(returns), "regret": None},
     }
     if evaluation.regrets is not None:
-        regret = mean_interval(evaluation.regrets.sum(axis=1, dtype=np.float64))
+        regret = evaluation.interval(evaluation.regrets.sum(axis=1, dtype=np.float64))
+        summary["over_tasks"]["regret"] = _ends(regret)
         summary |= {
             "mean_regret": float(regret.mean),
             "regret_standard_error": float(regret.standard_error),
         }
     if evaluation is not subject:
-        gap = difference(evaluation, subject)
-        summary["return_minus_first"] = {
-            "mean": float(gap.mean),
-            "low": float(gap.low),
-            "high": float(gap.high),
-        }
+        summary["return_minus_first"] = _ends(difference(evaluation, subject))
     if evaluation.constants:
         summary["constants"] = dict(evaluation.constants)
     steps = {"episodes_per_block": evaluation.episodes_per_block, "adaptation": adaptation(evaluation)}
     return summary | steps
 
 
-def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None:
+def _ends(interval: Interval) -> dict[str, float]:
+    return {key: float(getattr(interval, key)) for key in ("mean", "low", "high")}
+
+
+def _write_curves(path: Path, curves: Mapping[str, Array], results: Mapping[str, AgentResult]) -> None:
     """Write the cumulative curve of each agent over episodes, with a 95 % interval over tasks.
 
     The column ``step`` is the number of steps so far, a mean over tasks.
@@ -232,12 +245,12 @@ def _write_curves(path: Path, curves: Mapping[str, tuple[Array, Array]]) -> None
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
         writer.writerow(["agent", "episode", "step", "mean", "low", "high"])
-        for name, (values, steps) in curves.items():
-            band = mean_interval(np.cumsum(values, axis=1, dtype=np.float64))
-            interactions = np.cumsum(steps.mean(axis=0, dtype=np.float64))
+        for name, values in curves.items():
+            band = results[name].interval(np.cumsum(values, axis=1, dtype=np.float64))
+            interactions = np.cumsum(results[name].steps.mean(axis=0, dtype=np.float64))
             columns = np.stack([interactions, band.mean, band.low, band.high], axis=1)
             for episode, row in enumerate(columns, start=1):
-                writer.writerow([name, episode, *(f"{value:.6g}" for value in row)])
+                writer.writerow([name, episode, *(f"{value:.{_DIGITS}g}" for value in row)])
 
 
 def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:
@@ -247,5 +260,5 @@ def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> No
         writer.writerow(["agent", "block", *_ADAPTATION])
         for name, said in agents.items():
             for block, row in enumerate(said["adaptation"]):
-                values = (f"{row[key]:.6g}" if key in row else "" for key in _ADAPTATION[1:])
+                values = (f"{row[key]:.{_DIGITS}g}" if key in row else "" for key in _ADAPTATION[1:])
                 writer.writerow([name, block, row["episode"], *values])

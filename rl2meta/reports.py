@@ -78,7 +78,7 @@ def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
     rows = _read_rows(folder / curves, "step")
     with _said(folder) as said:
         return EvaluationReport(
-            f"{said['num_tasks']:,} {kind_of_tasks(said)}",
+            said_tasks(said),
             _subtitle(said),
             said["oracle_return"],
             said["bayes_optimal_return"],
@@ -97,13 +97,25 @@ def read_adaptation(folder: Path) -> EvaluationReport:
     with _said(folder) as said:
         oracle = said["oracle_return"]
         each = None if oracle is None else oracle / said["episodes"]
-        title = f"{said['num_tasks']:,} {kind_of_tasks(said)}"
-        return EvaluationReport(title, _subtitle(said), each, None, None, _agents(said, rows))
+        return EvaluationReport(said_tasks(said), _subtitle(said), each, None, None, _agents(said, rows))
 
 
-def kind_of_tasks(said: Mapping[str, Any]) -> str:
-    """Return what to call the tasks of an evaluation."""
-    return "tasks, of which training had some" if said.get("shared_with_training") else "held-out tasks"
+def said_tasks(said: Mapping[str, Any]) -> str:
+    """Return how many tasks an evaluation has, and what to call them."""
+    trials, distinct = said["num_tasks"], said.get("distinct_tasks", said["num_tasks"])
+    shared = said.get("shared_with_training")
+    kind = "tasks, of which training had some" if shared else "held-out tasks"
+    kind = kind.replace("tasks", "task", 1).replace("some", "it") if distinct == 1 else kind
+    return f"{trials:,} {kind}" if distinct == trials else f"{trials:,} trials on {distinct:,} {kind}"
+
+
+def what_intervals_are_over(said: Mapping[str, Any]) -> Iterator[str]:
+    """Yield a line about the intervals of an evaluation whose tasks repeat."""
+    trials, distinct = said["num_tasks"], said.get("distinct_tasks", said["num_tasks"])
+    if distinct == 1:
+        yield "intervals are over the trials: a single task says nothing about other tasks"
+    elif distinct < trials:
+        yield f"intervals are over the {distinct:,} different tasks, whose trials are taken together"
 
 
 def trained_elsewhere(said: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
@@ -125,7 +137,7 @@ def _agents(said: Mapping[str, Any], rows: Mapping[str, list[list[float]]]) -> l
             name in _subjects(said),
             int(entry.get("episodes_per_block", 1)),
             float(entry["mean_return"]),
-            _margin(entry["return_standard_error"], _num_tasks(said, entry)),
+            _margin(said, entry),
             *np.array(rows[name]).T,
         )
         for place, (name, entry) in enumerate(said["agents"].items())
@@ -167,8 +179,15 @@ def _read_rows(path: Path, across: str) -> dict[str, list[list[float]]]:
     return curves
 
 
-def _margin(standard_error: float | None, n: int) -> float:
-    """Return half the width of the 95 % interval; 0 for a single task, which says nothing about it."""
+def _margin(said: Mapping[str, Any], entry: Mapping[str, Any]) -> float:
+    """Return half the width of the 95 % interval of the mean return, as the table shows it.
+
+    Files of earlier versions hold only a standard error; 0 for a single task, which says nothing about it.
+    """
+    if "over_tasks" in entry:
+        interval = entry["over_tasks"]["return"]
+        return float(interval["high"]) - float(interval["mean"])
+    standard_error, n = entry["return_standard_error"], _num_tasks(said, entry)
     return 0.0 if standard_error is None or n < 2 else t_quantile(n) * standard_error
 
 

@@ -78,3 +78,54 @@ def test_a_confidence_outside_0_1_is_refused(confidence):
 def test_unequal_pairs_are_refused():
     with pytest.raises(ValueError, match=r"expected pairs, got arrays of shapes \(3,\) and \(1,\)"):
         paired_difference([1.0, 2.0, 3.0], [1.0])
+
+
+def _brute_force(samples, clusters):
+    """Liang and Zeger's variance of a mean, as a double sum over all pairs of samples of one cluster."""
+    n, count = len(samples), len(set(clusters))
+    rest = samples - samples.mean(axis=0)
+    pairs = sum(rest[i] * rest[j] for i in range(n) for j in range(n) if clusters[i] == clusters[j])
+    return np.sqrt(count / (count - 1) * pairs / n**2)
+
+
+@pytest.mark.parametrize("count", [2, 3, 9])
+def test_samples_of_a_cluster_are_taken_together(count):
+    rng = np.random.default_rng(count)
+    clusters = rng.permutation(np.arange(40) % count) * 7 - 3  # any labels, in any order, of unequal number
+    samples = rng.normal(size=(40, 2)) + rng.normal(size=(1000, 2))[clusters]
+    interval = mean_interval(samples, 0.9, clusters)
+    standard_error = _brute_force(samples, clusters)
+    margin = stats.t.ppf(0.95, count - 1) * standard_error
+    np.testing.assert_allclose(interval.mean, samples.mean(axis=0), rtol=1e-12)
+    np.testing.assert_allclose(interval.standard_error, standard_error, rtol=1e-12)
+    np.testing.assert_allclose(interval.high - interval.mean, margin, rtol=1e-12)
+    np.testing.assert_allclose(interval.mean - interval.low, margin, rtol=1e-12)
+
+
+def test_clusters_of_one_sample_give_the_ordinary_interval():
+    samples = np.random.default_rng(0).normal(size=(50, 3))
+    for got, want in zip(mean_interval(samples, clusters=np.arange(50)), mean_interval(samples), strict=True):
+        np.testing.assert_allclose(got, want, rtol=1e-12)
+
+
+def test_the_clustered_interval_covers_the_mean_as_often_as_it_says():
+    """Twelve clusters of ten samples that differ little: intervals of 120 samples cover far too seldom."""
+    rng, clusters = np.random.default_rng(0), np.repeat(np.arange(12), 10)
+    samples = rng.normal(size=(12, 4000)).repeat(10, axis=0) + 0.3 * rng.normal(size=(120, 4000))
+    together, apart = mean_interval(samples, clusters=clusters), mean_interval(samples)
+    covered = [float(np.mean((each.low < 0) & (each.high > 0))) for each in (together, apart)]
+    assert abs(covered[0] - 0.95) < 0.012  # 3.5 standard errors
+    assert covered[1] < 0.6
+
+
+def test_pairs_are_clustered_too():
+    rng, clusters = np.random.default_rng(1), np.arange(30) % 4
+    a, b = rng.normal(size=(2, 30))
+    want = _brute_force(a - b, clusters)
+    assert paired_difference(a, b, clusters=clusters).standard_error == pytest.approx(want, rel=1e-12)
+
+
+@pytest.mark.parametrize("clusters", [[0, 0, 0], [0, 1]])
+def test_one_cluster_and_another_number_of_them_are_refused(clusters):
+    with pytest.raises(ValueError, match=r"expected at least 2 clusters|expected 3 clusters"):
+        mean_interval([1.0, 2.0, 3.0], clusters=clusters)

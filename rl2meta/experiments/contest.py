@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from rl2meta.agents.references.reference import Reference
+from rl2meta.distinct import same_tasks
 from rl2meta.evaluation import AgentResult, Ceilings, ceilings, evaluate
 from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
@@ -45,10 +46,12 @@ class Contest:
         self.config, self.worker, self.seed, self.scratch = config, worker, seed, scratch
         self.episodes = judged_episodes(config)
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
+        self.labels = same_tasks(self.held_out)  # [num_tasks]
 
     def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> AgentResult:
         """Run the agent on the held-out tasks, with its own ``worker`` if it observes them differently."""
-        return evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed)
+        result = evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed)
+        return replace(result, labels=self.labels)
 
     def evaluate_reference(self, reference: Reference) -> AgentResult:
         """Choose the reference's constants on training tasks, then evaluate it on the held-out tasks."""

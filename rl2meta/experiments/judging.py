@@ -123,7 +123,7 @@ def play(
             say(f"evaluating {name}{first} ...")
             results[name] = contest.evaluate_reference(reference)
         if contest.scratch:
-            results[SCRATCH] = _learn(contest, say)
+            results[SCRATCH] = replace(_learn(contest, say), labels=contest.labels[: contest.scratch])
     finally:
         contest.worker.close()
     return results, ceilings
@@ -145,6 +145,7 @@ def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any
     played, num_tasks = contest.config.distribution, len(contest.held_out)
     return {
         "num_tasks": num_tasks,
+        "distinct_tasks": len(np.unique(contest.labels)),
         "seed": contest.seed,
         "episodes": contest.episodes,
         "distribution": str(played),

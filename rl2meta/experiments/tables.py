@@ -12,8 +12,8 @@ from rich.table import Table
 
 from rl2meta.drawing import short
 from rl2meta.evaluation import AgentResult, Ceilings, difference
-from rl2meta.reports import kind_of_tasks, trained_elsewhere
-from rl2meta.statistics import Interval, mean_interval
+from rl2meta.reports import said_tasks, trained_elsewhere, what_intervals_are_over
+from rl2meta.statistics import Interval
 
 _WIDTH = 100
 
@@ -38,8 +38,8 @@ def tables(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mappin
 
 
 def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> Iterator[str]:
-    tasks = f"{facts['num_tasks']:,} {kind_of_tasks(facts)}"
-    yield f"{facts['distribution']}: {tasks}, {facts['episodes']} episodes each"
+    yield f"{facts['distribution']}: {said_tasks(facts)}, {facts['episodes']} episodes each"
+    yield from what_intervals_are_over(facts)
     for name, changed in trained_elsewhere(facts).items():
         said = ", ".join(f"{key}={value}" for key, value in changed.items())
         tuned = any(result.constants for result in results.values())
@@ -74,10 +74,13 @@ def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings) -> Table
 
 def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
     gap = None if first is None else difference(result, first)
+    regret = None if result.regrets is None else result.regrets.sum(axis=1, dtype=np.float64)
     return _Line(
         name,
-        _with_margin(mean_interval(result.returns())),
-        "" if result.regrets is None else _with_margin(mean_interval(result.regrets.sum(axis=1))),
+        _with_margin(result.interval(result.returns())),
+        ""
+        if result.regrets is None
+        else _with_margin(result.interval(result.regrets.sum(axis=1, dtype=np.float64))),
         "" if gap is None else f"{gap.mean:+.3f} ± {gap.high - gap.mean:.3f}",
         ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
     )
@@ -106,7 +109,7 @@ def _adaptation_table(results: Mapping[str, AgentResult]) -> Table:
 
 
 def _adaptation_cells(result: AgentResult) -> list[str]:
-    blocks = mean_interval(result.per_block(result.rewards))
+    blocks = result.interval(result.per_block(result.rewards))
     return [_with_margin(Interval(*block)) for block in np.stack(blocks, axis=1)]
 
 
