@@ -1,30 +1,23 @@
 """Evaluate agents on held-out tasks: returns, and regret against the optimum of each task."""
 
-import csv
-import json
 import time
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from rl2meta.distinct import Labels, repeated
-from rl2meta.errors import UserError
-from rl2meta.files import write_atomically, writing
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
-from rl2meta.statistics import Interval, mean_interval, paired_difference
+from rl2meta.statistics import Interval, mean_interval
 from rl2meta.tasks import TaskDistribution, Tasks, TensorTasks, sample_tasks
 from rl2meta.trial import Agent, Trial
 
 Array = NDArray[np.float32]
 TENSORS_TOGETHER, SINGLES_TOGETHER = 2_500, 100
 """Tasks in a batch of an evaluation, for tensor tasks and for single environments; each has its own seed."""
-_ADAPTATION = ("episode", "mean", "low", "high", "regret_mean", "regret_low", "regret_high")
-_DIGITS = 10  # of a number in a file; with few, a narrow interval around a large mean would have no width
 _OPTIMUM_SAMPLE, _OPTIMUM_CHUNKS = 2**16, 64
 
 
@@ -42,6 +35,8 @@ class AgentResult:
         episodes_per_block: number of consecutive episodes between two adaptations of the agent.
         constants: tuned constants of the agent, by name.
         labels: [num_tasks], equal exactly for equal tasks (``rl2meta.distinct``); None if all differ.
+        seeds: the seed of its training, or of each training of a group; none for a reference.
+        per_seed: for a group, the results of the agent of each seed; its arrays are then means over these.
     """
 
     rewards: Array
@@ -51,6 +46,8 @@ class AgentResult:
     episodes_per_block: int = 1
     constants: Mapping[str, float] = field(default_factory=dict)
     labels: Labels | None = None
+    seeds: tuple[int, ...] = ()
+    per_seed: "tuple[AgentResult, ...]" = ()
 
     def returns(self) -> NDArray[np.float64]:
         """Return the sum of all rewards of each trial, [num_tasks]."""
@@ -127,64 +124,6 @@ def ceilings(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, se
     return Ceilings(oracle, bayes, num_episodes * sum(means) / len(means) - bayes if means else None)
 
 
-def write_evaluation(
-    folder: Path, evaluations: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]
-) -> None:
-    """Write evaluation.json, regret.csv (or returns.csv), adaptation.csv and arrays.npz into ``folder``.
-
-    Args:
-        folder: an empty folder.
-        evaluations: by name, the trained agent first; all on the same tasks, or on the first ones of them.
-        ceilings: the exact values beside them.
-        facts: further entries of ``evaluation.json`` (num_tasks, seed, ...).
-
-    Raises:
-        UserError: if the folder is not empty, or writing fails.
-    """
-    if any(folder.iterdir()):
-        raise UserError(f"expected an empty folder for the evaluation, got {folder} with something in it")
-    subject = next(iter(evaluations.values()))
-    agents = {name: _summary(evaluation, subject) for name, evaluation in evaluations.items()}
-    report = {"episodes": subject.rewards.shape[1], **facts, **ceilings.__dict__, "agents": agents}
-    arrays = {f"{name}/rewards": evaluation.rewards for name, evaluation in evaluations.items()}
-    known = {name: evaluation.regrets for name, evaluation in evaluations.items()}
-    regrets = {name: regret for name, regret in known.items() if regret is not None}
-    arrays |= {f"{name}/regrets": regret for name, regret in regrets.items()}
-    arrays |= {f"{name}/steps": evaluation.steps for name, evaluation in evaluations.items()}
-    values = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
-    with writing(folder):
-        with open(folder / "arrays.npz", "wb") as file:
-            np.savez_compressed(file, allow_pickle=False, **arrays)
-        _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), values, evaluations)
-        _write_adaptation(folder / "adaptation.csv", agents)
-        write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
-
-
-def difference(evaluation: AgentResult, subject: AgentResult) -> Interval:
-    """Return the difference between an agent's return and that of ``subject``, on their common tasks."""
-    both = min(len(evaluation.rewards), len(subject.rewards))
-    clusters = subject.clusters(both)
-    return paired_difference(evaluation.returns()[:both], subject.returns()[:both], clusters=clusters)
-
-
-def adaptation(evaluation: AgentResult) -> list[dict[str, float]]:
-    """Return the mean return of an episode in each block, with 95 % intervals over tasks.
-
-    Each block has ``episode``, the number of episodes before it, and ``mean``, ``low`` and ``high`` of the
-    return per episode; if the regret is known, also ``regret_mean``, ``regret_low`` and ``regret_high``.
-    """
-    known = {"": evaluation.rewards, "regret_": evaluation.regrets}
-    columns: dict[str, NDArray[np.float64]] = {}
-    for prefix, values in known.items():
-        if values is not None:
-            band = evaluation.interval(evaluation.per_block(values))
-            columns |= {prefix + end: np.asarray(getattr(band, end)) for end in ("mean", "low", "high")}
-    return [
-        {"episode": block * evaluation.episodes_per_block, **dict(zip(columns, map(float, row), strict=True))}
-        for block, row in enumerate(zip(*columns.values(), strict=True))
-    ]
-
-
 def _batches(
     agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
 ) -> Iterator[dict[str, Array]]:
@@ -204,61 +143,3 @@ def _per_episode(trial: Trial) -> dict[str, Array]:
     }
     sums = {ours: trial.per_episode(theirs) for ours, theirs in fields.items()}
     return {name: each.float().cpu().numpy() for name, each in sums.items() if each is not None}
-
-
-def _summary(evaluation: AgentResult, subject: AgentResult) -> dict[str, Any]:
-    """Return means with standard errors and intervals, and the paired difference to the first agent."""
-    returns = evaluation.interval(evaluation.returns())
-    summary: dict[str, Any] = {
-        "num_tasks": len(evaluation.rewards),
-        "mean_return": float(returns.mean),
-        "return_standard_error": float(returns.standard_error),
-        "mean_regret": None,
-        "regret_standard_error": None,
-        "seconds": evaluation.seconds,
-        "over_tasks": {"return": _ends(returns), "regret": None},
-    }
-    if evaluation.regrets is not None:
-        regret = evaluation.interval(evaluation.regrets.sum(axis=1, dtype=np.float64))
-        summary["over_tasks"]["regret"] = _ends(regret)
-        summary |= {
-            "mean_regret": float(regret.mean),
-            "regret_standard_error": float(regret.standard_error),
-        }
-    if evaluation is not subject:
-        summary["return_minus_first"] = _ends(difference(evaluation, subject))
-    if evaluation.constants:
-        summary["constants"] = dict(evaluation.constants)
-    steps = {"episodes_per_block": evaluation.episodes_per_block, "adaptation": adaptation(evaluation)}
-    return summary | steps
-
-
-def _ends(interval: Interval) -> dict[str, float]:
-    return {key: float(getattr(interval, key)) for key in ("mean", "low", "high")}
-
-
-def _write_curves(path: Path, curves: Mapping[str, Array], results: Mapping[str, AgentResult]) -> None:
-    """Write the cumulative curve of each agent over episodes, with a 95 % interval over tasks.
-
-    The column ``step`` is the number of steps so far, a mean over tasks.
-    """
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["agent", "episode", "step", "mean", "low", "high"])
-        for name, values in curves.items():
-            band = results[name].interval(np.cumsum(values, axis=1, dtype=np.float64))
-            interactions = np.cumsum(results[name].steps.mean(axis=0, dtype=np.float64))
-            columns = np.stack([interactions, band.mean, band.low, band.high], axis=1)
-            for episode, row in enumerate(columns, start=1):
-                writer.writerow([name, episode, *(f"{value:.{_DIGITS}g}" for value in row)])
-
-
-def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:
-    """Write the mean return of an episode in each block of each agent; unknown regrets stay empty."""
-    with open(path, "w", newline="") as file:
-        writer = csv.writer(file)
-        writer.writerow(["agent", "block", *_ADAPTATION])
-        for name, said in agents.items():
-            for block, row in enumerate(said["adaptation"]):
-                values = (f"{row[key]:.{_DIGITS}g}" if key in row else "" for key in _ADAPTATION[1:])
-                writer.writerow([name, block, row["episode"], *values])

@@ -184,9 +184,10 @@ def _margin(said: Mapping[str, Any], entry: Mapping[str, Any]) -> float:
 
     Files of earlier versions hold only a standard error; 0 for a single task, which says nothing about it.
     """
-    if "over_tasks" in entry:
-        interval = entry["over_tasks"]["return"]
-        return float(interval["high"]) - float(interval["mean"])
+    level = next((each for each in ("over_seeds", "over_tasks") if each in entry), None)
+    if level is not None:
+        interval = entry[level]["return"]
+        return (float(interval["high"]) - float(interval["low"])) / 2
     standard_error, n = entry["return_standard_error"], _num_tasks(said, entry)
     return 0.0 if standard_error is None or n < 2 else t_quantile(n) * standard_error
 

@@ -1,14 +1,17 @@
 """Several runs on one task distribution: their names in a comparison, and the length of their trials."""
 
+import json
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import judged_episodes, row_name
 from rl2meta.experiments.config import RunConfig, differing
-from rl2meta.experiments.judging import SCRATCH, Subject, folder_name, within
+from rl2meta.experiments.groups import Group
+from rl2meta.experiments.judging import SCRATCH, Method, folder_name, within
 from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.run import Run
 
@@ -17,46 +20,46 @@ _LONGEST_NAME = 120  # of a folder; file systems allow 255 bytes
 
 @dataclass(frozen=True)
 class Field:
-    """The runs of a comparison.
+    """The runs and groups of a comparison.
 
     Attributes:
-        labels: name or path of each run, as the caller gave it.
-        runs: in the same order.
-        configs: their experiments in the evaluation, all with the same length of trials.
+        labels: name or path of each, as the caller gave it.
+        groups: in the same order; a single run is a group of one.
+        configs: for each the experiments of its runs in the evaluation, all with the same length of trials.
     """
 
     labels: Sequence[str]
-    runs: Sequence[Run]
-    configs: Sequence[RunConfig]
+    groups: Sequence[Group]
+    configs: Sequence[Sequence[RunConfig]]
 
     @property
     def common(self) -> RunConfig:
         """The first run's experiment, without revealing the tasks to the agent."""
-        first = self.configs[0]
+        first = self.configs[0][0]
         return replace(first, settings=first.settings.model_copy(update={"reveal_task": False}))
 
-    def named(self, taken: Collection[str]) -> dict[str, tuple[Run, RunConfig]]:
-        """Return each run and its experiment in the evaluation by a name that is not in ``taken``."""
-        short = [_short(label, run) for label, run in zip(self.labels, self.runs, strict=True)]
+    def named(self, taken: Collection[str]) -> dict[str, tuple[Group, Sequence[RunConfig]]]:
+        """Return each group and its experiments in the evaluation by a name that is not in ``taken``."""
+        short = [_short(label, group) for label, group in zip(self.labels, self.groups, strict=True)]
         names = [
             name if short.count(name) == 1 else label for name, label in zip(short, self.labels, strict=True)
         ]
         names = [f"{name} (run)" if name in {*taken, SCRATCH} else name for name in names]
-        return dict(zip(names, zip(self.runs, self.configs, strict=True), strict=True))
+        return dict(zip(names, zip(self.groups, self.configs, strict=True), strict=True))
 
-    def facts(self, subjects: Mapping[str, Subject]) -> dict[str, Any]:
-        """Return the facts that evaluation.json holds for each run."""
+    def facts(self, methods: Mapping[str, Method]) -> dict[str, Any]:
+        """Return the facts that evaluation.json holds for each run or group."""
         return {
-            name: {"path": _path(run), "agent": row_name(subject.trained), **subject.facts()}
-            for (name, subject), run in zip(subjects.items(), self.runs, strict=True)
+            name: {"path": _path(group), "agent": row_name(method.first.trained), **method.facts()}
+            for (name, method), group in zip(methods.items(), self.groups, strict=True)
         }
 
     def default_folder(self) -> Path | None:
         """Return ``compare-NAME1-NAME2`` beside the first run; None if the first run has no folder."""
-        path = self.runs[0].path
+        path = self.groups[0].path or self.groups[0].runs[0].path
         if path is None:
             return None
-        first, *others = (_short(label, run) for label, run in zip(self.labels, self.runs, strict=True))
+        first, *others = (_short(label, group) for label, group in zip(self.labels, self.groups, strict=True))
         name = "-".join(["compare", first, *others])
         if len(name) > _LONGEST_NAME:
             name = f"compare-{first[:_LONGEST_NAME]}-and-{len(others)}-more"
@@ -64,14 +67,30 @@ class Field:
         return beside.parent / name.replace("/", "-")
 
 
+def together(groups: Sequence[Group]) -> tuple[list[str | None], list[Group]]:
+    """Return groups in which runs that differ in the seed alone are one, and a name for each new group.
+
+    Groups that have a folder stay as they are.
+    """
+    _refuse_same(groups)
+    gathered: dict[str, list[Run]] = {}
+    for number, group in enumerate(groups):
+        key = f"group {number}" if len(group.runs) > 1 else _but_for_the_seed(group.runs[0])
+        gathered.setdefault(key, []).extend(group.runs)
+    by_first = {id(group.runs[0]): group for group in groups}
+    found = [(by_first[id(runs[0])], runs) for runs in gathered.values()]
+    apart = [group if len(runs) == len(group.runs) else Group(_by_seed(runs)) for group, runs in found]
+    return [None if group.path or len(group.runs) == 1 else _common_name(group) for group in apart], apart
+
+
 def field_of(
-    labels: Sequence[str | None], runs: Sequence[Run], episodes: int | None, settings: Sequence[str]
+    labels: Sequence[str | None], groups: Sequence[Group], episodes: int | None, settings: Sequence[str]
 ) -> Field:
-    """Return the runs with their names and their experiments in the comparison.
+    """Return the groups with their names and their experiments in the comparison.
 
     Args:
-        labels: name of each run; None for a run that is named after its folder.
-        runs: the runs.
+        labels: name of each group; None for one that is named after its folder.
+        groups: the groups; a single run is a group of one.
         episodes: episodes in a trial; None for the longest trial of the runs.
         settings: changes to the agent of a run, as ``NAME:agent.KEY=VALUE``.
 
@@ -79,19 +98,19 @@ def field_of(
         UserError: for fewer than two runs, the same run twice, different task distributions, or a bad
         setting.
     """
-    _refuse_too_few(runs)
-    for other in runs[1:]:
-        _refuse_another_law(runs[0], other)
-    said = [_label(label, run, i) for i, (label, run) in enumerate(zip(labels, runs, strict=True))]
-    short = [_short(label, run) for label, run in zip(said, runs, strict=True)]
-    longest = max(judged_episodes(run.config) for run in runs) if episodes is None else episodes
+    _refuse_too_few(groups)
+    for other in groups[1:]:
+        _refuse_another_law(groups[0].runs[0], other.runs[0])
+    said = [_label(label, group, i) for i, (label, group) in enumerate(zip(labels, groups, strict=True))]
+    short = [_short(label, group) for label, group in zip(said, groups, strict=True)]
+    longest = max(judged_episodes(group.config) for group in groups) if episodes is None else episodes
     num_episodes = within("--episodes", longest, 1, 2**31 - 1)
     chosen = _by_run(settings, short)
     configs = [
-        _of_length(judged(run.config, chosen[name]), num_episodes)
-        for run, name in zip(runs, short, strict=True)
+        [_of_length(judged(run.config, chosen[name]), num_episodes) for run in group.runs]
+        for group, name in zip(groups, short, strict=True)
     ]
-    return Field(said, runs, configs)
+    return Field(said, groups, configs)
 
 
 def law_of(config: RunConfig) -> dict[str, Any]:
@@ -99,19 +118,44 @@ def law_of(config: RunConfig) -> dict[str, Any]:
     return {key: value for key, value in config.flat().items() if key.startswith("distribution.")}
 
 
-def _label(label: str | None, run: Run, place: int) -> str:
+def _label(label: str | None, group: Group, place: int) -> str:
     if label is not None:
         return label
-    return f"run {place + 1}" if run.path is None else str(run.path)
+    return f"run {place + 1}" if group.path is None else str(group.path)
 
 
-def _short(label: str, run: Run) -> str:
-    """Return the label of a run, or the name of its folder if the label is the folder's path."""
-    return label if run.path is None or label != str(run.path) else folder_name(run.path)
+def _short(label: str, group: Group) -> str:
+    """Return the label of a group, or the name of its folder if the label is the folder's path."""
+    return label if group.path is None or label != str(group.path) else folder_name(group.path)
 
 
-def _path(run: Run) -> str | None:
-    return None if run.path is None else str(run.path)
+def _path(group: Group) -> str | list[str | None] | None:
+    """Return the folder of a run or group; of runs that only the comparison put together, all folders."""
+    if group.path is None and len(group.runs) > 1:
+        return [None if run.path is None else str(run.path) for run in group.runs]
+    return None if group.path is None else str(group.path)
+
+
+def _but_for_the_seed(run: Run) -> str:
+    """Return a text that is equal for runs that differ in the seed alone."""
+    settings = {key: value for key, value in run.config.identity().items() if key != "seed"}
+    return json.dumps([settings, run.update, None if run.origin is None else run.origin.path], sort_keys=True)
+
+
+def _by_seed(runs: Sequence[Run]) -> list[Run]:
+    return sorted(runs, key=lambda run: run.config.settings.seed)
+
+
+def _common_start(names: Sequence[str]) -> str:
+    pairs = zip(min(names, default=""), max(names, default=""), strict=False)
+    return "".join(a for a, _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+
+
+def _common_name(group: Group) -> str:
+    """Return what the names of the folders have in common at their beginning, or the first and a count."""
+    names = [folder_name(run.path) for run in group.runs if run.path is not None]
+    common = _common_start(names).removesuffix("seed").rstrip("-_. ")
+    return common or f"{names[0] if names else 'run'} and {len(group.runs) - 1} more"
 
 
 def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:
@@ -128,10 +172,14 @@ def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str
     return chosen
 
 
-def _refuse_too_few(runs: Sequence[Run]) -> None:
-    if len(runs) < 2:
+def _refuse_too_few(groups: Sequence[Group]) -> None:
+    if sum(len(group.runs) for group in groups) < 2:
         raise UserError("DIR: expected at least two run folders, got one; use `rl2meta evaluate` for it")
-    paths = [run.path for run in runs if run.path is not None]
+    _refuse_same(groups)
+
+
+def _refuse_same(groups: Sequence[Group]) -> None:
+    paths = [run.path for group in groups for run in group.runs if run.path is not None]
     if len({path.resolve() for path in paths}) < len(paths):
         said = " ".join(map(str, paths))
         raise UserError(

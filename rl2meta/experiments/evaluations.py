@@ -10,12 +10,14 @@ from pathlib import Path
 from typing import Any
 
 from rl2meta.errors import UserError
-from rl2meta.evaluation import AgentResult, Ceilings, write_evaluation
-from rl2meta.experiments.comparing import field_of
+from rl2meta.evaluation import AgentResult, Ceilings
+from rl2meta.evaluation_files import write_evaluation
+from rl2meta.experiments.comparing import field_of, together
 from rl2meta.experiments.components import chosen_references, row_name
-from rl2meta.experiments.judging import Say, facts_of, make_contest, make_subject, play, silent
+from rl2meta.experiments.entry import load_run
+from rl2meta.experiments.groups import Group
+from rl2meta.experiments.judging import Say, facts_of, make_contest, make_method, play, silent
 from rl2meta.experiments.overrides import judged
-from rl2meta.experiments.restore import load_run
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import new_folder
 from rl2meta.experiments.tables import tables
@@ -104,7 +106,7 @@ class Evaluation:
 
 
 def evaluate(
-    run: Run | str | Path,
+    run: Run | Group | str | Path,
     overrides: Overrides | None = None,
     *,
     tasks: int | None = None,
@@ -122,7 +124,8 @@ def evaluate(
     For options that are None, the values of the run's config apply.
 
     Args:
-        run: a run, or a run folder, whose newest complete checkpoint is evaluated.
+        run: a run, or a run folder, whose newest complete checkpoint is evaluated; or a group, or its folder:
+            then intervals are over training seeds and tasks.
         overrides: settings of the evaluation that differ from training: other tasks
             (``{"distribution.high": 0.5}``), longer trials (``evaluation.episodes_per_trial``), or settings
             of the agent that may change after training.
@@ -141,21 +144,22 @@ def evaluate(
         UserError: for a folder without a run, an option out of range, or an override that does not fit.
     """
     changes = overrides_of(overrides)
-    run = _loaded(run, {*trust, *modules_named(changes)})
-    config = judged(run.config, changes)
+    group = _loaded(run, {*trust, *modules_named(changes)})
+    configs = [judged(each.config, changes) for each in group.runs]
+    config = configs[0]
     references = chosen_references(config, _names_of(against))
     contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
     name = row_name(config)
-    subjects = {name: make_subject(name, run, config, contest)}
-    default = None if run.path is None else run.path / "evaluation"
+    methods = {name: make_method(name, group.runs, configs, contest)}
+    default = None if group.path is None else group.path / "evaluation"
     with _target(default, out) as target:
-        results, ceilings = play(contest, subjects, references, say)
-        facts = {**facts_of(contest, subjects), **subjects[name].facts()}
+        results, ceilings = play(contest, methods, references, say)
+        facts = {**facts_of(contest, methods), **methods[name].facts()}
         return _written(Evaluation(results, ceilings, facts, target))
 
 
 def compare(
-    runs: Sequence[Run | str | Path] | Mapping[str, Run | str | Path],
+    runs: Sequence[Run | Group | str | Path] | Mapping[str, Run | Group | str | Path],
     *,
     tasks: int | None = None,
     seed: int | None = None,
@@ -175,8 +179,9 @@ def compare(
     longest trial of the runs.
 
     Args:
-        runs: runs or run folders with the same task distribution, in a list (their names are those of the
-            folders) or in a mapping by name. Differences in the results are to the first run.
+        runs: runs, groups or their folders with the same task distribution, in a list (their names are those
+            of the folders) or in a mapping by name. Differences in the results are to the first. Runs in a
+            list that differ in the seed alone become one group.
         tasks: number of held-out tasks.
         seed: of the held-out tasks, and of the random streams of environments and agents.
         episodes: number of episodes in a trial.
@@ -194,23 +199,27 @@ def compare(
     """
     labels: Sequence[str | None] = list(runs) if isinstance(runs, Mapping) else [None] * len(runs)
     loaded = [_loaded(each, trust) for each in (runs.values() if isinstance(runs, Mapping) else runs)]
+    if not isinstance(runs, Mapping):
+        labels, loaded = together(loaded)
     rivals = field_of(labels, loaded, episodes, settings)
     references = chosen_references(rivals.common, _names_of(against))
     contest = make_contest(
         rivals.common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch
     )
-    subjects = {
-        name: make_subject(name, run, config, contest)
-        for name, (run, config) in rivals.named(references).items()
+    methods = {
+        name: make_method(name, group.runs, configs, contest)
+        for name, (group, configs) in rivals.named(references).items()
     }
     with _target(rivals.default_folder(), out) as target:
-        results, ceilings = play(contest, subjects, references, say)
-        facts = {**facts_of(contest, subjects), "runs": rivals.facts(subjects)}
+        results, ceilings = play(contest, methods, references, say)
+        facts = {**facts_of(contest, methods), "runs": rivals.facts(methods)}
         return _written(Evaluation(results, ceilings, facts, target))
 
 
-def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
-    return run if isinstance(run, Run) else load_run(run, trust=trust)
+def _loaded(run: Run | Group | str | Path, trust: Collection[str]) -> Group:
+    """Return a group; of one run if it is no other."""
+    found = run if isinstance(run, Run | Group) else load_run(run, trust=trust)
+    return found if isinstance(found, Group) else Group([found], found.path)
 
 
 def _names_of(against: Against | None) -> Sequence[str] | None:

@@ -108,8 +108,7 @@ class _Crew:
             worker.connection.close()
             if worker.turn is not None:
                 worker.process.kill()
-            with suppress(subprocess.TimeoutExpired):
-                worker.process.wait(_DYING)
+            _ended(worker.process)
 
     def _busy(self) -> list[_Worker]:
         return [worker for worker in self._workers if worker.turn is not None]
@@ -171,18 +170,23 @@ class _Crew:
         if worker.asked:  # it ends, too
             self._workers.remove(worker)
             worker.connection.close()
-            worker.process.wait()
+            _ended(worker.process)
 
     def _bury(self, worker: _Worker, seed: int) -> None:
         self._workers.remove(worker)
         worker.connection.close()
-        try:
-            code = worker.process.wait(_DYING)
-        except subprocess.TimeoutExpired:
-            worker.process.kill()
-            code = worker.process.wait()
+        code = _ended(worker.process)
         how = f"was killed by {_name(-code)}" if code < 0 else f"ended with exit code {code}"
         self._faults[seed] = f"its process {how}"
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Wait for a process whose connection is closed, or end it; return its exit code."""
+    try:
+        return process.wait(_DYING)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        return process.wait()
 
 
 def _name(number: int) -> str:

@@ -1,7 +1,7 @@
 """Evaluate agents side by side on the same held-out tasks."""
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -19,6 +19,7 @@ from rl2meta.experiments.contest import Contest
 from rl2meta.experiments.rehearsal import fill
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.sizes import refuse_evaluation, refuse_tasks, room_on
+from rl2meta.levels import merged
 from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
 
@@ -56,6 +57,32 @@ class Subject(NamedTuple):
         }
 
 
+class Method(NamedTuple):
+    """What an evaluation judges: a trained agent, or those of a group, which differ in the training seed.
+
+    Attributes:
+        subjects: the agents, at least one.
+        seeds: of their trainings.
+    """
+
+    subjects: tuple[Subject, ...]
+    seeds: tuple[int, ...]
+
+    @property
+    def first(self) -> Subject:
+        """The agent of the first seed; what the law and the settings are is the same for all."""
+        return self.subjects[0]
+
+    def facts(self) -> dict[str, Any]:
+        """Return the facts of the first seed; for a group, also the seeds and the updates of each."""
+        if len(self.subjects) == 1:
+            return self.first.facts()
+        updates = [subject.update for subject in self.subjects]
+        steps = [subject.env_steps for subject in self.subjects]
+        fewest = {"update": min(updates), "env_steps": min(steps)}
+        return {**self.first.facts(), **fewest, "seeds": list(self.seeds), "updates": updates}
+
+
 def make_contest(
     config: RunConfig,
     *,
@@ -85,7 +112,18 @@ def make_contest(
     return contest
 
 
-def make_subject(name: str, run: Run, judged: RunConfig, contest: Contest) -> Subject:
+def make_method(name: str, runs: Sequence[Run], judged: Sequence[RunConfig], contest: Contest) -> Method:
+    """Return the trained agents of runs that differ in the seed, with the settings of the evaluation.
+
+    Raises:
+        UserError: if the trial cannot be divided into the agent's phases.
+    """
+    pairs = zip(runs, judged, strict=True)
+    subjects = tuple(_make_subject(name, run, config, contest) for run, config in pairs)
+    return Method(subjects, tuple(run.config.settings.seed for run in runs))
+
+
+def _make_subject(name: str, run: Run, judged: RunConfig, contest: Contest) -> Subject:
     """Return the trained agent of a run, with the settings of the evaluation.
 
     Raises:
@@ -104,19 +142,19 @@ def _moved(run: Run, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def play(
-    contest: Contest, subjects: Mapping[str, Subject], references: Mapping[str, Reference], say: Say
+    contest: Contest, methods: Mapping[str, Method], references: Mapping[str, Reference], say: Say
 ) -> tuple[dict[str, AgentResult], Ceilings]:
-    """Evaluate subjects and references on the held-out tasks; return their results and the ceilings.
+    """Evaluate methods and references on the held-out tasks; return their results and the ceilings.
 
     Args:
         contest: the held-out tasks and the seed; its environments are closed at the end.
-        subjects: the trained agents, by their names in the results.
-        references: by name; the names differ from those of the subjects.
+        methods: the trained agents, by their names in the results.
+        references: by name; the names differ from those of the methods.
         say: called with one line before each agent.
     """
     ceilings = contest.ceilings()  # first, so that an error here does not come after the evaluations
     try:
-        results = {name: _play(name, subject, contest, say) for name, subject in subjects.items()}
+        results = {name: _play_all(name, method, contest, say) for name, method in methods.items()}
         for name, reference in references.items():
             choices = math.prod(map(len, reference.grid.values()))
             first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
@@ -140,7 +178,7 @@ def within(option: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+def facts_of(contest: Contest, methods: Mapping[str, Method]) -> dict[str, Any]:
     """Return the facts that evaluation.json holds for every evaluation."""
     played, num_tasks = contest.config.distribution, len(contest.held_out)
     return {
@@ -150,12 +188,20 @@ def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any
         "episodes": contest.episodes,
         "distribution": str(played),
         "shared_with_training": any(
-            shares_tasks(subject.trained.distribution, played, contest.seed, min(512, num_tasks))
-            for subject in subjects.values()
+            shares_tasks(method.first.trained.distribution, played, contest.seed, min(512, num_tasks))
+            for method in methods.values()
         ),
         "device": str(contest.worker.device),
-        "subjects": list(subjects),
+        "subjects": list(methods),
     }
+
+
+def _play_all(name: str, method: Method, contest: Contest, say: Say) -> AgentResult:
+    if len(method.subjects) == 1:
+        return merged([_play(name, method.first, contest, say)], method.seeds)
+    pairs = zip(method.seeds, method.subjects, strict=True)
+    results = [_play(f"{name}, seed {seed},", subject, contest, say) for seed, subject in pairs]
+    return merged(results, method.seeds)
 
 
 def _play(name: str, subject: Subject, contest: Contest, say: Say) -> AgentResult:

@@ -10,8 +10,9 @@ from rich.console import Console
 from rich.measure import Measurement
 from rich.table import Table
 
+from rl2meta import levels
 from rl2meta.drawing import short
-from rl2meta.evaluation import AgentResult, Ceilings, difference
+from rl2meta.evaluation import AgentResult, Ceilings
 from rl2meta.reports import said_tasks, trained_elsewhere, what_intervals_are_over
 from rl2meta.statistics import Interval
 
@@ -21,6 +22,7 @@ _WIDTH = 100
 class _Line(NamedTuple):
     agent: str
     returns: str
+    over_tasks: str = ""
     regret: str = ""
     gap: str = ""
     constants: str = ""
@@ -48,6 +50,7 @@ def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mappin
     for name, result in results.items():
         if len(result.rewards) < facts["num_tasks"]:
             yield f"{name} was put on the first {len(result.rewards):,} of the tasks"
+    yield from _of_groups(results)
     yield _as_text(_main_table(results, ceilings))
     if ceilings.bayes_optimal_return is not None:
         yield "Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above."
@@ -57,31 +60,46 @@ def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mappin
         yield _as_text(_adaptation_table(adapting))
 
 
+def _of_groups(results: Mapping[str, AgentResult]) -> Iterator[str]:
+    """Yield what the intervals are over, if some are over training seeds."""
+    groups = {name: result for name, result in results.items() if levels.is_group(result)}
+    for name, result in groups.items():
+        means = levels.of_trials(result).mean(axis=1)
+        each = ", ".join(f"{seed}: {value:.3f}" for seed, value in zip(result.seeds, means, strict=True))
+        yield f"{name}: {len(result.seeds)} training seeds, mean return of each {each}"
+    if groups:
+        yield (
+            f"± of {', '.join(groups)}: over training seeds and tasks, what the method earns if it is "
+            "trained again; '± over tasks': what these agents earn. The other rows are over tasks."
+        )
+
+
 def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings) -> Table:
     first = next(iter(results))
     gap = f"minus {short(first)} ± 95 %"
-    table = _table(["agent"], ["return ± 95 %", "regret ± 95 %", gap], ["constants"])
+    table = _table(["agent"], ["return ± 95 %", "± over tasks", "regret ± 95 %", gap], ["constants"])
     for name, result in results.items():
         table.add_row(*_line(short(name), result, None if name == first else results[first]))
     if ceilings.bayes_optimal_return is not None:
         regret = ceilings.bayes_optimal_regret
         known = "" if regret is None else f"{regret:.3f}"
-        table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", known), style="dim")
+        table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", "", known), style="dim")
     if ceilings.oracle_return is not None:
-        table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "0.000"), style="dim")
+        table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "", "0.000"), style="dim")
     return table
 
 
 def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
-    gap = None if first is None else difference(result, first)
-    regret = None if result.regrets is None else result.regrets.sum(axis=1, dtype=np.float64)
+    gap = None if first is None else levels.difference(result, first)
+    returns = levels.of_trials(result)
+    regrets = None if result.regrets is None else levels.of_trials(result, "regrets")
+    tasks = levels.over_tasks(result, returns)
     return _Line(
         name,
-        _with_margin(result.interval(result.returns())),
-        ""
-        if result.regrets is None
-        else _with_margin(result.interval(result.regrets.sum(axis=1, dtype=np.float64))),
-        "" if gap is None else f"{gap.mean:+.3f} ± {gap.high - gap.mean:.3f}",
+        _with_margin(levels.interval(result, returns)),
+        f"{_margin(tasks):.3f}" if levels.is_group(result) else "",
+        "" if regrets is None else _with_margin(levels.interval(result, regrets)),
+        "" if gap is None else f"{gap.mean:+.3f} ± {_margin(gap):.3f}",
         ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
     )
 
@@ -109,7 +127,7 @@ def _adaptation_table(results: Mapping[str, AgentResult]) -> Table:
 
 
 def _adaptation_cells(result: AgentResult) -> list[str]:
-    blocks = result.interval(result.per_block(result.rewards))
+    blocks = levels.blocks(result, "rewards")
     return [_with_margin(Interval(*block)) for block in np.stack(blocks, axis=1)]
 
 
@@ -130,4 +148,9 @@ def _as_text(table: Table) -> str:
 
 
 def _with_margin(interval: Interval) -> str:
-    return f"{interval.mean:.3f} ± {interval.high - interval.mean:.3f}"
+    return f"{interval.mean:.3f} ± {_margin(interval):.3f}"
+
+
+def _margin(interval: Interval) -> float:
+    """Return half the width of an interval, which a bootstrap does not centre on the mean."""
+    return float(interval.high - interval.low) / 2

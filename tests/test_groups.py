@@ -1,0 +1,223 @@
+"""Groups of runs that differ in the seed alone: training, going on, evaluation."""
+
+import json
+import math
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+import rl2meta
+from rl2meta.commands.train_group import seeds_of
+from rl2meta.errors import UserError
+from rl2meta.experiments.group_folder import GroupFolder, is_group, members
+from rl2meta.experiments.groups import train_group
+from rl2meta.experiments.jobs import number_of_slices
+
+TINY = ["training.updates=6", "training.trials_per_update=16", "training.checkpoint_every=2", "threads=1"]
+
+
+def _weights(run_dir: Path) -> bytes:
+    newest = sorted((run_dir / "checkpoints").glob("update_*"))[-1]
+    return (newest / "tensors.safetensors").read_bytes()
+
+
+def _rows(run_dir: Path) -> list[dict[str, Any]]:
+    rows = [json.loads(line) for line in (run_dir / "metrics.jsonl").read_text().splitlines()]
+    return [{key: value for key, value in row.items() if "second" not in key} for row in rows]
+
+
+@pytest.fixture(scope="module")
+def group(tmp_path_factory: pytest.TempPathFactory) -> rl2meta.Group:
+    path = tmp_path_factory.mktemp("groups") / "wide"
+    return rl2meta.train("smoke", TINY, seeds=range(3), run_dir=path)
+
+
+def test_each_run_is_what_it_is_alone(group: rl2meta.Group, tmp_path: Path) -> None:
+    assert group.path is not None and group.seeds == [0, 1, 2] and group.finished
+    rl2meta.train("smoke", [*TINY, "seed=1"], run_dir=tmp_path / "alone")
+    assert _weights(group.path / "seed1") == _weights(tmp_path / "alone")
+    assert _rows(group.path / "seed1") == _rows(tmp_path / "alone")
+    assert _weights(group.path / "seed1") != _weights(group.path / "seed2")
+
+
+def test_jobs_change_no_bit_and_the_same_call_goes_on(group: rl2meta.Group, tmp_path: Path) -> None:
+    first = train_group("smoke", TINY, seeds=[0, 2], run_dir=tmp_path / "wide", jobs=2)
+    assert first.seeds == [0, 2] and first.finished
+    whole = train_group("smoke", TINY, seeds=[0, 1, 2], run_dir=tmp_path / "wide", jobs=2)  # in slices
+    assert whole.seeds == [0, 1, 2] and list(members(tmp_path / "wide")) == [0, 1, 2]
+    for seed, path in members(tmp_path / "wide").items():
+        assert group.path is not None
+        assert _weights(path) == _weights(group.path / f"seed{seed}")
+        assert _rows(path) == _rows(group.path / f"seed{seed}")
+
+
+@pytest.mark.parametrize("jobs", range(1, 9))
+def test_slices_give_all_jobs_equal_shares(jobs: int) -> None:
+    for count in range(1, 20):
+        slices = number_of_slices(count, jobs)
+        assert count <= jobs or count * slices % jobs == 0
+        assert slices <= jobs
+
+
+def test_a_killed_group_ends_with_the_same_bits(group: rl2meta.Group, tmp_path: Path) -> None:
+    """SIGKILL hits the command alone: its jobs notice, save and end, and the next command waits for them."""
+    command = ["-m", "rl2meta", "train", "smoke", *TINY, "--seeds", "0-2", "--jobs", "2"]
+    path = tmp_path / "wide"
+    first = subprocess.Popen([sys.executable, *command, "--run-dir", path], stdout=subprocess.DEVNULL)
+    until = time.monotonic() + 60
+    while not list(path.glob("seed*/metrics.jsonl")) and time.monotonic() < until:
+        time.sleep(0.01)
+    first.send_signal(signal.SIGKILL)
+    first.wait()
+    again = subprocess.run(
+        [sys.executable, *command, "--run-dir", path], capture_output=True, text=True, check=False
+    )
+    assert again.returncode == 0, again.stderr
+    assert group.path is not None
+    assert all(_weights(place) == _weights(group.path / place.name) for place in members(path).values())
+
+
+class _StopsAtOnce:
+    stopping = True
+
+    def begun(self, seed: int, update: int, updates: int) -> None:
+        raise AssertionError("nothing was to begin")
+
+    def after_update(self, seed: int, row: Any) -> None:
+        raise AssertionError("nothing was to begin")
+
+
+def test_a_watch_can_stop_it(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="expected a run of at least one seed, got none"):
+        train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=2, watch=_StopsAtOnce())
+
+
+@pytest.mark.parametrize("jobs", [1, 2])
+def test_a_seed_that_fails_is_told_and_the_others_are_kept(tmp_path: Path, jobs: int) -> None:
+    (tmp_path / "wide").mkdir()
+    folder = rl2meta.train("smoke", TINY, seeds=[0], run_dir=tmp_path / "wide").path
+    assert folder is not None
+    (folder / "seed1").write_text("in the way")
+    with pytest.raises(UserError, match=r"faults in 1.*\n  seed 1: .*already in use"):
+        train_group("smoke", TINY, seeds=[0, 1, 2], run_dir=folder, jobs=jobs)
+    assert len(_rows(folder / "seed2")) == 6
+
+
+def test_faults_are_told_before_anything_is_written(group: rl2meta.Group, tmp_path: Path) -> None:
+    assert group.path is not None
+    with pytest.raises(
+        UserError, match=r"agent.learning_rate is .*Give the settings that it was started with"
+    ):
+        rl2meta.train("smoke", [*TINY, "agent.learning_rate=0.5"], seeds=[0], run_dir=group.path)
+    with pytest.raises(UserError, match="expected none beside --seeds"):
+        rl2meta.train("smoke", ["seed=1"], seeds=[0], run_dir=tmp_path / "new")
+    with pytest.raises(UserError, match="different integers"):
+        rl2meta.train("smoke", seeds=[1, 1], run_dir=tmp_path / "new")
+    with pytest.raises(UserError, match="unknown key"):
+        rl2meta.train("smoke", ["agent.learning_rat=1"], seeds=[0, 1], run_dir=tmp_path / "new")
+    with pytest.raises(UserError, match=r"got .*with a run in it"):
+        rl2meta.train("smoke", TINY, seeds=[0, 1], run_dir=group.path / "seed0")
+    with pytest.raises(UserError, match="name one of its runs"):
+        rl2meta.train("smoke", TINY, start_from=group)
+    assert not (tmp_path / "new").exists()
+
+
+def test_seeds_as_text() -> None:
+    assert (
+        seeds_of("0-4") == [0, 1, 2, 3, 4]
+        and seeds_of("0,3,7") == [0, 3, 7]
+        and seeds_of("0-2, 9") == [0, 1, 2, 9]
+    )
+    for text in ("", "a", "3-1", "0-", "-1", "0..4", "1,,2", "0-999999999"):
+        with pytest.raises(UserError, match="--seeds"):
+            seeds_of(text)
+
+
+def test_a_group_begins_with_the_weights_of_another(group: rl2meta.Group) -> None:
+    origins: list[Any] = []
+    rl2meta.train(
+        "smoke",
+        [*TINY, "training.updates=1"],
+        seeds=[1, 2],
+        start_from=group,
+        on_start=lambda run: origins.append(run.origin),
+    )
+    assert [Path(origin.path).name for origin in origins] == ["seed1", "seed2"]
+    with pytest.raises(UserError, match=r"got one without \[7\]"):
+        rl2meta.train("smoke", TINY, seeds=[1, 7], start_from=group)
+
+
+def test_an_evaluation_has_two_levels(group: rl2meta.Group, tmp_path: Path) -> None:
+    assert group.path is not None
+    together = rl2meta.evaluate(group.path, tasks=200, against=["random"], out=tmp_path / "all")
+    alone = [
+        rl2meta.evaluate(run, tasks=200, against="none", out=tmp_path / str(i)).results["rl2"]
+        for i, run in enumerate(group.runs)
+    ]
+    ours = together.results["rl2"]
+    assert ours.seeds == (0, 1, 2)
+    for one, other in zip(ours.per_seed, alone, strict=True):
+        np.testing.assert_array_equal(one.rewards, other.rewards)
+    np.testing.assert_allclose(ours.returns(), np.mean([one.returns() for one in alone], axis=0), rtol=1e-6)
+    said = json.loads((tmp_path / "all" / "evaluation.json").read_text())
+    row, reference = said["agents"]["rl2"], said["agents"]["random"]
+    assert said["seeds"] == row["over_seeds"]["seeds"] == [0, 1, 2] and reference["over_seeds"]["seeds"] == []
+    assert reference["over_seeds"]["return"] == reference["over_tasks"]["return"]
+    means = [one.returns().mean() for one in alone]
+    assert [each["mean_return"] for each in row["over_seeds"]["per_seed"]] == pytest.approx(means)
+    for level in ("over_tasks", "over_seeds"):
+        assert row[level]["return"]["mean"] == pytest.approx(np.mean(means))
+    assert _width(row["over_seeds"]["regret"]) > 0.9 * _width(row["over_tasks"]["regret"])
+    assert "3 training seeds" in together.table() and "± over tasks" in together.table()
+
+
+def _width(ends: dict[str, float]) -> float:
+    return ends["high"] - ends["low"]
+
+
+def test_seeds_that_differ_much_widen_the_interval_over_seeds() -> None:
+    """If every seed is alike on all tasks, the spread of the seeds' means alone is the interval."""
+    from rl2meta.evaluation import AgentResult
+    from rl2meta.levels import both_levels, merged
+
+    steps = np.ones((50, 1), np.float32)
+    results = [
+        AgentResult(np.full((50, 1), value, np.float32), None, steps, 0.0) for value in (1.0, 2.0, 6.0)
+    ]
+    said = both_levels(merged(results, (0, 1, 2)))
+    assert _width(said["over_tasks"]["return"]) == 0
+    deviation = math.sqrt(np.var([1, 2, 6]) / 3)
+    assert 3 * deviation < _width(said["over_seeds"]["return"]) <= 5.0
+
+
+def test_compare_puts_runs_together_that_differ_in_the_seed_alone(
+    group: rl2meta.Group, tmp_path: Path
+) -> None:
+    assert group.path is not None
+    other = rl2meta.train("smoke", [*TINY, "agent.learning_rate=0.02"], seeds=[5], run_dir=tmp_path / "other")
+    runs = [*(group.path / f"seed{seed}" for seed in (0, 2)), other]
+    compared = rl2meta.compare(runs, tasks=100, against="none", out=tmp_path / "compared")
+    first, second = compared.results
+    assert compared.results[first].seeds == (0, 2) and second == "other"
+    assert compared.facts["runs"][first]["path"] == [str(group.path / f"seed{seed}") for seed in (0, 2)]
+    gap = json.loads((tmp_path / "compared" / "evaluation.json").read_text())["agents"]["other"][
+        "return_minus_first"
+    ]
+    means = [compared.results[name].returns().mean() for name in (first, second)]
+    assert gap["mean"] == pytest.approx(means[1] - means[0]) and gap["low"] < gap["mean"] < gap["high"]
+
+
+def test_a_group_is_loaded_where_a_run_is(group: rl2meta.Group) -> None:
+    assert group.path is not None and is_group(group.path)
+    loaded = rl2meta.load_run(group.path)
+    assert isinstance(loaded, rl2meta.Group) and loaded.seeds == group.seeds
+    resumed = rl2meta.resume(group.path)
+    assert isinstance(resumed, rl2meta.Group) and resumed.finished
+    assert "seeds 0, 1, 2" in repr(loaded)
+    assert GroupFolder.open(group.path).settings()["threads"] == 1
