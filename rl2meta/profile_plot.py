@@ -128,7 +128,9 @@ def _finish(axes: Axes, shown: ProfileFigure) -> None:
     axes.set_title(title, loc="left", size=12, color=drawing.INK, pad=10)
     bands = "bands: 95 % over seeds and tasks"
     alone = "; with one seed or none, over tasks" if any(p.seeds < 2 for p in shown.profiles) else ""
-    axes.set_xlabel(f"τ, the {shown.score} of a trial ({bands}{alone})", size=11, color=drawing.INK)
+    axes.set_xlabel(
+        f"τ, the {shown.score} of a trial ({bands}{alone})", loc="left", size=11, color=drawing.INK
+    )
     axes.set_xlim(shown.thresholds[0], shown.thresholds[-1])
     axes.set_ylim(0, 1.005)
     axes.axhline(0.5, **_HALF)

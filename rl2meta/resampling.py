@@ -105,7 +105,7 @@ def of_sorted(x: Scores, statistic: Callable[[Scores, Counts], Scores]) -> Estim
     Args:
         x: [S, T]
         statistic: from the sorted scores [S T], and how many scores of each resample come up to each of them
-            [b, S T], to [b, ...].
+            [b, S T], to [b, ...]; it may overwrite the latter.
     """
     order = np.argsort(x, axis=None)
     seed, task = np.divmod(order, x.shape[1])
@@ -122,9 +122,12 @@ def of_sorted(x: Scores, statistic: Callable[[Scores, Counts], Scores]) -> Estim
 def interquartile_mean_of_sorted(ordered: Scores, upto: Counts) -> Scores:
     """Return the mean of the middle half of each resample, [b]; see ``of_sorted``."""
     cut = ordered.size // 4
-    kept = np.clip(upto, cut, ordered.size - cut)  # of the middle half, so many come up to each score
-    total: Scores = np.diff(kept, axis=1, prepend=np.int32(cut)) @ ordered
-    return total / (ordered.size - 2 * cut)
+    top = ordered.size - cut
+    kept = np.clip(upto, cut, top, out=upto)  # of the middle half, so many come up to each score
+    # The sum of each score times the increase of ``kept`` at it, by parts: no second array of this size.
+    rest = np.einsum("bn,n->b", kept[:, :-1], np.diff(ordered))
+    total: Scores = top * ordered[-1] - cut * ordered[0] - rest
+    return total / (top - cut)
 
 
 def median_of_sorted(ordered: Scores, upto: Counts) -> Scores:

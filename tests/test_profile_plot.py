@@ -82,7 +82,7 @@ def test_the_band_holds_the_curve(tmp_path, drawn):
 
 @pytest.mark.parametrize("count", [1, 12])
 def test_nothing_leaves_the_figure(tmp_path, drawn, count):
-    names = ["runs/" + "x" * 60 + "/maml", *(f"method {i}" for i in range(count - 1))]
+    names = ["runs/" + "w" * 60 + "/maml", *(f"method {i}" for i in range(count - 1))]
     methods = {name: 1000 * scores(3, shift) for shift, name in enumerate(names)}
     plot_profile(figure_of(methods, subjects=count), tmp_path)
     (axes,) = drawn[0].axes
