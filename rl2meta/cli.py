@@ -9,7 +9,17 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
-from rl2meta.commands.options import Device, LearningConfigs, Limit, Scratch, Settings, Suites, Trust
+from rl2meta.commands.options import (
+    Device,
+    Iqm,
+    LearningConfigs,
+    Limit,
+    Profile,
+    Scratch,
+    Settings,
+    Suites,
+    Trust,
+)
 from rl2meta.commands.output import Output
 from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
@@ -129,12 +139,7 @@ def train(
             "The same command continues a group that is there.",
         ),
     ] = None,
-    jobs: Annotated[
-        int | None,
-        typer.Option(
-            help="Trainings of a group at a time; it changes no result. Default: as many as there are cores."
-        ),
-    ] = None,
+    jobs: Jobs = None,
     trust: Trust = None,
 ) -> None:
     """Train an agent, such as: rl2meta train rl2_bandit seed=1 --run-dir runs/first.
@@ -168,7 +173,7 @@ def train(
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The run folder of a trained agent.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run or a group.")],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -187,6 +192,8 @@ def evaluate(
         typer.Option(help="References, comma-separated, or 'all' or 'none'; default: as in the config."),
     ] = None,
     scratch: Scratch = 0,
+    iqm: Iqm = False,
+    profile: Profile = False,
     out: Annotated[
         Path | None, typer.Option(help="A new folder for the results; default: DIR/evaluation[_N].")
     ] = None,
@@ -204,6 +211,8 @@ def evaluate(
         seed=seed,
         against=against,
         scratch=scratch,
+        iqm=iqm,
+        profile=profile,
         out=out,
         device=device,
         threads=threads,
@@ -216,7 +225,9 @@ def compare(
     run_dirs: Annotated[
         list[Path],
         typer.Argument(
-            metavar="DIR...", help="Run folders with one task distribution; differences are to the first."
+            metavar="DIR...",
+            help="Folders of runs and groups with one task distribution; differences are to the first. Runs "
+            "that differ in the seed alone become a group.",
         ),
     ],
     against: Annotated[str, typer.Option(help="References, comma-separated, or 'all' or 'none'.")] = "all",
@@ -228,6 +239,8 @@ def compare(
         int | None, typer.Option(help="Episodes in a trial; default: the longest trial of the runs.")
     ] = None,
     scratch: Scratch = 0,
+    iqm: Iqm = False,
+    profile: Profile = False,
     settings: Settings = None,
     out: Annotated[
         Path | None,
@@ -250,6 +263,8 @@ def compare(
         against=against,
         settings=settings or [],
         scratch=scratch,
+        iqm=iqm,
+        profile=profile,
         out=out,
         device=device,
         threads=threads,
@@ -286,6 +301,11 @@ def reproduce(
         str, typer.Option(help="auto, cpu, cuda or cuda:N; a continued run keeps its device.")
     ] = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: one per core.")] = None,
+    seeds: Annotated[
+        str | None,
+        typer.Option(metavar="SEEDS", help="Train a group for each cell, with seeds such as 0-2 or 0,3,7."),
+    ] = None,
+    jobs: Jobs = None,
 ) -> None:
     """Fill a published table: train each cell or reuse its run, then evaluate; a second call continues."""
     from rl2meta.commands.reproduce import reproduce
@@ -299,6 +319,8 @@ def reproduce(
         out=out,
         device=device,
         threads=threads,
+        seeds=seeds,
+        jobs=jobs,
     )
     raise typer.Exit(code)
 

@@ -65,7 +65,7 @@ def interval(result: AgentResult, values: Values) -> Interval:
     """
     if len(values) == 1:
         return result.interval(values[0])
-    tasks = _by_task(result, values)
+    tasks = by_task(result, values)
     return _around(values.mean(axis=(0, 1)), aggregates.curve_over_seeds(tasks))
 
 
@@ -93,8 +93,29 @@ def difference(result: AgentResult, subject: AgentResult) -> Interval:
     ours, theirs = of_trials(result)[:, :both], of_trials(subject)[:, :both]
     if len(ours) == len(theirs) == 1:
         return paired_difference(ours[0], theirs[0], clusters=subject.clusters(both))
-    a, b = (_by_task(subject, each) for each in (ours, theirs))
+    a, b = (by_task(subject, each) for each in (ours, theirs))
     return _around(ours.mean() - theirs.mean(), aggregates.difference_over_seeds(a, b))
+
+
+def interquartile_mean(result: AgentResult) -> Interval:
+    """Return the interquartile mean of the returns with its 95 % interval, for a group over seeds, too."""
+    return aggregates.over_seeds(by_task(result, of_trials(result)), aggregates.interquartile_mean)
+
+
+def by_task(result: AgentResult, values: Values) -> Values:
+    """Return means over the trials of each distinct task, [S, G, ...], which the bootstrap draws.
+
+    Args:
+        result: says which tasks are the same.
+        values: [S, T, ...]
+    """
+    clusters = result.clusters(values.shape[1])
+    if clusters is None:
+        return values
+    order = np.argsort(clusters, kind="stable")
+    _, starts, counts = np.unique(clusters[order], return_index=True, return_counts=True)
+    sums = np.add.reduceat(values[:, order], starts, axis=1)  # [S, G, ...]
+    return np.asarray(sums / counts.reshape(1, -1, *[1] * (values.ndim - 2)))
 
 
 def said(interval: Interval) -> dict[str, float]:
@@ -123,15 +144,15 @@ def summaries(result: AgentResult, subject: AgentResult) -> dict[str, Any]:
     The optimality gap is against the optimum of each task, its return and its regret together.
     """
     x, regrets = of_trials(result), _known_regrets(result)
-    tasks = _by_task(result, x)
+    tasks = by_task(result, x)
     told: dict[str, Any] = {
         "median": said(aggregates.over_seeds(tasks, aggregates.median)),
-        "interquartile_mean": said(aggregates.over_seeds(tasks, aggregates.interquartile_mean)),
+        "interquartile_mean": said(interquartile_mean(result)),
     }
     if regrets is not None:
         told["optimality_gap"] = said(interval(result, aggregates.shortfall(x, (x + regrets).mean(axis=0))))
     if result is not subject and len(subject.rewards) == len(result.rewards):
-        theirs = _by_task(subject, of_trials(subject))
+        theirs = by_task(subject, of_trials(subject))
         told["probability_of_improvement"] = said(aggregates.improvement_over_seeds(tasks, theirs))
     return told
 
@@ -142,17 +163,6 @@ def _arrays(result: AgentResult, of: Of) -> list[NDArray[np.float32]]:
 
 def _known_regrets(result: AgentResult) -> Values | None:
     return None if result.regrets is None else of_trials(result, "regrets")
-
-
-def _by_task(result: AgentResult, values: Values) -> Values:
-    """Return means over the trials of each distinct task, [S, G, ...], which the bootstrap draws."""
-    clusters = result.clusters(values.shape[1])
-    if clusters is None:
-        return values
-    order = np.argsort(clusters, kind="stable")
-    _, starts, counts = np.unique(clusters[order], return_index=True, return_counts=True)
-    sums = np.add.reduceat(values[:, order], starts, axis=1)  # [S, G, ...]
-    return np.asarray(sums / counts.reshape(1, -1, *[1] * (values.ndim - 2)))
 
 
 def _around(mean: Any, interval: Interval) -> Interval:

@@ -4,18 +4,20 @@ from rl2meta.commands.progress import say
 from rl2meta.experiments.evaluations import Evaluation, compare, evaluate
 
 
-def evaluate_run(*arguments: object, **options: object) -> None:
-    """Evaluate the newest checkpoint of a run; print the tables and where the files are."""
-    _show(evaluate(*arguments, say=say, **options))  # type: ignore[arg-type]
+def evaluate_run(*arguments: object, iqm: bool = False, profile: bool = False, **options: object) -> None:
+    """Evaluate the newest checkpoint of a run or group; print the tables and where the files are."""
+    _show(evaluate(*arguments, say=say, **options), iqm, profile)  # type: ignore[arg-type]
 
 
-def compare_runs(*arguments: object, **options: object) -> None:
+def compare_runs(*arguments: object, iqm: bool = False, profile: bool = False, **options: object) -> None:
     """Evaluate the newest checkpoints of several runs side by side; print tables and where the files are."""
-    _show(compare(*arguments, say=say, **options))  # type: ignore[arg-type]
+    _show(compare(*arguments, say=say, **options), iqm, profile)  # type: ignore[arg-type]
 
 
-def _show(evaluation: Evaluation) -> None:
-    print(evaluation.table())
+def _show(evaluation: Evaluation, iqm: bool, profile: bool) -> None:
+    print(evaluation.table(iqm))
     assert evaluation.path is not None  # of runs in folders
+    if profile:
+        evaluation.figure("profile")
     figures = ", ".join(sorted((path.name for path in evaluation.path.glob("*.png")), reverse=True))
     print(f"wrote {evaluation.path} (figures: {figures})")

@@ -8,6 +8,17 @@ Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Scratch = Annotated[
     int, typer.Option(help="Number of tasks on which SB3's PPO also learns from scratch, each on its own.")
 ]
+Iqm = Annotated[bool, typer.Option("--iqm", help="Add the interquartile mean of the returns to the table.")]
+Profile = Annotated[
+    bool,
+    typer.Option("--profile", help="Also draw which share of the returns lies above each value."),
+]
+Jobs = Annotated[
+    int | None,
+    typer.Option(
+        help="Trainings of a group at a time; it changes no result. Default: as many as there are cores."
+    ),
+]
 Limit = Annotated[
     float,
     typer.Option(

@@ -10,6 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rl2meta.commands.progress import say
 from rl2meta.experiments.components import row_name
 from rl2meta.experiments.config import RunConfig
+from rl2meta.experiments.group_folder import first_run
 from rl2meta.experiments.papers import Paper
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -17,6 +18,22 @@ from rl2meta.files import read_file, reading, write_atomically, writing
 
 _Count = Annotated[int, Field(ge=0, lt=2**63)]
 _Number = Annotated[float, Field(ge=-1e100, le=1e100, allow_inf_nan=False)]
+
+
+class _Ends(BaseModel):
+    """A 95 % interval."""
+
+    low: _Number
+    high: _Number
+
+
+class _OverSeeds(BaseModel):
+    """What evaluation.json says of the level of training seeds."""
+
+    model_config = ConfigDict(populate_by_name=True)
+
+    seeds: list[_Count]
+    returns: _Ends = Field(alias="return")
 
 
 class _Judged(BaseModel):
@@ -27,6 +44,7 @@ class _Judged(BaseModel):
     mean_return: _Number
     return_standard_error: _Number
     constants: dict[str, _Count | _Number] = {}
+    over_seeds: _OverSeeds | None = None
 
 
 class _Said(BaseModel):
@@ -52,9 +70,9 @@ def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
         run_dir: the run folder; it may be missing.
         tasks: the number of tasks that the evaluation must have; None: any number.
     """
-    if not has_run(run_dir):
+    if not has_run(first_run(run_dir)):
         return None
-    config = load_run_config(RunFolder.open(run_dir))
+    config = load_run_config(RunFolder.open(first_run(run_dir)))
     settings = config.settings
     with reading(run_dir):
         paths = sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.lstat().st_mtime)
@@ -117,11 +135,19 @@ def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
             "mean_return": judged.mean_return,
             "standard_error": judged.return_standard_error,
             "constants": judged.constants,
+            **_of_seeds(judged.over_seeds),
         }
         for (name, judged), column in zip(said.agents.items(), paper.agents.values(), strict=True)
     }
     facts = ("num_tasks", "seed", "update", "env_steps", "bayes_optimal_return", "oracle_return")
     return {**said.model_dump(include=set(facts)), "from": paper.cells[cell].begins_from, "agents": rows}
+
+
+def _of_seeds(level: _OverSeeds | None) -> dict[str, Any]:
+    """Return the training seeds of a group and the interval over them; nothing for a single run."""
+    if level is None or len(level.seeds) < 2:
+        return {}
+    return {"seeds": level.seeds, "over_seeds": {"low": level.returns.low, "high": level.returns.high}}
 
 
 def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
@@ -135,6 +161,17 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
             f"trained on {filled['env_steps']:,} environment steps{begun}.\n"
         )
         yield from _rows(filled)
+        yield from _groups(filled)
+
+
+def _groups(filled: dict[str, Any]) -> Iterator[str]:
+    for name, row in filled["agents"].items():
+        if "seeds" in row:
+            low, high = row["over_seeds"]["low"], row["over_seeds"]["high"]
+            yield (
+                f"\n{name}: a mean over {len(row['seeds'])} training seeds; 95 % over seeds and tasks: "
+                f"{low:.2f} to {high:.2f}."
+            )
 
 
 def _rows(filled: dict[str, Any]) -> Iterator[str]:

@@ -9,11 +9,13 @@ from rl2meta.commands.evaluate import evaluate_run
 from rl2meta.commands.paper_table import evaluation, write_table
 from rl2meta.commands.progress import say
 from rl2meta.commands.train import resume_run, start_run
+from rl2meta.commands.train_group import seeds_of, start_group
 from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig, differing
+from rl2meta.experiments.group_folder import first_run, is_group
 from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper, with_core, with_origins
 from rl2meta.experiments.restore import load_run_config, origin_of
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -37,6 +39,13 @@ class _Experiment(NamedTuple):
     begins_from: str | None
 
 
+class _Seeds(NamedTuple):
+    """The training seeds of every cell, and how many trainings run at a time."""
+
+    chosen: list[int]
+    jobs: int | None
+
+
 def reproduce(
     name: str,
     *,
@@ -47,6 +56,8 @@ def reproduce(
     out: Path | None,
     device: str,
     threads: int | None = None,
+    seeds: str | None = None,
+    jobs: int | None = None,
 ) -> int:
     """Train each cell or reuse its run, evaluate all columns on the same tasks, write the table.
 
@@ -60,6 +71,7 @@ def reproduce(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: expected a folder, or none yet, got the file {folder}")
     resolve_device(device)
+    group = None if seeds is None else _Seeds(seeds_of(seeds), jobs)
     common = [f"device={device}", *([] if threads is None else [f"threads={threads}"])]
     # All cells are checked first: a mistake in the last cell must not appear after hours of training.
     if tasks is not None:
@@ -73,7 +85,7 @@ def reproduce(
     for number, experiment in enumerate(experiments, start=1):
         only = "" if experiment.cell in wanted else ", whose weights another cell begins with"
         say(f"[{number}/{len(experiments)}] {name} {experiment.cell}{only}")
-        code = _train(experiment)
+        code = _train(experiment) if group is None else _train_group(experiment, group)
         if code:
             say(f"then continue this table with the same command; it continues with {experiment.cell}")
             return code
@@ -107,12 +119,14 @@ def _experiment(
 
 
 def _refuse_another_run(experiment: _Experiment) -> None:
-    if not has_run(experiment.run_dir):
+    run_dir = first_run(experiment.run_dir)
+    if not has_run(run_dir):
         return
-    there = load_run_config(RunFolder.open(experiment.run_dir)).identity()
+    there = load_run_config(RunFolder.open(run_dir)).identity()
     wanted = experiment.config.identity()
     changed = [f"{key} is {there.get(key)!r}, not {wanted.get(key)!r}" for key in differing(there, wanted)]
-    begun = _origin(experiment.run_dir)
+    there["seed"] = wanted["seed"]  # a group has several
+    begun = _origin(run_dir)
     if begun != experiment.begins_from:
         weights = [f"the weights of {name or 'its own seed'}" for name in (begun, experiment.begins_from)]
         changed.append(f"it began with {weights[0]}, not {weights[1]}")
@@ -126,7 +140,10 @@ def _refuse_another_run(experiment: _Experiment) -> None:
 def _origin(run_dir: Path) -> str | None:
     """Return the name of the cell whose weights the run of a cell began with, or None."""
     origin = origin_of(RunFolder.open(run_dir))
-    return None if origin is None or origin.path is None else Path(origin.path).name
+    if origin is None or origin.path is None:
+        return None
+    path = Path(origin.path)
+    return path.parent.name if is_group(path.parent) else path.name
 
 
 def _train(experiment: _Experiment) -> int:
@@ -139,6 +156,15 @@ def _train(experiment: _Experiment) -> int:
     if saved is not None and saved.update >= experiment.config.settings.training.updates:
         return 0
     return resume_run(experiment.run_dir, None, ())
+
+
+def _train_group(experiment: _Experiment, seeds: _Seeds) -> int:
+    """Start the group of a cell, or continue it."""
+    origin = experiment.begins_from
+    start_from = None if origin is None else experiment.run_dir.with_name(origin)
+    return start_group(
+        experiment.source, experiment.overrides, seeds.chosen, experiment.run_dir, seeds.jobs, start_from
+    )
 
 
 def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int | None) -> None:

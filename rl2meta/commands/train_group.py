@@ -88,7 +88,7 @@ def start_or_resume(
 ) -> int:
     """Train a group, or continue the one in ``run_dir``; return the exit code."""
     if not resume and source is not None and seeds is not None:
-        return _start(source, overrides, seeds, run_dir, jobs, start_from, trust)
+        return start_group(source, overrides, seeds_of(seeds), run_dir, jobs, start_from, trust)
     if not resume:
         raise UserError("CONFIG: expected a YAML file or a shipped config's name; see 'rl2meta list'")
     if seeds is not None or source is not None or start_from is not None:
@@ -99,24 +99,23 @@ def start_or_resume(
     return _resume(run_dir, jobs, trust)
 
 
-def _start(
+def start_group(
     source: str,
     overrides: Sequence[str],
-    seeds: str,
+    seeds: Sequence[int],
     run_dir: Path,
     jobs: int | None,
     start_from: Path | None,
-    trust: Collection[str],
+    trust: Collection[str] = (),
 ) -> int:
-    """Train the experiment called ``source`` with several seeds; return the exit code."""
-    chosen = seeds_of(seeds)
+    """Train the experiment called ``source`` with several seeds, or go on with it; return the exit code."""
 
     def go(progress: GroupProgress, at_a_time: int) -> Group:
-        say(f"training {source} with {len(chosen)} seeds in {run_dir}, {at_a_time} at a time")
+        say(f"training {source} with {len(seeds)} seeds in {run_dir}, {at_a_time} at a time")
         return train_group(
             source,
             overrides,
-            seeds=chosen,
+            seeds=seeds,
             run_dir=run_dir,
             jobs=at_a_time,
             start_from=start_from,
@@ -124,7 +123,7 @@ def _start(
             watch=progress,
         )
 
-    return _shown(go, len(chosen), run_dir, jobs)
+    return _shown(go, len(seeds), run_dir, jobs)
 
 
 def _resume(run_dir: Path, jobs: int | None, trust: Collection[str]) -> int:

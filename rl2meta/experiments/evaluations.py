@@ -3,7 +3,7 @@
 import shutil
 import tempfile
 import weakref
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -67,28 +67,44 @@ class Evaluation:
     path: Path | None = None
     _temporary: list[Path] = field(default_factory=list, repr=False)
 
-    def table(self) -> Text:
-        """Return a table of the agents as text: returns and regrets with 95 % intervals over tasks."""
-        return Text(tables(self.results, self.ceilings, self.facts))
+    def table(self, iqm: bool = False) -> Text:
+        """Return a table of the agents as text: returns and regrets with 95 % intervals.
+
+        Args:
+            iqm: add the interquartile mean of the returns.
+        """
+        return Text(tables(self.results, self.ceilings, self.facts, iqm))
 
     def figure(self, name: str = "regret") -> Figure:
         """Return a figure, drawn from the files of the evaluation; a notebook shows it.
 
         Args:
-            name: ``regret`` or ``returns``, cumulative over the trial; or ``adaptation``, the return of an
-                episode over the number of episodes before it.
+            name: ``regret`` or ``returns``, cumulative over the trial; ``adaptation``, the return of an
+                episode over the number of episodes before it; or ``profile``, which share of the trials'
+                returns lies above each value.
 
         Raises:
             UserError: for another name, and for ``regret`` if the family's optimum is unknown.
         """
         from rl2meta.plotting import plot_adaptation, plot_regret, plot_returns  # loads matplotlib
 
-        plots = {"regret": plot_regret, "returns": plot_returns, "adaptation": plot_adaptation}
+        plots: dict[str, Callable[[Path], Path]] = {
+            "regret": plot_regret,
+            "returns": plot_returns,
+            "adaptation": plot_adaptation,
+            "profile": self._plot_profile,
+        }
         if name not in plots:
             raise UserError(f"figure: expected one of {', '.join(plots)}, got {name!r}")
         folder = self._folder()
         path = folder / f"{name}.png"
         return Figure(path if path.exists() else plots[name](folder), self)
+
+    def _plot_profile(self, folder: Path) -> Path:
+        from rl2meta.experiments.profiles import profiles_of  # loads matplotlib
+        from rl2meta.profile_plot import plot_profile
+
+        return plot_profile(profiles_of(self.results, self.facts), folder)
 
     def _folder(self) -> Path:
         """Return the folder of the files; without a folder, a temporary one that exists as long as self."""

@@ -121,6 +121,11 @@ def members(path: str | Path) -> dict[int, Path]:
     return GroupFolder.open(Path(path)).members()
 
 
+def first_run(path: Path) -> Path:
+    """Return the run folder of a group's first seed; a path that is no group's folder is returned as it is."""
+    return next(iter(members(path).values())) if is_group(path) else path
+
+
 def wait_for_orphans(path: Path) -> None:
     """Wait until nobody writes to a run; what trains after its command was killed saves and ends soon.
 

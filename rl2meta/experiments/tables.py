@@ -23,23 +23,29 @@ class _Line(NamedTuple):
     agent: str
     returns: str
     over_tasks: str = ""
+    interquartile_mean: str = ""
     regret: str = ""
     gap: str = ""
     constants: str = ""
 
 
-def tables(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> str:
+def tables(
+    results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any], iqm: bool = False
+) -> str:
     """Return the tasks, the return and regret of each agent, and how they changed in the trial, as text.
 
     Args:
         results: by name; all others are compared with the first.
         ceilings: the exact values beside them.
         facts: the facts about the evaluation in evaluation.json.
+        iqm: add the interquartile mean of the returns, with its 95 % interval.
     """
-    return "\n".join(_lines(results, ceilings, facts))
+    return "\n".join(_lines(results, ceilings, facts, iqm))
 
 
-def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> Iterator[str]:
+def _lines(
+    results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any], iqm: bool
+) -> Iterator[str]:
     yield f"{facts['distribution']}: {said_tasks(facts)}, {facts['episodes']} episodes each"
     yield from what_intervals_are_over(facts)
     for name, changed in trained_elsewhere(facts).items():
@@ -51,7 +57,7 @@ def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mappin
         if len(result.rewards) < facts["num_tasks"]:
             yield f"{name} was put on the first {len(result.rewards):,} of the tasks"
     yield from _of_groups(results)
-    yield _as_text(_main_table(results, ceilings))
+    yield _as_text(_main_table(results, ceilings, iqm))
     if ceilings.bayes_optimal_return is not None:
         yield "Bayes-optimal is exact, a mean over the whole law; the other rows are over the tasks above."
     adapting = {name: result for name, result in results.items() if _num_adaptations(result) > 0}
@@ -74,22 +80,29 @@ def _of_groups(results: Mapping[str, AgentResult]) -> Iterator[str]:
         )
 
 
-def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings) -> Table:
+def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings, iqm: bool) -> Table:
     first = next(iter(results))
     gap = f"minus {short(first)} ± 95 %"
-    table = _table(["agent"], ["return ± 95 %", "± over tasks", "regret ± 95 %", gap], ["constants"])
+    table = _table(
+        ["agent"],
+        ["return ± 95 %", "± over tasks", "IQM of returns ± 95 %", "regret ± 95 %", gap],
+        ["constants"],
+    )
     for name, result in results.items():
-        table.add_row(*_line(short(name), result, None if name == first else results[first]))
+        table.add_row(*_line(short(name), result, None if name == first else results[first], iqm))
     if ceilings.bayes_optimal_return is not None:
         regret = ceilings.bayes_optimal_regret
         known = "" if regret is None else f"{regret:.3f}"
-        table.add_row(*_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", "", known), style="dim")
+        table.add_row(
+            *_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", "", "", known), style="dim"
+        )
     if ceilings.oracle_return is not None:
-        table.add_row(*_Line("task known", f"{ceilings.oracle_return:.3f}", "", "0.000"), style="dim")
+        oracle = _Line("task known", f"{ceilings.oracle_return:.3f}", regret="0.000")
+        table.add_row(*oracle, style="dim")
     return table
 
 
-def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
+def _line(name: str, result: AgentResult, first: AgentResult | None, iqm: bool) -> _Line:
     gap = None if first is None else levels.difference(result, first)
     returns = levels.of_trials(result)
     regrets = None if result.regrets is None else levels.of_trials(result, "regrets")
@@ -98,6 +111,7 @@ def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
         name,
         _with_margin(levels.interval(result, returns)),
         f"{_margin(tasks):.3f}" if levels.is_group(result) else "",
+        _with_margin(levels.interquartile_mean(result)) if iqm else "",
         "" if regrets is None else _with_margin(levels.interval(result, regrets)),
         "" if gap is None else f"{gap.mean:+.3f} ± {_margin(gap):.3f}",
         ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
