@@ -12,6 +12,7 @@ from rl2meta.commands.limits import current_folder, message_of, refuse_little_me
 from rl2meta.commands.options import (
     Device,
     Iqm,
+    Jobs,
     LearningConfigs,
     Limit,
     Profile,

@@ -122,7 +122,7 @@ def members(path: str | Path) -> dict[int, Path]:
 
 
 def first_run(path: Path) -> Path:
-    """Return the run folder of a group's first seed; a path that is no group's folder is returned as it is."""
+    """Return the run folder of a group's first seed; any other path is returned as it is."""
     return next(iter(members(path).values())) if is_group(path) else path
 
 
