@@ -300,7 +300,7 @@ class PPO:
     def all_action_batch(
         self, trajectory: Trajectory, progress: float, generator: torch.Generator
     ) -> tuple[Batch, dict[str, Tensor]]:
-        """Return a batch with advantages of all actions, and the metric ``explained_variance``; teach the critic."""
+        """Return a batch with advantages of all actions, and ``explained_variance``; teach the critic."""
         net, cfg = self.network, self.config
         self._measure_scale(trajectory.truth["regrets"].mean(dim=-1), trajectory.mask.float())
         inputs, scale = net.in_units(trajectory.inputs), net.reward_scale.clamp(min=1e-8)
@@ -378,7 +378,7 @@ class PPO:
         return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
 
     def _movement(self, log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
-        """Return how far the policy is from π_old: the KL, and the part of the actions taken with a clipped ρ.
+        """Return how far π is from π_old: the KL, and the part of the actions taken whose ρ is clipped.
 
         E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
         """

@@ -9,6 +9,7 @@ from rl2meta.experiments.catalogue import list_distributions as list_distributio
 from rl2meta.experiments.evaluations import Evaluation as Evaluation
 from rl2meta.experiments.evaluations import compare as compare
 from rl2meta.experiments.evaluations import evaluate as evaluate
+from rl2meta.experiments.plots import plot as plot
 from rl2meta.experiments.restore import load_run as load_run
 from rl2meta.experiments.run import Run as Run
 from rl2meta.experiments.trainings import resume as resume

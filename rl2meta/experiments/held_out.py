@@ -86,12 +86,12 @@ class HeldOut:
 
 
 def held_out_of(config: RunConfig, device: torch.device) -> HeldOut:
-    """Return the held-out tasks of a training: ``training.evaluation_tasks`` ones, in trials of its evaluation.
+    """Return the held-out tasks of a training, ``training.evaluation_tasks`` ones.
 
-    They come from the test branch of a seed that is derived from the run's seed, s = derive(seed, "held_out").
-    So no training task is among them, as training tasks come from the train branch. The final evaluation
-    draws its tasks from the test branch of the seed that it is given, which is s with probability 2⁻⁶³ only;
-    in families of infinitely many tasks, two such draws have no task in common. A finite family has only the
+    They come from the test branch of a seed s = derive(seed, "held_out"), where ``seed`` is that of the run.
+    So no training task is among them: training tasks come from the train branch. The final evaluation draws
+    its tasks from the test branch of the seed that it is given, which is s with probability 2⁻⁶³ only; in
+    families of infinitely many tasks, two such draws have no task in common. A finite family has only the
     tasks of its test part: there both evaluations draw from the same few tasks, which training never sees;
     and a family too small to hold any out, such as one of two tasks, has the same tasks everywhere.
 
