@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Protocol, get_args
 
 from rl2meta.errors import UserError
+from rl2meta.experiments.comparing import law_of
 from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig, differing
-from rl2meta.experiments.comparing import law_of
 from rl2meta.experiments.evaluations import Figure
 from rl2meta.experiments.judging import Say, folder_name, silent
 from rl2meta.experiments.learning_curves import (
