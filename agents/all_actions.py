@@ -13,7 +13,13 @@ from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.errors import UserError
 from rl2meta.networks import Categorical
-from rl2meta.returns import discounted_lengths, discounted_returns, masked_mean, mean_or_zero
+from rl2meta.returns import (
+    discounted_lengths,
+    discounted_returns,
+    explained_variance,
+    masked_mean,
+    mean_or_zero,
+)
 from rl2meta.trial import Trajectory
 
 
@@ -122,7 +128,8 @@ def judged(
         critic.learn(known, target, may_follow, generator)
     spread = _spread(found.immediate, log_probs, mask) + 1e-8
     future = (found.future - mean_or_zero(found.future, may_follow)) * may_follow
-    return Judged(found.immediate / spread, future / spread, target, _explained(found, may_follow))
+    explained = explained_variance(found.returns, found.future, may_follow)
+    return Judged(found.immediate / spread, future / spread, target, explained)
 
 
 def all_action_advantages(
@@ -165,12 +172,3 @@ def all_action_surrogate(
 def _spread(immediate: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:
     """Return the root mean square of immediate advantages under the policy, √E Σₐ π(a) A(a)²."""
     return masked_mean((log_probs.exp() * immediate.square()).sum(dim=-1), mask).sqrt()
-
-
-def _explained(found: AllActions, mask: Tensor) -> Tensor:
-    total = _variance(found.returns, mask)
-    return torch.where(total > 0, 1 - _variance(found.future, mask) / total, 0.0)
-
-
-def _variance(x: Tensor, mask: Tensor) -> Tensor:
-    return mean_or_zero((x - mean_or_zero(x, mask)).square(), mask)

@@ -159,12 +159,13 @@ class MAMLRegressionLearner:
         phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
         state = self.inner.replay(named(self.meta), phases)[-1]
         loss = self.inner.losses(state, phases[-1]).mean()  # [num_tasks] -> []
+        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
-            group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+            group["lr"] = rate
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
-        return {"loss": float(loss.detach())}
+        return {"loss": float(loss.detach()), "learning_rate": rate}
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights and the optimiser's state as named tensors."""

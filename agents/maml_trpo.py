@@ -150,6 +150,7 @@ class MAMLTRPOLearner:
         return {
             "surrogate": float(found.measured.surrogate),
             "kl": float(found.measured.kl),
+            "max_kl": radius,
             "step_scale": found.scale,
             "gradient_norm": float(gradient.norm()),
             "entropy": float(problem.entropy(old)),

@@ -20,6 +20,7 @@ from rl2meta.networks import ActionDistribution, Categorical, action_distributio
 from rl2meta.returns import (
     clipped_surrogate,
     discounted_lengths,
+    explained_variance,
     gae,
     masked_mean,
     reward_signal,
@@ -240,7 +241,9 @@ class PPO:
         if cfg.surrogate != "sampled" and sees_all(cfg, trajectory):
             batch, told = self.all_action_batch(trajectory, progress, generator)
         else:
-            batch, told = self.batch(trajectory, progress), {}
+            batch = self.batch(trajectory, progress)
+            error = batch.value_target - trajectory.notes["value"]
+            told = {"explained_variance": explained_variance(batch.value_target, error, batch.mask)}
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (min(1.0, progress / cfg.warm_up + 0.01) if cfg.warm_up else 1.0)
@@ -248,8 +251,10 @@ class PPO:
         length = trajectory.most_steps
         steps = [self.step(part, entropy_weight, length) for part in self.minibatches(batch, generator)]
         self._measure_inputs(trajectory)
-        means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0).tolist()
-        return dict(zip(steps[0], means, strict=True)) | told
+        means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0)
+        values = torch.cat([means, torch.stack(list(told.values()))]).tolist()  # the only read-back
+        rate = float(self.optimizer.param_groups[0]["lr"])
+        return dict(zip([*steps[0], *told], values, strict=True)) | {"learning_rate": rate}
 
     def batch(self, trajectory: Trajectory, progress: float = 0.0) -> Batch:
         """Return advantages and value targets for the phase of a trial of a ``PPOAgent``.
@@ -294,8 +299,8 @@ class PPO:
 
     def all_action_batch(
         self, trajectory: Trajectory, progress: float, generator: torch.Generator
-    ) -> tuple[Batch, dict[str, float]]:
-        """Return a batch with advantages of all actions, and the metric ``explained``; teach the critic."""
+    ) -> tuple[Batch, dict[str, Tensor]]:
+        """Return a batch with advantages of all actions, and ``explained_variance``; teach the critic."""
         net, cfg = self.network, self.config
         self._measure_scale(trajectory.truth["regrets"].mean(dim=-1), trajectory.mask.float())
         inputs, scale = net.in_units(trajectory.inputs), net.reward_scale.clamp(min=1e-8)
@@ -322,7 +327,7 @@ class PPO:
             log_probs=policy.log_probs,
             immediate=found.immediate,
         )
-        return batch, {"explained": float(found.explained)}
+        return batch, {"explained_variance": found.explained}
 
     def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
         """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
@@ -368,10 +373,18 @@ class PPO:
         loss.backward()  # type: ignore[no-untyped-call]
         norm = nn.utils.clip_grad_norm_(self._weights, self.config.max_gradient_norm)
         self.optimizer.step()
-        # E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
-        kl = masked_mean(log_ratio.expm1() - log_ratio, batch.mask)
-        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, "kl": kl, **told}
+        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, **told}
+        metrics |= self._movement(log_ratio.detach(), batch.mask)
         return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
+
+    def _movement(self, log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
+        """Return how far π is from π_old: the KL, and the part of the actions taken whose ρ is clipped.
+
+        E[(ρ − 1) − log ρ] estimates KL(π_old ‖ π) without ever being negative.
+        """
+        change = log_ratio.expm1()  # ρ − 1, [T, B]
+        clipped = (change.abs() > self.config.clip_range).float()
+        return {"kl": masked_mean(change - log_ratio, mask), "clip_fraction": masked_mean(clipped, mask)}
 
     def _auxiliary_loss(self, features: Tensor, immediate: Tensor, mask: Tensor) -> Tensor:
         """Return the squared error of predicted advantages, both around their mean over actions."""

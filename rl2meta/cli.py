@@ -274,6 +274,31 @@ def compare(
 
 
 @app.command()
+def plot(
+    runs: Annotated[
+        list[Path],
+        typer.Argument(metavar="DIR...", help="Folders of runs and groups on one task distribution."),
+    ],
+    over: Annotated[str, typer.Option(help="The horizontal axis: steps, seconds or updates.")] = "steps",
+    of: Annotated[
+        str | None, typer.Option(help="The curves: regret or return; default: the regret where it is known.")
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE.png",
+            help="The figure; default: DIR/learning.png, or plot-NAME1-NAME2.png beside the first DIR.",
+        ),
+    ] = None,
+    trust: Trust = None,
+) -> None:
+    """Draw learning curves of runs and groups, such as: rl2meta plot runs/a runs/b --over seconds."""
+    from rl2meta.commands.plot import plot_runs
+
+    plot_runs(runs, over=over, of=of, out=out, trust=trust or [])
+
+
+@app.command()
 def reproduce(
     table: Annotated[str, typer.Argument(metavar="TABLE", help="duan2016-bandits or duan2016-mdps.")],
     cells: Annotated[

@@ -70,9 +70,14 @@ def short(name: str) -> str:
 
 def new_figure(evaluation: EvaluationReport, what: str) -> Figure:
     """Return a figure that has only its title."""
+    return titled_figure(f"{what} on {evaluation.title}", evaluation.subtitle)
+
+
+def titled_figure(title: str, subtitle: str) -> Figure:
+    """Return a figure that has only a title and, below it, a subtitle."""
     figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
-    _write_title(figure, 0.95, 15, f"{what} on {evaluation.title}", "bold")
-    _write_title(figure, 0.89, 11, evaluation.subtitle, "normal")
+    _write_title(figure, 0.95, 15, title, "bold")
+    _write_title(figure, 0.89, 11, subtitle, "normal")
     return figure
 
 
@@ -109,8 +114,8 @@ def _write_label(
 ) -> None:
     frame: dict[str, Any] = {"transform": axes.transAxes, "clip_on": False, "color": style["color"]}
     across, height = end
-    if height > 1:
-        text += " ↑"
+    if not 0 <= height <= 1:
+        text += " ↑" if height > 1 else " ↓"
     else:
         axes.plot([1.005, 1.035], [height, place], lw=1, **frame)
         if across < 0.995:  # the curve ends early; the dotted line is not data
@@ -145,10 +150,16 @@ def spread(heights: Sequence[float], gap: float) -> list[float]:
     return [float(place) for place in places]
 
 
-def save(figure: Figure, path: Path) -> Path:
-    """Write the whole figure or nothing, and return the path; the same figure gives the same bytes."""
+def save(figure: Figure, path: Path, software: str | None = None) -> Path:
+    """Write the whole figure or nothing, and return the path; the same figure gives the same bytes.
+
+    Args:
+        figure: what is written.
+        path: of the PNG file.
+        software: its maker, for the file's text chunk "Software"; None: no such chunk.
+    """
     content = io.BytesIO()
-    figure.savefig(content, format="png", metadata={"Software": None})
+    figure.savefig(content, format="png", metadata={"Software": software})
     with writing(path):
         write_atomically(path, content.getvalue())
     return path

@@ -92,6 +92,24 @@ def mean_or_zero(x: Tensor, mask: Tensor) -> Tensor:
     return (x * mask).sum() / mask.sum().clamp(min=1)
 
 
+def explained_variance(target: Tensor, error: Tensor, mask: Tensor) -> Tensor:
+    """Return 1 − Var(error) / Var(target) over the entries of the mask, or 0 for a target without variance.
+
+    It is 1 for a perfect prediction, 0 for a constant one, and negative for worse ones.
+
+    Args:
+        target: what was to be predicted.
+        error: ``target`` minus the prediction.
+        mask: of entries 0 and 1.
+    """
+    total = _variance(target, mask)
+    return torch.where(total > 0, 1 - _variance(error, mask) / total, 0.0)
+
+
+def _variance(x: Tensor, mask: Tensor) -> Tensor:
+    return mean_or_zero((x - mean_or_zero(x, mask)).square(), mask)
+
+
 def standardised(x: Tensor, mask: Tensor, dim: tuple[int, ...] | None = None) -> Tensor:
     """Return (x − mean) / (standard deviation), both computed with ``masked_mean``."""
     centred = x - masked_mean(x, mask, dim)

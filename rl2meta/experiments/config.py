@@ -29,6 +29,9 @@ from rl2meta.workers.plugged_in import PluggedIn
 WORKERS = "workers."
 WHERE = ("device", "threads", "cuda_graphs", WORKERS)
 """Settings about where a run computes; they may change when it is resumed."""
+JUDGED = ("training.evaluate_every", "training.evaluation_tasks")
+"""Settings about how the agent is judged while it trains; they change nothing that is learnt, and may change
+when the run is resumed."""
 RECORDED = ("versions", "started_from")
 """Keys of a run folder's config.yaml that are not settings; they are ignored when the file is read."""
 
@@ -92,8 +95,8 @@ class RunConfig:
         return _flat(read(self.to_yaml(), "config"))
 
     def identity(self) -> dict[str, Any]:
-        """Return the settings that affect what is learnt: all but ``WHERE``, saving and evaluation."""
-        free = (*WHERE, "evaluation.", "training.checkpoint_every", "training.keep_checkpoints")
+        """Return the settings that affect what is learnt: all but ``WHERE``, saving and judging."""
+        free = (*WHERE, *JUDGED, "evaluation.", "training.checkpoint_every", "training.keep_checkpoints")
         return {key: value for key, value in self.flat().items() if not key.startswith(free)}
 
 

@@ -44,7 +44,7 @@ class Figure:
     """
 
     path: Path
-    _of: "Evaluation" = field(repr=False)  # whose folder may be a temporary one
+    _of: object = field(default=None, repr=False)  # the owner of a temporary folder, which it keeps
 
     def _repr_png_(self) -> bytes:
         return self.path.read_bytes()

@@ -1,16 +1,20 @@
 """Write the files of a run while it trains."""
 
+import json
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
 
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.config import RunConfig
+from rl2meta.experiments.held_out import HELD_OUT
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.files import writing
 from rl2meta.training import Learner
+
+_ACROSS = ("update", "env_steps")  # what other metrics are drawn over
 
 
 class Recorder:
@@ -27,12 +31,15 @@ class Recorder:
         path = folder.tensorboard_path
         with writing(path):
             self._logger = Logger(str(path), [TensorBoardOutputFormat(str(path))])
+            self._logger.record("hparams", _hyper_parameters(run.config))
+            self._logger.dump(step=run.env_steps)
 
     def record(self, row: dict[str, Any]) -> None:
-        """Write the metrics of one update."""
+        """Write the metrics of one update; in TensorBoard, curves are over environment steps."""
         self._folder.append_metrics(row)
         for name, value in row.items():
-            self._logger.record(f"train/{name}", value)
+            if name not in _ACROSS:
+                self._logger.record(_curve(name), value)
         with writing(self._folder.tensorboard_path):
             self._logger.dump(step=row["env_steps"])
 
@@ -55,6 +62,22 @@ class Recorder:
         """Close the TensorBoard file."""
         with writing(self._folder.tensorboard_path):
             self._logger.close()
+
+
+def _curve(name: str) -> str:
+    """Return the name of a metric's curve in TensorBoard, such as train/kl or held_out/return."""
+    return f"held_out/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"train/{name}"
+
+
+def _hyper_parameters(config: RunConfig) -> HParam:
+    """Return the settings for TensorBoard's tab of hyper-parameters, and the curves to show beside them."""
+    kept = {
+        key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
+        for key, value in config.identity().items()
+    }
+    judged = config.settings.training.evaluate_every is not None
+    curves = ["held_out/return", "held_out/regret"] if judged else []
+    return HParam(kept, dict.fromkeys([*curves, "train/mean_return"], 0.0))
 
 
 def save_first(folder: RunFolder, checkpoint: Checkpoint) -> Checkpoint:

@@ -50,7 +50,7 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
     """
     room = room_on(device)
     refuse_training(config, room)
-    refuse_evaluation(config, config.settings.evaluation.tasks, room)
+    refuse_evaluation(config, _most_held_out(config), room)
     length, trials = config.settings.training.episodes_per_trial, config.settings.training.trials_per_update
     with limited() if device.type == "cpu" else nullcontext():
         learner = _Measured(make_learner(config, device))
@@ -58,6 +58,12 @@ def rehearse(config: RunConfig, device: torch.device) -> None:
         fill(learner.agent.phase, judged_episodes(config), "evaluation.episodes_per_trial")
         _update(config, learner, device, length)
     refuse(trials * learner.bytes // _TASKS, room, f"training.trials_per_update={trials}")
+
+
+def _most_held_out(config: RunConfig) -> int:
+    """Return the number of held-out tasks of the largest evaluation, during training or after it."""
+    training, evaluation = config.settings.training, config.settings.evaluation
+    return max(evaluation.tasks, 0 if training.evaluate_every is None else training.evaluation_tasks)
 
 
 def _update(config: RunConfig, learner: Learner, device: torch.device, length: int) -> None:

@@ -29,6 +29,14 @@ class TrainingConfig(_Section):
     keep_checkpoints: Count = Field(
         3, description="number of newest checkpoints to keep; older ones are removed"
     )
+    evaluate_every: Count | None = Field(
+        None,
+        description="number of updates between evaluations on held-out tasks during training; the agent of "
+        "the last update is always judged; null: never",
+    )
+    evaluation_tasks: Annotated[int, Field(ge=2, le=10**7)] = Field(
+        300, description="number of held-out tasks of these evaluations"
+    )
 
     def budget(self) -> Budget:
         """Return the part that ``meta_train`` needs."""

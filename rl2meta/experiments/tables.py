@@ -93,9 +93,8 @@ def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings, iqm: boo
     if ceilings.bayes_optimal_return is not None:
         regret = ceilings.bayes_optimal_regret
         known = "" if regret is None else f"{regret:.3f}"
-        table.add_row(
-            *_Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", "", "", known), style="dim"
-        )
+        bayes = _Line("Bayes-optimal", f"{ceilings.bayes_optimal_return:.3f}", regret=known)
+        table.add_row(*bayes, style="dim")
     if ceilings.oracle_return is not None:
         oracle = _Line("task known", f"{ceilings.oracle_return:.3f}", regret="0.000")
         table.add_row(*oracle, style="dim")

@@ -17,7 +17,8 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.experiments.composition import train_learner
-from rl2meta.experiments.config import WHERE, WORKERS, RunConfig, differing, load_config
+from rl2meta.experiments.config import JUDGED, WHERE, WORKERS, RunConfig, differing, load_config
+from rl2meta.experiments.held_out import HeldOut, held_out_of, is_due
 from rl2meta.experiments.inheriting import begin_with
 from rl2meta.experiments.recorder import Recorder, checkpoint_of, save_first
 from rl2meta.experiments.rehearsal import rehearse
@@ -32,6 +33,7 @@ from rl2meta.workers.faults import EnvironmentFault
 Config = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any] | Sequence[str]
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
+_FREE = (WORKERS, *JUDGED)  # settings that a resumed run may be given
 _log = logging.getLogger("rl2meta")
 
 
@@ -101,7 +103,9 @@ def resume(
     Args:
         run_dir: the run folder.
         config: the config that the run was started with, to check that it is the same; None: no check.
-        overrides: settings of the workers, which change no result; with ``config``, also those of the start.
+        overrides: settings of the workers, and of how the agent is judged while it trains
+            (``training.evaluate_every``, ``training.evaluation_tasks``), which change nothing that is learnt;
+            with ``config``, also those of the start.
         callbacks: as for ``train``.
         on_start: called with the run before its next update; not called for a finished run.
         trust: modules that a folder from elsewhere may import, beyond those that ``config`` names.
@@ -110,7 +114,7 @@ def resume(
         UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
     folder, given = RunFolder.open(Path(run_dir)), overrides_of(overrides)
-    where = [override for override in given if override.startswith(WORKERS)]
+    where = [override for override in given if override.startswith(_FREE)]
     named = None if config is None else read_config(config, given, trust)
     known = {*trust, *(() if named is None else modules_in(named.flat()))}
     experiment = load_run_config(folder, where, known)
@@ -119,7 +123,8 @@ def resume(
     elif where != given:
         others = " ".join(override for override in given if override not in where)
         raise UserError(
-            f"--resume continues a run as it was started: expected no override but {WORKERS}KEY, got {others}"
+            f"--resume continues a run as it was started: expected no override but {WORKERS}KEY and "
+            f"{', '.join(JUDGED)}, got {others}"
         )
     set_threads(experiment.settings.threads)
     set_precision(experiment.settings.precision)
@@ -164,6 +169,8 @@ def _train(
         recorder = None if folder is None else Recorder(run, folder)
         if recorder is not None:
             stack.callback(recorder.close)
+        held_out = held_out_of(run.config, device)
+        stack.callback(held_out.close)
         if on_start is not None:
             on_start(run)
         try:
@@ -171,7 +178,7 @@ def _train(
                 run.config,
                 run.learner,
                 device,
-                lambda row: _after_update(run, recorder, callbacks, row),
+                lambda row: _after_update(run, held_out, recorder, callbacks, row),
                 start=run.update,
                 env_steps=run.env_steps,
             )
@@ -184,14 +191,22 @@ def _train(
 
 
 def _after_update(
-    run: Run, recorder: Recorder | None, callbacks: Sequence[Callback], row: dict[str, Any]
+    run: Run,
+    held_out: HeldOut,
+    recorder: Recorder | None,
+    callbacks: Sequence[Callback],
+    row: dict[str, Any],
 ) -> bool:
-    """Record the metrics of an update, call the callbacks, and return whether to stop."""
+    """Judge the agent if it is due, record the update, call the callbacks, and return whether to stop."""
     run.update, run.env_steps = row["update"], row["env_steps"]
-    if recorder is None:
-        run.rows.append(row)
-    else:
-        recorder.record(row)
+    try:
+        if is_due(run.config.settings.training, run.update):
+            row |= held_out.metrics(run.agent)
+    finally:  # if its environments fail, the run is saved after this update, and so needs its row
+        if recorder is None:
+            run.rows.append(row)
+        else:
+            recorder.record(row)
     stop = any([callback(run, row) is False for callback in callbacks])  # calls all of them
     if recorder is not None:
         recorder.save_if_due(stop)
@@ -232,7 +247,7 @@ def _refuse_changes(config: RunConfig, named: RunConfig) -> None:
 
 def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str]:
     for key in differing(ours, theirs):
-        if not key.startswith(WHERE):
+        if not key.startswith((*WHERE, *JUDGED)):
             yield f"{key} is {ours.get(key)!r}, not {theirs.get(key)!r}"
 
 

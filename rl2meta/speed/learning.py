@@ -12,9 +12,8 @@ from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.experiments.components import make_learner, read_config
 from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import RunConfig
-from rl2meta.rollout import RolloutWorker
+from rl2meta.experiments.held_out import HeldOut
 from rl2meta.statistics import Interval, mean_interval
-from rl2meta.tasks import sample_tasks
 from rl2meta.training import TrainingDiverged
 
 TARGETS: Mapping[str, float] = {
@@ -168,12 +167,11 @@ def _curve(
     """Train, and return the points at which the agent was judged, at least that of the last update."""
     settings, law = config.settings, config.distribution
     learner = make_learner(config, device)
-    held_out = sample_tasks(law, suite.tasks, suite.seed, "test")
-    judging = RolloutWorker(law, device)  # a second worker, so that training keeps its environments
+    episodes = settings.training.episodes_per_trial
+    held_out = HeldOut(law, device, suite.tasks, episodes, suite.seed, suite.evaluate)
 
     def judge() -> Interval:
-        episodes = settings.training.episodes_per_trial
-        return mean_interval(suite.evaluate(learner.agent, judging, held_out, episodes, suite.seed).returns())
+        return mean_interval(held_out.judge(learner.agent).returns())
 
     label = f"{name} seed {settings.seed}"
     watch = _Watch(settings.training.updates, suite, judge, lambda point: judged(label, point))
@@ -182,7 +180,7 @@ def _curve(
     except TrainingDiverged as error:
         raise UserError(f"{label}: training diverged at {error}") from None
     finally:
-        judging.close()
+        held_out.close()
     return watch.curve
 
 

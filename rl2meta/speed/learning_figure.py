@@ -6,7 +6,6 @@ from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
-from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rl2meta import drawing
@@ -29,9 +28,7 @@ def plot_learning(report: Mapping[str, Any], path: Path) -> Path:
     Raises:
         UserError: if the file cannot be written.
     """
-    figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
-    for height, size, text, weight in ((0.95, 15, _TITLE, "bold"), (0.89, 11, _SUBTITLE, "normal")):
-        figure.text(0.012, height, text, size=size, weight=weight, color=drawing.INK, va="center")
+    figure = drawing.titled_figure(_TITLE, _SUBTITLE)
     share = 0.985 / len(report)
     for place, (name, said) in enumerate(report.items()):
         axes = drawing.add_axes(figure, place * share + 0.05, share - 0.06)

@@ -121,7 +121,7 @@ def test_a_trial_of_one_step_teaches_the_critic_nothing() -> None:
     for _ in range(2):
         row = learner.update(trial, 0.5, generator(0))
     after = learner.state_dict()
-    assert all(value.isfinite().all() for value in after.values()) and row["explained"] == 0.0
+    assert all(value.isfinite().all() for value in after.values()) and row["explained_variance"] == 0.0
     weights = [n for n in before if n.startswith("critic.network.")]
     assert weights and all(torch.equal(before[name], after[name]) for name in weights)
     assert not torch.equal(before["network.core.logit.weight"], after["network.core.logit.weight"])
@@ -205,8 +205,8 @@ def test_it_learns_and_its_value_explains_what_follows(critic: str) -> None:
     learner, rows = learner_of(law, critic=critic, epochs=3, warm_up=0.1), list[dict[str, Any]]()
     worker = RolloutWorker(law)
     meta_train(learner, law, worker, Budget(15, 64, 4), 0, lambda row: rows.append(row) or False)  # type: ignore[func-returns-value]
-    assert rows[0]["explained"] == 0.0
-    assert sum(row["explained"] for row in rows[-5:]) / 5 > (0.3 if critic == "privileged" else 0.05)
+    assert rows[0]["explained_variance"] == 0.0
+    assert sum(row["explained_variance"] for row in rows[-5:]) / 5 > (0.3 if critic == "privileged" else 0.05)
     first, last = (sum(row["mean_return"] for row in part) / 5 for part in (rows[:5], rows[-5:]))
     assert last > first + 0.5
 
@@ -228,7 +228,7 @@ def test_families_that_reveal_no_regrets(surrogate: str) -> None:
     learner = learner_of(law, core="gru", surrogate=surrogate)
     trial = RolloutWorker(law).run(learner.agent, sample_tasks(law, 4, 0, "train"), 2, 0)
     if surrogate == "auto":
-        assert "explained" not in learner.update(trial, 0.5, generator(0))
+        assert "explained_variance" not in learner.update(trial, 0.5, generator(0))
     else:
         with pytest.raises(UserError, match=r"agent\.surrogate: expected a family that reveals"):
             learner.update(trial, 0.5, generator(0))
@@ -242,7 +242,7 @@ def test_settings_that_would_do_nothing_are_refused(key: str, value: Any) -> Non
         learner_of(surrogate="sampled", **{key: value})
     learner, tasks = learner_of(surrogate="auto", **{key: value}), sample_tasks(BANDITS, 4, 0, "train")
     trial = RolloutWorker(BANDITS).run(learner.agent, tasks, 2, 0)
-    assert "explained" in learner.update(trial, 0.5, generator(0))
+    assert "explained_variance" in learner.update(trial, 0.5, generator(0))
     with pytest.raises(UserError, match=fault):
         learner.update(Trial(tasks, (replace(trial.phases[0], truth={}),)), 0.5, generator(0))
 
