@@ -150,7 +150,7 @@ def evaluate(
     default = None if run.path is None else run.path / "evaluation"
     with _target(default, out) as target:
         results, ceilings = play(contest, subjects, references, say)
-        facts = {**facts_of(contest, subjects), **subjects[name].facts()}
+        facts = {**facts_of(contest, subjects, references), **subjects[name].facts()}
         return _written(Evaluation(results, ceilings, facts, target))
 
 
@@ -205,7 +205,7 @@ def compare(
     }
     with _target(rivals.default_folder(), out) as target:
         results, ceilings = play(contest, subjects, references, say)
-        facts = {**facts_of(contest, subjects), "runs": rivals.facts(subjects)}
+        facts = {**facts_of(contest, subjects, references), "runs": rivals.facts(subjects)}
         return _written(Evaluation(results, ceilings, facts, target))
 
 

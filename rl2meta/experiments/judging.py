@@ -140,7 +140,9 @@ def within(option: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any]:
+def facts_of(
+    contest: Contest, subjects: Mapping[str, Subject], references: Mapping[str, Reference]
+) -> dict[str, Any]:
     """Return the facts that evaluation.json holds for every evaluation."""
     played, num_tasks = contest.config.distribution, len(contest.held_out)
     return {
@@ -155,6 +157,7 @@ def facts_of(contest: Contest, subjects: Mapping[str, Subject]) -> dict[str, Any
         ),
         "device": str(contest.worker.device),
         "subjects": list(subjects),
+        "priors": {name: reference.prior for name, reference in references.items()},
     }
 
 

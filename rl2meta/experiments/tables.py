@@ -40,11 +40,7 @@ def tables(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mappin
 def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mapping[str, Any]) -> Iterator[str]:
     yield f"{facts['distribution']}: {said_tasks(facts)}, {facts['episodes']} episodes each"
     yield from what_intervals_are_over(facts)
-    for name, changed in trained_elsewhere(facts).items():
-        said = ", ".join(f"{key}={value}" for key, value in changed.items())
-        tuned = any(result.constants for result in results.values())
-        tail = "; the references were tuned on tasks of the law above" if tuned else ""
-        yield f"{name} was trained with {said}{tail}"
+    yield from _other_laws(results, facts)
     for name, result in results.items():
         if len(result.rewards) < facts["num_tasks"]:
             yield f"{name} was put on the first {len(result.rewards):,} of the tasks"
@@ -55,6 +51,22 @@ def _lines(results: Mapping[str, AgentResult], ceilings: Ceilings, facts: Mappin
     if adapting:
         yield "return per episode ± 95 %, after so many blocks of episodes:"
         yield _as_text(_adaptation_table(adapting))
+
+
+def _other_laws(results: Mapping[str, AgentResult], facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield who was trained with other settings; on another law, also what each reference knows of it."""
+    changed = trained_elsewhere(facts)
+    for name, settings in changed.items():
+        yield f"{name} was trained with {', '.join(f'{key}={value}' for key, value in settings.items())}"
+    if not any(key.startswith("distribution.") for settings in changed.values() for key in settings):
+        return
+    priors: Mapping[str, str] = facts.get("priors", {})
+    if priors:
+        yield "no reference keeps the law of that training; each"
+    for prior in dict.fromkeys(priors.values()):
+        yield f"  {prior}: {', '.join(name for name in priors if priors[name] == prior)}"
+    if tuned := [name for name, result in results.items() if result.constants]:
+        yield f"  has constants that were tuned on these tasks' law: {', '.join(tuned)}"
 
 
 def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings) -> Table:
@@ -78,9 +90,7 @@ def _line(name: str, result: AgentResult, first: AgentResult | None) -> _Line:
     return _Line(
         name,
         _with_margin(result.interval(result.returns())),
-        ""
-        if result.regrets is None
-        else _with_margin(result.interval(result.regrets.sum(axis=1, dtype=np.float64))),
+        "" if regret is None else _with_margin(result.interval(regret)),
         "" if gap is None else f"{gap.mean:+.3f} ± {gap.high - gap.mean:.3f}",
         ", ".join(f"{key}={value:g}" for key, value in result.constants.items()),
     )
@@ -121,7 +131,8 @@ def _table(names: Sequence[str], numbers: Sequence[str], words: Sequence[str]) -
 
 
 def _as_text(table: Table) -> str:
-    """Return a table in its full width, because cut numbers would be worse than long lines."""
+    """Return a table without empty columns in its full width: cut numbers would be worse than long lines."""
+    table.columns = [column for column in table.columns if any(column.cells)]
     console = Console(file=io.StringIO(), width=1000)
     width = max(_WIDTH, Measurement.get(console, console.options, table).maximum)
     with console.capture() as captured:
