@@ -9,7 +9,16 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
-from rl2meta.commands.options import Device, LearningConfigs, Limit, Scratch, Settings, Suites, Trust
+from rl2meta.commands.options import (
+    Device,
+    LearningConfigs,
+    Limit,
+    Scratch,
+    Settings,
+    Suites,
+    TakesSettings,
+    Trust,
+)
 from rl2meta.commands.output import Output
 from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
@@ -92,7 +101,7 @@ def _root(
     show_warnings()
 
 
-@app.command()
+@app.command(cls=TakesSettings)
 def train(
     config: Annotated[
         str | None,
@@ -281,7 +290,7 @@ def reproduce(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=TakesSettings)
 def check(
     target: Annotated[
         str,

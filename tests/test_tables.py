@@ -9,7 +9,7 @@ from rl2meta.evaluation import AgentResult, Ceilings
 from rl2meta.experiments.tables import tables
 
 NO_CEILINGS = Ceilings(None, None, None)
-FACTS = {"num_tasks": 4, "episodes": 2, "distribution": "Law(mean=3)"}
+FACTS = {"num_tasks": 4, "subjects": ["rl2"], "episodes": 2, "distribution": "Law(mean=3)"}
 
 
 def _result(**more: Any) -> AgentResult:
