@@ -13,7 +13,16 @@ from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings, write_evaluation
 from rl2meta.experiments.comparing import field_of
 from rl2meta.experiments.components import chosen_references, row_name
-from rl2meta.experiments.judging import Say, facts_of, make_contest, make_subject, play, silent
+from rl2meta.experiments.judging import (
+    Say,
+    Watch,
+    facts_of,
+    make_contest,
+    make_subject,
+    play,
+    silent,
+    unwatched,
+)
 from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.restore import load_run
 from rl2meta.experiments.run import Run
@@ -116,6 +125,7 @@ def evaluate(
     threads: int | None = None,
     trust: Collection[str] = (),
     say: Say = silent,
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Evaluate a trained agent by its regret on held-out tasks, beside references and exact ceilings.
 
@@ -136,6 +146,7 @@ def evaluate(
         threads: number of CPU threads.
         trust: modules that a run folder from elsewhere may import, beyond those that ``overrides`` name.
         say: called with one line of text before each step.
+        watch: called after each batch of trials with the number of trials done, and of all.
 
     Raises:
         UserError: for a folder without a run, an option out of range, or an override that does not fit.
@@ -149,7 +160,7 @@ def evaluate(
     subjects = {name: make_subject(name, run, config, contest)}
     default = None if run.path is None else run.path / "evaluation"
     with _target(default, out) as target:
-        results, ceilings = play(contest, subjects, references, say)
+        results, ceilings = play(contest, subjects, references, say, watch)
         facts = {**facts_of(contest, subjects, references), **subjects[name].facts()}
         return _written(Evaluation(results, ceilings, facts, target))
 
@@ -168,6 +179,7 @@ def compare(
     threads: int | None = None,
     trust: Collection[str] = (),
     say: Say = silent,
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Evaluate several trained agents side by side, on the same held-out tasks and with the same luck.
 
@@ -188,6 +200,7 @@ def compare(
         threads: number of CPU threads.
         trust: modules that run folders from elsewhere may import.
         say: called with one line of text before each step.
+        watch: called after each batch of trials with the number of trials done, and of all.
 
     Raises:
         UserError: for fewer than two runs, different task distributions, or an option out of range.
@@ -204,7 +217,7 @@ def compare(
         for name, (run, config) in rivals.named(references).items()
     }
     with _target(rivals.default_folder(), out) as target:
-        results, ceilings = play(contest, subjects, references, say)
+        results, ceilings = play(contest, subjects, references, say, watch)
         facts = {**facts_of(contest, subjects, references), "runs": rivals.facts(subjects)}
         return _written(Evaluation(results, ceilings, facts, target))
 

@@ -28,8 +28,16 @@ Say = Callable[[str], None]
 """Called with one line of text about the next step."""
 
 
+Watch = Callable[[int, int], None]
+"""Called after each batch of trials with the number of trials done, and of all."""
+
+
 def silent(line: str) -> None:
     """Ignore the line."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """Ignore how far the evaluation is."""
 
 
 class Subject(NamedTuple):
@@ -104,7 +112,11 @@ def _moved(run: Run, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def play(
-    contest: Contest, subjects: Mapping[str, Subject], references: Mapping[str, Reference], say: Say
+    contest: Contest,
+    subjects: Mapping[str, Subject],
+    references: Mapping[str, Reference],
+    say: Say,
+    watch: Watch = unwatched,
 ) -> tuple[dict[str, AgentResult], Ceilings]:
     """Evaluate subjects and references on the held-out tasks; return their results and the ceilings.
 
@@ -113,7 +125,12 @@ def play(
         subjects: the trained agents, by their names in the results.
         references: by name; the names differ from those of the subjects.
         say: called with one line before each agent.
+        watch: called after each batch of trials.
     """
+    trials = [len(contest.held_out)] * len(subjects) + [
+        contest.num_trials(each) for each in references.values()
+    ]
+    contest.played = _counted(watch, sum(trials))
     ceilings = contest.ceilings()  # first, so that an error here does not come after the evaluations
     try:
         results = {name: _play(name, subject, contest, say) for name, subject in subjects.items()}
@@ -127,6 +144,18 @@ def play(
     finally:
         contest.worker.close()
     return results, ceilings
+
+
+def _counted(watch: Watch, total: int) -> Callable[[int], None]:
+    """Return a function that adds up the trials it is called with, and tells ``watch`` of the sum."""
+    done = 0
+
+    def played(trials: int) -> None:
+        nonlocal done
+        done += trials
+        watch(done, total)
+
+    return played
 
 
 def within(option: str, value: int, low: int, high: int) -> int:
