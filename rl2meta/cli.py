@@ -19,6 +19,7 @@ from rl2meta.commands.options import (
     Scratch,
     Settings,
     Suites,
+    TakesSettings,
     Trust,
 )
 from rl2meta.commands.output import Output
@@ -103,7 +104,7 @@ def _root(
     show_warnings()
 
 
-@app.command()
+@app.command(cls=TakesSettings)
 def train(
     config: Annotated[
         str | None,
@@ -351,7 +352,7 @@ def reproduce(
     raise typer.Exit(code)
 
 
-@app.command()
+@app.command(cls=TakesSettings)
 def check(
     target: Annotated[
         str,

@@ -1,7 +1,7 @@
 """Evaluate agents on held-out tasks: returns, and regret against the optimum of each task."""
 
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -85,7 +85,12 @@ class Ceilings:
 
 
 def evaluate(
-    agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
+    agent: Agent[Any],
+    worker: RolloutWorker,
+    tasks: Tasks,
+    num_episodes: int,
+    seed: int,
+    played: Callable[[int], None] = lambda trials: None,
 ) -> AgentResult:
     """Run one trial on every task and keep the expected reward and the regret of each episode.
 
@@ -98,9 +103,11 @@ def evaluate(
     4 bytes for each number in an action, and its observation. So 2,500 trials of 1,000 steps take about
     150 MB, and 100 trials of 1,000 images of 84 × 84 × 3 bytes take 2 GB; 100 tasks on 20 lanes of
     environments of 1.2 MB take 2.4 GB in the workers.
+
+    After each batch, ``played`` is called with its number of trials.
     """
     began = time.perf_counter()
-    parts = list(_batches(agent, worker, tasks, num_episodes, seed))
+    parts = list(_batches(agent, worker, tasks, num_episodes, seed, played))
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     seconds = time.perf_counter() - began
     block = (agent.phase.episodes or 1) * agent.phase.lanes_per_task
@@ -125,13 +132,19 @@ def ceilings(distribution: TaskDistribution, tasks: Tasks, num_episodes: int, se
 
 
 def _batches(
-    agent: Agent[Any], worker: RolloutWorker, tasks: Tasks, num_episodes: int, seed: int
+    agent: Agent[Any],
+    worker: RolloutWorker,
+    tasks: Tasks,
+    num_episodes: int,
+    seed: int,
+    played: Callable[[int], None],
 ) -> Iterator[dict[str, Array]]:
     """Yield the results of each batch; its trial, which is much larger, is not kept."""
     together = TENSORS_TOGETHER if isinstance(tasks, TensorTasks) else SINGLES_TOGETHER
     for start in range(0, len(tasks), together):
         part = tasks[start : start + together]
         yield _per_episode(worker.run(agent, part, num_episodes, derive(seed, "evaluate", start)))
+        played(len(part))
 
 
 def _per_episode(trial: Trial) -> dict[str, Array]:

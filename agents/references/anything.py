@@ -7,7 +7,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.reference import Reference
+from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
 from rl2meta.networks import action_distribution, legal_only
 from rl2meta.spaces import encoding
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
@@ -78,7 +78,7 @@ class UniformAgent:
 
 def random_references(action_space: gym.Space[Any]) -> dict[str, Reference]:
     """Return the references that exist for every family, by name."""
-    return {"random": Reference("any action", lambda: UniformAgent(action_space))}
+    return {"random": Reference("any action", lambda: UniformAgent(action_space), prior=KNOWS_NOTHING)}
 
 
 def _legal(space: gym.Space[Any], legal: Tensor | None, rows: int, source: torch.Generator) -> Tensor:

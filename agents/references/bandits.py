@@ -20,7 +20,7 @@ from rl2meta.agents.references.priors import (
     TruncatedBetaPrior,
     refuse_longer_trials,
 )
-from rl2meta.agents.references.reference import Reference, require
+from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 Rule = Callable[[Statistics], Tensor]
@@ -168,7 +168,7 @@ def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:
         return agent(partial(optimistic_thompson, prior=prior, samples=samples))
 
     return {
-        "random": Reference("any arm", lambda: agent(uniform)),
+        "random": Reference("any arm", lambda: agent(uniform), prior=KNOWS_NOTHING),
         "greedy": Reference("the highest posterior mean", lambda: agent(prior.mean, best=None)),
         "epsilon_greedy": Reference(
             "greedy, but any arm with probability epsilon", build_epsilon_greedy, {"epsilon": _TENTHS}

@@ -94,7 +94,8 @@ def dependent_references(better: float | None, num_pulls: int) -> dict[str, Refe
     best = partial(greedy, prior=prior)
 
     def kept(name: str) -> Reference:
-        return replace(independent[name], description=f"{independent[name].description}, arms independent")
+        description = f"{independent[name].description}, arms independent"
+        return replace(independent[name], description=description, prior="takes the arms for independent")
 
     return {
         "random": independent["random"],

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.reference import Reference
+from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
@@ -137,7 +137,7 @@ def hidden_goal_references(
         return PosteriorSampling(next_cell, distances, goals, num_goals, resample)
 
     return {
-        "random": Reference("any action", lambda: RandomWalk(next_cell.shape[1])),
+        "random": Reference("any action", lambda: RandomWalk(next_cell.shape[1]), prior=KNOWS_NOTHING),
         "psrl": Reference(
             "the shortest path to the goals of one posterior sample per episode", lambda: sampling(False)
         ),

@@ -6,6 +6,9 @@ from typing import Any
 
 from rl2meta.trial import Agent
 
+KNOWS_LAW = "knows the law of these tasks"
+KNOWS_NOTHING = "has no prior"
+
 
 @dataclass(frozen=True)
 class Reference:
@@ -15,11 +18,13 @@ class Reference:
         description: one line.
         build: constants by keyword -> agent; every constant has a default, and bad values raise ValueError.
         grid: candidate values of each constant, to be tuned on training tasks; empty if there are none.
+        prior: what the agent knows of the law of the tasks that it is put on, as a predicate.
     """
 
     description: str
     build: Callable[..., Agent[Any]]
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    prior: str = KNOWS_LAW
 
 
 def require(condition: bool, expected: str) -> None:

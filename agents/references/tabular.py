@@ -21,7 +21,7 @@ from rl2meta.agents.references.planning import (
     psrl,
     ucrl2,
 )
-from rl2meta.agents.references.reference import Reference, require
+from rl2meta.agents.references.reference import KNOWS_LAW, KNOWS_NOTHING, Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 _SMALLEST_VARIANCE = 1e-12  # so that a standard deviation of 0 has a finite precision
@@ -198,15 +198,20 @@ def tabular_references(
         noise=noise,
         concentration=concentration,
     )
+
+    def random() -> TabularAgent:
+        return TabularAgent(prior, horizon, indifferent, epsilon=1.0)
+
     references = {
-        "random": Reference("any action", lambda: TabularAgent(prior, horizon, indifferent, epsilon=1.0)),
+        "random": Reference("any action", random, prior=KNOWS_NOTHING),
         **_bayesian(prior, horizon),
         "ucrl2": _ucrl2(num_states, num_actions, horizon),
     }
     if reward_mean != 0:
         for name, reference in _bayesian(replace(prior, mean=0.0), horizon).items():
             wrong = f"{reference.description}; prior mean 0"
-            references[f"{name}_mean0"] = replace(reference, description=wrong)
+            known = f"{KNOWS_LAW}, but takes its mean reward for 0"
+            references[f"{name}_mean0"] = replace(reference, description=wrong, prior=known)
     return references
 
 
@@ -267,7 +272,7 @@ def _ucrl2(num_states: int, num_actions: int, horizon: int) -> Reference:
         require(scaling >= 0, f"scaling >= 0, got {scaling}")
         return TabularAgent(prior, horizon, partial(ucrl2, scaling=scaling))
 
-    return Reference("the best plan within confidence bounds", build, {"scaling": SCALINGS})
+    return Reference("the best plan within confidence bounds", build, {"scaling": SCALINGS}, KNOWS_NOTHING)
 
 
 def _add(counts: Tensor, index: Tensor, amount: Tensor) -> Tensor:

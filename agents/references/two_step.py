@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from rl2meta.agents.references.reference import Reference, require
+from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference, require
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -153,13 +153,14 @@ def two_step_references(high: float, low: float, switch_probability: float) -> d
         return lambda: TwoStepAgent(0.0, learn, rule, likelier_side)
 
     return {
-        "random": Reference("either action", filtering(uniform)),
+        "random": Reference("either action", filtering(uniform), prior=KNOWS_NOTHING),
         "greedy": Reference("the more likely side, by the exact posterior", filtering(likelier_side)),
         "thompson": Reference("a side drawn from the exact posterior", filtering(sampled_side)),
         "model_free": Reference(
             "values of the first actions, learnt only from rewards",
             _build_model_free,
             {"rate": _RATES, "epsilon": _EPSILONS},
+            KNOWS_NOTHING,
         ),
     }
 

@@ -1,17 +1,21 @@
 """``rl2meta evaluate`` and ``rl2meta compare``: what a person sees of an evaluation."""
 
-from rl2meta.commands.progress import say
+from rl2meta.commands.progress import TrialProgress
 from rl2meta.experiments.evaluations import Evaluation, compare, evaluate
 
 
 def evaluate_run(*arguments: object, iqm: bool = False, profile: bool = False, **options: object) -> None:
     """Evaluate the newest checkpoint of a run or group; print the tables and where the files are."""
-    _show(evaluate(*arguments, say=say, **options), iqm, profile)  # type: ignore[arg-type]
+    with TrialProgress() as progress:
+        evaluation = evaluate(*arguments, say=progress.say, watch=progress.watch, **options)  # type: ignore[arg-type]
+    _show(evaluation, iqm, profile)
 
 
 def compare_runs(*arguments: object, iqm: bool = False, profile: bool = False, **options: object) -> None:
     """Evaluate the newest checkpoints of several runs side by side; print tables and where the files are."""
-    _show(compare(*arguments, say=say, **options), iqm, profile)  # type: ignore[arg-type]
+    with TrialProgress() as progress:
+        evaluation = compare(*arguments, say=progress.say, watch=progress.watch, **options)  # type: ignore[arg-type]
+    _show(evaluation, iqm, profile)
 
 
 def _show(evaluation: Evaluation, iqm: bool, profile: bool) -> None:

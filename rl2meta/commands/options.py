@@ -1,8 +1,10 @@
 """Options of the command line that several commands share, or that have long help texts."""
 
-from typing import Annotated
+from collections.abc import Sequence
+from typing import Annotated, Any
 
 import typer
+from typer.core import TyperCommand
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Scratch = Annotated[
@@ -59,3 +61,33 @@ LearningConfigs = Annotated[
         "that have a stated score.",
     ),
 ]
+
+
+class TakesSettings(TyperCommand):
+    """A command with settings KEY=VALUE: it says so to those who give a setting as an option."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments; to the message about an option that is a setting, add how to give it."""
+        given = list(args)
+        try:
+            return super().parse_args(ctx, args)
+        except Exception as error:  # Click's NoSuchOption; Typer may bring a Click of its own
+            option = getattr(error, "option_name", None)
+            if type(error).__name__ == "NoSuchOption" and option and (setting := _setting(option, given)):
+                error.message = f"No such option: {option}; settings have no dashes: {setting}"  # type: ignore[attr-defined]
+                error.possibilities = None  # type: ignore[attr-defined]
+            raise
+
+
+def _setting(option: str, given: Sequence[str]) -> str:
+    """Return ``key=value`` for an option that is the name of a setting, or nothing."""
+    from rl2meta.experiments.components import known_to  # imports torch
+    from rl2meta.experiments.hints import meant
+
+    place = next(i for i, each in enumerate(given) if each.split("=")[0] == option)
+    _, equals, value = given[place].partition("=")
+    value = value if equals else next(iter(given[place + 1 :]), "VALUE")
+    key = option.lstrip("-").replace("-", "_")
+    known = known_to(next((each for each in given if not each.startswith("-")), ""))
+    keys = [key] if key in known else meant(key, known)
+    return " or ".join(f"{each}={value}" for each in keys)

@@ -12,11 +12,11 @@ from rl2meta.agents.references.reference import Reference
 from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
-from rl2meta.experiments.config import Components, RunConfig, load_config, suggestion, with_former
+from rl2meta.experiments.config import Components, RunConfig, known_keys, load_config, suggestion, with_former
 from rl2meta.experiments.plugins import Parts, load_agent, load_family
 from rl2meta.experiments.run_folder import LARGEST_CONFIG, is_of_a_run
 from rl2meta.experiments.trust import modules_named, refuse_strangers
-from rl2meta.experiments.yaml_text import text_of
+from rl2meta.experiments.yaml_text import parse, text_of
 from rl2meta.files import read_text
 from rl2meta.models import model_of, said_model
 from rl2meta.randomness import derive
@@ -132,6 +132,15 @@ def read_config(
         refuse_strangers(path, text, {*trust, *modules_named(overrides)})
         text = with_former(text, COMPONENTS)
     return load_config(text, str(source), overrides, COMPONENTS)
+
+
+def known_to(source: str) -> list[str]:
+    """Return the dotted keys of a config, of its agent and family too; those of any config if it is none."""
+    try:
+        raw = parse(_config_text(source), source)
+    except UserError:
+        raw = {"agent": {"name": "rl2"}}
+    return known_keys(raw, COMPONENTS)
 
 
 def _config_text(source: str) -> str:

@@ -9,7 +9,7 @@ import json
 import reprlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, is_dataclass
-from functools import reduce
+from functools import partial, reduce
 from typing import Any, get_args
 
 from pydantic import BaseModel, TypeAdapter, ValidationError
@@ -17,6 +17,7 @@ from pydantic.errors import PydanticSchemaGenerationError
 from pydantic_core import PydanticSerializationError
 
 from rl2meta.errors import UserError
+from rl2meta.experiments.hints import dotted_keys, meant
 from rl2meta.experiments.sections import RunSettings
 from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import apply_override, parse, read, text_of
@@ -34,7 +35,8 @@ JUDGED = ("training.evaluate_every", "training.evaluation_tasks")
 when the run is resumed."""
 RECORDED = ("versions", "started_from")
 """Keys of a run folder's config.yaml that are not settings; they are ignored when the file is read."""
-
+Keys = Callable[[], list[str]]
+"""Gives all keys of the config; only a fault asks for them."""
 
 _REPR = reprlib.Repr()
 _REPR.maxstring = _REPR.maxother = 80
@@ -116,9 +118,10 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     faults = [fault for override in overrides if (fault := apply_override(raw, override))]
     for recorded in RECORDED:
         raw.pop(recorded, None)
-    distribution, distribution_faults = _component(raw, "distribution", components.distributions)
-    agent, agent_faults = _component(raw, "agent", components.agents)
-    settings, settings_faults = _validated(RunSettings, raw, ())
+    known = partial(known_keys, dict(raw), components)
+    distribution, distribution_faults = _component(raw, "distribution", components.distributions, known)
+    agent, agent_faults = _component(raw, "agent", components.agents, known)
+    settings, settings_faults = _validated(RunSettings, raw, (), known)
     law, law_faults = _law(distribution, settings)
     distribution_faults += law_faults
     faults += settings_faults + distribution_faults + agent_faults
@@ -128,6 +131,18 @@ def load_config(text: str, source: str, overrides: Sequence[str], components: Co
     assert settings is not None and distribution is not None and agent is not None  # there are no faults
     name, family, given = distribution
     return RunConfig(settings, name, law, _arguments(family, given), *agent[:2])
+
+
+def known_keys(raw: Mapping[str, Any], components: Components) -> list[str]:
+    """Return the dotted keys of a config with the agent and the family that ``raw`` names."""
+    keys = list(dotted_keys(RunSettings))
+    for section, parts in (("distribution", components.distributions), ("agent", components.agents)):
+        try:
+            part = parts[raw[section]["name"]]
+        except (LookupError, TypeError, UserError):  # another fault tells of it
+            continue
+        keys += dotted_keys(getattr(part, "config", part), f"{section}.")
+    return keys
 
 
 def completed(
@@ -185,12 +200,12 @@ def differing(some: Mapping[str, Any], others: Mapping[str, Any]) -> list[str]:
 def _flat(section: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     flat: dict[str, Any] = {}
     for key, value in section.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {f"{prefix}{key}": value}
     return flat
 
 
 def _component(
-    raw: dict[str, Any], section: str, known: Mapping[str, Any]
+    raw: dict[str, Any], section: str, known: Mapping[str, Any], keys: Keys
 ) -> tuple[tuple[str, Any, dict[str, Any]] | None, list[str]]:
     """Remove ``section`` from ``raw`` and build its part: ((name, object, keys) or None, faults)."""
     options = raw.pop(section, None)
@@ -204,17 +219,19 @@ def _component(
     rest = {key: value for key, value in options.items() if key != "name"}
     try:
         part = known[name]
-        built, faults = _validated(getattr(part, "config", part), rest, (section,))
+        built, faults = _validated(getattr(part, "config", part), rest, (section,), keys)
     except UserError as error:
         return None, [f"{section}: {error}"]
     return (None if built is None else (name, built, rest)), faults
 
 
-def _validated(kind: Any, data: Mapping[Any, Any], where: tuple[str, ...]) -> tuple[Any, list[str]]:
+def _validated(
+    kind: Any, data: Mapping[Any, Any], where: tuple[str, ...], keys: Keys
+) -> tuple[Any, list[str]]:
     try:
         return kind(**{str(key): value for key, value in data.items()}), []
     except ValidationError as error:
-        return None, [_fault(where, details, kind) for details in error.errors()]
+        return None, [_fault(where, details, kind, keys) for details in error.errors()]
     except (Exception, SystemExit) as error:  # of a plug-in
         return None, [f"{'.'.join(where)}: {kind.__name__}: {named(error)}"]
 
@@ -248,13 +265,16 @@ def _arguments(family: Any, given: dict[str, Any]) -> dict[str, Any]:
     return dumped if kept else given
 
 
-def _fault(where: tuple[str, ...], details: Any, kind: type[Any]) -> str:
+def _fault(where: tuple[str, ...], details: Any, kind: type[Any], all_keys: Keys) -> str:
     loc = [str(part) for part in details["loc"]]
     sections = [kind, *(_section(kind, loc[: i + 1]) for i in range(len(loc)))]
     # pydantic's location of a fault includes the name of a part, such as a core, which is not a key.
     keys = [part for i, part in enumerate(loc) if not _is_choice(sections[i])]
     path = ".".join((*where, *keys))
     if details["type"] in ("extra_forbidden", "unexpected_keyword_argument"):
+        inner = list(_flat(details["input"]))[:1] if isinstance(details["input"], dict) else []
+        if elsewhere := meant(".".join((path, *inner)), all_keys(), _fields(sections[-2])):
+            return f"{path}: unknown key; did you mean {' or '.join(elsewhere)}?"
         return f"{path}: unknown key{suggestion(loc[-1], _fields(sections[-2]))}"
     if details["type"] == "union_tag_invalid":
         tag, known = details["ctx"]["tag"], details["ctx"]["expected_tags"].replace("'", "").split(", ")

@@ -1,7 +1,7 @@
 """The evaluation protocol: the same held-out tasks and the same luck for every agent."""
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
 
@@ -45,13 +45,19 @@ class Contest:
         self._tuning_tasks = TUNING_TASKS if tuning_tasks is None else tuning_tasks
         self.config, self.worker, self.seed, self.scratch = config, worker, seed, scratch
         self.episodes = judged_episodes(config)
+        self.played: Callable[[int], None] = lambda trials: None  # called after each batch of trials
         self.held_out = sample_tasks(config.distribution, num_tasks, seed, "test")
         self.labels = same_tasks(self.held_out)  # [num_tasks]
 
     def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> AgentResult:
         """Run the agent on the held-out tasks, with its own ``worker`` if it observes them differently."""
-        result = evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed)
+        result = evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed, self.played)
         return replace(result, labels=self.labels)
+
+    def num_trials(self, reference: Reference) -> int:
+        """Return the number of trials that ``evaluate_reference`` takes, tuning included."""
+        choices = len(list(_constants(reference)))
+        return len(self.held_out) + (self._num_tuning_tasks() * choices if choices > 1 else 0)
 
     def evaluate_reference(self, reference: Reference) -> AgentResult:
         """Choose the reference's constants on training tasks, then evaluate it on the held-out tasks."""
@@ -65,16 +71,19 @@ class Contest:
 
     def _tuned(self, reference: Reference, grid: list[dict[str, Any]]) -> dict[str, Any]:
         seed = self.config.settings.seed
-        most = max(100, _TUNING_STEPS // (self.episodes * self.config.distribution.horizon))
-        num_tasks = min(self._tuning_tasks, max(FEWEST_TUNING_TASKS, len(self.held_out)), most)
-        tuning = sample_tasks(self.config.distribution, num_tasks, seed, "train")
+        tuning = sample_tasks(self.config.distribution, self._num_tuning_tasks(), seed, "train")
 
         def score(constants: dict[str, Any]) -> float:
             agent = reference.build(**constants)
             luck = derive(seed, "tuning")  # differs from the luck of the evaluation, for any seed
-            return float(evaluate(agent, self.worker, tuning, self.episodes, luck).returns().mean())
+            result = evaluate(agent, self.worker, tuning, self.episodes, luck, self.played)
+            return float(result.returns().mean())
 
         return max(grid, key=score)
+
+    def _num_tuning_tasks(self) -> int:
+        most: int = max(100, _TUNING_STEPS // (self.episodes * self.config.distribution.horizon))
+        return min(most, self._tuning_tasks, max(FEWEST_TUNING_TASKS, len(self.held_out)))
 
 
 def _constants(reference: Reference) -> Iterator[dict[str, Any]]:

@@ -16,7 +16,16 @@ from rl2meta.experiments.comparing import field_of, together
 from rl2meta.experiments.components import chosen_references, row_name
 from rl2meta.experiments.entry import load_run
 from rl2meta.experiments.groups import Group
-from rl2meta.experiments.judging import Say, facts_of, make_contest, make_method, play, silent
+from rl2meta.experiments.judging import (
+    Say,
+    Watch,
+    facts_of,
+    make_contest,
+    make_method,
+    play,
+    silent,
+    unwatched,
+)
 from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import new_folder
@@ -134,6 +143,7 @@ def evaluate(
     threads: int | None = None,
     trust: Collection[str] = (),
     say: Say = silent,
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Evaluate a trained agent by its regret on held-out tasks, beside references and exact ceilings.
 
@@ -155,6 +165,7 @@ def evaluate(
         threads: number of CPU threads.
         trust: modules that a run folder from elsewhere may import, beyond those that ``overrides`` name.
         say: called with one line of text before each step.
+        watch: called after each batch of trials with the number of trials done, and of all.
 
     Raises:
         UserError: for a folder without a run, an option out of range, or an override that does not fit.
@@ -169,8 +180,8 @@ def evaluate(
     methods = {name: make_method(name, group.runs, configs, contest)}
     default = None if group.path is None else group.path / "evaluation"
     with _target(default, out) as target:
-        results, ceilings = play(contest, methods, references, say)
-        facts = {**facts_of(contest, methods), **methods[name].facts()}
+        results, ceilings = play(contest, methods, references, say, watch)
+        facts = {**facts_of(contest, methods, references), **methods[name].facts()}
         return _written(Evaluation(results, ceilings, facts, target))
 
 
@@ -188,6 +199,7 @@ def compare(
     threads: int | None = None,
     trust: Collection[str] = (),
     say: Say = silent,
+    watch: Watch = unwatched,
 ) -> Evaluation:
     """Evaluate several trained agents side by side, on the same held-out tasks and with the same luck.
 
@@ -209,6 +221,7 @@ def compare(
         threads: number of CPU threads.
         trust: modules that run folders from elsewhere may import.
         say: called with one line of text before each step.
+        watch: called after each batch of trials with the number of trials done, and of all.
 
     Raises:
         UserError: for fewer than two runs, different task distributions, or an option out of range.
@@ -227,8 +240,8 @@ def compare(
         for name, (group, configs) in rivals.named(references).items()
     }
     with _target(rivals.default_folder(), out) as target:
-        results, ceilings = play(contest, methods, references, say)
-        facts = {**facts_of(contest, methods), "runs": rivals.facts(methods)}
+        results, ceilings = play(contest, methods, references, say, watch)
+        facts = {**facts_of(contest, methods, references), "runs": rivals.facts(methods)}
         return _written(Evaluation(results, ceilings, facts, target))
 
 

@@ -29,8 +29,16 @@ Say = Callable[[str], None]
 """Called with one line of text about the next step."""
 
 
+Watch = Callable[[int, int], None]
+"""Called after each batch of trials with the number of trials done, and of all."""
+
+
 def silent(line: str) -> None:
     """Ignore the line."""
+
+
+def unwatched(done: int, total: int) -> None:
+    """Ignore how far the evaluation is."""
 
 
 class Subject(NamedTuple):
@@ -142,7 +150,11 @@ def _moved(run: Run, device: torch.device) -> dict[str, torch.Tensor]:
 
 
 def play(
-    contest: Contest, methods: Mapping[str, Method], references: Mapping[str, Reference], say: Say
+    contest: Contest,
+    methods: Mapping[str, Method],
+    references: Mapping[str, Reference],
+    say: Say,
+    watch: Watch = unwatched,
 ) -> tuple[dict[str, AgentResult], Ceilings]:
     """Evaluate methods and references on the held-out tasks; return their results and the ceilings.
 
@@ -151,7 +163,11 @@ def play(
         methods: the trained agents, by their names in the results.
         references: by name; the names differ from those of the methods.
         say: called with one line before each agent.
+        watch: called after each batch of trials.
     """
+    agents = sum(len(method.subjects) for method in methods.values())
+    trials = [len(contest.held_out)] * agents + [contest.num_trials(each) for each in references.values()]
+    contest.played = _counted(watch, sum(trials))
     ceilings = contest.ceilings()  # first, so that an error here does not come after the evaluations
     try:
         results = {name: _play_all(name, method, contest, say) for name, method in methods.items()}
@@ -167,6 +183,18 @@ def play(
     return results, ceilings
 
 
+def _counted(watch: Watch, total: int) -> Callable[[int], None]:
+    """Return a function that adds up the trials it is called with, and tells ``watch`` of the sum."""
+    done = 0
+
+    def played(trials: int) -> None:
+        nonlocal done
+        done += trials
+        watch(done, total)
+
+    return played
+
+
 def within(option: str, value: int, low: int, high: int) -> int:
     """Return ``value``.
 
@@ -178,7 +206,9 @@ def within(option: str, value: int, low: int, high: int) -> int:
     return value
 
 
-def facts_of(contest: Contest, methods: Mapping[str, Method]) -> dict[str, Any]:
+def facts_of(
+    contest: Contest, methods: Mapping[str, Method], references: Mapping[str, Reference]
+) -> dict[str, Any]:
     """Return the facts that evaluation.json holds for every evaluation."""
     played, num_tasks = contest.config.distribution, len(contest.held_out)
     return {
@@ -193,6 +223,7 @@ def facts_of(contest: Contest, methods: Mapping[str, Method]) -> dict[str, Any]:
         ),
         "device": str(contest.worker.device),
         "subjects": list(methods),
+        "priors": {name: reference.prior for name, reference in references.items()},
     }
 
 

@@ -48,11 +48,7 @@ def _lines(
 ) -> Iterator[str]:
     yield f"{facts['distribution']}: {said_tasks(facts)}, {facts['episodes']} episodes each"
     yield from what_intervals_are_over(facts)
-    for name, changed in trained_elsewhere(facts).items():
-        said = ", ".join(f"{key}={value}" for key, value in changed.items())
-        tuned = any(result.constants for result in results.values())
-        tail = "; the references were tuned on tasks of the law above" if tuned else ""
-        yield f"{name} was trained with {said}{tail}"
+    yield from _other_laws(results, facts)
     for name, result in results.items():
         if len(result.rewards) < facts["num_tasks"]:
             yield f"{name} was put on the first {len(result.rewards):,} of the tasks"
@@ -78,6 +74,22 @@ def _of_groups(results: Mapping[str, AgentResult]) -> Iterator[str]:
             f"± of {', '.join(groups)}: over training seeds and tasks, what the method earns if it is "
             "trained again; '± over tasks': what these agents earn. The other rows are over tasks."
         )
+
+
+def _other_laws(results: Mapping[str, AgentResult], facts: Mapping[str, Any]) -> Iterator[str]:
+    """Yield who was trained with other settings; on another law, also what each reference knows of it."""
+    changed = trained_elsewhere(facts)
+    for name, settings in changed.items():
+        yield f"{name} was trained with {', '.join(f'{key}={value}' for key, value in settings.items())}"
+    if not any(key.startswith("distribution.") for settings in changed.values() for key in settings):
+        return
+    priors: Mapping[str, str] = facts.get("priors", {})
+    if priors:
+        yield "no reference keeps the law of that training; each"
+    for prior in dict.fromkeys(priors.values()):
+        yield f"  {prior}: {', '.join(name for name in priors if priors[name] == prior)}"
+    if tuned := [name for name, result in results.items() if result.constants]:
+        yield f"  has constants that were tuned on these tasks' law: {', '.join(tuned)}"
 
 
 def _main_table(results: Mapping[str, AgentResult], ceilings: Ceilings, iqm: bool) -> Table:
@@ -152,7 +164,8 @@ def _table(names: Sequence[str], numbers: Sequence[str], words: Sequence[str]) -
 
 
 def _as_text(table: Table) -> str:
-    """Return a table in its full width, because cut numbers would be worse than long lines."""
+    """Return a table without empty columns in its full width: cut numbers would be worse than long lines."""
+    table.columns = [column for column in table.columns if any(column.cells)]
     console = Console(file=io.StringIO(), width=1000)
     width = max(_WIDTH, Measurement.get(console, console.options, table).maximum)
     with console.capture() as captured:

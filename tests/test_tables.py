@@ -1,0 +1,53 @@
+"""The tables of an evaluation: no empty columns, and what the references know of another law."""
+
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+
+from rl2meta.evaluation import AgentResult, Ceilings
+from rl2meta.experiments.tables import tables
+
+NO_CEILINGS = Ceilings(None, None, None)
+FACTS = {"num_tasks": 4, "subjects": ["rl2"], "episodes": 2, "distribution": "Law(mean=3)"}
+
+
+def _result(**more: Any) -> AgentResult:
+    rewards = np.arange(8, dtype=np.float32).reshape(4, 2)
+    return replace(AgentResult(rewards, rewards, rewards, 1.0), **more)
+
+
+def _head(text: str) -> list[str]:
+    (line,) = (line for line in text.split("\n") if line.strip().startswith("agent"))
+    return [title.strip() for title in line.split("  ") if title.strip()]
+
+
+def test_columns_without_anything_in_them_are_not_printed() -> None:
+    alone = {"rl2": _result(regrets=None)}
+    assert _head(tables(alone, NO_CEILINGS, FACTS)) == ["agent", "return ± 95 %"]
+    known = {"rl2": _result(), "random": _result()}
+    assert _head(tables(known, NO_CEILINGS, FACTS)) == [
+        "agent",
+        "return ± 95 %",
+        "regret ± 95 %",
+        "minus rl2 ± 95 %",
+    ]
+    tuned = {"rl2": _result(), "ucb1": _result(constants={"c": 0.2})}
+    text = tables(tuned, Ceilings(9.0, 8.0, 1.0), FACTS)
+    assert _head(text)[-1] == "constants" and "c=0.2" in text and "Bayes-optimal" in text
+
+
+def test_a_table_on_another_law_says_what_each_reference_knows() -> None:
+    results = {"rl2": _result(), "psrl": _result(), "random": _result(), "beb": _result(constants={"b": 1.0})}
+    priors = {"psrl": "knows the law of these tasks", "random": "has no prior"}
+    facts = {**FACTS, "priors": priors | {"beb": priors["psrl"]}}
+    lines = tables(results, NO_CEILINGS, {**facts, "trained_with": {"distribution.mean": 1}}).split("\n")
+    assert lines[1:6] == [
+        "rl2 was trained with distribution.mean=1",
+        "no reference keeps the law of that training; each",
+        "  knows the law of these tasks: psrl, beb",
+        "  has no prior: random",
+        "  has constants that were tuned on these tasks' law: beb",
+    ]
+    longer = tables(results, NO_CEILINGS, {**facts, "trained_with": {"training.episodes_per_trial": 1}})
+    assert "no reference keeps" not in longer and "has no prior" not in longer
