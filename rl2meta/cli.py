@@ -9,7 +9,7 @@ import typer
 
 from rl2meta import __version__
 from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
-from rl2meta.commands.options import Device, LearningConfigs, Limit, Scratch, Settings, Suites, Trust
+from rl2meta.commands.options import Device, LearningConfigs, Limit, Scratch, Search, Settings, Suites, Trust
 from rl2meta.commands.output import Output
 from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
@@ -279,6 +279,63 @@ def reproduce(
         threads=threads,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change in all trials.")
+    ] = None,
+    search: Search = None,
+    run_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder for best.yaml, trials.csv and history.png.")
+    ] = Path("runs/study"),
+    n_trials: Annotated[int, typer.Option(help="Trials of the study that end, in all processes.")] = 50,
+    n_jobs: Annotated[int, typer.Option(help="Processes of this command, each with one thread.")] = 1,
+    sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="median, halving or none.")] = "median",
+    study_name: Annotated[str, typer.Option(help="The study's name in its storage.")] = "study",
+    storage: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A journal file, which machines may share; default: DIR/study.log."
+        ),
+    ] = None,
+    num_seeds: Annotated[int, typer.Option(help="Trainings in each trial, each with its own seed.")] = 2,
+    n_evaluations: Annotated[
+        int, typer.Option(help="Times that a trial's first training is judged, and may be pruned.")
+    ] = 5,
+    n_startup_trials: Annotated[
+        int, typer.Option(help="First trials, drawn at random; before them none is pruned.")
+    ] = 10,
+    tasks: Annotated[int, typer.Option(help="Tuning tasks; they are those of no final evaluation.")] = 500,
+    trust: Trust = None,
+) -> None:
+    """Search for better settings with Optuna, where a trial is one choice of settings, not a trial on a task.
+
+    For example: rl2meta tune rl2_bandit --search "agent.learning_rate=1e-3..0.1[log]" --run-dir runs/study
+
+    The same command goes on with a study that was stopped; several may work on one at a time.
+    """
+    from rl2meta.commands.tune import run_study
+    from rl2meta.experiments.tuning import TuningOptions
+
+    options = TuningOptions(
+        n_trials=n_trials,
+        n_jobs=n_jobs,
+        sampler=sampler,
+        pruner=pruner,
+        num_seeds=num_seeds,
+        n_evaluations=n_evaluations,
+        n_startup_trials=n_startup_trials,
+        tasks=tasks,
+        study_name=study_name,
+        storage=storage,
+    )
+    run_study(
+        config, overrides or [], run_dir=run_dir, searches=search or [], options=options, trust=trust or []
+    )
 
 
 @app.command()
