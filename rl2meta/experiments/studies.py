@@ -5,7 +5,7 @@ A *trial* is here what Optuna calls so: one choice of the settings, and the trai
 
 import os
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -35,11 +35,11 @@ except ModuleNotFoundError as error:
 
 _IDENTITY, _WORKER, _INSTEAD_OF = "rl2meta", "worker", "instead of"
 _SEEDS = 2**32  # of samplers
-SAMPLERS = {
+SAMPLERS: Mapping[str, Callable[..., Any]] = {
     "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),  # avoids what other processes try now
     "random": optuna.samplers.RandomSampler,
 }
-PRUNERS = {
+PRUNERS: Mapping[str, Callable[[int, int], Any]] = {
     "median": lambda startup, warm_up: optuna.pruners.MedianPruner(startup, warm_up + 1),
     "halving": lambda startup, warm_up: optuna.pruners.SuccessiveHalvingPruner(),
     "none": lambda startup, warm_up: optuna.pruners.NopPruner(),
@@ -104,7 +104,13 @@ class SharedStudy:
 
     def trials(self) -> list[FrozenTrial]:
         """Return all trials, in order of their numbers."""
-        return self.study.get_trials(deepcopy=False)
+        found: list[FrozenTrial] = self.study.get_trials(deepcopy=False)
+        return found
+
+    def completed(self) -> list[FrozenTrial]:
+        """Return the trials that have a value, the best first; of equal ones, the first that was tried."""
+        trials = [trial for trial in self.trials() if trial.state == TrialState.COMPLETE]
+        return sorted(trials, key=lambda trial: (-value_of(trial), trial.number))
 
     def ended(self) -> list[FrozenTrial]:
         """Return the completed and the pruned trials, in order of their numbers."""
@@ -123,7 +129,7 @@ class SharedStudy:
                 return None
             self.study.sampler = self._sampler(ended + len(active))
             with quiet():
-                trial = self.study.ask()
+                trial: Trial = self.study.ask()
                 trial.set_user_attr(_WORKER, worker)
                 for key, dimension in self.settings.space.items():
                     _suggest(trial, key, dimension)
@@ -205,6 +211,12 @@ class SharedStudy:
         return study
 
 
+def value_of(trial: FrozenTrial) -> float:
+    """Return the value of a completed trial."""
+    assert trial.value is not None
+    return trial.value
+
+
 def _has_ended(trial: FrozenTrial) -> bool:
     return trial.state in (TrialState.COMPLETE, TrialState.PRUNED)
 
@@ -245,8 +257,8 @@ def _refuse_another(settings: StudySettings, found: Mapping[str, Any]) -> None:
     ]
     if changed:
         raise UserError(
-            f"--storage {settings.storage}: expected the study {settings.name!r} of this search, got one with "
-            f"other settings: {'; '.join(changed)}. Choose another --study-name, or undo the change"
+            f"--storage {settings.storage}: expected the study {settings.name!r} of this search, got one "
+            f"with other settings: {'; '.join(changed)}. Choose another --study-name, or undo the change"
         )
 
 

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import optuna
-from optuna.trial import FrozenTrial, TrialState
+from optuna.trial import TrialState
 
 from rl2meta.experiments.search_space import settings_text, short_keys
-from rl2meta.experiments.studies import SharedStudy, chosen, quiet
+from rl2meta.experiments.studies import SharedStudy, chosen, quiet, value_of
 from rl2meta.files import write_atomically, writing
 
 if TYPE_CHECKING:
@@ -29,33 +29,28 @@ def write_report(shared: SharedStudy, plan: "Plan", folder: Path) -> None:
     draw_history(shared, folder / "history.png")
 
 
-def completed(shared: SharedStudy) -> list[FrozenTrial]:
-    """Return the trials that have a value, the best first; of equal ones, the first that was tried."""
-    trials = [trial for trial in shared.trials() if trial.state == TrialState.COMPLETE]
-    return sorted(trials, key=lambda trial: (-_value(trial), trial.number))
-
-
 def best_config(shared: SharedStudy, plan: "Plan") -> str:
     """Return the config of the best trial, complete, with the seed and the threads of the config tuned."""
-    best, options = completed(shared)[0], plan.options
+    best, options = shared.completed()[0], plan.options
     config = plan.config(*settings_text(chosen(plan.space, best.params)))
     ended = len(shared.ended())
+    trainings = "1 training" if options.num_seeds == 1 else f"{options.num_seeds} trainings"
     return (
-        f"# {plan.source}, tuned: trial {best.number} of study {options.study_name}, the best of {ended}; its "
-        f"mean return was {_value(best):.6g} on {options.tasks} tuning tasks over {options.num_seeds} "
-        f"training{'s' if options.num_seeds > 1 else ''}.\n{config.to_yaml()}"
+        f"# {plan.source}, tuned: trial {best.number} of study {options.study_name}, the best of {ended}; "
+        f"its mean return was {value_of(best):.6g} on {options.tasks} tuning tasks, over {trainings}.\n"
+        f"{config.to_yaml()}"
     )
 
 
 def best_trials(shared: SharedStudy, most: int = 5) -> str:
     """Return a table of the best trials as text."""
-    trials = completed(shared)[:most]
+    trials = shared.completed()[:most]
     keys = list(shared.settings.space)
     names = short_keys(keys)
     rows = [["trial", "held-out return", *(names[key] for key in keys)]]
     for trial in trials:
         values = chosen(shared.settings.space, trial.params)
-        rows.append([str(trial.number), f"{_value(trial):.4g}", *(_short(values.get(key)) for key in keys)])
+        rows.append([str(trial.number), f"{value_of(trial):.4g}", *(_short(values.get(key)) for key in keys)])
     return aligned(rows)
 
 
@@ -72,7 +67,7 @@ def importance(shared: SharedStudy) -> dict[str, float]:
     Source: Watanabe, Bansal and Hutter, PED-ANOVA: Efficiently quantifying hyperparameter importance in
     arbitrary subspaces, IJCAI 2023.
     """
-    if len(completed(shared)) < _ENOUGH:
+    if len(shared.completed()) < _ENOUGH:
         return {}
     try:
         with quiet():
@@ -80,11 +75,6 @@ def importance(shared: SharedStudy) -> dict[str, float]:
             return dict(optuna.importance.get_param_importances(shared.study, evaluator=evaluator))
     except (RuntimeError, ValueError, ImportError):  # such as all values equal
         return {}
-
-
-def _value(trial: FrozenTrial) -> float:
-    assert trial.value is not None  # of a completed trial
-    return trial.value
 
 
 def _short(value: Any) -> str:
@@ -108,6 +98,7 @@ def _table_of_all(shared: SharedStudy, plan: "Plan") -> str:
 def draw_history(shared: SharedStudy, path: Path) -> Path:
     """Draw the values of the trials, in their order, and the best value so far."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import MaxNLocator
 
     from rl2meta.drawing import COLOURS, FAINT, GRID, INK, add_axes, save
 
@@ -117,10 +108,12 @@ def draw_history(shared: SharedStudy, path: Path) -> Path:
     cut = [trial for trial in trials if trial.state == TrialState.PRUNED and trial.value is not None]
     axes = add_axes(figure, 0.07, 0.78)
     axes.grid(color=GRID)
-    numbers, values = [trial.number for trial in done], [_value(trial) for trial in done]
-    axes.step(numbers, np.maximum.accumulate(values), where="post", color=COLOURS[0], lw=3.4)
+    numbers, values = [trial.number for trial in done], [value_of(trial) for trial in done]
+    best = np.maximum.accumulate([*values, values[-1]])
+    axes.step([*numbers, trials[-1].number], best, where="post", color=COLOURS[0], lw=3.4)
     axes.plot(numbers, values, "o", color=COLOURS[1], ms=6)
-    axes.plot([t.number for t in cut], [_value(t) for t in cut], "x", color=FAINT, ms=6)
+    axes.plot([t.number for t in cut], [value_of(t) for t in cut], "x", color=FAINT, ms=6)
+    axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial", color=INK, size=12)
     axes.set_ylabel("mean return on tuning tasks", color=INK, size=12)
     title = f"{len(done)} completed and {len(trials) - len(done)} pruned trials"

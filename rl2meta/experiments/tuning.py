@@ -1,8 +1,8 @@
 """Tune the settings of an experiment: train with many, and keep those whose agents earn most on tuning tasks.
 
-Tuning tasks are held-out tasks with a seed of their own, so they are neither tasks of the training nor those of
-the final evaluation; and the trainings of a study have seeds of their own. A *trial* is here what Optuna calls
-so: one choice of the settings, and the trainings with it.
+Tuning tasks are held-out tasks with a seed of their own, so they are neither tasks of the training nor those
+of the final evaluation; and the trainings of a study have seeds of their own. A *trial* is here what Optuna
+calls so: one choice of the settings, and the trainings with it.
 """
 
 import math
@@ -135,7 +135,8 @@ def tune(
     are tried again. Several calls may work on one study at a time, on several machines.
 
     Args:
-        source, overrides: the experiment, as for ``train``; each training has one thread.
+        source: the experiment, as for ``train``.
+        overrides: of all trials; each training has one thread, whatever they say.
         run_dir: the folder for the results; new or that of the study.
         searches: what to vary; see ``read_space``.
         options: how.
@@ -155,10 +156,8 @@ def tune(
         side_by_side(work, [(plan,)] * jobs, jobs, say)
     finally:
         _report(shared, plan, run_dir)
-    if not any(trial.values for trial in shared.ended()):
-        raise UserError(
-            "expected a trial with a value, got none; look at the trials above, and search elsewhere"
-        )
+    if not shared.completed():
+        raise UserError("expected a trial with a value, got none; the lines above say why; search elsewhere")
     return shared
 
 
@@ -197,7 +196,7 @@ def _tell_of(shared: "SharedStudy", plan: Plan, say: Say) -> None:
 def _report(shared: "SharedStudy", plan: Plan, run_dir: Path) -> None:
     from rl2meta.experiments.study_report import write_report
 
-    if any(trial.values for trial in shared.ended()):
+    if shared.completed():
         write_report(shared, plan, run_dir)
 
 
@@ -323,10 +322,9 @@ def _without_value(error: UserError) -> Outcome:
 def _line(shared: "SharedStudy", number: int, outcome: Outcome, settings: dict[str, Any]) -> str:
     names = short_keys(list(settings))
     said = f"{outcome.value:.4g}" if outcome.value is not None else outcome.said
-    ended = shared.ended()
-    best = max((trial.value for trial in ended if trial.state.name == "COMPLETE"), default=math.nan)
+    best = "".join(f", best {trial.value:.4g}" for trial in shared.completed()[:1])
     chosen = "  ".join(f"{names[key]}={in_short(value)}" for key, value in settings.items())
-    return f"trial {number} ({len(ended)}/{shared.settings.n_trials}): {said}, best {best:.4g}  {chosen}"
+    return f"trial {number} ({len(shared.ended())}/{shared.settings.n_trials}): {said}{best}  {chosen}"
 
 
 def in_short(value: Any) -> str:
