@@ -319,7 +319,7 @@ def tune(
     The same command goes on with a study that was stopped; several may work on one at a time.
     """
     from rl2meta.commands.tune import run_study
-    from rl2meta.experiments.tuning import TuningOptions
+    from rl2meta.experiments.tuning_plan import TuningOptions
 
     options = TuningOptions(
         n_trials=n_trials,
@@ -336,6 +336,48 @@ def tune(
     run_study(
         config, overrides or [], run_dir=run_dir, searches=search or [], options=options, trust=trust or []
     )
+
+
+@app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=[A,B]...",
+            help="The axes of the grid, such as agent.discount=[0.9,1.0], and KEY=VALUE for all its points.",
+        ),
+    ],
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds at each point, such as 0-2 or 0,3,7; default: one run, the config's seed."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Points that are trained at a time, each with one thread.")] = 1,
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="The folder for all points.")] = Path(
+        "runs/sweep"
+    ),
+    trust: Trust = None,
+) -> None:
+    """Train and evaluate at each point of a grid of settings; the same command goes on with it.
+
+    For example: rl2meta sweep rl2_bandit "agent.core.hidden_size=[32,64]" "agent.discount=[0.9,1.0]" --seeds 0-2
+    """
+    from rl2meta.commands.sweep import run_sweep
+
+    code = run_sweep(config, settings, run_dir=run_dir, seeds=seeds, jobs=jobs, trust=trust or [])
+    raise typer.Exit(code)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with runs at any depth.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """List the runs below a folder: what differs between them, how far they are, and their scores."""
+    from rl2meta.commands.runs import print_runs
+
+    print_runs(folder)
 
 
 @app.command()

@@ -6,7 +6,8 @@ from pathlib import Path
 from rl2meta.commands.progress import say
 from rl2meta.commands.signals import Interrupted
 from rl2meta.experiments.trainings import quoted
-from rl2meta.experiments.tuning import TuningOptions, tune
+from rl2meta.experiments.tuning import tune
+from rl2meta.experiments.tuning_plan import TuningOptions
 
 
 def run_study(

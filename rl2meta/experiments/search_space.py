@@ -224,16 +224,3 @@ def settings_text(settings: Mapping[str, Any]) -> list[str]:
     """Return settings as overrides; what names a part, such as ``agent.core.name``, comes first."""
     ordered = sorted(settings.items(), key=lambda item: not item[0].endswith(".name"))
     return overrides_of(dict(ordered))
-
-
-def short_keys(keys: Sequence[str]) -> dict[str, str]:
-    """Return a short name of each key: its last part, or as many parts as tell it from the others."""
-    short = {}
-    for key in keys:
-        parts = key.split(".")
-        ends = [".".join(parts[-count:]) for count in range(1, len(parts) + 1)]
-        others = [other for other in keys if other != key]
-        told = ends[1:] if parts[-1] == "name" and len(parts) > 1 else ends
-        alone = (end for end in told if not any(f".{other}".endswith(f".{end}") for other in others))
-        short[key] = next(alone, key)
-    return short

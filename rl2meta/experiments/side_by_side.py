@@ -46,11 +46,14 @@ def side_by_side(
     Raises:
         UserError: if calls end with an error, after all others have ended; the message has all of them.
     """
+    errors: list[str] = []
     if jobs == 1:
         for arguments in calls:
-            function(*arguments, say)
-        return
-    errors: list[str] = []
+            try:
+                function(*arguments, say)
+            except UserError as error:
+                errors.append(str(error))
+        calls = ()
     waiting, running = list(calls), dict[Connection, _Call]()
     with _ended(running):
         while waiting or running:

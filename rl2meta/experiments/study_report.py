@@ -2,7 +2,7 @@
 
 import csv
 import io
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -10,12 +10,13 @@ import numpy as np
 import optuna
 from optuna.trial import TrialState
 
-from rl2meta.experiments.search_space import settings_text, short_keys
+from rl2meta.experiments.search_space import settings_text
 from rl2meta.experiments.studies import SharedStudy, chosen, quiet, value_of
+from rl2meta.experiments.text_tables import aligned, short_keys
 from rl2meta.files import write_atomically, writing
 
 if TYPE_CHECKING:
-    from rl2meta.experiments.tuning import Plan
+    from rl2meta.experiments.tuning_plan import Plan
 
 _ENOUGH = 4  # completed trials, from which importance can be estimated
 
@@ -52,13 +53,6 @@ def best_trials(shared: SharedStudy, most: int = 5) -> str:
         values = chosen(shared.settings.space, trial.params)
         rows.append([str(trial.number), f"{value_of(trial):.4g}", *(_short(values.get(key)) for key in keys)])
     return aligned(rows)
-
-
-def aligned(rows: Sequence[Sequence[str]]) -> str:
-    """Return rows of text as lines with columns; the first row has the names of the columns."""
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
-    lines = ["  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)) for row in rows]
-    return "\n".join(line.rstrip() for line in lines)
 
 
 def importance(shared: SharedStudy) -> dict[str, float]:

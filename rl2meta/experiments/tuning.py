@@ -5,117 +5,25 @@ of the final evaluation; and the trainings of a study have seeds of their own. A
 calls so: one choice of the settings, and the trainings with it.
 """
 
-import math
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import make_worker, read_config
-from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.contest import Contest
-from rl2meta.experiments.judging import Say, silent, within
+from rl2meta.experiments.judging import Say, silent
 from rl2meta.experiments.rehearsal import rehearse
-from rl2meta.experiments.run import Run
-from rl2meta.experiments.search_space import Space, read_space, refuse_misfits, settings_text, short_keys
+from rl2meta.experiments.search_space import read_space, refuse_misfits
 from rl2meta.experiments.side_by_side import is_orphan, side_by_side
-from rl2meta.experiments.trainings import train
+from rl2meta.experiments.text_tables import short_keys
+from rl2meta.experiments.tuning_plan import Plan, TuningOptions
+from rl2meta.experiments.tuning_trial import Outcome, TrialRun
 from rl2meta.randomness import derive
-from rl2meta.training import TrainingDiverged
-from rl2meta.workers.faults import EnvironmentFault
 
 if TYPE_CHECKING:  # studies loads Optuna, which need not be there
-    from rl2meta.experiments.studies import SharedStudy, StudySettings
-
-MOST_JOBS, MOST_TRIALS, MOST_SEEDS = 1024, 10**6, 1000
-_MOST_TASKS = 10**6
-
-
-@dataclass(frozen=True)
-class TuningOptions:
-    """How a study goes; the names are those of the options of ``rl2meta tune``.
-
-    Attributes:
-        n_trials: number of trials of the study that end, in all processes together.
-        n_jobs: number of processes that this call starts.
-        sampler: ``tpe`` or ``random``.
-        pruner: ``median``, ``halving`` or ``none``.
-        num_seeds: number of trainings in each trial; the mean over them is the trial's value.
-        n_evaluations: how many times the first training of a trial is judged; each time it may be pruned.
-        n_startup_trials: the first trials, which are drawn at random, and before which none is pruned.
-        tasks: number of tuning tasks.
-        study_name: of the study in the storage.
-        storage: the journal file that processes and machines share; None: study.log in the folder.
-    """
-
-    n_trials: int = 50
-    n_jobs: int = 1
-    sampler: str = "tpe"
-    pruner: str = "median"
-    num_seeds: int = 2
-    n_evaluations: int = 5
-    n_startup_trials: int = 10
-    tasks: int = 500
-    study_name: str = "study"
-    storage: Path | None = None
-
-    def __post_init__(self) -> None:
-        within("--n-trials", self.n_trials, 1, MOST_TRIALS)
-        within("--n-jobs", self.n_jobs, 1, MOST_JOBS)
-        within("--num-seeds", self.num_seeds, 1, MOST_SEEDS)
-        within("--n-evaluations", self.n_evaluations, 1, MOST_TRIALS)
-        within("--n-startup-trials", self.n_startup_trials, 0, MOST_TRIALS)
-        within("--tasks", self.tasks, 2, _MOST_TASKS)
-
-
-@dataclass(frozen=True)
-class Plan:
-    """All that a process needs to take part in a study; pickle takes it.
-
-    Attributes:
-        source, overrides, trust: the experiment that is tuned, as for ``train``.
-        space: what is varied.
-        options: how.
-        storage: the journal file.
-    """
-
-    source: str
-    overrides: list[str]
-    space: Space
-    options: TuningOptions
-    storage: Path
-    trust: frozenset[str] = field(default_factory=frozenset)
-
-    def config(self, *more: str) -> RunConfig:
-        """Return the experiment with more overrides."""
-        return read_config(self.source, [*self.overrides, *more], self.trust)
-
-    def study_settings(self) -> "StudySettings":
-        """Return what the study is."""
-        from rl2meta.experiments.studies import StudySettings
-
-        options, config = self.options, self.config()
-        fixed = {key: value for key, value in config.identity().items() if key not in self.space}
-        judged = {"evaluation.episodes_per_trial": config.settings.evaluation.episodes_per_trial}
-        counts = {
-            "--num-seeds": options.num_seeds,
-            "--n-evaluations": options.n_evaluations,
-            "--tasks": options.tasks,
-        }
-        return StudySettings(
-            name=options.study_name,
-            storage=self.storage,
-            space=self.space,
-            identity={**fixed, **judged, **counts},
-            n_trials=options.n_trials,
-            sampler=options.sampler,
-            pruner=options.pruner,
-            startup_trials=options.n_startup_trials,
-            warm_up=options.n_evaluations // 3,
-            seed=config.settings.seed,
-        )
+    from rl2meta.experiments.studies import SharedStudy
 
 
 def tune(
@@ -223,100 +131,6 @@ def work(plan: Plan, say: Say) -> None:
                 say(_line(shared, trial.number, outcome, settings))
     finally:
         worker.close()
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """How a trial ended.
-
-    Attributes:
-        value: the mean held-out return over the trainings; None if the trial was pruned.
-        said: why it has no value.
-    """
-
-    value: float | None
-    said: str = ""
-
-
-class TrialRun:
-    """The trainings of a trial, one after the other.
-
-    Optuna is told of the held-out return at several points of the first training, and of the mean over the
-    trainings so far after each of the others; it may prune the trial there.
-
-    Args:
-        plan: of the study.
-        judge: the tuning tasks.
-        trial: Optuna's.
-        settings: what the trial chose, by dotted key.
-    """
-
-    def __init__(self, plan: Plan, judge: Contest, trial: Any, settings: dict[str, Any]) -> None:
-        self._plan, self._judge, self._trial = plan, judge, trial
-        self._overrides = [*plan.overrides, *settings_text(settings), "threads=1"]
-        self._values: list[float] = []  # of the trainings that are finished
-        self._steps, self._stopped = 0, False
-        self._ended: Outcome | None = None
-
-    def run(self) -> Outcome | None:
-        """Train with each seed and return how the trial ended; None if this process is to end.
-
-        Raises:
-            UserError: if the environments fail.
-        """
-        for number in range(self._plan.options.num_seeds):
-            try:
-                self._train(number)
-            except UserError as error:
-                return _without_value(error)
-            if self._stopped or self._ended:
-                return self._ended
-        return Outcome(self._mean())
-
-    def _mean(self) -> float:
-        return math.fsum(self._values) / len(self._values)
-
-    def _train(self, number: int) -> None:
-        seed = derive(self._plan.config().settings.seed, "tuning", "training", number)
-        overrides = [*self._overrides, f"seed={seed}"]
-        updates = self._plan.config(*self._overrides).settings.training.updates
-        points = self._plan.options.n_evaluations
-        early = {round(updates * point / points) for point in range(1, points)} if number == 0 else set()
-
-        def after_update(run: Run, row: dict[str, Any]) -> bool:
-            self._stopped = is_orphan()
-            if not self._stopped and row["update"] in early | {updates}:
-                self._look(run, row["update"] == updates)
-            return not self._stopped and self._ended is None
-
-        train(self._plan.source, overrides, callbacks=[after_update], trust=self._plan.trust)
-
-    def _look(self, run: Run, at_end: bool) -> None:
-        """Judge the agent in training, tell Optuna, and note whether the trial ends here."""
-        value = float(self._judge.evaluate(run.agent).returns().mean())
-        if not math.isfinite(value):
-            self._ended = Outcome(None, "its held-out return is not finite")
-            return
-        if at_end:
-            self._values.append(value)
-            value = self._mean()
-        self._steps += 1
-        self._trial.report(value, self._steps)
-        last = len(self._values) == self._plan.options.num_seeds
-        if not last and self._trial.should_prune():
-            self._ended = Outcome(None, f"pruned at {value:.4g}")
-
-
-def _without_value(error: UserError) -> Outcome:
-    """Return the outcome of a training that these settings do not allow.
-
-    Raises:
-        UserError: if the environments are at fault.
-    """
-    if isinstance(error, EnvironmentFault) or isinstance(error.__context__, EnvironmentFault):
-        raise error
-    diverged = isinstance(error.__context__, TrainingDiverged)
-    return Outcome(None, "diverged" if diverged else f"cannot be trained: {error!s:.200}")
 
 
 def _line(shared: "SharedStudy", number: int, outcome: Outcome, settings: dict[str, Any]) -> str:
