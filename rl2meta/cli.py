@@ -360,7 +360,7 @@ def sweep(
 ) -> None:
     """Train and evaluate at each point of a grid of settings; the same command goes on with it.
 
-    For example: rl2meta sweep rl2_bandit "agent.core.hidden_size=[32,64]" "agent.discount=[0.9,1.0]" --seeds 0-2
+    For example: rl2meta sweep rl2_bandit "agent.core.hidden_size=[32,64]" --seeds 0-2 --run-dir runs/sizes
     """
     from rl2meta.commands.sweep import run_sweep
 

@@ -84,7 +84,7 @@ def split_axes(words: Sequence[str]) -> tuple[Axes, list[str]]:
 
 
 def folder_names(axes: Axes) -> list[tuple[dict[str, Any], str]]:
-    """Return the settings of each point and the name of its folder, such as ``hidden_size=32,discount=0.9``."""
+    """Return the settings of each point and its folder's name, such as ``hidden_size=32,discount=0.9``."""
     keys = short_keys(list(axes))
     points = [dict(zip(axes, values, strict=True)) for values in itertools.product(*axes.values())]
     named = [(settings, _folder_name(settings, keys)) for settings in points]
