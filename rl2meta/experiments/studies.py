@@ -179,7 +179,7 @@ class SharedStudy:
     def _alone(self) -> Iterator[None]:
         """Keep other processes from claiming trials in the block."""
         with writing(self.settings.storage):
-            self._door.acquire()
+            self._door.acquire(poll_interval=0.01)
         try:
             yield
         finally:
