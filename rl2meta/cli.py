@@ -17,6 +17,7 @@ from rl2meta.commands.options import (
     Limit,
     Profile,
     Scratch,
+    Search,
     Settings,
     Suites,
     TakesSettings,
@@ -350,6 +351,105 @@ def reproduce(
         jobs=jobs,
     )
     raise typer.Exit(code)
+
+
+@app.command()
+def tune(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    overrides: Annotated[
+        list[str] | None, typer.Argument(metavar="KEY=VALUE", help="Settings to change in all trials.")
+    ] = None,
+    search: Search = None,
+    run_dir: Annotated[
+        Path, typer.Option(metavar="DIR", help="The folder for best.yaml, trials.csv and history.png.")
+    ] = Path("runs/study"),
+    n_trials: Annotated[int, typer.Option(help="Trials of the study that end, in all processes.")] = 50,
+    n_jobs: Annotated[int, typer.Option(help="Processes of this command, each with one thread.")] = 1,
+    sampler: Annotated[str, typer.Option(help="tpe or random.")] = "tpe",
+    pruner: Annotated[str, typer.Option(help="median, halving or none.")] = "median",
+    study_name: Annotated[str, typer.Option(help="The study's name in its storage.")] = "study",
+    storage: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="A journal file, which machines may share; default: DIR/study.log."
+        ),
+    ] = None,
+    num_seeds: Annotated[int, typer.Option(help="Trainings in each trial, each with its own seed.")] = 2,
+    n_evaluations: Annotated[
+        int, typer.Option(help="Times that a trial's first training is judged, and may be pruned.")
+    ] = 5,
+    n_startup_trials: Annotated[
+        int, typer.Option(help="First trials, drawn at random; before them none is pruned.")
+    ] = 10,
+    tasks: Annotated[int, typer.Option(help="Tuning tasks; they are those of no final evaluation.")] = 500,
+    trust: Trust = None,
+) -> None:
+    """Search for better settings with Optuna, where a trial is one choice of settings, not a trial on a task.
+
+    For example: rl2meta tune rl2_bandit --search "agent.learning_rate=1e-3..0.1[log]" --run-dir runs/study
+
+    The same command goes on with a study that was stopped; several may work on one at a time.
+    """
+    from rl2meta.commands.tune import run_study
+    from rl2meta.experiments.tuning_plan import TuningOptions
+
+    options = TuningOptions(
+        n_trials=n_trials,
+        n_jobs=n_jobs,
+        sampler=sampler,
+        pruner=pruner,
+        num_seeds=num_seeds,
+        n_evaluations=n_evaluations,
+        n_startup_trials=n_startup_trials,
+        tasks=tasks,
+        study_name=study_name,
+        storage=storage,
+    )
+    run_study(
+        config, overrides or [], run_dir=run_dir, searches=search or [], options=options, trust=trust or []
+    )
+
+
+@app.command()
+def sweep(
+    config: Annotated[str, typer.Argument(metavar="CONFIG", help="A YAML file, or a shipped config's name.")],
+    settings: Annotated[
+        list[str],
+        typer.Argument(
+            metavar="KEY=[A,B]...",
+            help="The axes of the grid, such as agent.discount=[0.9,1.0], and KEY=VALUE for all its points.",
+        ),
+    ],
+    seeds: Annotated[
+        str | None,
+        typer.Option(help="Seeds at each point, such as 0-2 or 0,3,7; default: one run, the config's seed."),
+    ] = None,
+    jobs: Annotated[int, typer.Option(help="Points that are trained at a time, each with one thread.")] = 1,
+    run_dir: Annotated[Path, typer.Option(metavar="DIR", help="The folder for all points.")] = Path(
+        "runs/sweep"
+    ),
+    trust: Trust = None,
+) -> None:
+    """Train and evaluate at each point of a grid of settings; the same command goes on with it.
+
+    For example: rl2meta sweep rl2_bandit "agent.core.hidden_size=[32,64]" --seeds 0-2 --run-dir runs/sizes
+    """
+    from rl2meta.commands.sweep import run_sweep
+
+    code = run_sweep(config, settings, run_dir=run_dir, seeds=seeds, jobs=jobs, trust=trust or [])
+    raise typer.Exit(code)
+
+
+@app.command()
+def runs(
+    folder: Annotated[Path, typer.Argument(metavar="FOLDER", help="A folder with runs at any depth.")] = Path(
+        "runs"
+    ),
+) -> None:
+    """List the runs below a folder: what differs between them, how far they are, and their scores."""
+    from rl2meta.commands.runs import print_runs
+
+    print_runs(folder)
 
 
 @app.command(cls=TakesSettings)

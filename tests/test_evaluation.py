@@ -17,8 +17,8 @@ from rl2meta.evaluation import (
     Ceilings,
     ceilings,
     evaluate,
-    write_evaluation,
 )
+from rl2meta.evaluation_files import write_evaluation
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent

@@ -62,6 +62,17 @@ LearningConfigs = Annotated[
     ),
 ]
 
+Search = Annotated[
+    list[str] | None,
+    typer.Option(
+        metavar="FILE|KEY=RANGE",
+        help="What to vary: a YAML file, a shipped search space (rl2, maml_trpo), or a setting with its "
+        "range, such as agent.learning_rate=1e-4..1e-2[log], agent.epochs=1..6[int] or "
+        "agent.clip_range=[0.1,0.2]; "
+        "repeat the option for several. Default: the shipped search space of the config's agent.",
+    ),
+]
+
 
 class TakesSettings(TyperCommand):
     """A command with settings KEY=VALUE: it says so to those who give a setting as an option."""
