@@ -2,8 +2,6 @@
 
 from typing import Any
 
-from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
-
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.config import RunConfig
@@ -22,6 +20,9 @@ class Recorder:
     """
 
     def __init__(self, run: Run, folder: RunFolder) -> None:
+        # slow to import, and an evaluation, which also reads this module, does not need it
+        from stable_baselines3.common.logger import Logger, TensorBoardOutputFormat
+
         self._run, self._folder = run, folder
         self._saved = run.update
         path = folder.tensorboard_path
