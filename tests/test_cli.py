@@ -59,7 +59,7 @@ def copy(trained: Path, tmp_path: Path) -> Path:
 
 def by_library(folder: Path, overrides: tuple[str, ...]) -> Path:
     """Train without a command, in this process; commands must come to the same numbers."""
-    rl2meta.train("smoke", dict(each.split("=", 1) for each in overrides), run_dir=folder)
+    rl2meta.train("smoke", overrides, run_dir=folder)
     return folder
 
 
