@@ -14,6 +14,7 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
+from rl2meta.adam import Adam
 from rl2meta.agents.maml import (
     AT_TEST,
     InnerConfig,
@@ -151,7 +152,7 @@ class MAMLRegressionLearner:
         self.meta = MetaWeights(network, config).to(device)
         self.inner = InnerLoop(network, SquaredError(observation_space), config)
         self.agent = MAMLAgent(self.meta, self.inner)
-        self.optimizer = torch.optim.Adam(self.meta.parameters(), lr=config.learning_rate, fused=True)
+        self.optimizer = Adam(self.meta.parameters(), lr=config.learning_rate, fused=True)
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step on the last phase, through the inner steps before it."""

@@ -11,6 +11,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from rl2meta.adam import Adam
 from rl2meta.agents.all_actions import all_action_surrogate, judged, sees_all
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
@@ -232,7 +233,7 @@ class PPO:
         self.agent = PPOAgent(network)
         more = [] if auxiliary is None else [*auxiliary.parameters()]
         self._weights = [*network.parameters(), *more]
-        self.optimizer = torch.optim.Adam(self._weights, lr=config.learning_rate, fused=True)
+        self.optimizer = Adam(self._weights, lr=config.learning_rate, fused=True)
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""

@@ -12,6 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
+from rl2meta.adam import Adam
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.returns import mean_or_zero
 
@@ -63,7 +64,7 @@ class PrivilegedCritic(nn.Module):
         )
         nn.init.zeros_(self.value[-1].weight)  # type: ignore[arg-type]
         nn.init.zeros_(self.value[-1].bias)  # type: ignore[arg-type]
-        self._optimizer = torch.optim.Adam(self.parameters(), lr=learning_rate, fused=True)
+        self._optimizer = Adam(self.parameters(), lr=learning_rate, fused=True)
 
     def forward(self, known: Known) -> Tensor:
         """Return the value of each step, [T, B]."""

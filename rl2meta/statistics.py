@@ -4,7 +4,6 @@ from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
-from scipy.special import stdtrit
 
 Values = np.float64 | NDArray[np.float64]
 
@@ -116,5 +115,7 @@ def t_quantile(n: int, confidence: float = 0.95) -> float:
     """
     if n < 2 or not 0 < confidence < 1:
         raise ValueError(f"expected n >= 2 and confidence in (0, 1), got n={n}, confidence={confidence}")
+    from scipy.special import stdtrit  # slow to import, and training needs no interval
+
     quantile: Any = stdtrit(n - 1, (1 + confidence) / 2)
     return float(quantile)

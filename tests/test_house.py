@@ -33,6 +33,7 @@ MAY_IMPORT = {
     "terminal": {"spine", "envs", "agents", "configs", "experiments", "speed", "terminal"},
 }
 AGENTS_MAY = {
+    "adam",
     "errors",
     "models",
     "predictions",

@@ -14,6 +14,7 @@ from typing import NamedTuple
 import pytest
 import yaml
 
+from rl2meta import cli
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.experiments.catalogue import DISTRIBUTIONS, FAMILY_GROUP, Entry, offered
@@ -123,15 +124,41 @@ def test_the_families_of_a_package_are_known_by_name(shell: Shell) -> None:
     assert unknown.code == 2 and "did you mean 'lamps'?" in unknown.errors
 
 
+@pytest.fixture
+def entries(monkeypatch: pytest.MonkeyPatch, installed: Path) -> None:
+    """The package can be found from here."""
+    monkeypatch.syspath_prepend(str(installed))
+
+
+@pytest.fixture
+def here(
+    entries: None, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> Callable[[str], Said]:
+    """Run ``rl2meta ARGS`` in this process, in an empty folder; the package can be found."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def call(command: str) -> Said:
+        monkeypatch.setattr(sys, "argv", ["rl2meta", *command.split()])
+        with pytest.raises(SystemExit) as stop:
+            cli.main()
+        assert isinstance(stop.value.code, int)
+        return Said(stop.value.code, *capsys.readouterr())
+
+    return call
+
+
 @pytest.mark.parametrize(("way", "agent"), [*((way, "rl2") for way in WAYS), ("set_task", "maml_trpo")])
 def test_every_way_in_is_checked_trained_on_and_judged(
-    shell: Shell, tmp_path: Path, way: str, agent: str
+    here: Callable[[str], Said], tmp_path: Path, way: str, agent: str
 ) -> None:
     name = config(tmp_path, way, agent).name
-    checks = [f"check {name}"] if agent == "rl2" and way != "import_path" else []  # takes its time
-    *checked, trained, judged = shell(*checks, f"train {name} --run-dir run", "evaluate run")
-    assert all(said.code == 0 and said.text.endswith("all is well\n") for said in checked), checked
+    if agent == "rl2" and way != "import_path":  # a check takes its time
+        checked = here(f"check {name}")
+        assert checked.code == 0 and checked.text.endswith("all is well\n"), checked
+    trained = here(f"train {name} --run-dir run")
     assert trained.code == 0 and "trained 2 updates" in trained.text + trained.errors, trained
+    judged = here("evaluate run")
     assert judged.code == 0, judged
     evaluation = tmp_path / "run" / "evaluation"
     figure = "returns" if way == "yaml_alone" else "regret"  # CartPole does not tell
@@ -150,12 +177,6 @@ def test_a_run_whose_package_is_gone_says_so(shell: Shell, tmp_path: Path) -> No
     command = [sys.executable, "-m", "rl2meta", "evaluate", "run"]
     said = subprocess.run(command, cwd=tmp_path, env=without, capture_output=True, text=True)
     assert said.returncode == 2 and "'lamps'" in said.stderr and "Traceback" not in said.stderr, said.stderr
-
-
-@pytest.fixture
-def entries(monkeypatch: pytest.MonkeyPatch, installed: Path) -> None:
-    """The package can be found from here."""
-    monkeypatch.syspath_prepend(str(installed))
 
 
 @pytest.mark.usefixtures("entries")

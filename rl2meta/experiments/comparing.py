@@ -73,9 +73,12 @@ def together(groups: Sequence[Group]) -> tuple[list[str | None], list[Group]]:
     Groups that have a folder stay as they are.
     """
     _refuse_same(groups)
+    alike = [_but_for_the_seed(group.runs[0]) for group in groups]
+    seeds = [group.runs[0].config.settings.seed for group in groups]
     gathered: dict[str, list[Run]] = {}
-    for number, group in enumerate(groups):
-        key = f"group {number}" if len(group.runs) > 1 else _but_for_the_seed(group.runs[0])
+    for number, (key, seed, group) in enumerate(zip(alike, seeds, groups, strict=True)):
+        twice = list(zip(alike, seeds, strict=True)).count((key, seed)) > 1  # copies of a run are no group
+        key = f"group {number}" if len(group.runs) > 1 or twice else key
         gathered.setdefault(key, []).extend(group.runs)
     by_first = {id(group.runs[0]): group for group in groups}
     found = [(by_first[id(runs[0])], runs) for runs in gathered.values()]

@@ -3,8 +3,6 @@
 import json
 from typing import Any
 
-from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
-
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checkpoints import Checkpoint
 from rl2meta.experiments.config import RunConfig
@@ -26,12 +24,15 @@ class Recorder:
     """
 
     def __init__(self, run: Run, folder: RunFolder) -> None:
+        # slow to import, and an evaluation, which also reads this module, does not need it
+        from stable_baselines3.common.logger import HParam, Logger, TensorBoardOutputFormat
+
         self._run, self._folder = run, folder
         self._saved = run.update
         path = folder.tensorboard_path
         with writing(path):
             self._logger = Logger(str(path), [TensorBoardOutputFormat(str(path))])
-            self._logger.record("hparams", _hyper_parameters(run.config))
+            self._logger.record("hparams", HParam(_settings(run.config), _curves(run.config)))
             self._logger.dump(step=run.env_steps)
 
     def record(self, row: dict[str, Any]) -> None:
@@ -69,15 +70,20 @@ def _curve(name: str) -> str:
     return f"held_out/{name.removeprefix(HELD_OUT)}" if name.startswith(HELD_OUT) else f"train/{name}"
 
 
-def _hyper_parameters(config: RunConfig) -> HParam:
-    """Return the settings for TensorBoard's tab of hyper-parameters, and the curves to show beside them."""
-    kept = {
+def _settings(config: RunConfig) -> dict[str, Any]:
+    """Return the settings for TensorBoard's tab of hyper-parameters."""
+    return {
         key: value if isinstance(value, bool | int | float | str) else json.dumps(value, default=str)
         for key, value in config.identity().items()
     }
+
+
+def _curves(config: RunConfig) -> dict[str, float]:
+    """Return the curves that TensorBoard shows beside the hyper-parameters."""
     judged = config.settings.training.evaluate_every is not None
-    curves = ["held_out/return", "held_out/regret"] if judged else []
-    return HParam(kept, dict.fromkeys([*curves, "train/mean_return"], 0.0))
+    return dict.fromkeys(
+        [*(["held_out/return", "held_out/regret"] if judged else []), "train/mean_return"], 0.0
+    )
 
 
 def save_first(folder: RunFolder, checkpoint: Checkpoint) -> Checkpoint:

@@ -77,6 +77,7 @@ def outcome():
 go()
 undisturbed = outcome()
 assert undisturbed[2] == 3
+assert "torch._dynamo" not in sys.modules  # slow to import; nothing here is compiled
 n, trials = random.randrange(every), 0
 while True:
     n += every

@@ -107,7 +107,7 @@ def test_no_number_of_processes_or_of_tasks_at_a_time_changes_an_evaluation(lane
 
     whole = lived(0)
     numbers = agent.numbers_per_task(RolloutWorker(law).run(agent, tasks[:1], lanes, 0).phases[0])
-    others = [lived(2), lived(3)]
+    others = [lived(3)]
     with at_most(16 * numbers):
         others += [lived(0), lived(2)]
     for other in others:
@@ -150,7 +150,7 @@ def test_a_worker_does_not_import_torch() -> None:
         assert observation[:, 0].tolist() == [expected] * 2
 
 
-@pytest.mark.parametrize("processes", [0, 2])
+@pytest.mark.parametrize("processes", [0, 1])  # a worker is started some thirty times
 def test_plugged_in_families_keep_the_contract(processes: int) -> None:
     check_distribution(plugged(QuietWalks(2), processes), num_tasks=3)
 
