@@ -131,7 +131,7 @@ def _said_points(sources: Sequence[Source], held_out: bool) -> str:
         tasks = {run.config.settings.training.evaluation_tasks for source in sources for run in source.runs}
         return f"each point: {' or '.join(f'{number:,}' for number in sorted(tasks))} held-out tasks"
     most = max(map(updates_per_point, sources))
-    return "each point: one update" if most == 1 else f"each point: a mean over {most} updates"
+    return "each point: one update" if most == 1 else f"each point: a mean over up to {most} updates"
 
 
 def _said_band(curves: Sequence[LearningCurve]) -> str:
