@@ -128,8 +128,8 @@ def _common(name: str, points: Sequence[NDArray[np.float64]]) -> NDArray[np.floa
             f"{name}: expected seeds that were judged over a common part of the training, got one that ends "
             f"at {last:,.0f} and one that begins at {first:,.0f}; train the shorter ones on"
         )
-    x = np.unique(np.concatenate(points))
-    return x[(first <= x) & (x <= last)]
+    x: NDArray[np.float64] = np.unique(np.concatenate(points))
+    return np.asarray(x[(first <= x) & (x <= last)])
 
 
 def _seed_curve(run: Trained, metric: str, over: Over) -> SeedCurve | None:
