@@ -108,10 +108,9 @@ def plot_learning_curves(picture: LearningPicture, path: Path) -> Path:
     for place, curve in enumerate(picture.curves):
         _draw_curve(axes, curve, place, front=4 + len(picture.curves) - place)
     _scale(axes, picture)
-    shown = [level for level in picture.levels if _is_inside(axes, level.value) or not level.is_ceiling]
-    for level in shown:
+    for level in picture.levels:
         axes.axhline(level.value, **_level_style(level), zorder=2)
-    drawing.label_ends(axes, [*_curve_labels(picture.curves), *_level_labels(shown)])
+    drawing.label_ends(axes, [*_curve_labels(picture.curves), *_level_labels(picture.levels)])
     return drawing.save(figure, path, MADE_BY)
 
 
@@ -165,21 +164,28 @@ def _scale(axes: Axes, picture: LearningPicture) -> None:
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: _counted(value, last)))
     axes.yaxis.set_major_locator(MaxNLocator(6, steps=[1, 2, 2.5, 5, 10]))
     axes.set_title(picture.up, loc="left", size=12, color=drawing.INK, pad=10)
-    axes.set_xlabel(picture.across, size=11, color=drawing.INK)
+    axes.set_xlabel(f"{picture.across}{_said_levels(picture.levels)}", size=11, color=drawing.INK)
     axes.grid(axis="y", color=drawing.GRID, lw=0.8)
+
+
+def _said_levels(levels: Sequence[Level]) -> str:
+    """Say in a line of its own what the horizontal lines are."""
+    ceilings = ["dashed: what no agent can beat"] if any(level.is_ceiling for level in levels) else []
+    references = [] if all(level.is_ceiling for level in levels) else ["dotted: reference algorithms"]
+    return "\n" + "; ".join(ceilings + references) if levels else ""
 
 
 def _limits(picture: LearningPicture) -> tuple[float, float]:
     """Return the ends of the vertical axis.
 
-    All scores from the best one on are shown, with ceilings, unless the worst ones, which are the first of a
-    training, would squash the rest: then the axis ends a little beyond the 85th percentile of the scores.
-    References are shown if they lie within.
+    All scores from the best one on are shown, with the ceiling next to them, unless the worst ones, which are
+    the first of a training, would squash the rest: then the axis ends a little beyond the 85th percentile of
+    the scores. Other lines are seen if they lie within; their labels have an arrow if they do not.
     """
     sign = 1.0 if picture.lower_is_better else -1.0  # so that lower is better
     scores = sign * np.concatenate([seed.y for curve in picture.curves for seed in curve.seeds])
-    ceilings = [sign * level.value for level in picture.levels if level.is_ceiling]
-    best, worst = min(float(scores.min()), *ceilings, math.inf), float(scores.max())
+    ceiling = max((sign * level.value for level in picture.levels if level.is_ceiling), default=math.inf)
+    best, worst = min(float(scores.min()), ceiling), float(scores.max())
     most = float(np.percentile(scores, _WORST))
     if worst - best > _SQUASHING * (most - best) > 0:
         worst = best + _SQUASHING * (most - best)
@@ -188,11 +194,6 @@ def _limits(picture: LearningPicture) -> tuple[float, float]:
     if picture.lower_is_better and best >= 0:
         low = max(low, 0.0)
     return (low, high) if picture.lower_is_better else (-high, -low)
-
-
-def _is_inside(axes: Axes, value: float) -> bool:
-    low, high = axes.get_ylim()
-    return low <= value <= high
 
 
 def _counted(value: float, most: float) -> str:

@@ -9,7 +9,7 @@ from torch import Tensor
 from rl2meta.agents.references.bandits import bernoulli_references
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
-from rl2meta.returns import discounted_returns, gae, reward_signal
+from rl2meta.returns import discounted_returns, explained_variance, gae, reward_signal
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 
@@ -73,3 +73,17 @@ def test_reward_signals() -> None:
         UserError, match=r"expected one that the task family emits, sampled or auto, got 'regret'"
     ):
         reward_signal(without, "regret")
+
+
+def test_the_explained_variance_is_that_of_a_regression() -> None:
+    """On the steps of the mask it is R², the squared correlation, for a least-squares prediction."""
+    g = torch.Generator().manual_seed(0)
+    x, noise = (torch.randn(50, 4, generator=g, dtype=torch.float64) for _ in range(2))
+    target, mask = 2 * x + noise + 3, (torch.rand(50, 4, generator=g) > 0.3).double()
+    inside = mask.bool()
+    r = torch.corrcoef(torch.stack([x[inside], target[inside]]))[0, 1]
+    slope = r * target[inside].std() / x[inside].std()
+    error = torch.where(inside, target - slope * x, 1e6)  # a constant changes nothing, padding neither
+    assert explained_variance(target, error, mask) == pytest.approx(float(r**2))
+    assert explained_variance(target, torch.zeros_like(target), mask) == 1
+    assert explained_variance(torch.ones_like(target), error, mask) == 0

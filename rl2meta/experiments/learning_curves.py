@@ -20,7 +20,7 @@ ACROSS: Mapping[Over, str] = {
     "seconds": "seconds of training",
     "updates": "updates of the learner",
 }
-MOST_POINTS = 100
+MOST_POINTS = 25
 """A curve of the training return has at most so many points, each a mean over consecutive updates."""
 _MEAN_RETURN = "mean_return"
 _log = logging.getLogger("rl2meta")
@@ -150,10 +150,8 @@ def updates_per_point(source: Source) -> int:
 
 
 def _blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Return the means of at most ``MOST_POINTS`` blocks of consecutive values; the last may be shorter."""
-    size = -(-len(values) // MOST_POINTS)
-    starts = np.arange(0, len(values), size)
-    return np.asarray(np.add.reduceat(values, starts) / np.diff([*starts, len(values)]))
+    """Return the means of at most ``MOST_POINTS`` blocks of consecutive values, of about the same length."""
+    return np.array([block.mean() for block in np.array_split(values, min(MOST_POINTS, len(values)))])
 
 
 _POSITIONS: Mapping[Over, Callable[[Sequence[Mapping[str, Any]]], NDArray[np.float64]]] = {

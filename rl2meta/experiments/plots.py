@@ -1,6 +1,8 @@
 """Draw the learning curves of runs and groups, from Python."""
 
+import shutil
 import tempfile
+import weakref
 from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import TypeAlias, get_args
@@ -117,7 +119,7 @@ def _said_points(sources: Sequence[Source], held_out: bool) -> str:
         tasks = {run.config.settings.training.evaluation_tasks for source in sources for run in source.runs}
         return f"each point: {' or '.join(f'{number:,}' for number in sorted(tasks))} held-out tasks"
     most = max(map(updates_per_point, sources))
-    return "each point: one update" if most == 1 else f"each point: a mean over {most} updates"
+    return "each point: one update" if most == 1 else f"each point: a mean over up to {most} updates"
 
 
 def _said_band(curves: Sequence[LearningCurve]) -> str:
@@ -180,14 +182,22 @@ def _names(folders: Sequence[Path | None]) -> list[str]:
     return ["/".join(each[-depth:]) for each in parts]
 
 
+class _Temporary:
+    """A folder that is removed with this object."""
+
+    def __init__(self) -> None:
+        self.path = Path(tempfile.mkdtemp(prefix="rl2meta-"))
+        weakref.finalize(self, shutil.rmtree, self.path, ignore_errors=True)
+
+
 def _target(folders: Sequence[Path | None], out: str | Path | None) -> tuple[Path, object]:
     """Return where the figure is written, and what keeps that place while the figure is in use."""
     first = folders[0]
     if out is not None:
         return Path(out), None
     if first is None:
-        temporary = tempfile.TemporaryDirectory(prefix="rl2meta-")
-        return Path(temporary.name) / "learning.png", temporary
+        temporary = _Temporary()
+        return temporary.path / "learning.png", temporary
     if len(folders) == 1:
         return first / "learning.png", None
     names = ["run" if folder is None else folder_name(folder) for folder in folders]

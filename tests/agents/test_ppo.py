@@ -187,6 +187,27 @@ def test_the_kl_estimate_is_exact_for_a_known_shift() -> None:
     assert float(learner.step(shifted, 0.0)["kl"]) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
 
 
+def test_the_clip_fraction_counts_the_steps_whose_ratio_left_the_range() -> None:
+    """Half of the trials were acted with 1.5 times the probability, a quarter with 0.9 times."""
+    learner = _learner()
+    batch = learner.batch(_trial(learner).phases[0])
+    factor = torch.ones_like(batch.log_prob)
+    factor[:, :8], factor[:, 8:12] = 1.5, 0.9
+    told = learner.step(batch._replace(log_prob=batch.log_prob + factor.log()), 0.0)
+    assert told["clip_fraction"] == 0.5  # ρ is 2/3, 10/9 and 1
+    assert learner.step(batch, 0.0)["clip_fraction"] == 0
+
+
+def test_an_update_tells_its_learning_rate_and_what_its_value_explained() -> None:
+    learner = _with_opinions(_learner(learning_rate=1e-2, final_learning_rate=0.0))
+    trial = _trial(learner)
+    batch = learner.batch(trial.phases[0])
+    target, value = batch.value_target.numpy(), trial.phases[0].notes["value"].numpy()
+    told = learner.update(trial, 0.25, generator(0))
+    assert told["learning_rate"] == pytest.approx(0.75e-2)
+    assert told["explained_variance"] == pytest.approx(1 - (target - value).var() / target.var(), abs=1e-5)
+
+
 def test_the_entropy_bonus_raises_entropy() -> None:
     learner = _learner(value_coefficient=0.0, entropy_coefficient=1.0, epochs=1, minibatches=1)
     batch = learner.batch(_trial(learner).phases[0])._replace(advantage=torch.zeros(6, 16))
