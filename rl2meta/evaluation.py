@@ -3,7 +3,7 @@
 import csv
 import json
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -159,10 +159,12 @@ def write_evaluation(
     arrays |= {f"{name}/regrets": regret for name, regret in regrets.items()}
     arrays |= {f"{name}/steps": evaluation.steps for name, evaluation in evaluations.items()}
     values = regrets or {name: evaluation.rewards for name, evaluation in evaluations.items()}
+    best = _best_other(regrets, facts.get("subjects", list(evaluations)[:1]), len(subject.rewards))
+    report["best_reference"] = best
     with writing(folder):
         with open(folder / "arrays.npz", "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **arrays)
-        _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), values, evaluations)
+        _write_curves(folder / ("regret.csv" if regrets else "returns.csv"), values, evaluations, best)
         _write_adaptation(folder / "adaptation.csv", agents)
         write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
 
@@ -250,20 +252,45 @@ def _ends(interval: Interval) -> dict[str, float]:
     return {key: float(getattr(interval, key)) for key in ("mean", "low", "high")}
 
 
-def _write_curves(path: Path, curves: Mapping[str, Array], results: Mapping[str, AgentResult]) -> None:
+def _write_curves(
+    path: Path, curves: Mapping[str, Array], results: Mapping[str, AgentResult], best: str | None
+) -> None:
     """Write the cumulative curve of each agent over episodes, with a 95 % interval over tasks.
 
-    The column ``step`` is the number of steps so far, a mean over tasks.
+    The column ``step`` is the number of steps so far, a mean over tasks. The columns ``gap``, ``gap_low`` and
+    ``gap_high`` are the curve minus that of the agent called ``best``, paired in tasks; empty without one.
     """
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["agent", "episode", "step", "mean", "low", "high"])
+        writer.writerow(["agent", "episode", "step", "mean", "low", "high", "gap", "gap_low", "gap_high"])
         for name, values in curves.items():
             band = results[name].interval(np.cumsum(values, axis=1, dtype=np.float64))
             interactions = np.cumsum(results[name].steps.mean(axis=0, dtype=np.float64))
-            columns = np.stack([interactions, band.mean, band.low, band.high], axis=1)
+            columns = np.stack([interactions, *band[:3], *_gap(curves, results, name, best)], axis=1)
             for episode, row in enumerate(columns, start=1):
-                writer.writerow([name, episode, *(f"{value:.{_DIGITS}g}" for value in row)])
+                known = ("" if np.isnan(value) else f"{value:.{_DIGITS}g}" for value in row)
+                writer.writerow([name, episode, *known])
+
+
+def _best_other(regrets: Mapping[str, Array], subjects: Sequence[str], num_tasks: int) -> str | None:
+    """Return the agent of least regret on all tasks that was not trained; None if there is none."""
+    finals = {
+        name: float(regret.sum(axis=1, dtype=np.float64).mean())
+        for name, regret in regrets.items()
+        if name not in subjects and len(regret) == num_tasks
+    }
+    return min(finals, key=lambda name: finals[name], default=None)
+
+
+def _gap(
+    curves: Mapping[str, Array], results: Mapping[str, AgentResult], name: str, best: str | None
+) -> NDArray[np.float64]:
+    """Return mean, low and high of an agent's curve minus the best one's, [3, episodes]; NaN without one."""
+    if best is None:
+        return np.full((3, curves[name].shape[1]), np.nan)
+    both = min(len(curves[name]), len(curves[best]))
+    apart = curves[name][:both].astype(np.float64) - curves[best][:both]  # [both, episodes]
+    return np.stack(results[best].interval(np.cumsum(apart, axis=1))[:3])
 
 
 def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:
