@@ -479,11 +479,19 @@ def check(
 
 
 @app.command("list")
-def list_components() -> None:
-    """List agents, task distributions, references and shipped configs."""
-    from rl2meta.commands.list import print_components
+def list_components(
+    name: Annotated[
+        str | None,
+        typer.Argument(
+            metavar="NAME",
+            help="An agent, a task distribution, a config, a table, or 'settings' for those of every config.",
+        ),
+    ] = None,
+) -> None:
+    """List agents, task distributions, configs and tables; with NAME, tell all about one of them."""
+    from rl2meta.commands.list import print_components, print_one
 
-    print_components()
+    print_components() if name is None else print_one(name)
 
 
 @app.command()

@@ -2,6 +2,7 @@
 
 import io
 import math
+import textwrap
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -13,8 +14,6 @@ from matplotlib.figure import Figure
 from rl2meta.files import write_atomically, writing
 from rl2meta.reports import AgentReport, EvaluationReport
 
-# Okabe and Ito's palette, which colour-blind readers can tell apart. Trained agents get the first colours.
-COLOURS = ("#D55E00", "#0072B2", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#555555", "#8C564B")
 INK, FAINT, GRID = "#222222", "#8A8A8A", "#E8E8E8"
 LETTER = 0.0078
 """The width of a letter, as a share of the figure."""
@@ -22,8 +21,9 @@ _LINE = 0.066  # the height of a line of text, as a share of the axis
 _LETTERS_IN_SIZE_1 = 15 * 95  # so many letters of size 1 fit into the figure's width
 _SMALLEST = 7.5  # the smallest size that can be read
 _LONGEST_NAME = 28
+_ROW = 4.9  # inches
+_SPACING = 1.35  # of lines of text, in heights of a letter
 _DOTTED = (0, (1, 2))  # on, off
-_STYLES = ("-", "--", ":")  # of the curves that have the same colour
 
 
 class EndLabel(NamedTuple):
@@ -42,25 +42,14 @@ class EndLabel(NamedTuple):
     end: float | None = None
 
 
-def colour(agent: AgentReport) -> str:
-    """Return the agent's colour; agents share a colour only if there are more agents than colours."""
-    index = agent.place
-    return COLOURS[index] if index < len(COLOURS) else COLOURS[1 + (index - 1) % (len(COLOURS) - 1)]
-
-
 def line_style(agent: AgentReport) -> dict[str, Any]:
-    """Return the style of the agent's curve: bold if trained; dashed, then dotted, if its colour was used."""
-    uses = max(0, agent.place - 1) // (len(COLOURS) - 1)  # of its colour, by agents before it
-    return {
-        "color": colour(agent),
-        "lw": 3.4 if agent.is_subject else 1.8,
-        "ls": _STYLES[min(uses, len(_STYLES) - 1)],
-    }
+    """Return the style of the agent's curve: bold if trained."""
+    return {"color": agent.colour, "lw": 3.4 if agent.is_subject else 1.8}
 
 
 def text_style(agent: AgentReport) -> dict[str, Any]:
     """Return the style of the agent's name and figures."""
-    return {"color": colour(agent), "weight": "bold" if agent.is_subject else "normal"}
+    return {"color": agent.colour, "weight": "bold" if agent.is_subject else "normal"}
 
 
 def short(name: str) -> str:
@@ -68,22 +57,30 @@ def short(name: str) -> str:
     return name if len(name) <= _LONGEST_NAME else "…" + name[1 - _LONGEST_NAME :]
 
 
-def new_figure(evaluation: EvaluationReport, what: str) -> Figure:
-    """Return a figure that has only its title."""
-    return titled_figure(f"{what} on {evaluation.title}", evaluation.subtitle)
+def new_figure(evaluation: EvaluationReport, what: str, rows: int = 1) -> Figure:
+    """Return a figure that has only its title, with room for ``rows`` of axes."""
+    title = f"{what} {'in' if ' trials on ' in evaluation.title else 'on'} {evaluation.title}"
+    return titled_figure(title, evaluation.subtitle, rows)
 
 
-def titled_figure(title: str, subtitle: str) -> Figure:
-    """Return a figure that has only a title and, below it, a subtitle."""
-    figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")  # not pyplot's: no global state
-    _write_title(figure, 0.95, 15, title, "bold")
-    _write_title(figure, 0.89, 11, subtitle, "normal")
+def titled_figure(title: str, subtitle: str, rows: int = 1) -> Figure:
+    """Return a figure that has only a title and, below it, a subtitle, with room for ``rows`` of axes."""
+    figure = Figure(figsize=(12, _ROW * rows), dpi=150, facecolor="white")  # not pyplot's: no global state
+    size = max(_SMALLEST, min(15, _LETTERS_IN_SIZE_1 / len(title)))
+    _write(figure, 0.05 * _ROW, size, title, "bold")
+    size, lines = _wrapped(subtitle)
+    height = 0.11 * _ROW - 0.5 * (len(lines) - 1) * _SPACING * size / 72
+    for number, line in enumerate(lines):
+        _write(figure, height + number * _SPACING * size / 72, size, line, "normal")
     return figure
 
 
-def add_axes(figure: Figure, left: float, width: float) -> Axes:
-    """Return new axes in the common style; ``left`` and ``width`` are shares of the figure."""
-    axes = figure.add_axes((left, 0.16, width, 0.64))
+def add_axes(figure: Figure, left: float, width: float, row: int = 0) -> Axes:
+    """Return new axes in the common style in a row; ``left`` and ``width`` are shares of the figure."""
+    height = figure.get_figheight()
+    bottom = height - _ROW * (row + 1) + 0.16 * _ROW  # inches
+    top = 0.64 if row == 0 else 0.74  # a share of the row; only the first has titles above it
+    axes = figure.add_axes((left, bottom / height, width, top * _ROW / height))
     axes.spines[["top", "right"]].set_visible(False)
     axes.spines[["left", "bottom"]].set_color(FAINT)
     axes.tick_params(colors=FAINT, labelcolor=INK, labelsize=11)
@@ -97,15 +94,21 @@ def widest_name(evaluation: EvaluationReport) -> float:
     return LETTER * max(len(short(name)) for name in ("Bayes-optimal", *(a.name for a in evaluation.agents)))
 
 
-def label_ends(axes: Axes, labels: Sequence[EndLabel]) -> None:
-    """Write each curve's name and final value beside the axes, and join them to the end of the curve."""
+def label_ends(axes: Axes, labels: Sequence[EndLabel], sign: str = "") -> None:
+    """Write each curve's name and final value beside the axes, and join them to the end of the curve.
+
+    Args:
+        axes: with their final limits.
+        labels: one for each curve.
+        sign: ``+`` to write the sign of positive values, too.
+    """
     (first, last), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     heights = [(label.value - bottom) / (top - bottom) for label in labels]
-    digits = decimals(label.value for label in labels)
+    digits = decimals(label.value for label in labels) if not sign else decimals((bottom, top))
     for label, height, place in zip(labels, heights, spread(heights, _LINE), strict=True):
         end = 1.0 if label.end is None else (label.end - first) / (last - first)
         _write_label(
-            axes, f"{short(label.name)}  {label.value:.{digits}f}", label.style, (end, height), place
+            axes, f"{short(label.name)}  {label.value:{sign}.{digits}f}", label.style, (end, height), place
         )
 
 
@@ -165,8 +168,18 @@ def save(figure: Figure, path: Path, software: str | None = None) -> Path:
     return path
 
 
-def _write_title(figure: Figure, height: float, size: float, text: str, weight: str) -> None:
-    fitting = max(_SMALLEST, min(size, _LETTERS_IN_SIZE_1 / len(text)))
-    letters = int(_LETTERS_IN_SIZE_1 / fitting)
-    text = text if len(text) <= letters else f"{text[: letters - 1]}…"  # evaluation.json has the whole text
-    figure.text(0.012, height, text, size=fitting, weight=weight, color=INK, va="center", parse_math=False)
+def _wrapped(text: str) -> tuple[float, list[str]]:
+    """Return the largest size in which a text fits into at most three lines, and these lines."""
+    for size, most in ((11.0, 1), (9.5, 2), (_SMALLEST, 3)):
+        lines = textwrap.wrap(text, int(_LETTERS_IN_SIZE_1 / size), break_on_hyphens=False) or [""]
+        if len(lines) <= most:
+            return size, lines
+    return _SMALLEST, [*lines[:2], f"{lines[2][:-1]}…"]  # evaluation.json has the whole text
+
+
+def _write(figure: Figure, below_top: float, size: float, text: str, weight: str) -> None:
+    """Write a line of text ``below_top`` inches below the top of the figure."""
+    place = 1 - below_top / figure.get_figheight()
+    letters = int(_LETTERS_IN_SIZE_1 / size)
+    text = text if len(text) <= letters else f"{text[: letters - 1]}…"
+    figure.text(0.012, place, text, size=size, weight=weight, color=INK, va="center", parse_math=False)

@@ -2,11 +2,12 @@
 
 import csv
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from rl2meta import levels
 from rl2meta.errors import UserError
@@ -38,10 +39,12 @@ def write_evaluation(
     agents = {name: _summary(evaluation, subject) for name, evaluation in evaluations.items()}
     report = {"episodes": subject.rewards.shape[1], **facts, **ceilings.__dict__, "agents": agents}
     regret = any(evaluation.regrets is not None for evaluation in evaluations.values())
+    best = _best_other(evaluations, facts.get("subjects", list(evaluations)[:1]), len(subject.rewards))
+    report["best_reference"] = best
     with writing(folder):
         with open(folder / "arrays.npz", "wb") as file:
             np.savez_compressed(file, allow_pickle=False, **_arrays(evaluations))
-        _write_curves(folder / ("regret.csv" if regret else "returns.csv"), evaluations)
+        _write_curves(folder / ("regret.csv" if regret else "returns.csv"), evaluations, best)
         _write_adaptation(folder / "adaptation.csv", agents)
         write_atomically(folder / "evaluation.json", json.dumps(report, indent=2) + "\n")
 
@@ -108,22 +111,42 @@ def _arrays(evaluations: Mapping[str, AgentResult]) -> dict[str, Array]:
     return {name: array for name, array in arrays.items() if array is not None}
 
 
-def _write_curves(path: Path, results: Mapping[str, AgentResult]) -> None:
+def _write_curves(path: Path, results: Mapping[str, AgentResult], best: str | None) -> None:
     """Write the cumulative curve of each agent over episodes, with its 95 % interval (``rl2meta.levels``).
 
     It is the regret of the agents whose regret is known, or the return if no regret is known. The column
-    ``step`` is the number of steps so far, a mean over tasks.
+    ``step`` is the number of steps so far, a mean over tasks. The columns ``gap``, ``gap_low`` and
+    ``gap_high`` are the curve minus that of the agent called ``best``, paired in tasks; empty without one.
     """
     known = {name: result for name, result in results.items() if result.regrets is not None}
     with open(path, "w", newline="") as file:
         writer = csv.writer(file)
-        writer.writerow(["agent", "episode", "step", "mean", "low", "high"])
+        writer.writerow(["agent", "episode", "step", "mean", "low", "high", "gap", "gap_low", "gap_high"])
         for name, result in (known or results).items():
             band = levels.curve(result, "regrets" if known else "rewards")
             interactions = np.cumsum(result.steps.mean(axis=0, dtype=np.float64))
-            columns = np.stack([interactions, band.mean, band.low, band.high], axis=1)
+            gap = _gap(result, None if best is None else results[best])
+            columns = np.stack([interactions, band.mean, band.low, band.high, *gap], axis=1)
             for episode, row in enumerate(columns, start=1):
-                writer.writerow([name, episode, *(f"{value:.{_DIGITS}g}" for value in row)])
+                said = ("" if np.isnan(value) else f"{value:.{_DIGITS}g}" for value in row)
+                writer.writerow([name, episode, *said])
+
+
+def _best_other(results: Mapping[str, AgentResult], subjects: Sequence[str], num_tasks: int) -> str | None:
+    """Return the agent of least regret on all tasks that was not trained; None if there is none."""
+    finals = {
+        name: float(result.regrets.sum(axis=1, dtype=np.float64).mean())
+        for name, result in results.items()
+        if name not in subjects and result.regrets is not None and len(result.regrets) == num_tasks
+    }
+    return min(finals, key=lambda name: finals[name], default=None)
+
+
+def _gap(result: AgentResult, best: AgentResult | None) -> NDArray[np.float64]:
+    """Return mean, low and high of an agent's curve minus the best one's, [3, episodes]; NaN without one."""
+    if best is None:
+        return np.full((3, result.rewards.shape[1]), np.nan)
+    return np.stack(levels.curve_of_difference(result, best)[:3])
 
 
 def _write_adaptation(path: Path, agents: Mapping[str, Mapping[str, Any]]) -> None:

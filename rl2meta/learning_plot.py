@@ -11,6 +11,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from numpy.typing import NDArray
 
 from rl2meta import drawing
+from rl2meta.colours import TRAINED
 from rl2meta.drawing import EndLabel
 
 MADE_BY = "rl2meta plot"
@@ -126,8 +127,8 @@ def _draw_curve(axes: Axes, curve: LearningCurve, place: int, front: int) -> Non
 
 
 def _curve_style(place: int) -> dict[str, Any]:
-    uses = min(place // len(drawing.COLOURS), len(_STYLES) - 1)
-    return {"color": drawing.COLOURS[place % len(drawing.COLOURS)], "lw": 2.6, "ls": _STYLES[uses]}
+    uses = min(place // len(TRAINED), len(_STYLES) - 1)
+    return {"color": TRAINED[place % len(TRAINED)], "lw": 2.6, "ls": _STYLES[uses]}
 
 
 def _level_style(level: Level) -> dict[str, Any]:

@@ -79,6 +79,14 @@ def curve(result: AgentResult, of: Of) -> Interval:
     return interval(result, np.stack([np.cumsum(each, 1, dtype=np.float64) for each in _arrays(result, of)]))
 
 
+def curve_of_difference(result: AgentResult, other: AgentResult) -> Interval:
+    """Return the curve of the regret minus that of an agent that is no group, paired in tasks."""
+    both = min(len(result.rewards), len(other.rewards))
+    (theirs,) = _arrays(other, "regrets")
+    apart = [each[:both].astype(np.float64) - theirs[:both] for each in _arrays(result, "regrets")]
+    return interval(result, np.cumsum(np.stack(apart), axis=2))
+
+
 def blocks(result: AgentResult, of: Of) -> Interval:
     """Return the mean of an episode in each block of episodes with its interval; fields are [blocks]."""
     return interval(result, np.stack([result.per_block(each) for each in _arrays(result, of)]))

@@ -19,6 +19,9 @@ _BAYES, _ORACLE = (0, (5, 3)), (0, (1, 2))  # line styles: on, off
 _SQUASHING = 2.5  # a curve may leave the axis if its final regret is this many times the next one's
 _HEADROOM = 1.15
 _MOST_MARKERS = 30
+_MEETING = 0.07  # of the axis: closer curves can hardly be told apart
+_ZOOMING = 0.3  # of the axis: trained agents further from the best reference get no closer look
+_NEAR = 1.5  # times the largest distance of a trained agent to the best reference
 
 
 def plot_evaluation(folder: Path) -> Path:
@@ -29,7 +32,9 @@ def plot_evaluation(folder: Path) -> Path:
 def plot_regret(folder: Path) -> Path:
     """Draw the cumulative regret and the mean returns of an evaluation to regret.png, and return its path.
 
-    A diamond and a dashed line mark the best result of an agent that knows the law but not the task.
+    A diamond and a dashed line mark the best result of an agent that knows the law but not the task. If the
+    curve of a trained agent ends close to another, a second row shows these curves minus that of the best
+    reference, with the intervals of the paired differences.
 
     Args:
         folder: an evaluation folder with evaluation.json and regret.csv.
@@ -43,28 +48,30 @@ def plot_regret(folder: Path) -> Path:
             "draw its returns"
         )
     evaluation = read_evaluation(folder, "regret.csv")
-    figure, left, right = _two_axes(evaluation, "Regret")
+    close = _close_agents(evaluation)
+    figure, left, right = _two_axes(evaluation, "Regret", rows=2 if close else 1)
     goal = evaluation.bayes_regret
     _draw_curves(left, evaluation.agents, goal, "Cumulative regret (lower is better)")
     left.set_ylim(top=_regret_limit(evaluation.agents))
     drawing.label_ends(left, _end_labels(evaluation.agents, goal))
     _draw_returns(right, evaluation)
+    if close:
+        _draw_gaps(figure, evaluation, close)
     return drawing.save(figure, folder / "regret.png")
 
 
 def plot_returns(folder: Path) -> Path:
-    """Draw the cumulative and the mean returns of an evaluation to returns.png, and return its path.
+    """Draw the return of each episode and the mean returns of an evaluation to returns.png; return its path.
 
     Args:
-        folder: an evaluation folder with evaluation.json and returns.csv.
+        folder: an evaluation folder with evaluation.json, returns.csv and adaptation.csv.
 
     Raises:
         UserError: if a file is missing or not as expected.
     """
     evaluation = read_evaluation(folder, "returns.csv")
     figure, left, right = _two_axes(evaluation, "Return")
-    _draw_curves(left, evaluation.agents, evaluation.bayes, "Cumulative return (higher is better)")
-    drawing.label_ends(left, _end_labels(evaluation.agents, evaluation.bayes))
+    _draw_episodes(left, read_adaptation(folder))
     _draw_returns(right, evaluation)
     return drawing.save(figure, folder / "returns.png")
 
@@ -83,6 +90,12 @@ def plot_adaptation(folder: Path) -> Path:
     evaluation = read_adaptation(folder)
     figure = drawing.new_figure(evaluation, "Return per episode")
     axes = drawing.add_axes(figure, 0.05, 0.82 - 1.1 * drawing.widest_name(evaluation))
+    _draw_episodes(axes, evaluation)
+    return drawing.save(figure, folder / "adaptation.png")
+
+
+def _draw_episodes(axes: Axes, evaluation: EvaluationReport) -> None:
+    """Draw the return of each episode, and that of an agent to which the task is known."""
     ends = [_draw_steps(axes, agent, evaluation.agents) for agent in evaluation.agents]
     title = "Return per episode after so many episodes (higher is better)"
     _finish_curves(axes, title, "episodes lived through before (bands: 95 %)", max(ends))
@@ -94,12 +107,11 @@ def plot_adaptation(folder: Path) -> Path:
         axes.axhline(evaluation.oracle, color=drawing.INK, lw=1.5, ls=_ORACLE, zorder=2)
         labels.append(EndLabel("task known", evaluation.oracle, {"color": drawing.INK}))
     drawing.label_ends(axes, labels)
-    return drawing.save(figure, folder / "adaptation.png")
 
 
-def _two_axes(evaluation: EvaluationReport, what: str) -> tuple[Figure, Axes, Axes]:
-    """Return an empty figure whose two axes leave room for the longest name beside each."""
-    figure = drawing.new_figure(evaluation, what)
+def _two_axes(evaluation: EvaluationReport, what: str, rows: int = 1) -> tuple[Figure, Axes, Axes]:
+    """Return an empty figure whose first two axes leave room for the longest name beside each."""
+    figure = drawing.new_figure(evaluation, what, rows)
     width = max(0.3, 0.785 - 2 * drawing.widest_name(evaluation))
     left = drawing.add_axes(figure, 0.05, 0.58 * width)
     return figure, left, drawing.add_axes(figure, 0.905 - 0.42 * width, 0.42 * width)
@@ -113,12 +125,46 @@ def _draw_steps(axes: Axes, agent: AgentReport, agents: Sequence[AgentReport]) -
         x = np.stack([starts, starts + block], axis=1).ravel()
         mean, low, high = (np.repeat(values, 2) for values in (mean, low, high))
     front = 3 + len(agents) - agent.place
-    axes.fill_between(x, low, high, color=drawing.colour(agent), alpha=0.2, lw=0, zorder=2)
+    axes.fill_between(x, low, high, color=agent.colour, alpha=0.2, lw=0, zorder=2)
     axes.plot(x, mean, **drawing.line_style(agent), zorder=front)
     if len(starts) <= _MOST_MARKERS:
         size = 8 if agent.is_subject else 5
-        axes.plot(starts, agent.mean, "o", color=drawing.colour(agent), ms=size, clip_on=False, zorder=front)
+        axes.plot(starts, agent.mean, "o", color=agent.colour, ms=size, clip_on=False, zorder=front)
     return float(x[-1])
+
+
+def _close_agents(evaluation: EvaluationReport) -> list[AgentReport]:
+    """Return the agents near the trained ones, the best reference too, if their curves meet; or none."""
+    agents = evaluation.agents
+    subjects = [agent for agent in agents if agent.is_subject]
+    others = [agent for agent in agents if not agent.is_subject]
+    if evaluation.best is None or not any(np.isfinite(agent.gap[-1]) for agent in subjects):
+        return []
+    top = _regret_limit(agents) or max(float(agent.mean[-1]) for agent in agents)
+    far = max(abs(float(agent.gap[-1])) for agent in subjects)
+    if far > _ZOOMING * top:
+        return []
+    if not any(abs(a.mean[-1] - b.mean[-1]) < _MEETING * top for a in subjects for b in others):
+        return []
+    near = max(far, _MEETING * top)
+    return [agent for agent in agents if agent.is_subject or abs(agent.gap[-1]) <= _NEAR * near]
+
+
+def _draw_gaps(figure: Figure, evaluation: EvaluationReport, agents: Sequence[AgentReport]) -> None:
+    """Draw the regret of close agents minus that of the best reference, in a row of its own."""
+    axes = drawing.add_axes(figure, 0.05, 0.82 - 1.1 * drawing.widest_name(evaluation), row=1)
+    for agent in agents:
+        front = 3 + len(evaluation.agents) - agent.place
+        axes.fill_between(agent.step, agent.gap_low, agent.gap_high, color=agent.colour, alpha=0.2, lw=0)
+        axes.plot(agent.step, agent.gap, **drawing.line_style(agent), zorder=front)
+    title = f"A closer look: regret minus that of {evaluation.best}, the best reference (below 0 is better)"
+    across = "interactions with a new task (bands: 95 % of the difference, on the same tasks)"
+    _finish_curves(axes, title, across, max(agent.step[-1] for agent in agents))
+    labels = [
+        EndLabel(agent.name, float(agent.gap[-1]), drawing.text_style(agent), float(agent.step[-1]))
+        for agent in agents
+    ]
+    drawing.label_ends(axes, labels, "+")
 
 
 def _regret_limit(agents: Sequence[AgentReport]) -> float | None:
@@ -133,7 +179,7 @@ def _draw_curves(axes: Axes, agents: Sequence[AgentReport], goal: float | None, 
     for rank, agent in enumerate(agents):
         front = 3 + len(agents) - rank
         axes.fill_between(
-            agent.step, agent.low, agent.high, color=drawing.colour(agent), alpha=0.2, lw=0, zorder=front
+            agent.step, agent.low, agent.high, color=agent.colour, alpha=0.2, lw=0, zorder=front
         )
         axes.plot(agent.step, agent.mean, **drawing.line_style(agent), zorder=front)
     end = max(agent.step[-1] for agent in agents)
@@ -166,11 +212,10 @@ def _end_labels(agents: Sequence[AgentReport], goal: float | None) -> list[EndLa
 def _draw_returns(axes: Axes, evaluation: EvaluationReport) -> None:
     """Draw the mean returns as dots, the best on top, and the bounds that no agent can pass."""
     ranked = sorted(evaluation.agents, key=lambda agent: agent.mean_return)
-    largest = max(agent.margin for agent in ranked)
-    margin = -math.floor(math.log10(largest)) if largest > 0 else 0  # decimals that keep ± from rounding to 0
-    decimals = max(min(6, margin), drawing.decimals(agent.mean_return for agent in ranked))
+    decimals = drawing.decimals(agent.mean_return for agent in ranked)
     for row, agent in enumerate(ranked):
-        _draw_return(axes, row, agent, decimals)
+        needed = -math.floor(math.log10(agent.margin)) if agent.margin > 0 else 0  # or ± would round to 0
+        _draw_return(axes, row, agent, max(min(6, needed), decimals))
     axes.set_yticks(range(len(ranked)), [drawing.short(agent.name) for agent in ranked])
     for label, agent in zip(axes.get_yticklabels(), ranked, strict=True):
         label.set(size=11.5, parse_math=False, **drawing.text_style(agent))
@@ -194,9 +239,9 @@ def _keep_inside(axes: Axes) -> None:
 
 def _draw_return(axes: Axes, row: int, agent: AgentReport, decimals: int) -> None:
     value, margin = agent.mean_return, agent.margin
-    size, width = (9.5, 2.6) if agent.is_subject else (7, 1.8)
+    size, width = (7, 2.6) if agent.is_subject else (5, 1.8)
     axes.errorbar(
-        value, row, xerr=margin, fmt="o", color=drawing.colour(agent), ms=size, lw=width, capsize=4, zorder=4
+        value, row, xerr=margin, fmt="o", color=agent.colour, ms=size, lw=width, capsize=5, zorder=4
     )
     text = f"{value:.{decimals}f} ± {margin:.{decimals}f}"
     beside = axes.get_yaxis_transform()

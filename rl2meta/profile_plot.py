@@ -29,6 +29,7 @@ class Profile(NamedTuple):
         is_subject: whether the figure is about this method.
         median: of all its scores.
         fraction: P(score > τ) at each threshold, [K] in each field.
+        colour: of its curve.
     """
 
     name: str
@@ -36,6 +37,7 @@ class Profile(NamedTuple):
     is_subject: bool
     median: float
     fraction: Interval
+    colour: str
 
 
 class ProfileFigure(NamedTuple):
@@ -70,7 +72,12 @@ def common_thresholds(scores: Iterable[ArrayLike], count: int = 201) -> NDArray[
 
 
 def profile_of(
-    name: str, x: ArrayLike, thresholds: ArrayLike, is_subject: bool = True, **how: Unpack[Resampling]
+    name: str,
+    x: ArrayLike,
+    thresholds: ArrayLike,
+    is_subject: bool = True,
+    colour: str = drawing.INK,
+    **how: Unpack[Resampling],
 ) -> Profile:
     """Return the profile of a method with its interval at each threshold.
 
@@ -79,10 +86,11 @@ def profile_of(
         x: [S, T]; a method without training has one row, and its band is over tasks alone.
         thresholds: [K]
         is_subject: whether the method is trained, and the figure about it.
+        colour: of its curve.
         how: as in ``over_seeds``; figures call the intervals 95 %.
     """
     fraction = profile_over_seeds(x, thresholds, **how)
-    return Profile(name, len(np.asarray(x)) if is_subject else 0, is_subject, median(x), fraction)
+    return Profile(name, len(np.asarray(x)) if is_subject else 0, is_subject, median(x), fraction, colour)
 
 
 def plot_profile(shown: ProfileFigure, folder: Path) -> Path:
@@ -97,7 +105,7 @@ def plot_profile(shown: ProfileFigure, folder: Path) -> Path:
     Source: Agarwal et al., Deep reinforcement learning at the edge of the statistical precipice, 2021.
     """
     agents = [_report(shown, place) for place in range(len(shown.profiles))]
-    evaluation = EvaluationReport(shown.title, shown.subtitle, None, None, None, agents)
+    evaluation = EvaluationReport(shown.title, shown.subtitle, None, None, None, None, agents)
     figure = drawing.new_figure(evaluation, "Performance profile")
     axes = drawing.add_axes(figure, 0.05, 0.85)
     for agent in agents:
@@ -111,14 +119,14 @@ def _report(shown: ProfileFigure, place: int) -> AgentReport:
     profile = shown.profiles[place]
     _, low, high, _ = profile.fraction
     curve = (shown.thresholds, np.asarray(profile.fraction.mean), np.asarray(low), np.asarray(high))
-    return AgentReport(profile.name, place, profile.is_subject, 1, profile.median, 0.0, *curve)
+    unknown = [np.full_like(shown.thresholds, np.nan)] * 3  # the differences to a reference
+    facts = (profile.name, place, profile.colour, profile.is_subject, 1, profile.median, 0.0)
+    return AgentReport(*facts, *curve, *unknown)
 
 
 def _draw_profile(axes: Axes, agent: AgentReport, count: int) -> None:
     front = 3 + count - agent.place
-    axes.fill_between(
-        agent.step, agent.low, agent.high, color=drawing.colour(agent), alpha=0.2, lw=0, zorder=2
-    )
+    axes.fill_between(agent.step, agent.low, agent.high, color=agent.colour, alpha=0.2, lw=0, zorder=2)
     axes.plot(agent.step, agent.mean, **drawing.line_style(agent), zorder=front)
 
 

@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from rl2meta.colours import colours_of
 from rl2meta.errors import UserError
 from rl2meta.files import read_text
 from rl2meta.statistics import t_quantile
@@ -22,16 +24,19 @@ class AgentReport(NamedTuple):
     Attributes:
         name: the name in the files.
         place: 0, 1, 2, … in the order of the files, where the trained agents come first.
+        colour: the same in every figure.
         is_subject: whether the evaluation is about this agent; it is compared with the others.
         episodes_per_block: how many episodes the agent plays with the same knowledge.
         mean_return: the mean over tasks.
         margin: half the width of the 95 % interval of ``mean_return``.
         step: the points of the curve on the horizontal axis: interactions so far, or episodes.
         mean, low, high: the curve and its 95 % interval at those points.
+        gap, gap_low, gap_high: the curve minus that of the best reference, paired in tasks; NaN if unknown.
     """
 
     name: str
     place: int
+    colour: str
     is_subject: bool
     episodes_per_block: int
     mean_return: float
@@ -40,6 +45,9 @@ class AgentReport(NamedTuple):
     mean: NDArray[np.float64]
     low: NDArray[np.float64]
     high: NDArray[np.float64]
+    gap: NDArray[np.float64]
+    gap_low: NDArray[np.float64]
+    gap_high: NDArray[np.float64]
 
 
 class EvaluationReport(NamedTuple):
@@ -48,6 +56,7 @@ class EvaluationReport(NamedTuple):
     Attributes:
         title, subtitle: they say how many tasks there are, and which law they come from.
         oracle, bayes, bayes_regret: the ceilings of the reported values; None where they are not known.
+        best: the name of the best reference; None if there is none, or no regret is known.
         agents: the agents in the order of the files.
     """
 
@@ -56,6 +65,7 @@ class EvaluationReport(NamedTuple):
     oracle: float | None
     bayes: float | None
     bayes_regret: float | None
+    best: str | None
     agents: list[AgentReport]
 
 
@@ -83,7 +93,8 @@ def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
             said["oracle_return"],
             said["bayes_optimal_return"],
             said["bayes_optimal_regret"],
-            _agents(said, {name: [[0.0] * 4, *points] for name, points in rows.items()}),
+            said.get("best_reference"),
+            _agents(said, {name: [[0.0] * 7, *points] for name, points in rows.items()}),
         )
 
 
@@ -97,7 +108,9 @@ def read_adaptation(folder: Path) -> EvaluationReport:
     with _said(folder) as said:
         oracle = said["oracle_return"]
         each = None if oracle is None else oracle / said["episodes"]
-        return EvaluationReport(said_tasks(said), _subtitle(said), each, None, None, _agents(said, rows))
+        return EvaluationReport(
+            said_tasks(said), _subtitle(said), each, None, None, None, _agents(said, rows)
+        )
 
 
 def said_tasks(said: Mapping[str, Any]) -> str:
@@ -130,10 +143,13 @@ def _subjects(said: Mapping[str, Any]) -> list[str]:
 
 
 def _agents(said: Mapping[str, Any], rows: Mapping[str, list[list[float]]]) -> list[AgentReport]:
+    colours = colours_of(_subjects(said), [name for name in said["agents"] if name not in _subjects(said)])
+    colours |= said.get("colours", {})
     return [
         AgentReport(
             name,
             place,
+            colours[name],
             name in _subjects(said),
             int(entry.get("episodes_per_block", 1)),
             float(entry["mean_return"]),
@@ -150,15 +166,48 @@ def _num_tasks(said: Mapping[str, Any], entry: Mapping[str, Any]) -> int:
 
 
 def _subtitle(said: Mapping[str, Any]) -> str:
-    """Name the law; then the agents that were trained with other settings, or played fewer tasks."""
-    parts = [said["distribution"]]
-    for name, changed in trained_elsewhere(said).items():
-        settings = ", ".join(f"{key.split('.')[-1]}={value}" for key, value in changed.items())
-        parts.append(f"{name} was trained with {settings}")
-    for name, entry in said["agents"].items():
+    """Say the law in words; then which agents were trained with other settings, or played fewer tasks."""
+    name, settings = _law_in_words(said["distribution"])
+    law = ", ".join(f"{key} {value}" for key, value in settings.items())
+    parts = [f"{name}: {law}" if law else name]
+    if "episodes" in said:
+        parts[0] += f"; {said['episodes']:,} episodes a trial"
+    for agent, changed in trained_elsewhere(said).items():
+        here = {**settings, "episodes per trial": said.get("episodes")}
+        parts.append(f"{agent} was trained with {_differences(changed, here)}")
+    for agent, entry in said["agents"].items():
         if _num_tasks(said, entry) < said["num_tasks"]:
-            parts.append(f"{name} on the first {_num_tasks(said, entry):,} of the tasks")
+            parts.append(f"{agent} on the first {_num_tasks(said, entry):,} of the tasks")
     return "; ".join(parts)
+
+
+def _law_in_words(law: str) -> tuple[str, dict[str, str]]:
+    """Return the name and the settings that the text of a law holds, both in words; or the text as it is."""
+    found = re.fullmatch(r"(\w+)\((.*)\)", law)
+    if found is None:
+        return law, {}
+    name = re.sub(r"(?<=[a-z])(?=[A-Z])", " ", found[1])
+    pairs = re.findall(r"(\w+)=((?:[^,()\[\]{}]|\([^)]*\)|\[[^\]]*\]|\{[^}]*\})+)", found[2])
+    return name, {_words(key): _value(value) for key, value in pairs}
+
+
+def _differences(changed: Mapping[str, Any], here: Mapping[str, Any]) -> str:
+    said = []
+    for key, value in changed.items():
+        name = _words(key.split(".")[-1])
+        now = f" (here {_value(str(here[name]))})" if here.get(name) is not None else ""
+        said.append(f"{name} {_value(str(value))}{now}")
+    return ", ".join(said)
+
+
+def _words(key: str) -> str:
+    return key.replace("_", " ")
+
+
+def _value(text: str) -> str:
+    """Return a value as people write it: 1 for 1.0, and no quotes."""
+    text = text.strip().strip("'")
+    return text.removesuffix(".0") if re.fullmatch(r"-?\d+\.0", text) else text
 
 
 @contextmanager
@@ -170,11 +219,12 @@ def _said(folder: Path) -> Iterator[dict[str, Any]]:
 
 
 def _read_rows(path: Path, across: str) -> dict[str, list[list[float]]]:
-    """Return agent -> points of (``across``, mean, low, high)."""
+    """Return agent -> points of (``across``, mean, low, high, gap, gap_low, gap_high); NaN if unknown."""
     curves: dict[str, list[list[float]]] = {}
     with _expecting(f"the columns agent,{across},mean,low,high", path):
         for row in csv.DictReader(io.StringIO(read_text(path, times=10))):
             point = [float(row[key]) for key in (across, "mean", "low", "high")]
+            point += [float(row.get(key) or "nan") for key in ("gap", "gap_low", "gap_high")]
             curves.setdefault(row["agent"], []).append(point)
     return curves
 

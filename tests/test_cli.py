@@ -432,9 +432,10 @@ def test_help_and_version_answer_without_torch(run: Run) -> None:
 def test_list_names_everything(run: Run) -> None:
     code, out, _ = run("list")
     assert code == 0
-    for name in (*DISTRIBUTIONS, *AGENTS, *shipped_configs(), *papers(), "gittins", "psrl_resampling"):
+    for name in (*DISTRIBUTIONS, *AGENTS, *shipped_configs(), *papers(), "rl2meta list NAME"):
         assert re.search(rf"\b{name}\b", out), name
     assert re.search(r"U\[low,\s+high\]", out)  # not taken for markup
+    assert "hidden_size" not in out and "gittins" not in out  # they are told of one part at a time
 
 
 def test_plain_lines_where_there_is_no_terminal(run: Run, tmp_path: Path) -> None:

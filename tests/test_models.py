@@ -18,7 +18,8 @@ from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate
-from rl2meta.experiments.components import COMPONENTS, default_references, references_of
+from rl2meta.experiments.catalogue import DISTRIBUTIONS
+from rl2meta.experiments.components import COMPONENTS, FAMILIES, references_of, references_of_family
 from rl2meta.experiments.config import load_config
 from rl2meta.models import BernoulliArms, DependentArms, GaussianArms, HiddenGoals, TabularMDP, model_of
 from rl2meta.revealed import Revealed
@@ -196,8 +197,9 @@ def test_revealed_tasks_have_none_and_a_family_without_a_model_has_one() -> None
 
 
 def test_what_is_listed_is_what_the_built_in_families_have() -> None:
-    listed = default_references()
-    assert list(listed) == [
+    listed = {name: references_of_family(FAMILIES[name]) for name in DISTRIBUTIONS}
+    several = [name for name, references in listed.items() if references is not None and len(references) > 1]
+    assert several == [
         "bernoulli_bandits",
         "gaussian_bandits",
         "dependent_bandits",
@@ -206,4 +208,10 @@ def test_what_is_listed_is_what_the_built_in_families_have() -> None:
         "dark_rooms",
         "key_to_door",
     ]
-    assert list(listed["bernoulli_bandits"]) == SEVEN
+    assert [name for name, references in listed.items() if references is None] == [
+        "gymnasium",
+        "set_task_envs",
+        "benchmark_tasks",
+    ]
+    assert list(listed["cheetah_directions"] or {}) == ["random"]
+    assert list(listed["bernoulli_bandits"] or {}) == SEVEN

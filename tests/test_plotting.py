@@ -8,9 +8,11 @@ import sys
 import numpy as np
 import pytest
 from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
 from matplotlib.image import imread
 
 from rl2meta import drawing
+from rl2meta.colours import colours_of
 from rl2meta.errors import UserError
 from rl2meta.plotting import plot_adaptation, plot_evaluation, plot_regret
 
@@ -72,7 +74,7 @@ def test_the_regret_figure_shows_what_the_files_say(tmp_path, drawn):
     assert path == tmp_path / "regret.png"
     (figure,) = drawn
     left, right = figure.axes
-    assert texts(figure) == ["Regret on 1,000 held-out tasks", "BernoulliBandits(num_arms=5)"]
+    assert texts(figure) == ["Regret on 1,000 held-out tasks", "Bernoulli Bandits: num arms 5"]
     # Oracle 83.3 less Bayes-optimal 73.7 leaves a regret of 9.6 that no agent avoids.
     assert texts(left) == ["rl2  9.9", "thompson  11.2", "ucb1  17.0", "random  33.3", "Bayes-optimal  9.6"]
     curves = [line for line in left.lines if len(line.get_xdata()) == 22]  # 21 steps and the origin
@@ -90,7 +92,7 @@ def test_the_regret_figure_shows_what_the_files_say(tmp_path, drawn):
 def test_the_picture_is_there_and_not_blank(tmp_path):
     picture = imread(plot_regret(write_evaluation(tmp_path)))
     assert picture.shape[:2] == (735, 1800)
-    trained = np.array([0xD5, 0x5E, 0x00]) / 255
+    trained = np.array(to_rgb(colours_of(["rl2"], [])["rl2"]))
     assert (np.abs(picture[..., :3] - trained).max(axis=-1) < 0.02).sum() > 1000
 
 
@@ -109,14 +111,14 @@ def test_nothing_overlaps_and_nothing_leaves_the_figure(tmp_path, drawn):
 
 def test_tasks_of_another_law_than_in_training_are_called_so(tmp_path, drawn):
     plot_regret(write_evaluation(tmp_path, trained_with={"distribution.low": 0.5, "distribution.high": 1}))
-    said = "BernoulliBandits(num_arms=5); rl2 was trained with low=0.5, high=1"
+    said = "Bernoulli Bandits: num arms 5; rl2 was trained with low 0.5, high 1"
     assert drawn[0].texts[1].get_text() == said
 
 
-def test_agents_of_one_colour_differ_in_their_lines(tmp_path, drawn):
+def test_no_two_agents_have_one_colour(tmp_path, drawn):
     plot_regret(write_evaluation(tmp_path, {f"agent{i}": 10.0 + i for i in range(22)}))
     lines = [line for line in drawn[0].axes[0].lines if len(line.get_xdata()) == 22]
-    assert len({(line.get_color(), line.get_linestyle()) for line in lines}) == 22
+    assert len({line.get_color() for line in lines}) == 22
 
 
 def test_a_margin_is_never_rounded_to_zero(tmp_path, drawn):
@@ -145,11 +147,11 @@ def test_otherwise_all_curves_end_inside(tmp_path, drawn, finals):
 
 
 def test_a_family_without_a_known_optimum_shows_returns(tmp_path, drawn):
-    write_evaluation(tmp_path, regret=False, bayes=None, oracle=None)
+    write_adaptation(tmp_path, dict.fromkeys(FINALS, 1), regret=False, bayes=None, oracle=None)
     assert plot_evaluation(tmp_path) == tmp_path / "returns.png"
     left, right = drawn[0].axes
-    assert left.get_title(loc="left") == "Cumulative return (higher is better)"
-    assert len(texts(left)) == 4
+    assert left.get_title(loc="left") == "Return per episode after so many episodes (higher is better)"
+    assert len(texts(left)) == 4 and left.get_xlim() == (0, 11)
     assert right.get_legend() is None
     with pytest.raises(UserError, match="a family with no known optimum; draw its returns"):
         plot_regret(tmp_path)
@@ -262,7 +264,8 @@ def say(folder, **more):
 
 def write_adaptation(folder, blocks, **more):
     """An evaluation of agents in which episode t brings t + 1 on average, in blocks of so many episodes."""
-    write_evaluation(folder, dict.fromkeys(blocks, 9.9))
+    kinds = {key: more.pop(key) for key in ("regret", "bayes", "oracle") if key in more}
+    write_evaluation(folder, dict.fromkeys(blocks, 9.9), **kinds)
     say(folder, episodes=12, agents={name: {"episodes_per_block": size} for name, size in blocks.items()})
     say(folder, **more)
     with (folder / "adaptation.csv").open("w", newline="") as file:
@@ -319,7 +322,7 @@ def test_every_run_of_a_comparison_says_how_it_was_trained(tmp_path, drawn):
     say(folder, runs=runs, subjects=list(runs), agents={"thompson": {"num_tasks": 100}})
     plot_regret(folder)
     assert drawn[0].texts[1].get_text() == (
-        "BernoulliBandits(num_arms=5); ucb1 was trained with episodes_per_trial=5; "
+        "Bernoulli Bandits: num arms 5; ucb1 was trained with episodes per trial 5; "
         "thompson on the first 100 of the tasks"
     )
 
@@ -354,7 +357,7 @@ def test_wide_figures_stay_inside(tmp_path, drawn):
     plot_regret(folder)
     figure = drawn[0]
     right = figure.axes[1]
-    assert texts(right) == ["-50000 ± 1", "-40730 ± 1177"]
+    assert texts(right) == ["-50000.0 ± 1.0", "-40730 ± 1177"]
     assert max(text.get_window_extent().x1 for text in right.texts) <= figure.canvas.get_width_height()[0]
 
 
@@ -365,3 +368,92 @@ def test_a_long_name_is_cut_at_its_start_and_stays_inside(tmp_path, drawn):
     label = figure.axes[0].texts[0]
     assert label.get_text().startswith("…xxx") and "/maml" in label.get_text()
     assert label.get_window_extent().x1 <= figure.canvas.get_width_height()[0]
+
+
+def test_a_narrow_interval_beside_a_wide_one_keeps_its_digits(tmp_path, drawn):
+    folder = write_evaluation(tmp_path, {"rl2": 83.3 + 40730.0, "random": 83.3 + 50000.0})
+    for name, half in (("rl2", 600.0), ("random", 0.175)):
+        mean = json.loads((folder / "evaluation.json").read_text())["agents"][name]["mean_return"]
+        interval = {"mean": mean, "low": mean - half, "high": mean + half}
+        say(folder, agents={name: {"over_tasks": {"return": interval}}})
+    plot_regret(folder)
+    assert texts(drawn[0].axes[1]) == ["-50000.0 ± 0.2", "-40730 ± 600"]
+
+
+def write_gaps(folder, finals, best):
+    """Add to regret.csv the curves minus that of the best reference, with an interval of ±0.1."""
+    say(folder, best_reference=best)
+    rows = list(csv.DictReader((folder / "regret.csv").read_text().splitlines()))
+    curve = {row["step"]: float(row["mean"]) for row in rows if row["agent"] == best}
+    for row in rows:
+        gap = float(row["mean"]) - curve[row["step"]]
+        row |= {"gap": gap, "gap_low": gap - 0.1, "gap_high": gap + 0.1}
+    with (folder / "regret.csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def test_curves_that_meet_get_a_closer_look(tmp_path, drawn):
+    finals = {"rl2": 9.9, "gittins": 10.0, "ucb1": 10.1, "random": 33.3}
+    write_gaps(write_evaluation(tmp_path, finals), finals, "gittins")
+    plot_regret(tmp_path)
+    *_, closer = drawn[0].axes
+    assert len(drawn[0].axes) == 3
+    assert closer.get_title(loc="left").startswith("A closer look: regret minus that of gittins")
+    assert texts(closer) == ["rl2  -0.100", "gittins  +0.000", "ucb1  +0.100"]  # random is far away
+    left, ends = (
+        {line.get_color(): line.get_ydata()[-1] for line in axes.lines if len(line.get_xdata()) == 22}
+        for axes in (drawn[0].axes[0], closer)
+    )
+    assert all(left[colour] - 10.0 == pytest.approx(end) for colour, end in ends.items())
+    assert np.diff(closer.get_ylim()) < 1
+
+
+@pytest.mark.parametrize("finals", [{"rl2": 9.9, "ucb1": 17.0}, {"rl2": 30.0, "best": 3.0, "random": 30.1}])
+def test_where_a_closer_look_shows_no_more_there_is_none(tmp_path, drawn, finals):
+    best = min(set(finals) - {"rl2"}, key=finals.get)
+    write_gaps(write_evaluation(tmp_path, finals), finals, best)
+    plot_regret(tmp_path)
+    assert len(drawn[0].axes) == 2
+
+
+def test_a_long_subtitle_is_wrapped_and_not_cut(tmp_path, drawn):
+    folder = write_evaluation(tmp_path)
+    changed = {f"distribution.some_rather_long_setting_{i}": i for i in range(8)}
+    say(folder, trained_with=changed)
+    plot_regret(folder)
+    figure = drawn[0]
+    lines = texts(figure)[1:]
+    assert len(lines) > 1 and "some rather long setting 7 7" in " ".join(lines) and "…" not in "".join(lines)
+    boxes = [text.get_window_extent() for text in figure.texts] + [figure.axes[0].title.get_window_extent()]
+    boxes.append(figure.axes[0]._left_title.get_window_extent())
+    assert all(box.x1 <= figure.canvas.get_width_height()[0] for box in boxes)
+    assert not [(a, b) for i, a in enumerate(boxes[:-2]) for b in boxes[:i] if a.overlaps(b)]
+    assert min(box.y0 for box in boxes[:-2]) > boxes[-1].y1 - 2
+
+
+def test_the_subtitle_says_what_differs_in_words(tmp_path, drawn):
+    folder = write_evaluation(tmp_path, trained_with={"distribution.reward_mean": 1.0})
+    say(folder, distribution="TabularMDPs(num_states=10, reward_mean=3.0, sizes=(1, 2))", episodes=10)
+    plot_regret(folder)
+    assert drawn[0].texts[1].get_text() == (
+        "Tabular MDPs: num states 10, reward mean 3, sizes (1, 2); 10 episodes a trial; "
+        "rl2 was trained with reward mean 1 (here 3)"
+    )
+
+
+def test_repeated_tasks_are_said_in_the_title(tmp_path, drawn):
+    folder = write_evaluation(tmp_path, num_tasks=200)
+    say(folder, distinct_tasks=16)
+    plot_regret(folder)
+    assert texts(drawn[0])[0] == "Regret in 200 trials on 16 held-out tasks"
+
+
+def test_a_dozen_agents_have_labels_that_do_not_overlap(tmp_path, drawn):
+    plot_regret(write_evaluation(tmp_path, {f"agent{i}": 10.0 + 0.1 * i for i in range(13)}))
+    (figure,) = drawn
+    boxes = [text.get_window_extent() for axes in figure.axes for text in axes.texts]
+    assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
+    height = figure.canvas.get_width_height()[1]
+    assert all(box.y0 >= 0 and box.y1 <= height for box in boxes)

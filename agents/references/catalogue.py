@@ -44,6 +44,15 @@ FACTORIES: Mapping[type[Model], Factory] = {
 """Type of model -> function that builds its references from (model, episodes in a trial)."""
 
 
+NAMES = (
+    *("random", "greedy", "epsilon_greedy", "ucb1", "thompson", "ots", "gittins"),
+    *("thompson_independent", "gittins_independent", "model_free"),
+    *("psrl", "opsrl", "beb", "ucrl2", "greedy_step", "beb_step", "bonus_step", "fading_bonus_step"),
+    *("psrl_resampling", "greedy_mean0", "epsilon_greedy_mean0", "psrl_mean0", "opsrl_mean0", "beb_mean0"),
+)
+"""All references; the place of a name gives its colour in figures, so new ones come last."""
+
+
 def references_on(
     model: Model | None, action_space: gym.Space[Any], num_episodes: int
 ) -> dict[str, Reference]:

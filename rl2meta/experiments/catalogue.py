@@ -119,6 +119,13 @@ def shipped_configs() -> dict[str, str]:
     return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
 
 
+def shipped_papers() -> dict[str, str]:
+    """Return the text of each published table's file, by name."""
+    folder = files("rl2meta.configs").joinpath("papers")
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda p: p.name)
+    return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
+
+
 def list_agents() -> dict[str, str]:
     """Return the agents for ``agent.name``, each with one line, including those of installed packages."""
     return _listed(AGENTS, AGENT_GROUP)
@@ -131,7 +138,12 @@ def list_distributions() -> dict[str, str]:
 
 def list_configs() -> dict[str, str]:
     """Return the shipped configs, each with one line."""
-    return {name: text.split("\n")[0].lstrip("# ") for name, text in shipped_configs().items()}
+    return {name: first_line(text) for name, text in shipped_configs().items()}
+
+
+def first_line(text: str) -> str:
+    """Return the first line of a file's text, without the sign of a comment."""
+    return text.split("\n")[0].lstrip("# ")
 
 
 def _listed(built_in: Mapping[str, Entry], group: str) -> dict[str, str]:

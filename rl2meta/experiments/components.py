@@ -81,12 +81,14 @@ def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
     return references_on(model_of(config.law), config.law.action_space, num_episodes)
 
 
-def default_references() -> dict[str, dict[str, Reference]]:
-    """Return the references of each built-in family with a model, at its default settings."""
-    built_in = {name: FAMILIES[name] for name in catalogue.DISTRIBUTIONS}
-    ready = {name: family() for name, family in built_in.items() if not _required_keys(family)}
-    laws = {name: family for name, family in ready.items() if said_model(family) is not None}
-    return {name: references_on(model_of(law), law.action_space, 1) for name, law in laws.items()}
+def references_of_family(family: Any) -> dict[str, Reference] | None:
+    """Return the references of a family at its default settings; None if it needs some to have a model."""
+    if not hasattr(family, "__pydantic_fields__") or _required_keys(family):
+        return None
+    law = family()
+    model = model_of(law) if callable(getattr(law, "make_envs", None)) else said_model(law)
+    space: Any = getattr(law, "action_space", None)  # only rollouts need it
+    return references_on(model, space, 1)
 
 
 def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:

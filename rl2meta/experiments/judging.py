@@ -9,7 +9,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import torch
 
+from rl2meta.agents.references.catalogue import NAMES
 from rl2meta.agents.references.reference import Reference
+from rl2meta.colours import colours_of
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings
@@ -223,6 +225,7 @@ def facts_of(
         ),
         "device": str(contest.worker.device),
         "subjects": list(methods),
+        "colours": colours_of(list(methods), [*references, *[SCRATCH][: contest.scratch]], NAMES),
         "priors": {name: reference.prior for name, reference in references.items()},
     }
 

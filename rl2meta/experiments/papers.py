@@ -1,12 +1,12 @@
 """The published tables that ``rl2meta reproduce`` fills; ``configs/papers`` holds their data."""
 
 from collections.abc import Mapping
-from importlib.resources import files
 from typing import Self
 
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from rl2meta.errors import UserError
+from rl2meta.experiments.catalogue import shipped_papers
 from rl2meta.experiments.config import suggestion
 from rl2meta.experiments.yaml_text import parse
 
@@ -74,9 +74,7 @@ class Paper(BaseModel):
 
 def papers() -> dict[str, str]:
     """Return the text of each table's file, by name."""
-    folder = files("rl2meta.configs").joinpath("papers")
-    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".yaml")), key=lambda p: p.name)
-    return {path.name.removesuffix(".yaml"): path.read_text(encoding="utf-8") for path in paths}
+    return shipped_papers()
 
 
 def load_paper(name: str) -> Paper:

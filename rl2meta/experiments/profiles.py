@@ -18,5 +18,8 @@ def profiles_of(results: Mapping[str, AgentResult], facts: Mapping[str, Any]) ->
     """
     scores = {name: levels.by_task(result, levels.of_trials(result)) for name, result in results.items()}
     thresholds = common_thresholds(scores.values())
-    profiles = [profile_of(name, x, thresholds, bool(results[name].seeds)) for name, x in scores.items()]
+    profiles = [
+        profile_of(name, x, thresholds, bool(results[name].seeds), facts["colours"][name])
+        for name, x in scores.items()
+    ]
     return ProfileFigure(said_tasks(facts), facts["distribution"], "return", True, thresholds, profiles)

@@ -94,7 +94,8 @@ def draw_history(shared: SharedStudy, path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
-    from rl2meta.drawing import COLOURS, FAINT, GRID, INK, add_axes, save
+    from rl2meta.colours import TRAINED
+    from rl2meta.drawing import FAINT, GRID, INK, add_axes, save
 
     figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")
     trials = shared.ended()
@@ -104,8 +105,8 @@ def draw_history(shared: SharedStudy, path: Path) -> Path:
     axes.grid(color=GRID)
     numbers, values = [trial.number for trial in done], [value_of(trial) for trial in done]
     best = np.maximum.accumulate([*values, values[-1]])
-    axes.step([*numbers, trials[-1].number], best, where="post", color=COLOURS[0], lw=3.4)
-    axes.plot(numbers, values, "o", color=COLOURS[1], ms=6)
+    axes.step([*numbers, trials[-1].number], best, where="post", color=TRAINED[0], lw=3.4)
+    axes.plot(numbers, values, "o", color=TRAINED[1], ms=6)
     axes.plot([t.number for t in cut], [value_of(t) for t in cut], "x", color=FAINT, ms=6)
     axes.xaxis.set_major_locator(MaxNLocator(integer=True))
     axes.set_xlabel("trial", color=INK, size=12)
@@ -113,7 +114,7 @@ def draw_history(shared: SharedStudy, path: Path) -> Path:
     title = f"{len(done)} completed and {len(trials) - len(done)} pruned trials"
     figure.text(0.012, 0.93, f"Study {shared.settings.name}: {title}", size=15, weight="bold", color=INK)
     for place, (text, colour) in enumerate(
-        (("best so far", COLOURS[0]), ("completed", COLOURS[1]), ("pruned, last value", FAINT))
+        (("best so far", TRAINED[0]), ("completed", TRAINED[1]), ("pruned, last value", FAINT))
     ):
         figure.text(0.86, 0.74 - 0.07 * place, text, size=11.5, color=colour)
     return save(figure, path)

@@ -9,6 +9,7 @@ from matplotlib.axes import Axes
 from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullLocator
 
 from rl2meta import drawing
+from rl2meta.colours import TRAINED
 
 _TITLE = "Mean return on held-out tasks against seconds of training"
 _SUBTITLE = "a line for each training seed, dots where it reaches the target; bands: 95 % over tasks"
@@ -59,7 +60,7 @@ def _draw_panel(axes: Axes, name: str, said: Mapping[str, Any]) -> None:
 
 
 def _draw_run(axes: Axes, run: Mapping[str, Any]) -> None:
-    colour = drawing.COLOURS[0]
+    colour = TRAINED[0]
     seconds, score, error = (
         np.array([point[key] for point in run["curve"]]) for key in ("seconds", "score", "standard_error")
     )
