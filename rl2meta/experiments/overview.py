@@ -165,6 +165,8 @@ def _with_metrics(said: Entry) -> Entry:
 
 def _last_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the last rows of the metrics, the newest first; not what a kill left of a row."""
+    if not path.is_file():  # to open a FIFO would wait for somebody who writes
+        raise UserError(f"{_METRICS}: expected a file, got something else")
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - _END)
