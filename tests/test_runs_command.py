@@ -62,7 +62,12 @@ def test_a_real_run_is_told_as_it_is(tmp_path: Path) -> None:
 
 def test_only_what_differs_is_told(tmp_path: Path) -> None:
     written(tmp_path / "a", {"agent.discount": 0.9, "threads": 1}, 2)
-    written(tmp_path / "deep" / "b", {"agent.core.name": "gru", "threads": 2}, 2, held_out_return=2.5)
+    written(
+        tmp_path / "deep" / "b",
+        {"agent.core.name": "gru", "agent.core.hidden_size": 16, "threads": 2},
+        2,
+        held_out_return=2.5,
+    )
     entries = overview(tmp_path)
     assert [entry.path.name for entry in entries] == ["a", "b"]
     assert differences(entries) == [
@@ -142,7 +147,7 @@ def _fifo(folder: Path) -> None:
         (_write("metrics.jsonl", '{"update": "a"}\n'), "no number of the update"),
         (_write("metrics.jsonl", '{"update": 1, "held_out_return": "x"}\n'), "damaged"),
         (_write("evaluation/evaluation.json", "{"), "damaged"),
-        (_write("evaluation/evaluation.json", '{"agents": {}}'), "damaged"),
+        (_write("evaluation/evaluation.json", '{"agents": {}}'), "no agents"),
         (_write("evaluation/evaluation.json", '{"agents": {"a": {"over_seeds": {"return": 1}}}}'), "damaged"),
         pytest.param(
             _fifo, "expected a file", marks=pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="FIFOs")
@@ -180,6 +185,7 @@ def test_the_table_loads_no_torch(tmp_path: Path) -> None:
     written(tmp_path / "a", {}, 2)
     program = (
         "import sys; from pathlib import Path; from rl2meta.commands.runs import print_runs; "
-        f"print_runs(Path({str(tmp_path)!r})); assert not {{'torch', 'optuna', 'matplotlib'}} & set(sys.modules)"
+        f"print_runs(Path({str(tmp_path)!r})); "
+        "assert not {'torch', 'optuna', 'matplotlib'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", program], check=True, capture_output=True)

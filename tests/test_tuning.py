@@ -51,7 +51,7 @@ def settings(folder: Path, **more: Any) -> StudySettings:
 
 
 def journal(path: Path) -> list[dict[str, Any]]:
-    """What stands in a journal, read without Optuna: the trials by number, from the operations of its format."""
+    """What stands in a journal, read without Optuna: the trials, from the operations of its format."""
     trials: list[dict[str, Any]] = []
     for line in path.read_text().splitlines():
         entry = json.loads(line)
@@ -394,8 +394,9 @@ def call(folder, number, say):
 
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[2:]]
+    calls = [(sys.argv[1], number) for number in numbers]
     try:
-        side_by_side(call, [(sys.argv[1], number) for number in numbers], 2, lambda line: print(line, flush=True))
+        side_by_side(call, calls, 2, lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {error}")
     except KeyboardInterrupt:

@@ -193,7 +193,9 @@ def _evaluated(folder: Path) -> dict[str, float]:
     if not files:
         return {}
     said = json.loads(read_file(files[-1], _LARGEST))
-    agent: Mapping[str, Any] = next(iter(said["agents"].values()))
+    agent = next(iter(said["agents"].values()), None)
+    if not isinstance(agent, dict):
+        raise UserError("evaluation.json: no agents")
     return {name: float(value) for name in ("return", "regret") if (value := _score(agent, name)) is not None}
 
 
