@@ -9,7 +9,7 @@ import pytest
 from scipy import stats
 from typer.testing import CliRunner
 
-from rl2meta import UserError, load_run
+from rl2meta import Evaluation, UserError, load_run
 from rl2meta.cli import app
 from rl2meta.commands.sweep import numbers_of
 from rl2meta.experiments import sweeps
@@ -17,6 +17,12 @@ from rl2meta.experiments.sweeps import folder_names, split_axes, sweep_table
 
 TINY = ["training.updates=2", "training.trials_per_update=4", "device=cpu", "evaluation.tasks=20"]
 TINY += ["agent.epochs=1", "agent.minibatches=1"]
+
+
+@pytest.fixture(autouse=True)
+def without_figures(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Evaluations draw figures, which takes longer than all else here."""
+    monkeypatch.setattr(Evaluation, "figure", lambda self, name="regret": None)
 
 
 def swept(folder: Path, *words: str) -> list[str]:

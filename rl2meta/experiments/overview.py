@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def read_run(folder: Path) -> Entry:
     """Return what is known of the run in a folder; a damaged file gives a fault, and no error."""
     said = Entry(folder)
     for add in (_with_settings, _with_metrics, _with_scores):
-        said = _careful(lambda add=add, said=said: add(said), said)  # type: ignore[misc]
+        said = _careful(partial(add, said), said)
     return said
 
 

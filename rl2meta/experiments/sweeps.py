@@ -261,7 +261,8 @@ def _score(path: Path, trust: frozenset[str], say: Say) -> dict[str, Score]:
     say(f"evaluating {path} ...")
     result = next(iter(evaluate(path, against="none", trust=trust).results.values()))
     regrets = None if result.regrets is None else result.regrets.sum(axis=1, dtype=np.float64)
-    score = {"return": _interval(result.returns()), "regret": None if regrets is None else _interval(regrets)}
+    regret = None if regrets is None else _interval(regrets)
+    score: dict[str, Score] = {"return": _interval(result.returns()), "regret": regret}
     with writing(file):
         write_atomically(file, json.dumps(score) + "\n")
     return score
