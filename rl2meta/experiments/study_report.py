@@ -21,13 +21,14 @@ if TYPE_CHECKING:
 _ENOUGH = 4  # completed trials, from which importance can be estimated
 
 
-def write_report(shared: SharedStudy, plan: "Plan", folder: Path) -> None:
-    """Write best.yaml, trials.csv and history.png into a folder, which is made if it is not there."""
+def write_report(shared: SharedStudy, plan: "Plan", folder: Path, figure: bool = True) -> None:
+    """Write best.yaml, trials.csv and, if ``figure`` is true, history.png into a folder, which is made if it is not there."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "best.yaml", best_config(shared, plan))
         write_atomically(folder / "trials.csv", _table_of_all(shared, plan))
-    draw_history(shared, folder / "history.png")
+    if figure:
+        draw_history(shared, folder / "history.png")
 
 
 def best_config(shared: SharedStudy, plan: "Plan") -> str:
