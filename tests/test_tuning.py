@@ -26,6 +26,7 @@ from rl2meta.experiments.components import read_config
 from rl2meta.experiments.search_space import Range, Values, parse_dimension, read_space, refuse_misfits
 from rl2meta.experiments.side_by_side import side_by_side
 from rl2meta.experiments.studies import SharedStudy, StudySettings, chosen
+from rl2meta.experiments.study_report import table_of_all
 from rl2meta.experiments.tuning_plan import Plan, TuningOptions
 from rl2meta.experiments.tuning_trial import TrialRun
 
@@ -364,6 +365,22 @@ def test_a_kill_between_the_two_steps_of_a_replacement_replaces_once(tmp_path: P
     trials = journal(tmp_path / "study.log")
     assert [trial["state"] for trial in trials] == [3, 1, 1]
     assert trials[1]["params"] == trials[0]["params"] != trials[2]["params"]
+
+
+def test_the_table_of_all_trials_tells_of_those_that_were_cut_short(tmp_path: Path) -> None:
+    shared = SharedStudy(settings(tmp_path, n_trials=2))
+    with shared.attendance.attending() as name:
+        first = shared.claim(name)
+        assert first is not None
+        shared.tell(first, 0.5)
+        assert shared.claim(name) is not None
+    assert (
+        SharedStudy(settings(tmp_path, n_trials=1)).claim("another") is None
+    )  # all that is wanted has ended
+    rows = list(csv.DictReader(table_of_all(shared).splitlines()))
+    assert [row["state"] for row in rows] == ["complete", "fail", "waiting"]
+    assert [row["value"] for row in rows] == ["0.5", "", ""] and rows[2]["instead_of"] == "1"
+    assert rows[1]["x"] == rows[2]["x"] != rows[0]["x"]
 
 
 def test_who_is_at_work_is_seen_from_another_process(tmp_path: Path) -> None:
