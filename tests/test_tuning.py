@@ -54,7 +54,7 @@ def settings(folder: Path, **more: Any) -> StudySettings:
 def journal(path: Path) -> list[dict[str, Any]]:
     """What stands in a journal, read without Optuna: the trials, from the operations of its format."""
     trials: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().split("\n")[:-1]:  # the last one may be cut
         entry = json.loads(line)
         code = entry["op_code"]
         if code == 4:  # a new trial
@@ -332,13 +332,14 @@ def test_two_processes_on_one_study_lose_no_trial_and_run_none_twice(tmp_path: P
 
 
 def test_a_killed_study_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    longer = ["training.updates=20", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
+    longer = ["training.updates=40", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
     command = [sys.executable, "-m", "rl2meta", *tuned(tmp_path / "killed", *longer)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stdout is not None
     while "trial 0 " not in process.stdout.readline():
         assert process.poll() is None
-    time.sleep(0.05)  # in the midst of the next one
+    while len(trials := journal(tmp_path / "killed" / "study.log")) < 2 or not trials[1]["params"]:
+        time.sleep(0.001)  # until it is in the midst of the next one
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
