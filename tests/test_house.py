@@ -332,6 +332,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/api.md",
         "docs/architecture.md",
         "docs/glossary.md",
+        "docs/many_runs.md",
         "docs/new_agent.md",
         "docs/new_family.md",
         "docs/your_own_environment.md",

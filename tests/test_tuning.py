@@ -26,6 +26,7 @@ from rl2meta.experiments.components import read_config
 from rl2meta.experiments.search_space import Range, Values, parse_dimension, read_space, refuse_misfits
 from rl2meta.experiments.side_by_side import side_by_side
 from rl2meta.experiments.studies import SharedStudy, StudySettings, chosen
+from rl2meta.experiments.study_report import table_of_all
 from rl2meta.experiments.tuning_plan import Plan, TuningOptions
 from rl2meta.experiments.tuning_trial import TrialRun
 
@@ -53,7 +54,7 @@ def settings(folder: Path, **more: Any) -> StudySettings:
 def journal(path: Path) -> list[dict[str, Any]]:
     """The trials in a journal by number, read without Optuna, from the operations of its format."""
     trials: list[dict[str, Any]] = []
-    for line in path.read_text().splitlines():
+    for line in path.read_text().split("\n")[:-1]:  # the last one may be cut
         entry = json.loads(line)
         code = entry["op_code"]
         if code == 4:  # a new trial
@@ -331,13 +332,14 @@ def test_two_processes_on_one_study_lose_no_trial_and_run_none_twice(tmp_path: P
 
 
 def test_a_killed_study_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    longer = ["training.updates=20", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
+    longer = ["training.updates=40", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
     command = [sys.executable, "-m", "rl2meta", *tuned(tmp_path / "killed", *longer)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stdout is not None
     while "trial 0 " not in process.stdout.readline():
         assert process.poll() is None
-    time.sleep(0.05)  # in the midst of the next one
+    while len(trials := journal(tmp_path / "killed" / "study.log")) < 2 or not trials[1]["params"]:
+        time.sleep(0.001)  # until it is in the midst of the next one
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     process.stdout.close()
@@ -364,6 +366,22 @@ def test_a_kill_between_the_two_steps_of_a_replacement_replaces_once(tmp_path: P
     trials = journal(tmp_path / "study.log")
     assert [trial["state"] for trial in trials] == [3, 1, 1]
     assert trials[1]["params"] == trials[0]["params"] != trials[2]["params"]
+
+
+def test_the_table_of_all_trials_tells_of_those_that_were_cut_short(tmp_path: Path) -> None:
+    shared = SharedStudy(settings(tmp_path, n_trials=2))
+    with shared.attendance.attending() as name:
+        first = shared.claim(name)
+        assert first is not None
+        shared.tell(first, 0.5)
+        assert shared.claim(name) is not None
+    assert (
+        SharedStudy(settings(tmp_path, n_trials=1)).claim("another") is None
+    )  # all that is wanted has ended
+    rows = list(csv.DictReader(table_of_all(shared).splitlines()))
+    assert [row["state"] for row in rows] == ["complete", "fail", "waiting"]
+    assert [row["value"] for row in rows] == ["0.5", "", ""] and rows[2]["instead_of"] == "1"
+    assert rows[1]["x"] == rows[2]["x"] != rows[0]["x"]
 
 
 def test_who_is_at_work_is_seen_from_another_process(tmp_path: Path) -> None:
@@ -394,8 +412,8 @@ def call(folder, number, say):
 
 if __name__ == "__main__":
     numbers = [int(word) for word in sys.argv[2:]]
+    calls = [(sys.argv[1], number) for number in numbers]
     try:
-        calls = [(sys.argv[1], number) for number in numbers]
         side_by_side(call, calls, 2, lambda line: print(line, flush=True))
     except UserError as error:
         print(f"error: {error}")

@@ -10,7 +10,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from filelock import FileLock, Timeout
@@ -91,5 +91,5 @@ class Attendance:
 
 def _beat(path: Path, done: threading.Event) -> None:
     while not done.wait(_BEAT):
-        if path.exists():
+        with suppress(OSError):  # the file may be gone at the end
             os.utime(path)

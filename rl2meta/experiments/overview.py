@@ -7,6 +7,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -107,7 +108,7 @@ def read_run(folder: Path) -> Entry:
     """Return what is known of the run in a folder; a damaged file gives a fault, and no error."""
     said = Entry(folder)
     for add in (_with_settings, _with_metrics, _with_scores):
-        said = _careful(lambda add=add, said=said: add(said), said)  # type: ignore[misc]
+        said = _careful(partial(add, said), said)
     return said
 
 
@@ -165,6 +166,8 @@ def _with_metrics(said: Entry) -> Entry:
 
 def _last_rows(path: Path) -> Iterator[dict[str, Any]]:
     """Yield the last rows of the metrics, the newest first; not what a kill left of a row."""
+    if not path.is_file():  # to open a FIFO would wait for somebody who writes
+        raise UserError(f"{_METRICS}: expected a file, got something else")
     with open(path, "rb") as file:
         size = file.seek(0, os.SEEK_END)
         start = max(0, size - _END)
@@ -191,7 +194,9 @@ def _evaluated(folder: Path) -> dict[str, float]:
     if not files:
         return {}
     said = json.loads(read_file(files[-1], _LARGEST))
-    agent: Mapping[str, Any] = next(iter(said["agents"].values()))
+    agent = next(iter(said["agents"].values()), None)
+    if not isinstance(agent, dict):
+        raise UserError("evaluation.json: no agents")
     return {name: float(value) for name in ("return", "regret") if (value := _score(agent, name)) is not None}
 
 

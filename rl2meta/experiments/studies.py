@@ -211,6 +211,11 @@ class SharedStudy:
         return study
 
 
+def planned_params(trial: FrozenTrial) -> dict[str, Any]:
+    """Return the parameters that a trial in the queue will have; {} for others."""
+    return dict(trial.system_attrs.get("fixed_params", {}))
+
+
 def value_of(trial: FrozenTrial) -> float:
     """Return the value of a completed trial."""
     assert trial.value is not None

@@ -2,7 +2,6 @@
 
 import csv
 import io
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -11,7 +10,7 @@ import optuna
 from optuna.trial import TrialState
 
 from rl2meta.experiments.search_space import settings_text
-from rl2meta.experiments.studies import SharedStudy, chosen, quiet, value_of
+from rl2meta.experiments.studies import SharedStudy, chosen, planned_params, quiet, value_of
 from rl2meta.experiments.text_tables import aligned, short_keys
 from rl2meta.files import write_atomically, writing
 
@@ -21,13 +20,14 @@ if TYPE_CHECKING:
 _ENOUGH = 4  # completed trials, from which importance can be estimated
 
 
-def write_report(shared: SharedStudy, plan: "Plan", folder: Path) -> None:
-    """Write best.yaml, trials.csv and history.png into a folder, which is made if it is not there."""
+def write_report(shared: SharedStudy, plan: "Plan", folder: Path, figure: bool = True) -> None:
+    """Write best.yaml and trials.csv into a folder, new or old; if ``figure`` is true, history.png, too."""
     with writing(folder):
         folder.mkdir(parents=True, exist_ok=True)
         write_atomically(folder / "best.yaml", best_config(shared, plan))
-        write_atomically(folder / "trials.csv", _table_of_all(shared, plan))
-    draw_history(shared, folder / "history.png")
+        write_atomically(folder / "trials.csv", table_of_all(shared))
+    if figure:
+        draw_history(shared, folder / "history.png")
 
 
 def best_config(shared: SharedStudy, plan: "Plan") -> str:
@@ -75,13 +75,13 @@ def _short(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
 
 
-def _table_of_all(shared: SharedStudy, plan: "Plan") -> str:
-    """Return one line for each trial, also for those that a kill cut short and that were tried again."""
-    text, keys = io.StringIO(), list(plan.space)
+def table_of_all(shared: SharedStudy) -> str:
+    """Return all trials as CSV, also those that a kill cut short and those that are tried instead of them."""
+    text, keys = io.StringIO(), list(shared.settings.space)
     writer = csv.writer(text, lineterminator="\n")
     writer.writerow(["trial", "state", "value", "seconds", "instead_of", *keys])
     for trial in shared.trials():
-        value: Mapping[str, Any] = chosen(plan.space, trial.params)
+        value = chosen(shared.settings.space, trial.params or planned_params(trial))
         seconds = "" if trial.duration is None else f"{trial.duration.total_seconds():.1f}"
         last = trial.value if trial.state.is_finished() and trial.state != TrialState.FAIL else None
         number = ["" if last is None else repr(last), seconds, shared.replaced_by(trial)]

@@ -62,8 +62,10 @@ def tune(
     try:
         jobs = min(options.n_jobs, max(1, options.n_trials - len(shared.ended())))
         side_by_side(work, [(plan,)] * jobs, jobs, say)
-    finally:
-        _report(shared, plan, run_dir)
+    except BaseException:
+        _report(shared, plan, run_dir, figure=False)  # which takes a while
+        raise
+    _report(shared, plan, run_dir)
     if not shared.completed():
         raise UserError("expected a trial with a value, got none; the lines above say why; search elsewhere")
     return shared
@@ -101,11 +103,11 @@ def _tell_of(shared: "SharedStudy", plan: Plan, say: Say) -> None:
         say(f"  {key}: {dimension}")
 
 
-def _report(shared: "SharedStudy", plan: Plan, run_dir: Path) -> None:
+def _report(shared: "SharedStudy", plan: Plan, run_dir: Path, figure: bool = True) -> None:
     from rl2meta.experiments.study_report import write_report
 
     if shared.completed():
-        write_report(shared, plan, run_dir)
+        write_report(shared, plan, run_dir, figure)
 
 
 def work(plan: Plan, say: Say) -> None:
