@@ -93,7 +93,7 @@ def write_run(path: Path, seed: int = 0, updates: int = 40, judged: bool = True,
 
 def write_group(path: Path, updates: Sequence[int] = (40, 40, 40), **settings: Any) -> Path:
     path.mkdir()
-    (path / "group.yaml").write_text("seeds: []\n")
+    (path / "group.yaml").write_text(f"seeds: {list(range(len(updates)))}\n")
     for seed, number in enumerate(updates):
         write_run(path / f"seed{seed}", seed, number, **settings)
     return path
@@ -260,7 +260,7 @@ def test_what_cannot_be_drawn_is_refused_in_words(tmp_path: Path, run: Callable[
     longer = write_run(tmp_path / "longer", evaluation__episodes_per_trial=6)
     arms = write_run(tmp_path / "arms", distribution__num_arms=3)
     (tmp_path / "none").mkdir()
-    (tmp_path / "none" / "group.yaml").touch()
+    (tmp_path / "none" / "group.yaml").write_text("seeds: [0, 1]\n")
     for args, said in (
         ((one, arms), "distribution.num_arms is 3, not 2"),
         ((one, longer), "evaluation.episodes_per_trial is 6, not 2"),
