@@ -168,6 +168,7 @@ def test_a_group_is_a_mean_with_students_band_over_what_all_seeds_have(
 def test_seeds_that_were_judged_at_other_steps_are_interpolated(tmp_path: Path, drawn: list[Axes]) -> None:
     """The mean of two straight lines between points is exact at the points of both."""
     group = write_group(tmp_path / "wide", ())
+    (group / "group.yaml").write_text("seeds: [0, 1]\n")
     for seed, at in enumerate(((1, 5, 9), (2, 4, 10))):
         folder = RunFolder.create(group / f"seed{seed}", read_config(CONFIG, [f"seed={seed}"]).to_yaml())
         for update in at:

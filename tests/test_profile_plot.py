@@ -18,7 +18,7 @@ def figure_of(methods, subjects=1, **said):
     """A figure of scores by name, of which the first are trained."""
     thresholds = common_thresholds(methods.values(), 50)
     profiles = [
-        profile_of(name, x, thresholds, place < subjects, f"#00000{place}", **QUICK)
+        profile_of(name, x, thresholds, place < subjects, f"#0000{place:02d}", **QUICK)
         for place, (name, x) in enumerate(methods.items())
     ]
     given = {"title": "40 held-out tasks", "subtitle": "a law", "score": "return", "higher_is_better": True}
