@@ -116,9 +116,10 @@ def read_adaptation(folder: Path) -> EvaluationReport:
 def said_tasks(said: Mapping[str, Any]) -> str:
     """Return how many tasks an evaluation has, and what to call them."""
     trials, distinct = said["num_tasks"], said.get("distinct_tasks", said["num_tasks"])
-    shared = said.get("shared_with_training")
-    kind = "tasks, of which training had some" if shared else "held-out tasks"
-    kind = kind.replace("tasks", "task", 1).replace("some", "it") if distinct == 1 else kind
+    if said.get("shared_with_training"):
+        kind = "task, which training had too" if distinct == 1 else "tasks, of which training had some"
+    else:
+        kind = "held-out task" if distinct == 1 else "held-out tasks"
     return f"{trials:,} {kind}" if distinct == trials else f"{trials:,} trials on {distinct:,} {kind}"
 
 

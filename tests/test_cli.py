@@ -123,7 +123,8 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert report["bayes_optimal_return"] == pytest.approx(2.889, abs=1e-3)
     assert np.load(folder / "arrays.npz")["rl2/regrets"].shape == (200, 5)
     assert (folder / "regret.png").read_bytes().startswith(b"\x89PNG")
-    assert (folder / "regret.csv").read_text().startswith("agent,episode,step,mean,low,high\n")
+    head = "agent,episode,step,mean,low,high,gap,gap_low,gap_high\n"
+    assert (folder / "regret.csv").read_text().startswith(head)
 
 
 def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy: Path) -> None:

@@ -97,3 +97,29 @@ def test_differences_and_adaptation_are_over_the_distinct_tasks(
     want = mean_interval(results["first"].rewards[:, 0], clusters=results["first"].labels)
     assert float(rows[0]["high"]) == pytest.approx(float(want.high), rel=1e-9)
     assert read_adaptation(tmp_path).title == "60 trials on 7 held-out tasks"
+
+
+def test_gaps_to_the_best_reference_are_paired_differences(tmp_path: Path) -> None:
+    rng, labels = np.random.default_rng(2), np.arange(NUM_TASKS) % 9
+    ours, best, worse = (rng.exponential(size=(NUM_TASKS, EPISODES)) + i for i in (0.2, 0, 1))
+    results = {
+        name: AgentResult(-regret, regret, np.ones_like(regret), 0.0, labels=labels)
+        for name, regret in {"ours": ours, "best": best, "worse": worse}.items()
+    }
+    write_evaluation(tmp_path, results, CEILINGS, {**FACTS, "subjects": ["ours"]})
+    assert json.loads((tmp_path / "evaluation.json").read_text())["best_reference"] == "best"
+    rows = list(csv.DictReader((tmp_path / "regret.csv").read_text().splitlines()))
+    ends = {row["agent"]: row for row in rows if int(row["episode"]) == EPISODES}
+    for name, regret in (("ours", ours), ("worse", worse)):
+        want = paired_difference(regret.sum(axis=1), best.sum(axis=1), clusters=labels)
+        got = [float(ends[name][key]) for key in ("gap", "gap_low", "gap_high")]
+        assert got == pytest.approx([float(want.mean), float(want.low), float(want.high)])
+    assert float(ends["best"]["gap_high"]) == 0
+
+
+def test_without_references_there_is_no_gap(tmp_path: Path) -> None:
+    regret = np.ones((4, 2), np.float32)
+    write_evaluation(tmp_path, {"ours": AgentResult(-regret, regret, regret, 0.0)}, CEILINGS, FACTS)
+    assert json.loads((tmp_path / "evaluation.json").read_text())["best_reference"] is None
+    (row, _) = csv.DictReader((tmp_path / "regret.csv").read_text().splitlines())
+    assert row["gap"] == row["gap_high"] == ""

@@ -208,8 +208,8 @@ def report() -> dict[str, Any]:
 def test_the_table_has_a_line_for_each_config(report: dict[str, Any]) -> None:
     assert learning_table(report) == [
         "rl2_bandit  6.5: 20.0 s, 4.0 s, not reached; in all 20.0 s, 12.0 s, 30.0 s: "
-        "6.700 ± 0.020, 6.600 ± 0.020, 6.000 ± 0.020",
-        "other       7: not reached; in all 20.0 s: 6.700 ± 0.020",
+        "6.700 (0.020), 6.600 (0.020), 6.000 (0.020)",
+        "other       7: not reached; in all 20.0 s: 6.700 (0.020)",
     ]
 
 
@@ -272,7 +272,7 @@ def test_the_command_writes_after_every_run_and_draws(run: Run, tmp_path: Path) 
     first = runs[0]["curve"][0]
     lines = said.splitlines()
     assert lines[0] == "seconds of training to a mean return on 50 held-out tasks"
-    score = f"{first['score']:.3f} ± {first['standard_error']:.3f}"
+    score = f"{first['score']:.3f} (standard error {first['standard_error']:.3f})"
     assert lines[1] == f"easy seed 0: 1.0 s, 0.0 M steps, {score}"
     assert "easy seed 1: 10.0 s" in said and "  easy  0.5: 1.0 s, 1.0 s; in all 10.0 s, 10.0 s: " in said
     assert report["threads"] == 1 and list(report["suites"]) == ["learning"]

@@ -4,6 +4,7 @@ from dataclasses import replace
 from typing import Any
 
 import numpy as np
+import pytest
 
 from rl2meta.evaluation import AgentResult, Ceilings
 from rl2meta.experiments.tables import tables
@@ -15,6 +16,26 @@ FACTS = {"num_tasks": 4, "subjects": ["rl2"], "episodes": 2, "distribution": "La
 def _result(**more: Any) -> AgentResult:
     rewards = np.arange(8, dtype=np.float32).reshape(4, 2)
     return replace(AgentResult(rewards, rewards, rewards, 1.0), **more)
+
+
+@pytest.mark.parametrize(
+    ("facts", "said"),
+    [
+        ({}, ["4 held-out tasks, 2"]),
+        ({"distinct_tasks": 4}, ["4 held-out tasks, 2"]),
+        ({"distinct_tasks": 3}, ["4 trials on 3 held-out tasks, 2", "over the 3 different tasks"]),
+        ({"distinct_tasks": 1}, ["4 trials on 1 held-out task, 2", "intervals are over the trials"]),
+        (
+            {"distinct_tasks": 1, "shared_with_training": True},
+            ["4 trials on 1 task, which training had too, 2"],
+        ),
+        ({"distinct_tasks": 2, "shared_with_training": True}, ["4 trials on 2 tasks, of which training had"]),
+    ],
+)
+def test_a_table_says_how_many_tasks_differ(facts: dict[str, Any], said: list[str]) -> None:
+    text = tables({"rl2": _result()}, NO_CEILINGS, {**FACTS, **facts})
+    assert all(each in text for each in said), text
+    assert ("intervals are over" in text) == (facts.get("distinct_tasks", 4) < 4)
 
 
 def _head(text: str) -> list[str]:

@@ -178,7 +178,7 @@ def _rows(filled: dict[str, Any]) -> Iterator[str]:
     bayes, oracle = filled["bayes_optimal_return"], filled["oracle_return"]
     ceiling = oracle if bayes is None else bayes
     kind = "task known" if bayes is None else "Bayes-optimal"
-    yield f"| agent | published | ours | s.e. | ceiling ({kind}) | share | constants |"
+    yield f"| agent | published | ours | standard error | ceiling ({kind}) | share | constants |"
     yield "| --- | ---: | ---: | ---: | ---: | ---: | --- |"
     for name, row in filled["agents"].items():
         shown = "" if row["published"] is None else f"{row['published']:.1f}"

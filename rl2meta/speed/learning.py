@@ -110,7 +110,7 @@ def measure_learning(
 def learning_table(report: Mapping[str, Any]) -> list[str]:
     """Return one line for each config: seconds to its target, seconds in all and final scores, seed by seed.
 
-    A final score is a mean over tasks ± its standard error.
+    A final score is a mean over tasks, with its standard error in brackets.
     """
     width = max(len(name) for name in report)
     return [f"{name:{width}}  {_line(said)}" for name, said in report.items()]
@@ -118,7 +118,7 @@ def learning_table(report: Mapping[str, Any]) -> list[str]:
 
 def point_line(label: str, point: Mapping[str, float]) -> str:
     """Return one line that says what ``judged`` was called with."""
-    score = f"{point['score']:.3f} ± {point['standard_error']:.3f}"
+    score = f"{point['score']:.3f} (standard error {point['standard_error']:.3f})"
     return f"{label}: {point['seconds']:.1f} s, {point['env_steps'] / 1e6:.1f} M steps, {score}"
 
 
@@ -127,7 +127,7 @@ def _line(said: Mapping[str, Any]) -> str:
     times = [run["seconds_to_score"] for run in runs]
     reached = ", ".join("not reached" if time is None else f"{time:.1f} s" for time in times)
     totals = ", ".join(f"{run['seconds']:.1f} s" for run in runs)
-    finals = ", ".join(f"{run['final_score']:.3f} ± {run['final_standard_error']:.3f}" for run in runs)
+    finals = ", ".join(f"{run['final_score']:.3f} ({run['final_standard_error']:.3f})" for run in runs)
     return f"{said['target']:g}: {reached}; in all {totals}: {finals}"
 
 
