@@ -75,7 +75,8 @@ def test_only_what_differs_is_told(tmp_path: Path) -> None:
         {"agent.core.name": "gru", "agent.discount": 1.0},
     ]
     lines = table(tmp_path)
-    assert "discount=0.9" in lines[1] and "core.name=gru" in lines[2] and lines[2].endswith("2.500")
+    assert lines[0] == "all: rl2 on bernoulli_bandits"
+    assert "discount=0.9" in lines[3] and "core.name=gru" in lines[4] and lines[4].endswith("2.500")
     assert "threads" not in "".join(lines) and "torch" not in "".join(lines)
 
 
@@ -162,7 +163,8 @@ def test_a_damaged_folder_gets_a_row_that_says_so(damage: Any, words: str, tmp_p
     odd, sound = overview(tmp_path)
     assert words in odd.fault and sound.fault == ""
     lines = table(tmp_path)
-    assert len(lines) == 3 and words in lines[1] and "damaged" in lines[0].split()
+    row = next(line for line in lines if line.startswith("odd"))
+    assert words in row and any("damaged" in line.split() for line in lines)
 
 
 def test_a_damaged_member_of_a_group_is_named(tmp_path: Path) -> None:

@@ -27,6 +27,9 @@ def print_runs(folder: Path) -> None:
     if not entries:
         raise UserError(f"{folder}: expected runs below this folder, got none; `rl2meta train` writes them")
     columns = _columns(folder, entries)
+    if len(entries) > 1 and len(agents := set(columns["agent"])) == 1 and any(agents):
+        say(f"all: {agents.pop()}\n")
+        del columns["agent"]
     told = {name: cells for name, cells in columns.items() if any(cells)}
     rows = [list(told), *([*row] for row in zip(*told.values(), strict=True))]
     say(aligned(rows))
