@@ -176,10 +176,19 @@ def _subtitle(said: Mapping[str, Any]) -> str:
     for agent, changed in trained_elsewhere(said).items():
         here = {**settings, "episodes per trial": said.get("episodes")}
         parts.append(f"{agent} was trained with {_differences(changed, here)}")
+    parts += _over_seeds(said)
     for agent, entry in said["agents"].items():
         if _num_tasks(said, entry) < said["num_tasks"]:
             parts.append(f"{agent} on the first {_num_tasks(said, entry):,} of the tasks")
     return "; ".join(parts)
+
+
+def _over_seeds(said: Mapping[str, Any]) -> list[str]:
+    """Return what the intervals are over, if some agents are groups of training seeds."""
+    seeds = {name: entry.get("over_seeds", {}).get("seeds", []) for name, entry in said["agents"].items()}
+    groups = [f"{name} a mean of {len(each)} training seeds" for name, each in seeds.items() if len(each) > 1]
+    others = ", the others' over tasks" if len(groups) < len(seeds) else ""
+    return [f"{', '.join(groups)}, intervals over seeds and tasks{others}"] if groups else []
 
 
 def _law_in_words(law: str) -> tuple[str, dict[str, str]]:

@@ -18,6 +18,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.group_folder import GroupFolder, is_group, members
 from rl2meta.experiments.groups import train_group
 from rl2meta.experiments.jobs import number_of_slices
+from rl2meta.reports import read_evaluation
 
 TINY = ["training.updates=6", "training.trials_per_update=16", "training.checkpoint_every=2", "threads=1"]
 
@@ -171,6 +172,10 @@ def test_an_evaluation_has_two_levels(group: rl2meta.Group, tmp_path: Path) -> N
     for level in ("over_tasks", "over_seeds"):
         assert row[level]["return"]["mean"] == pytest.approx(np.mean(means))
     assert _width(row["over_seeds"]["regret"]) > 0.9 * _width(row["over_tasks"]["regret"])
+    report = read_evaluation(tmp_path / "all", "regret.csv")
+    assert (
+        "rl2 a mean of 3 training seeds, intervals over seeds and tasks, the others' over" in report.subtitle
+    )
     assert "3 training seeds" in together.table() and "± over tasks" in together.table()
 
 
