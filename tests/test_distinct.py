@@ -10,7 +10,8 @@ import pytest
 import torch
 
 from rl2meta.distinct import repeated, same_tasks
-from rl2meta.evaluation import AgentResult, Ceilings, write_evaluation
+from rl2meta.evaluation import AgentResult, Ceilings
+from rl2meta.evaluation_files import write_evaluation
 from rl2meta.experiments.components import FAMILIES
 from rl2meta.experiments.tables import tables
 from rl2meta.reports import read_adaptation, read_evaluation

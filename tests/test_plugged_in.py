@@ -358,7 +358,7 @@ def test_workers_may_change_when_a_run_goes_on_and_nothing_else(tmp_path: Path) 
     (tmp_path / "poles.yaml").write_text(POLES)
     start_run(str(tmp_path / "poles.yaml"), [], tmp_path / "run")
     assert resume_run(tmp_path / "run", None, ["workers.max_restarts=3"]) == 0
-    with pytest.raises(UserError, match=r"no override but workers.KEY, got agent.epochs=1"):
+    with pytest.raises(UserError, match=r"no override but workers.KEY and .*, got agent.epochs=1"):
         resume_run(tmp_path / "run", None, ["workers.timeout=3.0", "agent.epochs=1"])
 
 

@@ -4,15 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
-from scipy import stats
 from typer.testing import CliRunner
 
 from rl2meta import Evaluation, UserError, load_run
 from rl2meta.cli import app
-from rl2meta.commands.sweep import numbers_of
-from rl2meta.experiments import sweeps
+from rl2meta.commands.train_group import seeds_of
+from rl2meta.experiments import sweeps, trainings
 from rl2meta.experiments.sweeps import folder_names, split_axes, sweep_table
 
 TINY = ["training.updates=2", "training.trials_per_update=4", "device=cpu", "evaluation.tasks=20"]
@@ -48,18 +46,17 @@ def test_a_grid_is_trained_evaluated_and_not_trained_twice(
     )
     assert config.settings.threads == 1
     for point in content["points"]:
-        reports = (folder / point["folder"]).glob("seed*/evaluation/evaluation.json")
-        means = [next(iter(json.loads(path.read_text())["agents"].values())) for path in reports]
-        returns = [agent["mean_return"] for agent in means]
-        low, high = stats.t.interval(0.95, 1, np.mean(returns), stats.sem(returns))
-        assert point["return"] == pytest.approx({"mean": np.mean(returns), "low": low, "high": high})
-        assert point["regret"]["mean"] == pytest.approx(np.mean([agent["mean_regret"] for agent in means]))
-        assert point["interval_over"] == "seeds"
+        report = json.loads((folder / point["folder"] / "evaluation" / "evaluation.json").read_text())
+        (agent,) = report["agents"].values()
+        assert agent["over_seeds"]["seeds"] == [0, 1]
+        assert point["return"] == agent["over_seeds"]["return"]
+        assert point["regret"] == agent["over_seeds"]["regret"]
+        assert point["interval_over"] == "seeds and tasks"
 
     def refuse(*given: Any, **more: Any) -> None:
         raise AssertionError("trained or evaluated again")
 
-    monkeypatch.setattr(sweeps, "train", refuse)
+    monkeypatch.setattr(trainings, "_train", refuse)
     monkeypatch.setattr(sweeps, "evaluate", refuse)
     again = CliRunner().invoke(app, words, catch_exceptions=False)
     assert again.exit_code == 0 and json.loads((folder / "sweep.json").read_text()) == content
@@ -111,7 +108,7 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         (["agent.discount=[1.0]", "agent.discount=[0.9]"], "one list for each setting"),
         (["agent.discuont=[0.9]"], "did you mean 'discount'"),
         (["agent.discount=[0.9,2.0]"], "less than or equal to 1"),
-        (["agent.discount=[0.9]", "--seeds", "2-1"], "seeds such as 0-2"),
+        (["agent.discount=[0.9]", "--seeds", "2-1"], "from low to high"),
         (["agent.discount=[0.9]", "--jobs", "0"], "--jobs"),
     ],
 )
@@ -131,10 +128,10 @@ def test_axes_and_the_names_of_folders() -> None:
 
 
 def test_seeds_are_read() -> None:
-    assert numbers_of("0-3") == [0, 1, 2, 3] and numbers_of("7,0,3-4") == [0, 3, 4, 7]
+    assert seeds_of("0-3") == [0, 1, 2, 3] and seeds_of("7,0,3-4") == [7, 0, 3, 4]
     for text in ("", "a", "1-", "3-1", "-1", "1,,2", "1,1-2"):
         with pytest.raises(UserError, match="--seeds"):
-            numbers_of(text)
+            seeds_of(text)
 
 
 def test_the_best_point_stands_first_and_failed_ones_last() -> None:

@@ -332,7 +332,7 @@ def test_two_processes_on_one_study_lose_no_trial_and_run_none_twice(tmp_path: P
 
 
 def test_a_killed_study_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
-    longer = ["training.updates=25", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
+    longer = ["training.updates=12", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
     command = [sys.executable, "-m", "rl2meta", *tuned(tmp_path / "killed", *longer)]
     process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
     assert process.stdout is not None

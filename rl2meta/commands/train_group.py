@@ -153,6 +153,8 @@ def seeds_of(text: str) -> list[int]:
         if high < low or high - low >= 10_000:
             raise UserError(f"--seeds: expected a range from low to high, got {part.strip()!r:.100}")
         seeds += range(low, high + 1)
+    if len(set(seeds)) < len(seeds):
+        raise UserError(f"--seeds: expected different seeds, got one twice in {text!r:.100}")
     return seeds
 
 

@@ -195,6 +195,14 @@ def train_point(point: Point, say: Say) -> None:
     Raises:
         UserError: if runs fail, after the others have ended; the message names them.
     """
+    try:
+        _train(point)
+    except UserError as error:
+        raise UserError(f"{point.path}: {error}") from None
+    say(f"trained {point.path}")
+
+
+def _train(point: Point) -> None:
     how: dict[str, Any] = {"run_dir": point.path, "callbacks": [_go_on], "trust": point.trust}
     if point.seeds:
         train_group(point.source, point.overrides, seeds=point.seeds, **how)
@@ -202,7 +210,6 @@ def train_point(point: Point, say: Say) -> None:
         resume(point.path, point.source, point.overrides, callbacks=[_go_on], trust=point.trust)
     else:
         train(point.source, point.overrides, **how)
-    say(f"trained {point.path}")
 
 
 def _go_on(run: Run, row: dict[str, Any]) -> bool:
