@@ -186,8 +186,8 @@ def _subtitle(said: Mapping[str, Any]) -> str:
 def _over_seeds(said: Mapping[str, Any]) -> list[str]:
     """Return what the intervals are over, if some agents are groups of training seeds."""
     seeds = {name: entry.get("over_seeds", {}).get("seeds", []) for name, entry in said["agents"].items()}
-    groups = [f"{name} a mean of {len(each)} training seeds" for name, each in seeds.items() if len(each) > 1]
-    others = ", the others' over tasks" if len(groups) < len(seeds) else ""
+    groups = [f"{name}: mean of {len(each)} training seeds" for name, each in seeds.items() if len(each) > 1]
+    others = " (others: over tasks)" if len(groups) < len(seeds) else ""
     return [f"{', '.join(groups)}, intervals over seeds and tasks{others}"] if groups else []
 
 

@@ -174,7 +174,8 @@ def test_an_evaluation_has_two_levels(group: rl2meta.Group, tmp_path: Path) -> N
     assert _width(row["over_seeds"]["regret"]) > 0.9 * _width(row["over_tasks"]["regret"])
     report = read_evaluation(tmp_path / "all", "regret.csv")
     assert (
-        "rl2 a mean of 3 training seeds, intervals over seeds and tasks, the others' over" in report.subtitle
+        "rl2: mean of 3 training seeds, intervals over seeds and tasks (others: over tasks)"
+        in report.subtitle
     )
     assert "3 training seeds" in together.table() and "± over tasks" in together.table()
 
