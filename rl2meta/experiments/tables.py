@@ -17,6 +17,7 @@ from rl2meta.reports import said_tasks, trained_elsewhere, what_intervals_are_ov
 from rl2meta.statistics import Interval
 
 _WIDTH = 100
+_MANY_SEEDS = 10  # from here on a bootstrap over seeds covers over 91 %
 
 
 class _Line(NamedTuple):
@@ -69,6 +70,11 @@ def _of_groups(results: Mapping[str, AgentResult]) -> Iterator[str]:
         means = levels.of_trials(result).mean(axis=1)
         each = ", ".join(f"{seed}: {value:.3f}" for seed, value in zip(result.seeds, means, strict=True))
         yield f"{name}: {len(result.seeds)} training seeds, mean return of each {each}"
+    if few := [name for name, result in groups.items() if len(result.seeds) < _MANY_SEEDS]:
+        yield (
+            f"{', '.join(few)}: with so few seeds the interval over seeds is too narrow; over 3 seeds it covers "
+            "the truth in 77 to 89 % of cases, over 5 in 85 to 92 % (docs/results.md, two levels of sampling)."
+        )
     if groups:
         yield (
             f"± of {', '.join(groups)}: over training seeds and tasks, what the method earns if it is "
