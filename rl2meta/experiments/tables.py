@@ -72,8 +72,8 @@ def _of_groups(results: Mapping[str, AgentResult]) -> Iterator[str]:
         yield f"{name}: {len(result.seeds)} training seeds, mean return of each {each}"
     if few := [name for name, result in groups.items() if len(result.seeds) < _MANY_SEEDS]:
         yield (
-            f"{', '.join(few)}: with so few seeds the interval over seeds is too narrow; over 3 seeds it covers "
-            "the truth in 77 to 89 % of cases, over 5 in 85 to 92 % (docs/results.md, two levels of sampling)."
+            f"{', '.join(few)}: with so few seeds the interval over seeds is too narrow; over 3 seeds it is "
+            "one of 77 to 89 %, over 5 of 85 to 92 % (docs/results.md, two levels of sampling)."
         )
     if groups:
         yield (
