@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +14,11 @@ import numpy as np
 import pytest
 
 import rl2meta
-from rl2meta.commands.train_group import seeds_of
+from rl2meta.commands.train import start_run
+from rl2meta.commands.train_group import GroupProgress, _shown, seeds_of
 from rl2meta.errors import UserError
+from rl2meta.experiments import jobs
+from rl2meta.experiments.comparing import together
 from rl2meta.experiments.group_folder import GroupFolder, is_group, members
 from rl2meta.experiments.groups import train_group
 from rl2meta.experiments.jobs import number_of_slices
@@ -92,8 +96,114 @@ class _StopsAtOnce:
 
 
 def test_a_watch_can_stop_it(tmp_path: Path) -> None:
+    for number in (1, 2):
+        stopped = train_group(
+            "smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=number, watch=_StopsAtOnce()
+        )
+        assert stopped.runs == [] and not stopped.finished
     with pytest.raises(UserError, match="expected a run of at least one seed, got none"):
-        train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=2, watch=_StopsAtOnce())
+        rl2meta.load_run(tmp_path / "wide")
+
+
+class _StopsAfterAnUpdate:
+    stopping = False
+
+    def begun(self, seed: int, update: int, updates: int) -> None:
+        pass
+
+    def after_update(self, seed: int, row: Any) -> None:
+        self.stopping = True
+
+
+def test_seeds_that_have_not_begun_are_no_trained_ones(
+    group: rl2meta.Group, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ctrl-C may come with the last update of one seed, before another begins."""
+
+    def go(progress: GroupProgress, jobs: int) -> rl2meta.Group:
+        progress.request_stop(signal.SIGTERM, None)
+        return rl2meta.Group(group.runs[:2], group.path)
+
+    assert _shown(go, 3, tmp_path, 1) == 128 + signal.SIGTERM
+    assert "stopped and saved; continue with" in capsys.readouterr().out
+
+
+def test_ctrl_c_does_not_end_a_job_that_has_just_started() -> None:
+    """The terminal sends it to all processes; the first one asks the others to save and to stop."""
+    process, connection = jobs._start()
+    process.send_signal(signal.SIGINT)
+    connection.send(None)
+    assert process.wait(60) == 0
+
+
+def test_a_job_that_is_gone_is_told_as_a_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    start = jobs._start
+
+    def gone() -> Any:
+        process, connection = start()
+        process.kill()
+        process.wait()
+        return process, connection
+
+    monkeypatch.setattr(jobs, "_start", gone)
+    with pytest.raises(UserError, match=r"faults in 2(?s:.*)seed 0: its process was killed by SIGKILL"):
+        train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=2)
+
+
+def test_weights_that_cannot_be_had_leave_no_folder(group: rl2meta.Group, tmp_path: Path) -> None:
+    """A folder would name them, and refuse the corrected command."""
+    assert group.path is not None
+    shaped = [*TINY, "agent.core.hidden_size=3"]
+    for settings, seeds, origin in (
+        (TINY, [0, 7], group.path),
+        (TINY, [0], tmp_path / "mistyped"),
+        (shaped, [0], group.path),
+    ):
+        with pytest.raises(UserError, match="expected"):
+            rl2meta.train("smoke", settings, seeds=seeds, start_from=origin, run_dir=tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+
+def test_a_group_does_not_forget_that_it_began_with_weights_in_memory(tmp_path: Path) -> None:
+    origin = rl2meta.train("smoke", [*TINY, "training.updates=1"])
+    path, watch = tmp_path / "wide", _StopsAfterAnUpdate()
+    stopped = train_group("smoke", TINY, seeds=[0, 1], run_dir=path, start_from=origin, watch=watch)
+    assert stopped.seeds == [0] and not stopped.finished
+    with pytest.raises(UserError, match=r"seed 1 begins with.*start_from"):
+        rl2meta.resume(path)
+    with pytest.raises(UserError, match="started_from is"):
+        rl2meta.train("smoke", TINY, seeds=[0, 1], run_dir=path)
+    assert not (path / "seed1").exists()
+    whole = rl2meta.train("smoke", TINY, seeds=[0, 1], run_dir=path, start_from=origin)
+    assert whole.finished and all(run.origin is not None for run in whole.runs)
+
+
+def test_a_group_that_is_being_trained_gets_no_seeds(group: rl2meta.Group) -> None:
+    assert group.path is not None
+    folder = GroupFolder(group.path)
+    before = folder.text()
+    with folder.locked(), pytest.raises(UserError, match="another command is training"):
+        rl2meta.train("smoke", TINY, seeds=[0, 9], run_dir=group.path)
+    assert folder.text() == before
+
+
+def test_a_group_from_elsewhere_imports_nothing(
+    group: rl2meta.Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also if it is only compared with the settings of a new command."""
+    assert group.path is not None
+    (tmp_path / "strange_tasks.py").write_text("raise AssertionError('it was imported')")
+    monkeypatch.syspath_prepend(tmp_path)
+    (tmp_path / "wide").mkdir()
+    text = GroupFolder(group.path).text().replace("bernoulli_bandits", "strange_tasks:Tasks")
+    assert "strange_tasks" in text
+    (tmp_path / "wide" / "group.yaml").write_text(text)
+    for call in (
+        lambda: rl2meta.train("smoke", TINY, seeds=[0], run_dir=tmp_path / "wide"),
+        lambda: rl2meta.resume(tmp_path / "wide"),
+    ):
+        with pytest.raises(UserError, match="elsewhere that imports 'strange_tasks'"):
+            call()
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -123,6 +233,8 @@ def test_faults_are_told_before_anything_is_written(group: rl2meta.Group, tmp_pa
         rl2meta.train("smoke", TINY, seeds=[0, 1], run_dir=group.path / "seed0")
     with pytest.raises(UserError, match="name one of its runs"):
         rl2meta.train("smoke", TINY, start_from=group)
+    with pytest.raises(UserError, match="name one of its runs"):
+        start_run("smoke", TINY, tmp_path / "new", group.path)
     assert not (tmp_path / "new").exists()
 
 
@@ -214,6 +326,21 @@ def test_compare_puts_runs_together_that_differ_in_the_seed_alone(
     ]
     means = [compared.results[name].returns().mean() for name in (first, second)]
     assert gap["mean"] == pytest.approx(means[1] - means[0]) and gap["low"] < gap["mean"] < gap["high"]
+
+
+def test_runs_of_several_configs_become_groups_of_several_names(group: rl2meta.Group, tmp_path: Path) -> None:
+    """As in ``rl2meta compare runs/*/seed*``: all their folders are called seed0 and seed1."""
+    assert group.path is not None
+    other = rl2meta.train("smoke", [*TINY, "training.updates=1"], seeds=range(2), run_dir=tmp_path / "narrow")
+    folders = [run.path for runs in (group.runs[:2], other.runs) for run in runs if run.path is not None]
+    compared = rl2meta.compare(folders, tasks=20, against="none", out=tmp_path / "compared")
+    assert list(compared.results) == ["wide", "narrow"]
+    assert list(compared.facts["runs"]) == ["wide", "narrow"]
+    nowhere = [rl2meta.Group([replace(run, path=None) for run in runs]) for runs in (group.runs, other.runs)]
+    names = list(rl2meta.compare(nowhere, tasks=20, against="none", out=tmp_path / "again").results)
+    assert names == ["run and 2 more", "run and 1 more"]
+    twice, _ = together([nowhere[1], nowhere[1]])
+    assert twice == ["run and 1 more", "run and 1 more (2)"]
 
 
 def test_a_group_is_loaded_where_a_run_is(group: rl2meta.Group) -> None:

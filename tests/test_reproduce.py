@@ -6,6 +6,7 @@ import re
 import shutil
 import sys
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,25 @@ def quick(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def fill(
-    out: Path, *cells: str, updates: int = 1, tasks: int | None = 30, core: str | None = None
+    out: Path,
+    *cells: str,
+    updates: int = 1,
+    tasks: int | None = 30,
+    core: str | None = None,
+    seeds: str | None = None,
 ) -> dict[str, Any]:
     budget, table = updates * UPDATE + 5.0, "duan2016-bandits"
     code = reproduce(
-        table, cells=cells, core=core, budget=budget, tasks=tasks, out=out, device="cpu", threads=1
+        table,
+        cells=cells,
+        core=core,
+        budget=budget,
+        tasks=tasks,
+        out=out,
+        device="cpu",
+        threads=1,
+        seeds=seeds,
+        jobs=1,
     )
     assert code == 0
     table: dict[str, Any] = json.loads((out / "table.json").read_text())
@@ -281,6 +296,22 @@ def test_evaluations_from_before_rows_named_the_core_fill_cells(
     report.write_text(report.read_text().replace('"rl2 (slot)"', '"rl2"'))
     monkeypatch.setattr(module, "evaluate_run", no_evaluation)
     assert fill(tmp_path, "n=10,k=5", core="slot") == table
+
+
+@pytest.mark.usefixtures("slots")
+def test_a_cell_with_several_seeds_goes_on_and_gets_more(tmp_path: Path) -> None:
+    """None of them is the seed of the config."""
+    wide = partial(fill, tmp_path, "n=10,k=5", core="slot")
+    for seeds in ("3", "3,5", "3,5"):
+        table = wide(seeds=seeds)
+    row = table["cells"]["n=10,k=5"]["agents"]["rl2 (slot)"]
+    assert row["seeds"] == [3, 5] and row["over_seeds"]["low"] < row["mean_return"]
+    text = (tmp_path / "table.md").read_text()
+    assert "rl2 (slot): a mean over 2 training seeds; 95 % over seeds and tasks: " in text
+    folders = {path.name for path in (tmp_path / "n=10,k=5").glob("evaluation*")}
+    assert folders == {"evaluation", "evaluation_2"}
+    with pytest.raises(UserError, match="add --seeds 3,5"):
+        wide()
 
 
 @pytest.mark.usefixtures("slots")

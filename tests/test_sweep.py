@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from rl2meta import Evaluation, UserError, load_run
+from rl2meta import Evaluation, UserError, evaluate, load_run
 from rl2meta.cli import app
 from rl2meta.commands.train_group import seeds_of
 from rl2meta.experiments import sweeps, trainings
@@ -61,6 +61,19 @@ def test_a_grid_is_trained_evaluated_and_not_trained_twice(
     again = CliRunner().invoke(app, words, catch_exceptions=False)
     assert again.exit_code == 0 and json.loads((folder / "sweep.json").read_text()) == content
     assert "hidden_size  discount" in again.output and "over training seeds" in again.output
+
+
+def test_a_score_is_of_the_seeds_that_it_names(tmp_path: Path) -> None:
+    words = swept(tmp_path / "s", "agent.core.hidden_size=[4]")
+    scores = []
+    for seeds in ("0-1", "0"):
+        assert CliRunner().invoke(app, [*words, "--seeds", seeds], catch_exceptions=False).exit_code == 0
+        (point,) = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+        scores.append(point["return"])
+    alone = evaluate(tmp_path / "s" / "hidden_size=4" / "seed0", against="none", out=tmp_path / "alone")
+    (result,) = alone.results.values()
+    assert scores[1]["mean"] == pytest.approx(result.returns().mean())
+    assert scores[0] != scores[1]
 
 
 def test_a_sweep_goes_on_with_a_run_that_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -10,7 +10,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from rl2meta.commands.progress import say
 from rl2meta.experiments.components import row_name
 from rl2meta.experiments.config import RunConfig
-from rl2meta.experiments.group_folder import first_run
+from rl2meta.experiments.group_folder import first_run, is_group, members
 from rl2meta.experiments.papers import Paper
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -82,9 +82,21 @@ def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
         if said is None:
             continue
         final = (settings.training.updates, settings.evaluation.seed) == (said.update, said.seed)
-        if final and not said.trained_with and tasks in (None, said.num_tasks):
+        whole = not is_group(run_dir) or _seeds_of(said) == _begun(run_dir)
+        if final and whole and not said.trained_with and tasks in (None, said.num_tasks):
             return said
     return None
+
+
+def _seeds_of(said: _Said) -> list[int]:
+    """Return the training seeds of the agent that an evaluation is about."""
+    level = next(iter(said.agents.values())).over_seeds
+    return [] if level is None else level.seeds
+
+
+def _begun(group: Path) -> list[int]:
+    """Return the seeds of a group whose training has begun; more may have come since an evaluation."""
+    return [seed for seed, place in members(group).items() if has_run(place)]
 
 
 def _with_columns(said: _Said, paper: Paper, config: RunConfig) -> _Said | None:

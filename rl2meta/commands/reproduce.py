@@ -15,7 +15,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig, differing
-from rl2meta.experiments.group_folder import first_run, is_group
+from rl2meta.experiments.group_folder import first_run, is_group, members
 from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper, with_core, with_origins
 from rl2meta.experiments.restore import load_run_config, origin_of
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -79,6 +79,8 @@ def reproduce(
     wanted = chosen_cells(paper, list(cells))
     needed = with_origins(paper, wanted).items()
     experiments = [_experiment(label, cell, budget, common, folder) for label, cell in needed]
+    if group is None:
+        _refuse_groups(experiments)
     num_tasks = {
         each.cell: each.config.settings.evaluation.tasks for each in experiments if each.cell in wanted
     }
@@ -124,8 +126,9 @@ def _refuse_another_run(experiment: _Experiment) -> None:
         return
     there = load_run_config(RunFolder.open(run_dir)).identity()
     wanted = experiment.config.identity()
+    if is_group(experiment.run_dir):
+        there["seed"] = wanted["seed"]  # a group has several
     changed = [f"{key} is {there.get(key)!r}, not {wanted.get(key)!r}" for key in differing(there, wanted)]
-    there["seed"] = wanted["seed"]  # a group has several
     begun = _origin(run_dir)
     if begun != experiment.begins_from:
         weights = [f"the weights of {name or 'its own seed'}" for name in (begun, experiment.begins_from)]
@@ -134,6 +137,15 @@ def _refuse_another_run(experiment: _Experiment) -> None:
         raise UserError(
             f"{experiment.run_dir}: expected the run of this cell, got one with other settings: "
             f"{'; '.join(changed)}. Give the --budget that it was started with, or another --out"
+        )
+
+
+def _refuse_groups(experiments: Sequence[_Experiment]) -> None:
+    for run_dir in (each.run_dir for each in experiments if is_group(each.run_dir)):
+        seeds = ",".join(map(str, members(run_dir)))
+        raise UserError(
+            f"--seeds: expected those of the group in {run_dir}, got none; add --seeds {seeds}, or give "
+            "another --out"
         )
 
 

@@ -9,8 +9,9 @@ from typing import Any
 from rl2meta.commands.progress import TrainingProgress, say
 from rl2meta.commands.signals import Interrupted, handled
 from rl2meta.experiments.components import row_name
+from rl2meta.experiments.entry import train
 from rl2meta.experiments.run import Run
-from rl2meta.experiments.trainings import quoted, resume, resume_command, train
+from rl2meta.experiments.trainings import quoted, resume, resume_command
 
 
 class Terminal:

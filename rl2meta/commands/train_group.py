@@ -25,7 +25,7 @@ class GroupProgress:
     def __init__(self) -> None:
         self.interrupted: Interrupted | None = None
         self._done: dict[int, tuple[int, int]] = {}  # seed -> updates done, and of how many
-        self._next_line, self._began, self._before = 0.0, time.monotonic(), 0
+        self._next_line = 0.0
         self._bar = _bar() if sys.stdout is not None and sys.stdout.isatty() else None
         self._tasks: dict[int, TaskID] = {}
 
@@ -43,8 +43,6 @@ class GroupProgress:
 
     def begun(self, seed: int, update: int, updates: int) -> None:
         """Show that a training begins, or goes on."""
-        if seed not in self._done:
-            self._before += update
         self._done[seed] = update, updates
         with suppress(OSError):
             if self._bar is not None:
@@ -167,7 +165,7 @@ def _shown(go: Any, count: int, run_dir: Path, jobs: int | None) -> int:
             group: Group = go(progress, min(count, jobs or cores()))
     finally:
         progress.close()
-    if progress.interrupted is not None and not group.finished:
+    if progress.interrupted is not None and (len(group.runs) < count or not group.finished):
         say("stopped and saved; continue with:")
         say(f"  rl2meta train --resume --run-dir {quoted(run_dir)}")
         return progress.interrupted.exit_code

@@ -83,7 +83,9 @@ def together(groups: Sequence[Group]) -> tuple[list[str | None], list[Group]]:
     by_first = {id(group.runs[0]): group for group in groups}
     found = [(by_first[id(runs[0])], runs) for runs in gathered.values()]
     apart = [group if len(runs) == len(group.runs) else Group(_by_seed(runs)) for group, runs in found]
-    return [None if group.path or len(group.runs) == 1 else _common_name(group) for group in apart], apart
+    return _distinct(
+        [None if group.path or len(group.runs) == 1 else _common_name(group) for group in apart]
+    ), apart
 
 
 def field_of(
@@ -155,10 +157,24 @@ def _common_start(names: Sequence[str]) -> str:
 
 
 def _common_name(group: Group) -> str:
-    """Return what the names of the folders have in common at their beginning, or the first and a count."""
-    names = [folder_name(run.path) for run in group.runs if run.path is not None]
-    common = _common_start(names).removesuffix("seed").rstrip("-_. ")
-    return common or f"{names[0] if names else 'run'} and {len(group.runs) - 1} more"
+    """Return what the names of the folders have in common at their beginning, or those of their parents.
+
+    If neither have anything in common, it is the name of the first folder and a count.
+    """
+    paths = [run.path for run in group.runs if run.path is not None]
+    names = [folder_name(path) for path in paths]
+    parents = [path.resolve().parent.name for path in paths]
+    common = (_common_start(each).removesuffix("seed").rstrip("-_. ") for each in (names, parents))
+    return next(filter(None, common), f"{names[0] if names else 'run'} and {len(group.runs) - 1} more")
+
+
+def _distinct(names: Sequence[str | None]) -> list[str | None]:
+    """Return names, with a number behind each that stood before."""
+    before = [list(names[:place]).count(name) for place, name in enumerate(names)]
+    return [
+        f"{name} ({count + 1})" if name is not None and count else name
+        for name, count in zip(names, before, strict=True)
+    ]
 
 
 def _by_run(settings: Sequence[str], names: Sequence[str]) -> dict[str, list[str]]:

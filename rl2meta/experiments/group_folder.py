@@ -37,19 +37,21 @@ class GroupFolder:
             seeds: of the runs.
 
         Raises:
-            UserError: if ``path`` is a file or a folder with something else in it, or cannot be written.
+            UserError: if ``path`` is a file or a folder with something else in it, or cannot be written; or
+                if another command is training the group, and there are seeds to add.
         """
         _refuse_used(path)
         folder = cls(path)
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
-        known = list(folder.members()) if is_group(path) else []
-        text = text_of({"seeds": sorted({*known, *seeds}), **settings})
-        if known and set(seeds) <= set(known):
+        if is_group(path) and set(seeds) <= set(folder.members()):
             return folder
-        with writing(path):
-            trust.stamp(path, text)
-            write_atomically(folder.settings_path, text)
+        with folder.locked():  # another command may add seeds, too
+            known = list(folder.members()) if is_group(path) else []
+            text = text_of({"seeds": sorted({*known, *seeds}), **settings})
+            with writing(path):
+                trust.stamp(path, text)
+                write_atomically(folder.settings_path, text)
         return folder
 
     @classmethod

@@ -9,16 +9,19 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from rl2meta.errors import UserError
 from rl2meta.experiments import restore, trainings
-from rl2meta.experiments.components import COMPONENTS, chosen_references, read_config
+from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.experiments.config import RECORDED, WHERE, RunConfig, differing, load_config
 from rl2meta.experiments.group_folder import GroupFolder, is_group
+from rl2meta.experiments.inheriting import begin_with
 from rl2meta.experiments.jobs import Watch, train_side_by_side
 from rl2meta.experiments.members import Member, train_member
 from rl2meta.experiments.rehearsal import rehearse
 from rl2meta.experiments.run import Callback, Run
-from rl2meta.experiments.run_folder import has_run
+from rl2meta.experiments.run_folder import RunFolder, has_run
 from rl2meta.experiments.trainings import Config, Overrides
 from rl2meta.experiments.trust import modules_in, refuse_strangers
 from rl2meta.experiments.yaml_text import overrides_of, parse, text_of
@@ -56,8 +59,8 @@ class Group:
 
     @property
     def finished(self) -> bool:
-        """Whether all runs are finished."""
-        return all(run.finished for run in self.runs)
+        """Whether all runs are finished, and there are some."""
+        return len(self.runs) > 0 and all(run.finished for run in self.runs)
 
 
 class _Unwatched:
@@ -104,6 +107,9 @@ def train_group(
         trust: as for ``train``.
         watch: is told how it goes, and may stop all.
 
+    Returns:
+        The runs of ``seeds``, without those that ``watch`` stopped before they began.
+
     Raises:
         UserError: for a config with faults, or a folder that holds something else. If the training of a seed
             fails, the others are trained, and the error at the end says which failed.
@@ -115,10 +121,12 @@ def train_group(
     experiment, text, device = trainings.settled(wanted)
     rehearse(experiment, device)  # before there are folders, and once for all seeds
     chosen_references(experiment)
-    settings = _without_seed(text) | _said_origin(start_from)
-    folder = None if run_dir is None else _folder(Path(run_dir), settings, experiment, chosen)
     trusted = sorted({*trust, *modules_in(experiment.flat())})
     origins = _origins(start_from, chosen, jobs)
+    if run_dir is None or not is_group(run_dir):
+        _refuse_misfits(experiment, device, list(origins.values()), trusted)
+    settings = _without_seed(text) | _said_origin(start_from)
+    folder = None if run_dir is None else _folder(Path(run_dir), settings, experiment, chosen, trusted)
     members = [_member(seed, settings, folder, origins[seed], trusted) for seed in chosen]
     return _trained(members, folder, jobs, experiment, callbacks, on_start, watch or _Unwatched())
 
@@ -141,7 +149,7 @@ def resume_group(
         text_of(_with_seed(settings, seeds[0])), str(folder.settings_path), (), COMPONENTS
     )
     trusted = sorted({*trust, *modules_in(experiment.flat())})
-    origins = _origins(settings.get("started_from", {}).get("path"), seeds, jobs)
+    origins = _origins(_known_origin(folder), seeds, jobs)
     members = [_member(seed, settings, folder, origins[seed], trusted) for seed in seeds]
     return _trained(members, folder, jobs, experiment, callbacks, on_start, watch or _Unwatched())
 
@@ -188,7 +196,9 @@ def _trained(
     with folder.locked():
         faults = train_side_by_side(members, jobs, experiment.settings.training.updates, watch)
     _refuse_faults(faults, folder)
-    return load_group(folder.path, experiment.settings.device, members[0].trust)
+    begun = [member.path for member in members if member.path is not None and has_run(member.path)]
+    device = experiment.settings.device
+    return Group([restore.load_run(path, device, members[0].trust) for path in begun], folder.path)
 
 
 def _one_by_one(
@@ -268,11 +278,17 @@ def _with_seed(settings: Mapping[str, Any], seed: int) -> dict[str, Any]:
 
 
 def _folder(
-    path: Path, settings: Mapping[str, Any], experiment: RunConfig, seeds: Sequence[int]
+    path: Path,
+    settings: Mapping[str, Any],
+    experiment: RunConfig,
+    seeds: Sequence[int],
+    trust: Collection[str],
 ) -> GroupFolder:
     """Return the group's folder, new or with the same settings."""
     if is_group(path):
-        _refuse_others(GroupFolder(path), settings, experiment)
+        there = GroupFolder(path)
+        refuse_strangers(there.settings_path, there.text(), trust)  # to compare imports what it names
+        _refuse_others(there, settings, experiment)
     return GroupFolder.create(path, settings, seeds)
 
 
@@ -328,8 +344,40 @@ def _origins(
 
 def _said_origin(start_from: Run | Group | str | Path | None) -> dict[str, Any]:
     """Return what group.yaml says about the weights that the runs begin with."""
+    if start_from is None:
+        return {}
     path = start_from.path if isinstance(start_from, Run | Group) else start_from
-    return {} if path is None else {"started_from": {"path": str(path)}}
+    return {"started_from": {"path": None if path is None else str(path)}}
+
+
+def _known_origin(folder: GroupFolder) -> str | None:
+    """Return the path in group.yaml of the weights that the runs begin with; None if they begin anew.
+
+    Raises:
+        UserError: if the weights have no path, and a run has yet to begin with them.
+    """
+    said = folder.settings().get("started_from")
+    path = said.get("path") if isinstance(said, Mapping) else None
+    waiting = [seed for seed, place in folder.members().items() if not has_run(place)]
+    if said is not None and not isinstance(path, str) and waiting:
+        raise UserError(
+            f"{folder.settings_path}: expected the path of the weights that seed "
+            f"{', '.join(map(str, waiting))} begins with, got {said!r:.100}; they were in memory: call "
+            "train(..., seeds=..., start_from=...) again"
+        )
+    return path if isinstance(path, str) else None
+
+
+def _refuse_misfits(
+    experiment: RunConfig, device: torch.device, origins: Sequence[Run | Path | None], trust: Sequence[str]
+) -> None:
+    """Refuse weights that cannot be read or do not fit, before there is a folder that names them."""
+    for origin in origins:
+        if isinstance(origin, Path):
+            RunFolder.open(origin)
+    if (first := origins[0]) is not None:
+        run = Run(experiment, make_learner(experiment, device))
+        begin_with(run, first if isinstance(first, Run) else restore.load_run(first, trust=trust))
 
 
 def _on_disk(run: Run | Path | None, jobs: int) -> Run | Path | None:

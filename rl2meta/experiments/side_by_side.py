@@ -71,14 +71,14 @@ def _started(function: Callable[..., None], arguments: tuple[Any, ...]) -> _Call
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork once it has threads
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(function, arguments, theirs))
-    with _without_ctrl_c():
+    with without_ctrl_c():
         process.start()
     theirs.close()  # so that the end of the process ends the pipe
     return _Call(process, ours)
 
 
 @contextmanager
-def _without_ctrl_c() -> Iterator[None]:
+def without_ctrl_c() -> Iterator[None]:
     """Keep Ctrl-C from a process that starts in the block: the terminal sends it to all, and we act on it."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield

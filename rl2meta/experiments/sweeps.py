@@ -15,9 +15,10 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.evaluations import evaluate
-from rl2meta.experiments.groups import train_group
+from rl2meta.experiments.groups import Group, train_group
 from rl2meta.experiments.judging import Say, silent, within
 from rl2meta.experiments.overview import read_run
+from rl2meta.experiments.restore import load_run
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import has_run
 from rl2meta.experiments.search_space import parse_dimension, settings_text
@@ -245,7 +246,7 @@ def _score(point: Point, say: Say) -> dict[str, Score]:
         if found.pop("seeds") == list(point.seeds):
             return found
     say(f"evaluating {point.path} ...")
-    result = next(iter(evaluate(point.path, against="none", trust=point.trust).results.values()))
+    result = next(iter(evaluate(_trained(point), against="none", trust=point.trust).results.values()))
     known = ["rewards"] if result.regrets is None else ["rewards", "regrets"]
     of = {"rewards": "return", "regrets": "regret"}
     score: dict[str, Score] = {"return": None, "regret": None}
@@ -254,6 +255,11 @@ def _score(point: Point, say: Say) -> dict[str, Score]:
     with writing(file):
         write_atomically(file, json.dumps({"seeds": list(point.seeds), **score}) + "\n")
     return score
+
+
+def _trained(point: Point) -> Group:
+    """Return the runs of a point; the group in its folder may have more of them."""
+    return Group([load_run(path, trust=point.trust) for path in point.runs.values()], point.path)
 
 
 def sweep_table(rows: Sequence[Mapping[str, Any]]) -> list[list[str]]:
