@@ -175,8 +175,8 @@ def _shares(result: AgentResult, values: Values) -> Values:
     """Return what each distinct task has to say about the mean over trials, for the bootstrap, [S, G, ...].
 
     x̄ + G / T · Σ (X_st − x̄) over the trials t of a task, of G distinct tasks. The mean of these is that of
-    all trials, and with equal seeds they spread as the sums u_g of ``statistics.mean_interval`` do, also if some
-    tasks have more trials than others. Means over the trials of each task would weigh these alike.
+    all trials, and with equal seeds they spread as the sums u_g of ``statistics.mean_interval`` do, also if
+    some tasks have more trials than others. Means over the trials of each task would weigh these alike.
 
     Args:
         result: says which tasks are the same.
