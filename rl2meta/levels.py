@@ -13,6 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from rl2meta import aggregates
+from rl2meta.distinct import Labels
 from rl2meta.evaluation import AgentResult
 from rl2meta.statistics import Interval, paired_difference
 
@@ -65,8 +66,7 @@ def interval(result: AgentResult, values: Values) -> Interval:
     """
     if len(values) == 1:
         return result.interval(values[0])
-    tasks = by_task(result, values)
-    return _around(values.mean(axis=(0, 1)), aggregates.curve_over_seeds(tasks))
+    return aggregates.curve_over_seeds(_shares(result, values))
 
 
 def over_tasks(result: AgentResult, values: Values) -> Interval:
@@ -101,8 +101,8 @@ def difference(result: AgentResult, subject: AgentResult) -> Interval:
     ours, theirs = of_trials(result)[:, :both], of_trials(subject)[:, :both]
     if len(ours) == len(theirs) == 1:
         return paired_difference(ours[0], theirs[0], clusters=subject.clusters(both))
-    a, b = (by_task(subject, each) for each in (ours, theirs))
-    return _around(ours.mean() - theirs.mean(), aggregates.difference_over_seeds(a, b))
+    a, b = (_shares(subject, each) for each in (ours, theirs))
+    return aggregates.difference_over_seeds(a, b)
 
 
 def interquartile_mean(result: AgentResult) -> Interval:
@@ -120,10 +120,8 @@ def by_task(result: AgentResult, values: Values) -> Values:
     clusters = result.clusters(values.shape[1])
     if clusters is None:
         return values
-    order = np.argsort(clusters, kind="stable")
-    _, starts, counts = np.unique(clusters[order], return_index=True, return_counts=True)
-    sums = np.add.reduceat(values[:, order], starts, axis=1)  # [S, G, ...]
-    return np.asarray(sums / counts.reshape(1, -1, *[1] * (values.ndim - 2)))
+    counts = np.bincount(np.unique(clusters, return_inverse=True)[1])
+    return np.asarray(_sums(clusters, values) / counts.reshape(1, -1, *[1] * (values.ndim - 2)))
 
 
 def said(interval: Interval) -> dict[str, float]:
@@ -173,10 +171,30 @@ def _known_regrets(result: AgentResult) -> Values | None:
     return None if result.regrets is None else of_trials(result, "regrets")
 
 
-def _around(mean: Any, interval: Interval) -> Interval:
-    """Return the interval moved to ``mean``, a mean over trials and not over distinct tasks."""
-    moved = mean - interval.mean
-    return Interval(mean, interval.low + moved, interval.high + moved, interval.standard_error)
+def _shares(result: AgentResult, values: Values) -> Values:
+    """Return what each distinct task has to say about the mean over trials, for the bootstrap, [S, G, ...].
+
+    x̄ + G / T · Σ (X_st − x̄) over the trials t of a task, of G distinct tasks. The mean of these is that of
+    all trials, and with equal seeds they spread as the sums u_g of ``statistics.mean_interval`` do, also if
+    some tasks have more trials than others. Means over the trials of each task would weigh these alike.
+
+    Args:
+        result: says which tasks are the same.
+        values: [S, T, ...]
+    """
+    clusters = result.clusters(values.shape[1])
+    if clusters is None:
+        return values
+    mean = values.mean(axis=(0, 1))
+    sums = _sums(clusters, values - mean)
+    return np.asarray(mean + sums * (sums.shape[1] / values.shape[1]))
+
+
+def _sums(clusters: Labels, values: Values) -> Values:
+    """Return sums over the trials of each distinct task, [S, G, ...]."""
+    order = np.argsort(clusters, kind="stable")
+    _, starts = np.unique(clusters[order], return_index=True)
+    return np.asarray(np.add.reduceat(values[:, order], starts, axis=1))
 
 
 def _per_seed(result: AgentResult, known: dict[str, Values | None]) -> dict[str, Any]:

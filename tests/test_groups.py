@@ -17,12 +17,15 @@ import rl2meta
 from rl2meta.commands.train import start_run
 from rl2meta.commands.train_group import GroupProgress, _shown, seeds_of
 from rl2meta.errors import UserError
+from rl2meta.evaluation import AgentResult
 from rl2meta.experiments import jobs
 from rl2meta.experiments.comparing import together
 from rl2meta.experiments.group_folder import GroupFolder, is_group, members
 from rl2meta.experiments.groups import train_group
 from rl2meta.experiments.jobs import number_of_slices
+from rl2meta.levels import both_levels, difference, interval, merged, of_trials
 from rl2meta.reports import read_evaluation
+from rl2meta.statistics import mean_interval
 
 TINY = ["training.updates=6", "training.trials_per_update=16", "training.checkpoint_every=2", "threads=1"]
 
@@ -298,9 +301,6 @@ def _width(ends: dict[str, float]) -> float:
 
 def test_seeds_that_differ_much_widen_the_interval_over_seeds() -> None:
     """If every seed is alike on all tasks, the spread of the seeds' means alone is the interval."""
-    from rl2meta.evaluation import AgentResult
-    from rl2meta.levels import both_levels, merged
-
     steps = np.ones((50, 1), np.float32)
     results = [
         AgentResult(np.full((50, 1), value, np.float32), None, steps, 0.0) for value in (1.0, 2.0, 6.0)
@@ -309,6 +309,23 @@ def test_seeds_that_differ_much_widen_the_interval_over_seeds() -> None:
     assert _width(said["over_tasks"]["return"]) == 0
     deviation = math.sqrt(np.var([1, 2, 6]) / 3)
     assert 3 * deviation < _width(said["over_seeds"]["return"]) <= 5.0
+
+
+def test_tasks_with_many_trials_weigh_more_for_groups_too() -> None:
+    """With equal seeds, the bootstrap's deviation is the cluster-robust standard error but for √((G−1)/G)."""
+    rng = np.random.default_rng(0)
+    labels = np.repeat(np.arange(8), [64, 32, 16, 8, 4, 2, 1, 1])
+    returns = (labels**2 + rng.normal(size=128))[:, None].astype(np.float32)
+    alone = AgentResult(returns, None, np.ones_like(returns), 0.0, labels=labels)
+    other = replace(alone, rewards=np.sqrt(returns + 9))
+    wide, narrow = merged([alone] * 3, (0, 1, 2)), merged([other] * 2, (0, 1))
+    for found, values in (
+        (interval(wide, of_trials(wide)), returns),
+        (difference(wide, narrow), returns - other.rewards),
+    ):
+        want = mean_interval(values[:, 0], clusters=labels)
+        assert found.mean == pytest.approx(want.mean)
+        assert found.standard_error == pytest.approx(want.standard_error * math.sqrt(7 / 8), rel=0.06)
 
 
 def test_compare_puts_runs_together_that_differ_in_the_seed_alone(

@@ -5,62 +5,28 @@ One training says what one agent earns. A method has a spread over its training 
 
 import logging
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import torch
-
 from rl2meta.errors import UserError
 from rl2meta.experiments import restore, trainings
-from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
+from rl2meta.experiments.components import COMPONENTS, chosen_references, read_config
 from rl2meta.experiments.config import RECORDED, WHERE, RunConfig, differing, load_config
+from rl2meta.experiments.group import Group as Group  # for those who import it from here
 from rl2meta.experiments.group_folder import GroupFolder, is_group
-from rl2meta.experiments.inheriting import begin_with
+from rl2meta.experiments.group_origins import known_origin, origins_of, refuse_misfits, said_origin
 from rl2meta.experiments.jobs import Watch, train_side_by_side
 from rl2meta.experiments.members import Member, train_member
 from rl2meta.experiments.rehearsal import rehearse
 from rl2meta.experiments.run import Callback, Run
-from rl2meta.experiments.run_folder import RunFolder, has_run
+from rl2meta.experiments.run_folder import has_run
 from rl2meta.experiments.trainings import Config, Overrides
 from rl2meta.experiments.trust import modules_in, refuse_strangers
 from rl2meta.experiments.yaml_text import overrides_of, parse, text_of
 
 _MOST_SEEDS = 10_000
 _log = logging.getLogger("rl2meta")
-
-
-@dataclass(repr=False)
-class Group:
-    """Runs that differ in the seed alone.
-
-    Attributes:
-        runs: in the order of their seeds, at least one.
-        path: the folder of the group; None for a group without a folder.
-    """
-
-    runs: Sequence[Run]
-    path: Path | None = None
-
-    def __repr__(self) -> str:
-        where = "nowhere on disk" if self.path is None else self.path
-        seeds = ", ".join(map(str, self.seeds))
-        return f"<Group of {self.config.agent_name} on {self.config.distribution}, seeds {seeds}, {where}>"
-
-    @property
-    def seeds(self) -> list[int]:
-        """The seed of each run."""
-        return [run.config.settings.seed for run in self.runs]
-
-    @property
-    def config(self) -> RunConfig:
-        """The experiment of the first run; the others differ in the seed."""
-        return self.runs[0].config
-
-    @property
-    def finished(self) -> bool:
-        """Whether all runs are finished, and there are some."""
-        return len(self.runs) > 0 and all(run.finished for run in self.runs)
 
 
 class _Unwatched:
@@ -122,10 +88,10 @@ def train_group(
     rehearse(experiment, device)  # before there are folders, and once for all seeds
     chosen_references(experiment)
     trusted = sorted({*trust, *modules_in(experiment.flat())})
-    origins = _origins(start_from, chosen, jobs)
+    origins = origins_of(start_from, chosen, jobs)
     if run_dir is None or not is_group(run_dir):
-        _refuse_misfits(experiment, device, list(origins.values()), trusted)
-    settings = _without_seed(text) | _said_origin(start_from)
+        refuse_misfits(experiment, device, list(origins.values()), trusted)
+    settings = _without_seed(text) | said_origin(start_from)
     folder = None if run_dir is None else _folder(Path(run_dir), settings, experiment, chosen, trusted)
     members = [_member(seed, settings, folder, origins[seed], trusted) for seed in chosen]
     return _trained(members, folder, jobs, experiment, callbacks, on_start, watch or _Unwatched())
@@ -149,7 +115,7 @@ def resume_group(
         text_of(_with_seed(settings, seeds[0])), str(folder.settings_path), (), COMPONENTS
     )
     trusted = sorted({*trust, *modules_in(experiment.flat())})
-    origins = _origins(_known_origin(folder), seeds, jobs)
+    origins = origins_of(known_origin(folder), seeds, jobs)
     members = [_member(seed, settings, folder, origins[seed], trusted) for seed in seeds]
     return _trained(members, folder, jobs, experiment, callbacks, on_start, watch or _Unwatched())
 
@@ -319,71 +285,3 @@ def _member(
 ) -> Member:
     path = None if folder is None else folder.members()[seed]
     return Member(seed, _with_seed(settings, seed), path, start_from, tuple(trust))
-
-
-def _origins(
-    start_from: Run | Group | str | Path | None, seeds: Sequence[int], jobs: int
-) -> dict[int, Run | Path | None]:
-    """Return for each seed the run whose weights it begins with."""
-    if isinstance(start_from, str | Path):
-        path = Path(start_from)
-        if not is_group(path):
-            return dict.fromkeys(seeds, path)
-        by_seed: Mapping[int, Run | Path] = GroupFolder(path).members()
-    elif isinstance(start_from, Group):
-        by_seed = dict(zip(start_from.seeds, start_from.runs, strict=True))
-    else:
-        return dict.fromkeys(seeds, _on_disk(start_from, jobs))
-    if missing := [seed for seed in seeds if seed not in by_seed]:
-        raise UserError(
-            f"--from (start_from): expected a group with a run of every seed, got one without {missing}; "
-            "give a single run, or these seeds only"
-        )
-    return {seed: _on_disk(by_seed[seed], jobs) for seed in seeds}
-
-
-def _said_origin(start_from: Run | Group | str | Path | None) -> dict[str, Any]:
-    """Return what group.yaml says about the weights that the runs begin with."""
-    if start_from is None:
-        return {}
-    path = start_from.path if isinstance(start_from, Run | Group) else start_from
-    return {"started_from": {"path": None if path is None else str(path)}}
-
-
-def _known_origin(folder: GroupFolder) -> str | None:
-    """Return the path in group.yaml of the weights that the runs begin with; None if they begin anew.
-
-    Raises:
-        UserError: if the weights have no path, and a run has yet to begin with them.
-    """
-    said = folder.settings().get("started_from")
-    path = said.get("path") if isinstance(said, Mapping) else None
-    waiting = [seed for seed, place in folder.members().items() if not has_run(place)]
-    if said is not None and not isinstance(path, str) and waiting:
-        raise UserError(
-            f"{folder.settings_path}: expected the path of the weights that seed "
-            f"{', '.join(map(str, waiting))} begins with, got {said!r:.100}; they were in memory: call "
-            "train(..., seeds=..., start_from=...) again"
-        )
-    return path if isinstance(path, str) else None
-
-
-def _refuse_misfits(
-    experiment: RunConfig, device: torch.device, origins: Sequence[Run | Path | None], trust: Sequence[str]
-) -> None:
-    """Refuse weights that cannot be read or do not fit, before there is a folder that names them."""
-    for origin in origins:
-        if isinstance(origin, Path):
-            RunFolder.open(origin)
-    if (first := origins[0]) is not None:
-        run = Run(experiment, make_learner(experiment, device))
-        begin_with(run, first if isinstance(first, Run) else restore.load_run(first, trust=trust))
-
-
-def _on_disk(run: Run | Path | None, jobs: int) -> Run | Path | None:
-    """Return the folder of a run if other processes must load it."""
-    if jobs == 1 or not isinstance(run, Run):
-        return run
-    if run.path is None:
-        raise UserError("start_from: expected a run with a folder for several jobs; use jobs=1")
-    return run.path
