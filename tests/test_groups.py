@@ -360,6 +360,13 @@ def test_runs_of_several_configs_become_groups_of_several_names(group: rl2meta.G
     assert twice == ["run and 1 more", "run and 1 more (2)"]
 
 
+def test_runs_that_began_with_those_of_a_group_are_a_group(group: rl2meta.Group) -> None:
+    later = rl2meta.train("smoke", [*TINY, "training.updates=1"], seeds=[1, 2], start_from=group)
+    alone = rl2meta.train("smoke", [*TINY, "training.updates=1"], seeds=[2], start_from=group.runs[0])
+    _, found = together([rl2meta.Group([run]) for run in (*later.runs, *alone.runs)])
+    assert [each.seeds for each in found] == [[1, 2], [2]]
+
+
 def test_a_group_is_loaded_where_a_run_is(group: rl2meta.Group) -> None:
     assert group.path is not None and is_group(group.path)
     loaded = rl2meta.load_run(group.path)

@@ -10,6 +10,7 @@ from typing import Any
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import judged_episodes, row_name
 from rl2meta.experiments.config import RunConfig, differing
+from rl2meta.experiments.group_folder import is_group, members
 from rl2meta.experiments.groups import Group
 from rl2meta.experiments.judging import SCRATCH, Method, folder_name, within
 from rl2meta.experiments.overrides import judged
@@ -144,7 +145,20 @@ def _path(group: Group) -> str | list[str | None] | None:
 def _but_for_the_seed(run: Run) -> str:
     """Return a text that is equal for runs that differ in the seed alone."""
     settings = {key: value for key, value in run.config.identity().items() if key != "seed"}
-    return json.dumps([settings, run.update, None if run.origin is None else run.origin.path], sort_keys=True)
+    return json.dumps([settings, run.update, _origin(run)], sort_keys=True)
+
+
+def _origin(run: Run) -> str | None:
+    """Return the run whose weights a run began with; of those of a group, each of its seed, the group."""
+    if run.origin is None or run.origin.path is None:
+        return None
+    path = Path(run.origin.path)
+    return str(path.parent if path == _members(path.parent).get(run.config.settings.seed) else path)
+
+
+def _members(path: Path) -> dict[int, Path]:
+    """Return the runs of a group; none if the folder is that of no group."""
+    return members(path) if is_group(path) else {}
 
 
 def _by_seed(runs: Sequence[Run]) -> list[Run]:
