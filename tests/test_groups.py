@@ -13,8 +13,11 @@ import numpy as np
 import pytest
 
 import rl2meta
+from rl2meta.commands import train_group as train_group_command
+from rl2meta.commands.signals import Interrupted
 from rl2meta.commands.train_group import seeds_of
 from rl2meta.errors import UserError
+from rl2meta.experiments import jobs as jobs_module
 from rl2meta.experiments.group_folder import GroupFolder, is_group, members
 from rl2meta.experiments.groups import train_group
 from rl2meta.experiments.jobs import number_of_slices
@@ -92,8 +95,57 @@ class _StopsAtOnce:
 
 
 def test_a_watch_can_stop_it(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match="expected a run of at least one seed, got none"):
-        train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=2, watch=_StopsAtOnce())
+    for jobs in (1, 2):
+        path = tmp_path / str(jobs)
+        stopped = train_group("smoke", TINY, seeds=[0, 1], run_dir=path, jobs=jobs, watch=_StopsAtOnce())
+        assert stopped.seeds == [] and not stopped.finished and list(members(path)) == [0, 1]
+
+
+class _StopsAfterOne(_StopsAtOnce):
+    stopping = False
+
+    def begun(self, seed: int, update: int, updates: int) -> None:
+        pass
+
+    def after_update(self, seed: int, row: Any) -> None:
+        self.stopping = row["update"] == 6  # the last of the first run
+
+
+def test_a_stop_between_two_runs_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Stopped(_StopsAfterOne):
+        interrupted = Interrupted(signal.SIGINT)
+
+        def request_stop(self, number: int, frame: Any) -> None:
+            raise AssertionError("no signal comes")
+
+        def close(self) -> None:
+            pass
+
+    monkeypatch.setattr(train_group_command, "GroupProgress", Stopped)
+    code = train_group_command.start_group("smoke", TINY, [0, 1], tmp_path / "wide", 1, None)
+    assert code == 128 + signal.SIGINT and not (tmp_path / "wide" / "seed1").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_job_still_imports_is_no_fault_of_its_seed(number: int, tmp_path: Path) -> None:
+    class Watch(_StopsAfterOne):
+        def after_update(self, seed: int, row: Any) -> None:
+            pass
+
+    start, watch = jobs_module._start, Watch()
+
+    def start_and_signal() -> Any:
+        process, connection = start()
+        process.send_signal(number)
+        watch.stopping = True
+        return process, connection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs_module, "_start", start_and_signal)
+        stopped = train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=2, watch=watch)
+    assert not stopped.finished
+    assert train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide").finished
 
 
 @pytest.mark.parametrize("jobs", [1, 2])
@@ -123,7 +175,18 @@ def test_faults_are_told_before_anything_is_written(group: rl2meta.Group, tmp_pa
         rl2meta.train("smoke", TINY, seeds=[0, 1], run_dir=group.path / "seed0")
     with pytest.raises(UserError, match="name one of its runs"):
         rl2meta.train("smoke", TINY, start_from=group)
+    with pytest.raises(UserError, match=r"expected a run folder at .*nowhere, got nothing"):
+        rl2meta.train("smoke", TINY, seeds=[0], run_dir=tmp_path / "new", start_from=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"one without \[7\]"):
+        rl2meta.train("smoke", TINY, seeds=[0, 7], run_dir=tmp_path / "new", start_from=group)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("seeds", ["[0, 0]", "[0, -2]", "[a]", "[true]", "[]", "3", f"[{2**63}]"])
+def test_a_group_with_damaged_seeds_is_refused(seeds: str, tmp_path: Path) -> None:
+    (tmp_path / "group.yaml").write_text(f"seeds: {seeds}\n")
+    with pytest.raises(UserError, match=r"different seeds, got one twice|'seeds', got .*restore the file"):
+        members(tmp_path)
 
 
 def test_seeds_as_text() -> None:
@@ -132,6 +195,8 @@ def test_seeds_as_text() -> None:
         and seeds_of("0,3,7") == [0, 3, 7]
         and seeds_of("0-2, 9") == [0, 1, 2, 9]
     )
+    with pytest.raises(UserError, match="at most 10,000 seeds"):
+        seeds_of("0-20000")
     for text in ("", "a", "3-1", "0-", "-1", "0..4", "1,,2", "0-999999999"):
         with pytest.raises(UserError, match="--seeds"):
             seeds_of(text)

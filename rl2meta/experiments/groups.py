@@ -18,7 +18,7 @@ from rl2meta.experiments.jobs import Watch, train_side_by_side
 from rl2meta.experiments.members import Member, train_member
 from rl2meta.experiments.rehearsal import rehearse
 from rl2meta.experiments.run import Callback, Run
-from rl2meta.experiments.run_folder import has_run
+from rl2meta.experiments.run_folder import RunFolder, has_run
 from rl2meta.experiments.trainings import Config, Overrides
 from rl2meta.experiments.trust import modules_in, refuse_strangers
 from rl2meta.experiments.yaml_text import overrides_of, parse, text_of
@@ -32,7 +32,7 @@ class Group:
     """Runs that differ in the seed alone.
 
     Attributes:
-        runs: in the order of their seeds, at least one.
+        runs: in the order of their seeds, at least one; none if a watch stopped all before the first began.
         path: the folder of the group; None for a group without a folder.
     """
 
@@ -57,7 +57,7 @@ class Group:
     @property
     def finished(self) -> bool:
         """Whether all runs are finished."""
-        return all(run.finished for run in self.runs)
+        return bool(self.runs) and all(run.finished for run in self.runs)
 
 
 class _Unwatched:
@@ -116,9 +116,11 @@ def train_group(
     rehearse(experiment, device)  # before there are folders, and once for all seeds
     chosen_references(experiment)
     settings = _without_seed(text) | _said_origin(start_from)
+    origins = _origins(start_from, chosen, jobs)  # before there is a folder that names a wrong one
+    if run_dir is None or not is_group(run_dir):
+        _refuse_no_runs(origins.values())
     folder = None if run_dir is None else _folder(Path(run_dir), settings, experiment, chosen)
     trusted = sorted({*trust, *modules_in(experiment.flat())})
-    origins = _origins(start_from, chosen, jobs)
     members = [_member(seed, settings, folder, origins[seed], trusted) for seed in chosen]
     return _trained(members, folder, jobs, experiment, callbacks, on_start, watch or _Unwatched())
 
@@ -188,7 +190,9 @@ def _trained(
     with folder.locked():
         faults = train_side_by_side(members, jobs, experiment.settings.training.updates, watch)
     _refuse_faults(faults, folder)
-    return load_group(folder.path, experiment.settings.device, members[0].trust)
+    begun = [member.path for member in members if member.path is not None and has_run(member.path)]
+    runs = [restore.load_run(path, experiment.settings.device, members[0].trust) for path in begun]
+    return Group(runs, folder.path)
 
 
 def _one_by_one(
@@ -326,10 +330,16 @@ def _origins(
     return {seed: _on_disk(by_seed[seed], jobs) for seed in seeds}
 
 
+def _refuse_no_runs(origins: Iterable[Run | Path | None]) -> None:
+    for origin in origins:
+        if isinstance(origin, Path):
+            RunFolder.open(origin)  # refuses what is none
+
+
 def _said_origin(start_from: Run | Group | str | Path | None) -> dict[str, Any]:
     """Return what group.yaml says about the weights that the runs begin with."""
     path = start_from.path if isinstance(start_from, Run | Group) else start_from
-    return {} if path is None else {"started_from": {"path": str(path)}}
+    return {} if path is None else {"started_from": {"path": str(Path(path).resolve())}}
 
 
 def _on_disk(run: Run | Path | None, jobs: int) -> Run | Path | None:
