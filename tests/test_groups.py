@@ -209,6 +209,28 @@ def test_a_group_from_elsewhere_imports_nothing(
             call()
 
 
+@pytest.mark.skipif(sys.platform == "win32", reason="signals")
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_while_a_job_still_imports_is_no_fault_of_its_seed(number: int, tmp_path: Path) -> None:
+    class Watch(_StopsAfterAnUpdate):
+        def after_update(self, seed: int, row: Any) -> None:
+            pass
+
+    start, watch = jobs._start, Watch()
+
+    def start_and_signal() -> Any:
+        process, connection = start()
+        process.send_signal(number)
+        watch.stopping = True
+        return process, connection
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(jobs, "_start", start_and_signal)
+        stopped = train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide", jobs=2, watch=watch)
+    assert not stopped.finished
+    assert train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide").finished
+
+
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_seed_that_fails_is_told_and_the_others_are_kept(tmp_path: Path, jobs: int) -> None:
     (tmp_path / "wide").mkdir()
@@ -238,7 +260,18 @@ def test_faults_are_told_before_anything_is_written(group: rl2meta.Group, tmp_pa
         rl2meta.train("smoke", TINY, start_from=group)
     with pytest.raises(UserError, match="name one of its runs"):
         start_run("smoke", TINY, tmp_path / "new", group.path)
+    with pytest.raises(UserError, match=r"expected a run folder at .*nowhere, got nothing"):
+        rl2meta.train("smoke", TINY, seeds=[0], run_dir=tmp_path / "new", start_from=tmp_path / "nowhere")
+    with pytest.raises(UserError, match=r"one without \[7\]"):
+        rl2meta.train("smoke", TINY, seeds=[0, 7], run_dir=tmp_path / "new", start_from=group)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.parametrize("seeds", ["[0, 0]", "[0, -2]", "[a]", "[true]", "[]", "3", f"[{2**63}]"])
+def test_a_group_with_damaged_seeds_is_refused(seeds: str, tmp_path: Path) -> None:
+    (tmp_path / "group.yaml").write_text(f"seeds: {seeds}\n")
+    with pytest.raises(UserError, match=r"different seeds, got one twice|'seeds', got .*restore the file"):
+        members(tmp_path)
 
 
 def test_seeds_as_text() -> None:
@@ -247,6 +280,8 @@ def test_seeds_as_text() -> None:
         and seeds_of("0,3,7") == [0, 3, 7]
         and seeds_of("0-2, 9") == [0, 1, 2, 9]
     )
+    with pytest.raises(UserError, match="at most 10,000 seeds"):
+        seeds_of("0-20000")
     for text in ("", "a", "3-1", "0-", "-1", "0..4", "1,,2", "0-999999999"):
         with pytest.raises(UserError, match="--seeds"):
             seeds_of(text)

@@ -253,6 +253,8 @@ def test_it_replaces_its_own_figure_and_no_other_file(tmp_path: Path, run: Calla
         code, _, err = run(path, "--out", mine)
         assert code == 2 and "choose another file" in err
         assert mine.read_bytes() == before
+    code, out, err = run(path, "--of", "score")
+    assert code == 2 and "expected regret or return" in err and "replacing" not in out
     assert run(path, "--out", tmp_path / "new" / "figure.png")[0] == 0
 
 

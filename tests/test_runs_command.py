@@ -174,6 +174,14 @@ def test_a_damaged_member_of_a_group_is_named(tmp_path: Path) -> None:
     (tmp_path / "g" / "seed1" / "metrics.jsonl").write_text("{\n")
     (group,) = overview(tmp_path)
     assert group.seeds == 2 and group.fault.startswith("seed1: damaged")
+    assert group.fault.endswith("group.yaml: no list of seeds")
+
+
+def test_seeds_that_have_not_begun_count(tmp_path: Path) -> None:
+    written(tmp_path / "g" / "seed0", {"seed": 0}, 60)
+    (tmp_path / "g" / "group.yaml").write_text("seeds: [0, 1, 2]\n")
+    (group,) = overview(tmp_path)
+    assert group.seeds == 3 and (group.done, group.total) == (60, 180) and not group.fault
 
 
 def test_folders_without_runs_are_told(tmp_path: Path) -> None:

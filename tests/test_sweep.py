@@ -123,6 +123,8 @@ def test_another_config_in_the_same_folder_is_refused(tmp_path: Path) -> None:
         (["agent.discount=[0.9,2.0]"], "less than or equal to 1"),
         (["agent.discount=[0.9]", "--seeds", "2-1"], "from low to high"),
         (["agent.discount=[0.9]", "--jobs", "0"], "--jobs"),
+        (["seed=[1,2]", "--seeds", "0-1"], "none beside --seeds"),
+        (["agent.discount=[0.9]", "seed=3", "--seeds", "0-1"], "none beside --seeds"),
     ],
 )
 def test_a_sweep_with_a_fault_trains_nothing(words: list[str], message: str, tmp_path: Path) -> None:

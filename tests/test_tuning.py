@@ -198,6 +198,14 @@ def test_a_part_of_a_line_at_the_end_of_the_journal_is_removed(tmp_path: Path) -
     assert run_through(SharedStudy(settings(tmp_path, n_trials=3)))[: len(whole)] == whole
 
 
+@pytest.mark.parametrize("content", ["notes of mine\n", "notes without an end of the line"])
+def test_a_storage_that_is_a_file_of_something_else_stays_as_it_is(content: str, tmp_path: Path) -> None:
+    (tmp_path / "study.log").write_text(content)
+    with pytest.raises(UserError, match="a file of something else; choose another --storage"):
+        run_through(SharedStudy(settings(tmp_path, n_trials=1)))
+    assert (tmp_path / "study.log").read_text() == content
+
+
 def run_through(shared: SharedStudy) -> list[tuple[Any, Any]]:
     """Give each trial that is left the value x."""
     with shared.attendance.attending() as name:

@@ -109,7 +109,7 @@ def start_group(
     """Train the experiment called ``source`` with several seeds, or go on with it; return the exit code."""
 
     def go(progress: GroupProgress, at_a_time: int) -> Group:
-        say(f"training {source} with {len(seeds)} seeds in {run_dir}, {at_a_time} at a time")
+        say(f"training {source} with {_seeds(len(seeds))} in {run_dir}, {at_a_time} at a time")
         return train_group(
             source,
             overrides,
@@ -129,7 +129,7 @@ def _resume(run_dir: Path, jobs: int | None, trust: Collection[str]) -> int:
     count = len(members(run_dir))
 
     def go(progress: GroupProgress, at_a_time: int) -> Group:
-        say(f"continuing {run_dir} with {count} seeds, {at_a_time} at a time")
+        say(f"continuing {run_dir} with {_seeds(count)}, {at_a_time} at a time")
         return resume_group(run_dir, jobs=at_a_time, trust=trust, watch=progress)
 
     return _shown(go, count, run_dir, jobs)
@@ -149,11 +149,18 @@ def seeds_of(text: str) -> list[int]:
             raise UserError(f"--seeds: expected seeds such as 0-4 or 0,3,7, got {text!r:.100}")
         low, high = map(int, ends)
         if high < low or high - low >= 10_000:
-            raise UserError(f"--seeds: expected a range from low to high, got {part.strip()!r:.100}")
+            raise UserError(
+                f"--seeds: expected a range from low to high, of at most 10,000 seeds, got "
+                f"{part.strip()!r:.100}; swap the ends, or give fewer seeds"
+            )
         seeds += range(low, high + 1)
     if len(set(seeds)) < len(seeds):
         raise UserError(f"--seeds: expected different seeds, got one twice in {text!r:.100}")
     return seeds
+
+
+def _seeds(count: int) -> str:
+    return f"{count} seed{'s' * (count != 1)}"
 
 
 def _shown(go: Any, count: int, run_dir: Path, jobs: int | None) -> int:
@@ -169,7 +176,7 @@ def _shown(go: Any, count: int, run_dir: Path, jobs: int | None) -> int:
         say("stopped and saved; continue with:")
         say(f"  rl2meta train --resume --run-dir {quoted(run_dir)}")
         return progress.interrupted.exit_code
-    say(f"trained {len(group.runs)} runs; judge them with:")
+    say(f"trained {_seeds(count)}; judge {'it' if count == 1 else 'them'} with:")
     say(f"  rl2meta evaluate {quoted(run_dir)}")
     return 0
 

@@ -85,9 +85,14 @@ class GroupFolder:
             UserError: if the file says no seeds.
         """
         seeds = self._said().get("seeds")
-        if not isinstance(seeds, list) or not seeds or not all(type(each) is int for each in seeds):
+        if not isinstance(seeds, list) or not seeds or not all(map(_is_seed, seeds)):
             raise UserError(
-                f"{self.settings_path}: expected the seeds of a group under 'seeds', got {seeds!r}; restore "
+                f"{self.settings_path}: expected the seeds of a group under 'seeds', got {seeds!r:.200}; "
+                "restore the file from a copy"
+            )
+        if len(set(seeds)) < len(seeds):
+            raise UserError(
+                f"{self.settings_path}: expected different seeds, got one twice in {seeds!r:.200}; restore "
                 "the file from a copy"
             )
         return {seed: self.path / f"seed{seed}" for seed in sorted(seeds)}
@@ -111,6 +116,10 @@ class GroupFolder:
 
     def _said(self) -> dict[str, Any]:
         return parse(self.text(), str(self.settings_path))
+
+
+def _is_seed(value: object) -> bool:
+    return type(value) is int and 0 <= value < 2**63
 
 
 def is_group(path: str | Path) -> bool:

@@ -43,7 +43,7 @@ def said_origin(start_from: Run | Group | str | Path | None) -> dict[str, Any]:
     if start_from is None:
         return {}
     path = start_from.path if isinstance(start_from, Run | Group) else start_from
-    return {"started_from": {"path": None if path is None else str(path)}}
+    return {"started_from": {"path": None if path is None else str(Path(path).resolve())}}
 
 
 def known_origin(folder: GroupFolder) -> str | None:

@@ -109,6 +109,8 @@ def main() -> None:
 
     signal.signal(signal.SIGTERM, stop)
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C reaches the parent too, which asks to stop
+    if hasattr(signal, "pthread_sigmask"):  # they were held back until now
+        signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT, signal.SIGTERM})
     logging.getLogger("rl2meta").addHandler(_ToParent(job))
     logging.getLogger("rl2meta").propagate = False
     while not job.stopping:

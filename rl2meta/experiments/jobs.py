@@ -19,7 +19,7 @@ from typing import Any, Protocol
 
 from rl2meta.experiments.job import Begun, Ended, Row, Slice, Warned
 from rl2meta.experiments.members import Member
-from rl2meta.experiments.side_by_side import without_ctrl_c
+from rl2meta.experiments.side_by_side import held_back
 
 _GLANCE = 0.2  # seconds between two looks at whether somebody asked to stop
 _DYING = 10.0  # seconds that a process may take to end after its connection has closed
@@ -178,6 +178,8 @@ class _Crew:
         self._workers.remove(worker)
         worker.connection.close()
         code = _ended(worker.process)
+        if self._watch.stopping and code == 0:  # it was asked before it began
+            return
         how = f"was killed by {_name(-code)}" if code < 0 else f"ended with exit code {code}"
         self._faults[seed] = f"its process {how}"
 
@@ -203,7 +205,7 @@ def _start() -> tuple[subprocess.Popen[bytes], Connection]:
     """
     path = ascii([entry for entry in sys.path if isinstance(entry, str)])
     ours, theirs = socket.socketpair()
-    with theirs, without_ctrl_c():
+    with theirs, held_back(signal.SIGINT, signal.SIGTERM):  # until it can act on them
         process = subprocess.Popen(
             [sys.executable, "-c", _START, path, str(theirs.fileno())],
             stdin=subprocess.DEVNULL,

@@ -85,9 +85,12 @@ def _entries(folder: Path) -> Iterator[Entry]:
 def _group(folder: Path, names: Sequence[str]) -> Entry:
     members = [folder / name for name in names if name.startswith("seed") and name[4:].isdigit()]
     runs = [read_run(path) for path in members]
-    faults = [f"{run.path.name}: {run.fault}" for run in runs if run.fault]
+    faults, seeds = [f"{run.path.name}: {run.fault}" for run in runs if run.fault], _seeds(folder)
+    if seeds == 0:
+        faults.append(f"{_GROUP}: no list of seeds")
+    count = max(seeds, len(runs))  # some may not have begun
     if not runs:
-        return Entry(folder, fault="a group without runs", seeds=0)
+        return Entry(folder, fault="a group without runs", seeds=count)
     sound = [run for run in runs if not run.fault] or runs
     held_out = {
         name: _mean([run.scores[name] for run in sound])
@@ -95,9 +98,17 @@ def _group(folder: Path, names: Sequence[str]) -> Entry:
         if all(name in run.scores for run in sound)
     }
     settings = {key: value for key, value in sound[0].settings.items() if key != "seed"}
-    done, total = (sum(getattr(run, name) for run in runs) for name in ("done", "total"))
-    said = Entry(folder, settings, done, total, held_out, len(runs), "; ".join(faults))
+    done, total = sum(run.done for run in runs), sound[0].total * count
+    said = Entry(folder, settings, done, total, held_out, count, "; ".join(faults))
     return _careful(lambda: replace(said, scores={**held_out, **_evaluated(folder)}), said)
+
+
+def _seeds(folder: Path) -> int:
+    """Return the number of seeds in a group's file, also of those that have not begun; 0 if unknown."""
+    try:
+        return len(parse(read_text(folder / _GROUP, _LARGEST), _GROUP)["seeds"])
+    except (UserError, OSError, LookupError, TypeError):
+        return 0
 
 
 def _mean(values: Sequence[float]) -> float:

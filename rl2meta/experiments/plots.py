@@ -78,9 +78,11 @@ def plot(
         raise UserError("DIR: expected at least one run or group, got none")
     folders = [_folder_of(each) for each in given]
     target, owner = _target(folders, out)
-    _refuse_another_file(target, say)
+    replaces = _refuse_another_file(target)
     sources = [Source(name, _members(each, trust)) for name, each in zip(_names(folders), given, strict=True)]
     picture = _picture(sources, [folder for folder in folders if folder is not None], over, of)
+    if replaces:
+        say(f"replacing the earlier figure {target}")
     with writing(target):
         target.parent.mkdir(parents=True, exist_ok=True)
     return Figure(plot_learning_curves(picture, target), owner)
@@ -204,15 +206,15 @@ def _target(folders: Sequence[Path | None], out: str | Path | None) -> tuple[Pat
     return first.parent / f"{'-'.join(['plot', *names])[:120]}.png", None
 
 
-def _refuse_another_file(path: Path, say: Say) -> None:
-    """Refuse to write over a file that is not a figure of learning curves."""
+def _refuse_another_file(path: Path) -> bool:
+    """Refuse to write over a file that is not a figure of learning curves; return whether one is there."""
     with reading(path):
         if not path.exists():
-            return
+            return False
         begin = b"" if path.is_dir() else read_file(path)[:_CHUNKS]
     if MADE_BY.encode() not in begin:
         raise UserError(
             f"--out: expected a new file, or an earlier figure of `rl2meta plot`, got {path} with something "
             "else in it; choose another file"
         )
-    say(f"replacing the earlier figure {path}")
+    return True

@@ -71,19 +71,19 @@ def _started(function: Callable[..., None], arguments: tuple[Any, ...]) -> _Call
     context = multiprocessing.get_context("spawn")  # torch does not survive a fork once it has threads
     ours, theirs = context.Pipe(duplex=False)
     process = context.Process(target=_run, args=(function, arguments, theirs))
-    with without_ctrl_c():
+    with held_back(signal.SIGINT):  # the terminal sends Ctrl-C to all, and we act on it
         process.start()
     theirs.close()  # so that the end of the process ends the pipe
     return _Call(process, ours)
 
 
 @contextmanager
-def without_ctrl_c() -> Iterator[None]:
-    """Keep Ctrl-C from a process that starts in the block: the terminal sends it to all, and we act on it."""
+def held_back(*signals: signal.Signals) -> Iterator[None]:
+    """Keep signals from a process that starts in the block, until it unblocks them."""
     if not hasattr(signal, "pthread_sigmask"):  # on Windows
         yield
         return
-    former = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits this
+    former = signal.pthread_sigmask(signal.SIG_BLOCK, signals)  # a new process inherits this
     try:
         yield
     finally:

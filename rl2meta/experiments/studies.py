@@ -34,6 +34,7 @@ except ModuleNotFoundError as error:
     ) from None
 
 _IDENTITY, _WORKER, _INSTEAD_OF = "rl2meta", "worker", "instead of"
+_BEGIN = b'{"op_code":'  # of a journal file
 _SEEDS = 2**32  # of samplers
 SAMPLERS: Mapping[str, Callable[..., Any]] = {
     "tpe": partial(optuna.samplers.TPESampler, constant_liar=True),  # avoids what other processes try now
@@ -268,9 +269,20 @@ def _refuse_another(settings: StudySettings, found: Mapping[str, Any]) -> None:
 
 
 def _mend(path: Path) -> None:
-    """Remove a part of a line at the end, which a power cut may have left; only one process may do this."""
+    """Remove a part of a line at the end, which a power cut may have left; only one process may do this.
+
+    Raises:
+        UserError: for a file of something else, which stays as it is.
+    """
     if not path.exists():
         return
+    with open(path, "rb") as file:
+        begin = file.read(len(_BEGIN))
+    if not _BEGIN.startswith(begin):
+        raise UserError(
+            f"--storage {path}: expected a journal file of Optuna, got a file of something else; choose "
+            "another --storage"
+        )
     lock = JournalFileOpenLock(str(path))
     lock.acquire()
     try:

@@ -147,6 +147,8 @@ def sweep(
     if run_dir.exists() and not run_dir.is_dir():
         raise UserError(f"--run-dir: expected a folder, or none yet, got the file {run_dir}")
     axes, others = split_axes(words)
+    if seeds and any(key == "seed" for key in [*axes, *(other.partition("=")[0] for other in others)]):
+        raise UserError("seed: expected none beside --seeds, got one; leave one of them out")
     points = [
         _point(source, others, settings, run_dir / name, seeds, frozenset(trust))
         for settings, name in folder_names(axes)
