@@ -20,7 +20,7 @@ from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult
 from rl2meta.experiments import jobs
 from rl2meta.experiments.comparing import together
-from rl2meta.experiments.group_folder import GroupFolder, is_group, members
+from rl2meta.experiments.group_folder import GroupFolder, is_group, members, refuse_trained
 from rl2meta.experiments.groups import train_group
 from rl2meta.experiments.jobs import number_of_slices
 from rl2meta.levels import both_levels, difference, interval, merged, of_trials
@@ -410,3 +410,15 @@ def test_a_group_is_loaded_where_a_run_is(group: rl2meta.Group) -> None:
     assert isinstance(resumed, rl2meta.Group) and resumed.finished
     assert "seeds 0, 1, 2" in repr(loaded)
     assert GroupFolder.open(group.path).settings()["threads"] == 1
+
+
+def test_the_folder_of_a_group_is_none_for_a_study_or_a_sweep(group: rl2meta.Group) -> None:
+    assert group.path is not None
+    for path, kind in (
+        (group.path, "a group"),
+        (group.path / "seed0", "a run"),
+        (GroupFolder(group.path).settings_path, "the file"),
+    ):
+        with pytest.raises(UserError, match=f"got {kind}"):
+            refuse_trained(path)
+    refuse_trained(group.path / "nothing yet")

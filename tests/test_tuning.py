@@ -339,6 +339,15 @@ def test_two_processes_on_one_study_lose_no_trial_and_run_none_twice(tmp_path: P
     assert {process for _, process in ran} == {"a", "b"}  # both took part
 
 
+def test_the_results_of_another_study_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "best.yaml").write_text(
+        "# smoke, tuned: trial 3 of study first, the best of 9; ...\nseed: 0\n"
+    )
+    said = CliRunner().invoke(app, tuned(tmp_path, "--study-name", "second"))
+    assert isinstance(said.exception, UserError) and "another's results" in str(said.exception)
+    assert (tmp_path / "best.yaml").read_text().startswith("# smoke, tuned: trial 3 of study first")
+
+
 def test_a_killed_study_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     longer = ["training.updates=12", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
     command = [sys.executable, "-m", "rl2meta", *tuned(tmp_path / "killed", *longer)]

@@ -137,6 +137,20 @@ def first_run(path: Path) -> Path:
     return next(iter(members(path).values())) if is_group(path) else path
 
 
+def refuse_trained(path: Path) -> None:
+    """Refuse a file, and the folder of a run or a group, as the folder of a study or a sweep.
+
+    Raises:
+        UserError: says what is there.
+    """
+    with writing(path):
+        if path.exists() and not path.is_dir():
+            raise UserError(f"--run-dir: expected a folder, or none yet, got the file {path}")
+        kind = "a group" if is_group(path) else "a run" if has_run(path) else ""
+    if kind:
+        raise UserError(f"--run-dir: expected a new folder, or that of an earlier call, got {kind}, {path}")
+
+
 def wait_for_orphans(path: Path) -> None:
     """Wait until nobody writes to a run; what trains after its command was killed saves and ends soon.
 

@@ -81,6 +81,7 @@ def train_group(
             fails, the others are trained, and the error at the end says which failed.
     """
     chosen = _chosen(seeds)
+    _refuse_jobs(jobs, run_dir, bool(callbacks) or on_start is not None)
     given = overrides_of(overrides)
     _refuse_seed(given)
     wanted = _single_threaded(read_config(config, given, trust))
@@ -107,6 +108,7 @@ def resume_group(
     watch: Watch | None = None,
 ) -> Group:
     """Continue all runs of the group in a folder; see ``train_group``."""
+    _refuse_jobs(jobs, run_dir, bool(callbacks) or on_start is not None)
     folder = GroupFolder.open(Path(run_dir))
     text = folder.text()
     refuse_strangers(folder.settings_path, text, trust)
@@ -149,16 +151,10 @@ def _trained(
     on_start: Callable[[Run], None] | None,
     watch: Watch,
 ) -> Group:
-    if jobs < 1:
-        raise UserError(f"jobs: expected at least 1, got {jobs}")
     if folder is None or jobs == 1:
-        if jobs > 1:
-            raise UserError("jobs: expected 1 for a group without a folder; give run_dir, too")
         runs, faults = _one_by_one(members, folder, callbacks, on_start, watch)
         _refuse_faults(faults, folder)
         return Group(runs, None if folder is None else folder.path)
-    if callbacks or on_start is not None:
-        raise UserError("callbacks: expected none with several jobs, which are other processes; use jobs=1")
     with folder.locked():
         faults = train_side_by_side(members, jobs, experiment.settings.training.updates, watch)
     _refuse_faults(faults, folder)
@@ -210,6 +206,15 @@ def _refuse_faults(faults: Mapping[int, str], folder: GroupFolder | None) -> Non
     said = "\n".join(f"  seed {seed}: {text}" for seed, text in sorted(faults.items()))
     kept = "" if folder is None else f"; the other runs are in {folder.path}"
     raise UserError(f"expected every seed to be trained, got faults in {len(faults)}{kept}:\n{said}")
+
+
+def _refuse_jobs(jobs: int, run_dir: str | Path | None, called_back: bool) -> None:
+    if jobs < 1:
+        raise UserError(f"jobs: expected at least 1, got {jobs}")
+    if jobs > 1 and run_dir is None:
+        raise UserError("jobs: expected 1 for a group without a folder; give run_dir, too")
+    if jobs > 1 and called_back:
+        raise UserError("callbacks: expected none with several jobs, which are other processes; use jobs=1")
 
 
 def _chosen(seeds: Iterable[int]) -> list[int]:

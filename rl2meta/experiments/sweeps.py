@@ -15,6 +15,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.evaluations import evaluate
+from rl2meta.experiments.group_folder import refuse_trained
 from rl2meta.experiments.groups import Group, train_group
 from rl2meta.experiments.judging import Say, silent, within
 from rl2meta.experiments.overview import read_run
@@ -144,8 +145,7 @@ def sweep(
         UserError: for settings that do not fit (before anything is trained), or a folder of another sweep.
     """
     within("--jobs", jobs, 1, _MOST_JOBS)
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run-dir: expected a folder, or none yet, got the file {run_dir}")
+    refuse_trained(run_dir)
     axes, others = split_axes(words)
     if seeds and any(key == "seed" for key in [*axes, *(other.partition("=")[0] for other in others)]):
         raise UserError("seed: expected none beside --seeds, got one; leave one of them out")

@@ -13,13 +13,16 @@ from rl2meta.devices import resolve_device
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import make_worker, read_config
 from rl2meta.experiments.contest import Contest
+from rl2meta.experiments.group_folder import refuse_trained
 from rl2meta.experiments.judging import Say, silent
 from rl2meta.experiments.rehearsal import rehearse
+from rl2meta.experiments.run_folder import LARGEST_CONFIG
 from rl2meta.experiments.search_space import read_space, refuse_misfits
 from rl2meta.experiments.side_by_side import is_orphan, side_by_side
 from rl2meta.experiments.text_tables import short_keys
 from rl2meta.experiments.tuning_plan import Plan, TuningOptions
 from rl2meta.experiments.tuning_trial import Outcome, TrialRun
+from rl2meta.files import read_text, reading
 from rl2meta.randomness import derive
 
 if TYPE_CHECKING:  # studies loads Optuna, which need not be there
@@ -71,6 +74,19 @@ def tune(
     return shared
 
 
+def _refuse_results_of_another(best: Path, study: str) -> None:
+    """Refuse to write over the results of a study of another name."""
+    if not best.exists():
+        return
+    with reading(best):
+        first = read_text(best, LARGEST_CONFIG).partition("\n")[0]
+    if f" of study {study}," not in first:
+        raise UserError(
+            f"--run-dir: expected a new folder or that of study {study}, got {best} with another's results; "
+            "choose another"
+        )
+
+
 def _planned(
     source: str,
     overrides: Sequence[str],
@@ -79,8 +95,8 @@ def _planned(
     options: TuningOptions,
     trust: Collection[str],
 ) -> Plan:
-    if run_dir.exists() and not run_dir.is_dir():
-        raise UserError(f"--run-dir: expected a folder, or none yet, got the file {run_dir}")
+    refuse_trained(run_dir)
+    _refuse_results_of_another(run_dir / "best.yaml", options.study_name)
     config = read_config(source, overrides, trust)
     space = read_space(searches, config)
     refuse_misfits(space, source, overrides, config)
