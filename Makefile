@@ -13,7 +13,7 @@ demo: $(VENV)/installed  ## train RL² on bandits, evaluate it on held-out ones,
 	@$(BIN)/rl2meta evaluate $(RUN)
 
 test: check  ## lint, types, tests
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist worksteal
 
 check: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
