@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
 from types import ModuleType
+from typing import Any
 
 os.environ["OMP_NUM_THREADS"] = "1"  # tests run side by side, one process a core; read when torch loads
 if (
@@ -31,6 +32,22 @@ def no_state_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("XDG_STATE_HOME", str(tmp_path_factory.mktemp("state")))
         yield
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
+    """The figures that are written, kept for inspection."""
+    from rl2meta import drawing  # loads matplotlib, which few tests need
+
+    figures: list[Any] = []
+    save = drawing.save
+
+    def keep(figure: Any, path: Any) -> Any:
+        figures.append(figure)
+        return save(figure, path)
+
+    monkeypatch.setattr(drawing, "save", keep)
+    return figures
 
 
 class Corridor:

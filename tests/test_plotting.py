@@ -52,19 +52,6 @@ def write_evaluation(
     return folder
 
 
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are written, kept for inspection."""
-    figures, save = [], drawing.save
-
-    def keep(figure, path):
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(drawing, "save", keep)
-    return figures
-
-
 def texts(axes):
     return [text.get_text() for text in axes.texts]
 

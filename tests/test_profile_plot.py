@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 from matplotlib.image import imread
 
-from rl2meta import drawing
 from rl2meta.profile_plot import ProfileFigure, common_thresholds, plot_profile, profile_of
 
 QUICK = {"resamples": 50}
@@ -23,19 +22,6 @@ def figure_of(methods, subjects=1, **said):
     ]
     given = {"title": "40 held-out tasks", "subtitle": "a law", "score": "return", "higher_is_better": True}
     return ProfileFigure(**{**given, "thresholds": thresholds, "profiles": profiles, **said})
-
-
-@pytest.fixture
-def drawn(monkeypatch):
-    """The figures that are written, kept for inspection."""
-    figures, save = [], drawing.save
-
-    def keep(figure, path):
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(drawing, "save", keep)
-    return figures
 
 
 def legend(figure):

@@ -20,6 +20,7 @@ from typing import Any, Protocol
 from rl2meta.experiments.job import Begun, Ended, Row, Slice, Warned
 from rl2meta.experiments.members import Member
 from rl2meta.experiments.side_by_side import held_back
+from rl2meta.workers.process import signal_name
 
 _GLANCE = 0.2  # seconds between two looks at whether somebody asked to stop
 _DYING = 10.0  # seconds that a process may take to end after its connection has closed
@@ -180,7 +181,7 @@ class _Crew:
         code = _ended(worker.process)
         if self._watch.stopping and code == 0:  # it was asked before it began
             return
-        how = f"was killed by {_name(-code)}" if code < 0 else f"ended with exit code {code}"
+        how = f"was killed by {signal_name(-code)}" if code < 0 else f"ended with exit code {code}"
         self._faults[seed] = f"its process {how}"
 
 
@@ -191,10 +192,6 @@ def _ended(process: subprocess.Popen[bytes]) -> int:
     except subprocess.TimeoutExpired:
         process.kill()
         return process.wait()
-
-
-def _name(number: int) -> str:
-    return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
 def _start() -> tuple[subprocess.Popen[bytes], Connection]:

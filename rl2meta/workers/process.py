@@ -150,7 +150,7 @@ class WorkerProcess:
         except subprocess.TimeoutExpired:
             return "the worker process closed its connection"
         if code < 0:
-            return f"the worker process was killed by {_name(-code)}"
+            return f"the worker process was killed by {signal_name(-code)}"
         return f"the worker process ended with exit code {code}"
 
     def _fault(self, what: str, details: str = "") -> Fault:
@@ -175,7 +175,8 @@ def room_for(count: int) -> Iterator[None]:
         ) from None
 
 
-def _name(number: int) -> str:
+def signal_name(number: int) -> str:
+    """Return the name of a signal, such as SIGKILL, or its number in words."""
     return next((known.name for known in signal.Signals if known == number), f"signal {number}")
 
 
