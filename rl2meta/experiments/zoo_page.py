@@ -1,0 +1,156 @@
+"""What an entry of the zoo claims, as text: for the terminal, and for docs/zoo.md, which is written from it.
+
+This imports no torch.
+"""
+
+import json
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from rl2meta.experiments.zoo import PREFIX, ZOO, ZooEntry, read_entry, zoo_names
+from rl2meta.files import read_text, reading
+
+_LARGEST = 2**22  # bytes of an evaluation
+_HEAD = """\
+# The zoo
+
+Trained agents that come with the package. `zoo:NAME` stands for the run folder of one: `rl2meta evaluate zoo:rl2_bandit`,
+`rl2meta compare zoo:rl2_bandit runs/mine`, `rl2meta plot zoo:rl2_bandit`, `rl2meta.load_run("zoo:rl2_bandit")`, and
+`rl2meta train CONFIG --from zoo:rl2_bandit --run-dir runs/mine` to begin a training with its weights. Nothing is written
+into these folders: results go into the current folder. `rl2meta list zoo:NAME` tells all about one.
+
+Each agent was trained with several seeds, and is the one with the median score among them, not the best. Figures are
+means over the same held-out tasks ± half of the 95 % interval over tasks. `rl2meta zoo document` writes this page from the entries;
+a test plays each of them again.
+"""
+
+
+class Claim(NamedTuple):
+    """What an evaluation says of an agent.
+
+    Attributes:
+        mean, low, high: of the regret of a trial, or of its return if no regret is known; 95 % over tasks.
+        of: ``regret`` or ``return``.
+    """
+
+    mean: float
+    low: float
+    high: float
+    of: str
+
+    def __str__(self) -> str:
+        return f"{self.mean:.{self.digits}f} ± {(self.high - self.low) / 2:.{self.digits}f}"
+
+    @property
+    def digits(self) -> int:
+        """Decimals that show two digits of the interval."""
+        half = (self.high - self.low) / 2
+        return next((digits for digits in range(1, 4) if half * 10**digits >= 10), 3)
+
+
+class Page(NamedTuple):
+    """An entry with its evaluation.
+
+    Attributes:
+        name: of the entry.
+        entry: its record.
+        evaluation: the content of evaluation.json.
+        size: of all its files in bytes.
+    """
+
+    name: str
+    entry: ZooEntry
+    evaluation: Mapping[str, Any]
+    size: int
+
+    @property
+    def claims(self) -> dict[str, Claim]:
+        """The claims for the trained agent, which is the first, and for the references."""
+        return {name: claim for name in self.evaluation["agents"] if (claim := self._claim(name)) is not None}
+
+    @property
+    def best(self) -> tuple[str, Claim] | None:
+        """The best reference; None if there is none."""
+        _, *others = self.claims.items()
+        sign = 1 if self.subject.of == "regret" else -1
+        same = [other for other in others if other[1].of == self.subject.of]
+        return min(same, key=lambda other: sign * other[1].mean, default=None)
+
+    @property
+    def subject(self) -> Claim:
+        """The claim for the trained agent."""
+        return next(iter(self.claims.values()))
+
+    @property
+    def law(self) -> str:
+        """The task distribution, and the length of a trial."""
+        episodes = self.evaluation["episodes"]
+        return f"{self.evaluation['distribution']}, trials of {episodes:,} episode{'s' if episodes > 1 else ''}"
+
+    def spread(self) -> str:
+        """Return the scores of all seeds."""
+        digits = self.subject.digits
+        return ", ".join(f"{score[self.subject.of]:.{digits}f}" for score in self.entry.scores)
+
+    def _claim(self, name: str) -> Claim | None:
+        said = self.evaluation["agents"][name]["over_tasks"]
+        of = "return" if said["regret"] is None else "regret"
+        return None if said[of] is None else Claim(**said[of], of=of)
+
+
+def pages(zoo: Path | None = None) -> list[Page]:
+    """Return all entries with their evaluations."""
+    return [page(name, zoo) for name in zoo_names(zoo)]
+
+
+def page(name: str, zoo: Path | None = None) -> Page:
+    """Return an entry with its evaluation."""
+    folder = (zoo or ZOO) / name
+    path = folder / "evaluation" / "evaluation.json"
+    with reading(path):
+        evaluation = json.loads(read_text(path, _LARGEST))
+    return Page(name, read_entry(folder), evaluation, size_of(folder))
+
+
+def size_of(folder: Path) -> int:
+    """Return the number of bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
+def document(zoo: Path | None = None) -> str:
+    """Return the text of docs/zoo.md."""
+    return "\n".join([_HEAD, *_table(pages(zoo)), *(line for each in pages(zoo) for line in _section(each))])
+
+
+def _table(every: Sequence[Page]) -> Iterator[str]:
+    yield "| agent | a trial's regret (or return) | seeds | best reference | size |"
+    yield "| --- | --- | --- | --- | --- |"
+    for each in every:
+        best = "" if each.best is None else f"{each.best[0]}: {each.best[1]}"
+        score = f"{'' if each.subject.of == 'regret' else 'return '}{each.subject}"
+        size = f"{each.size / 1000:.0f} kB"
+        yield f"| [`{PREFIX}{each.name}`](#zoo{each.name}) | {score} | {each.spread()} | {best} | {size} |"
+
+
+def _section(each: Page) -> Iterator[str]:
+    entry, evaluation = each.entry, each.evaluation
+    yield f"\n## zoo:{each.name}\n"
+    yield f"{entry.line}\n"
+    yield f"`{each.law}`\n"
+    for line in facts_of(each).items():
+        yield "- {}: {}".format(*line)
+    yield f"\n| on {evaluation['num_tasks']:,} held-out tasks | {each.subject.of} of a trial |\n| --- | --- |"
+    for name, claim in each.claims.items():
+        yield f"| {name} | {claim}{'' if claim.of == each.subject.of else f' ({claim.of})'} |"
+
+
+def facts_of(each: Page) -> dict[str, str]:
+    """Return how an entry was trained and chosen."""
+    entry, evaluation = each.entry, each.evaluation
+    seeds = " ".join(str(score["seed"]) for score in entry.scores)
+    return {
+        "trained by": f"`{entry.command}`",
+        "on": f"{entry.trained}, {evaluation['env_steps']:,} environment steps",
+        "chosen": f"seed {entry.seed}, the median {each.subject.of} of seeds {seeds}: {each.spread()}",
+    }
