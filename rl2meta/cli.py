@@ -131,9 +131,8 @@ def train(
             "--from",
             "--start-from",
             metavar="RUN",
-            help="The folder of another run of the same agent, or zoo:NAME, whose weights training begins with. "
-            "Tasks, trial lengths, budget and the learner's settings may differ; the shapes of the network may "
-            "not.",
+            help="Another run of the same agent, or zoo:NAME, whose weights training begins with. Tasks, "
+            "trial lengths, budget and the learner's settings may differ; the network's shapes may not.",
         ),
     ] = None,
     seeds: Annotated[
@@ -491,8 +490,8 @@ def list_components(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="An agent, a task distribution, a config, a table, 'settings' for those of every config, 'zoo' "
-            "for the trained agents that come with the package, or zoo:NAME.",
+            help="An agent, a task distribution, a config, a table, 'settings' for those of every config, "
+            "'zoo' for the trained agents that come with the package, or zoo:NAME.",
         ),
     ] = None,
 ) -> None:

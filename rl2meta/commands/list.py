@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta.commands import zoo
+from rl2meta.commands import list_zoo
 from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
 from rl2meta.experiments.zoo import PREFIX
@@ -32,7 +32,7 @@ def print_components() -> None:
     more = {
         "rl2meta list NAME": "all about one of them: its settings, its references, or its text",
         f"rl2meta list {SETTINGS}": "the settings of every config: training, evaluation, device, workers",
-        f"rl2meta list {zoo.LIST}": "trained agents that come with the package",
+        f"rl2meta list {list_zoo.LIST}": "trained agents that come with the package",
     }
     _print("more", more)
 
@@ -43,9 +43,10 @@ def print_one(name: str) -> None:
     Raises:
         UserError: for an unknown name.
     """
+    printers: dict[str, Callable[[str], None]] = {SETTINGS: _print_settings}
+    printers |= {list_zoo.LIST: list_zoo.print_zoo}
     if name.startswith(PREFIX):
-        return zoo.print_entry(name)
-    printers: dict[str, Callable[[str], None]] = {SETTINGS: _print_settings, zoo.LIST: zoo.print_zoo}
+        printers |= {name: list_zoo.print_entry}
     printers |= dict.fromkeys({**catalogue.shipped_papers(), **catalogue.shipped_configs()}, _print_text)
     families = {*catalogue.DISTRIBUTIONS, *catalogue.offered(catalogue.FAMILY_GROUP)}
     printers |= dict.fromkeys(families, _print_family)

@@ -148,9 +148,9 @@ def _path(group: Group) -> str | list[str | None] | None:
 
 
 def _but_for_the_seed(run: Run) -> str:
-    """Return a text that is equal for runs that differ in the seed alone."""
+    """Return a text that is equal for runs that differ in the seed alone; a zoo agent stands for itself."""
     settings = {key: value for key, value in run.config.identity().items() if key != "seed"}
-    return json.dumps([settings, run.update, _origin(run)], sort_keys=True)
+    return json.dumps([settings, run.update, _origin(run), zoo_name(run.path)], sort_keys=True)
 
 
 def _origin(run: Run) -> str | None:

@@ -43,7 +43,7 @@ class ZooEntry:
 
 def zoo_names(zoo: Path | None = None) -> list[str]:
     """Return the names of the agents in the zoo, or in another folder of that kind."""
-    return sorted(path.parent.name for path in (zoo or ZOO).glob(f"*/{RECORD}"))
+    return sorted(path.parent.name for path in (zoo or ZOO).glob(f"[!.]*/{RECORD}"))
 
 
 def list_zoo() -> dict[str, str]:
@@ -63,7 +63,9 @@ def read_entry(folder: Path) -> ZooEntry:
     try:
         return ZooEntry(**said)
     except TypeError:
-        raise UserError(f"{path}: expected the record of a zoo agent, got {sorted(said)}; {_REPAIR}") from None
+        raise UserError(
+            f"{path}: expected the record of a zoo agent, got {sorted(said)}; {_REPAIR}"
+        ) from None
 
 
 def located(path: str | Path) -> Path:
@@ -78,7 +80,9 @@ def located(path: str | Path) -> Path:
     if name not in (known := zoo_names()):
         from rl2meta.experiments.config import suggestion  # takes a second to load
 
-        raise UserError(f"{path}: expected an agent of the zoo, got none of that name{suggestion(name, known)}")
+        raise UserError(
+            f"{path}: expected an agent of the zoo, got none of that name{suggestion(name, known)}"
+        )
     return ZOO / name
 
 
@@ -117,10 +121,11 @@ def refuse_zoo(path: Path) -> None:
     """
     name = zoo_name(path)
     if name is not None:
+        which = name if name in zoo_names() else "NAME"
         raise UserError(
-            f"{PREFIX}{name}: expected a run folder of yours, got an agent of the zoo, which is only read and "
-            "has no state of its optimiser; to train it further, begin a run with its weights: "
-            f"rl2meta train CONFIG --from {PREFIX}{name} --run-dir runs/NAME"
+            f"{PREFIX}{name}: expected a folder of yours to write into, got the zoo, whose agents are only "
+            "read and have no state of an optimiser; to train one further, begin a run with its weights: "
+            f"rl2meta train CONFIG --from {PREFIX}{which} --run-dir runs/MINE"
         )
 
 

@@ -1,9 +1,9 @@
 """Make an entry of the zoo from trained runs that differ in the seed alone; for maintainers.
 
-An entry is a run folder with what a reader needs: the weights without the optimiser's moments, the config, some
-rows of the metrics, the evaluation without its arrays, and a record of how the agent was trained and chosen.
-Of several seeds it is the one with the median score: the best one would promise what another training does
-not give.
+An entry is a run folder with what a reader needs: the weights without the optimiser's moments, the config,
+some rows of the metrics, the evaluation without its arrays, and a record of how the agent was trained and
+chosen. Of several seeds it is the one with the median score: the best one would promise what another training
+does not give.
 """
 
 import json
@@ -49,19 +49,21 @@ def add_entry(
     *,
     config: str | None = None,
     tasks: int | None = None,
+    against: str | None = None,
     into: Path = ZOO,
     say: Say = silent,
     watch: Watch = unwatched,
 ) -> Path:
     """Make the entry ``name`` from trained runs, or from a group; return its folder.
 
-    The runs are evaluated here, so that what the entry claims is what the present version of the package plays.
+    The runs are evaluated here, so that the entry claims what the present version of the package plays.
 
     Args:
         name: of the entry.
         runs: folders of finished runs that differ in the seed alone, or of a group of them.
         config: the shipped config that they were trained with; None: the one called ``name``.
         tasks: number of held-out tasks; None: as in the config.
+        against: names of references; None: as in the config.
         into: the folder of the zoo.
         say: called with one line of text before each step.
         watch: called after each batch of trials.
@@ -75,7 +77,7 @@ def add_entry(
         raise UserError(f"--name: expected a new entry, got {folder}; remove that folder to replace it")
     group = _group(runs)
     command = command_of(group, name if config is None else config, name)
-    evaluation = evaluate(group, tasks=tasks, say=say, watch=watch)
+    evaluation = evaluate(group, tasks=tasks, against=against, say=say, watch=watch)
     place, record = _chosen(group, evaluation, command, catalogue.list_configs()[config or name])
     with _beside(folder) as new:
         _write(new, group.runs[place], place, evaluation, record)
@@ -105,11 +107,13 @@ def command_of(group: Group, config: str, name: str) -> str:
         raise UserError(f"--config: expected the shipped config of these runs, got {config!r}; name it")
     run = group.runs[0]
     ours, shipped = run.config.identity(), read_config(config).identity()
-    overrides = [
-        f"{key}={json.dumps(ours[key])}" for key in differing(ours, shipped) if key in ours and key != "seed"
-    ]
-    given = read_config(config, [*overrides, f"seed={run.config.settings.seed}"]).identity()
-    if odd := differing(given, ours):
+    changed = [key for key in differing(ours, shipped) if key in ours and key != "seed"]
+    overrides = [f"{key}={json.dumps(ours[key])}" for key in changed]
+    odd = [key for key in changed if key in ("distribution.name", "agent.name")]
+    if not odd:
+        given = read_config(config, [*overrides, f"seed={run.config.settings.seed}"])
+        odd = differing(given.identity(), ours)
+    if odd:
         raise UserError(f"--config: expected the config of these runs, got {config}: {', '.join(odd)} differ")
     origin = "" if run.origin is None else f" --from runs/{_short_place(run.origin.path)}"
     words = [*overrides, f"threads={run.config.settings.threads or 1}"]
@@ -234,9 +238,13 @@ def _refuse_private(folder: Path, sources: Sequence[Path]) -> None:
     for path in filter(Path.is_file, folder.rglob("*")):
         found = [place for place in places if len(place) > 1 and place.encode() in path.read_bytes()]
         if found:
-            raise UserError(f"{path.name}: expected an entry without paths of a machine, got {found[0]} in it")
+            raise UserError(
+                f"{path.name}: expected an entry without paths of a machine, got {found[0]} in it"
+            )
 
 
 def _refuse_large(folder: Path) -> None:
     if (size := size_of(folder)) > LARGEST:
-        raise UserError(f"expected an entry of at most {LARGEST:,} bytes, got {size:,}; use a smaller network")
+        raise UserError(
+            f"expected an entry of at most {LARGEST:,} bytes, got {size:,}; use a smaller network"
+        )

@@ -15,14 +15,20 @@ _LARGEST = 2**22  # bytes of an evaluation
 _HEAD = """\
 # The zoo
 
-Trained agents that come with the package. `zoo:NAME` stands for the run folder of one: `rl2meta evaluate zoo:rl2_bandit`,
-`rl2meta compare zoo:rl2_bandit runs/mine`, `rl2meta plot zoo:rl2_bandit`, `rl2meta.load_run("zoo:rl2_bandit")`, and
-`rl2meta train CONFIG --from zoo:rl2_bandit --run-dir runs/mine` to begin a training with its weights. Nothing is written
-into these folders: results go into the current folder. `rl2meta list zoo:NAME` tells all about one.
+Trained agents that come with the package. `zoo:NAME` stands for the run folder of one:
 
-Each agent was trained with several seeds, and is the one with the median score among them, not the best. Figures are
-means over the same held-out tasks ± half of the 95 % interval over tasks. `rl2meta zoo document` writes this page from the entries;
-a test plays each of them again.
+    rl2meta list zoo                                # all of them; rl2meta list zoo:NAME tells all about one
+    rl2meta evaluate zoo:rl2_bandit                 # on held-out tasks, beside references and ceilings
+    rl2meta compare zoo:rl2_bandit runs/mine
+    rl2meta plot zoo:rl2_bandit                     # how it learnt
+    rl2meta train rl2_bandit --from zoo:rl2_bandit --run-dir runs/mine   # begins with its weights
+
+In Python it is `rl2meta.load_run("zoo:rl2_bandit")`. Nothing is written into these folders: results go into
+the current folder.
+
+Each agent is one of several that were trained with different seeds: the one with the median score, not the
+best. Figures are means over held-out tasks ± half of the 95 % interval over tasks. This page is written by
+`rl2meta zoo document` from the entries; a test plays each agent again and compares.
 """
 
 
@@ -86,7 +92,9 @@ class Page(NamedTuple):
     def law(self) -> str:
         """The task distribution, and the length of a trial."""
         episodes = self.evaluation["episodes"]
-        return f"{self.evaluation['distribution']}, trials of {episodes:,} episode{'s' if episodes > 1 else ''}"
+        return (
+            f"{self.evaluation['distribution']}, trials of {episodes:,} episode{'s' if episodes > 1 else ''}"
+        )
 
     def spread(self) -> str:
         """Return the scores of all seeds."""
@@ -120,11 +128,13 @@ def size_of(folder: Path) -> int:
 
 def document(zoo: Path | None = None) -> str:
     """Return the text of docs/zoo.md."""
-    return "\n".join([_HEAD, *_table(pages(zoo)), *(line for each in pages(zoo) for line in _section(each))])
+    every = pages(zoo)
+    lines = [_HEAD, *_table(every), *(line for each in every for line in _section(each))]
+    return "\n".join(lines) + "\n"
 
 
 def _table(every: Sequence[Page]) -> Iterator[str]:
-    yield "| agent | a trial's regret (or return) | seeds | best reference | size |"
+    yield "| agent | a trial's regret (or return) | of each seed | best of the references below | size |"
     yield "| --- | --- | --- | --- | --- |"
     for each in every:
         best = "" if each.best is None else f"{each.best[0]}: {each.best[1]}"
@@ -136,8 +146,7 @@ def _table(every: Sequence[Page]) -> Iterator[str]:
 def _section(each: Page) -> Iterator[str]:
     entry, evaluation = each.entry, each.evaluation
     yield f"\n## zoo:{each.name}\n"
-    yield f"{entry.line}\n"
-    yield f"`{each.law}`\n"
+    yield f"{entry.line}\n\n`{each.law}`\n"
     for line in facts_of(each).items():
         yield "- {}: {}".format(*line)
     yield f"\n| on {evaluation['num_tasks']:,} held-out tasks | {each.subject.of} of a trial |\n| --- | --- |"
