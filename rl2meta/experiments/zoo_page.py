@@ -27,7 +27,7 @@ In Python it is `rl2meta.load_run("zoo:rl2_bandit")`. Nothing is written into th
 the current folder.
 
 Each agent is one of several that were trained with different seeds: the one with the median score, not the
-best. Figures are means over held-out tasks ± half of the 95 % interval over tasks. This page is written by
+best (unless it was the only one, and its entry says so). Figures are means over held-out tasks ± half of the 95 % interval over tasks. This page is written by
 `rl2meta zoo document` from the entries; a test plays each agent again and compares.
 """
 
@@ -157,9 +157,10 @@ def _section(each: Page) -> Iterator[str]:
 def facts_of(each: Page) -> dict[str, str]:
     """Return how an entry was trained and chosen."""
     entry, evaluation = each.entry, each.evaluation
-    seeds = " ".join(str(score["seed"]) for score in entry.scores)
+    seeds = ", ".join(str(score["seed"]) for score in entry.scores)
+    chosen = f"seed {entry.seed}, of median {each.subject.of} among seeds {seeds}: {each.spread()}"
     return {
         "trained by": f"`{entry.command}`",
         "on": f"{entry.trained}, {evaluation['env_steps']:,} environment steps",
-        "chosen": f"seed {entry.seed}, the median {each.subject.of} of seeds {seeds}: {each.spread()}",
+        "chosen": chosen if len(entry.scores) > 1 else f"it is the only training, of seed {entry.seed}",
     }
