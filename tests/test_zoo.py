@@ -104,7 +104,12 @@ def _call(*words: str) -> str:
 
 def test_the_list_shows_each_agent_and_its_score() -> None:
     said = _call("list", "zoo")
-    assert all(re.search(rf"^zoo:{name} .*{zoo_page.page(name).subject}", said, re.M) for name in NAMES)
+    for name in NAMES:
+        (found,) = re.findall(rf"^zoo:{name} +re\w+ +([\d.]+) ± ([\d.]+) ", said, re.M)
+        claim = zoo_page.page(name).subject
+        half = (claim.high - claim.low) / 2
+        assert float(found[0]) == pytest.approx(claim.mean, abs=half / 10)
+        assert float(found[1]) == pytest.approx(half, rel=0.1)
     told = _call("list", "zoo:rl2_bandit")
     assert zoo.read_entry(zoo.ZOO / "rl2_bandit").command in told and "gittins" in told
     assert rl2meta.list_zoo().keys() == set(NAMES)

@@ -25,12 +25,12 @@ def print_entry(path: str) -> None:
     each = page(located(path).name)
     print(f"{path}: {each.entry.line}\n{each.law}\n")
     print("\n".join(f"{name}: {said}" for name, said in facts_of(each).items()).replace("`", ""))
-    rows = [[name, str(claim), claim.of] for name, claim in each.claims.items()]
+    rows = [[name, each.said(claim), claim.of] for name, claim in each.claims.items()]
     print(f"\nmean of a trial on {each.evaluation['num_tasks']:,} held-out tasks ± 95 % over tasks:")
     print(aligned([["agent", "mean", "of"], *rows]))
     print(f"\nfiles: {located(path)}")
 
 
 def _row(each: Page) -> list[str]:
-    best = "" if each.best is None else f"{each.best[0]} {each.best[1]}"
-    return [PREFIX + each.name, each.subject.of, str(each.subject), best, each.entry.line]
+    best = "" if each.best is None else f"{each.best[0]} {each.said(each.best[1])}"
+    return [PREFIX + each.name, each.subject.of, each.said(each.subject), best, each.entry.line]

@@ -27,8 +27,9 @@ In Python it is `rl2meta.load_run("zoo:rl2_bandit")`. Nothing is written into th
 the current folder.
 
 Each agent is one of several that were trained with different seeds: the one with the median score, not the
-best (unless it was the only one, and its entry says so). Figures are means over held-out tasks ± half of the 95 % interval over tasks. This page is written by
-`rl2meta zoo document` from the entries; a test plays each agent again and compares.
+best (unless it is the only one, and its entry says so). Figures are means over held-out tasks ± half of the
+95 % interval over tasks. This page is written by `rl2meta zoo document` from the entries; a test plays each
+agent again and compares.
 """
 
 
@@ -45,14 +46,10 @@ class Claim(NamedTuple):
     high: float
     of: str
 
-    def __str__(self) -> str:
-        return f"{self.mean:.{self.digits}f} ± {(self.high - self.low) / 2:.{self.digits}f}"
-
     @property
-    def digits(self) -> int:
-        """Decimals that show two digits of the interval."""
-        half = (self.high - self.low) / 2
-        return next((digits for digits in range(1, 4) if half * 10**digits >= 10), 3)
+    def half(self) -> float:
+        """Half of the interval's width."""
+        return (self.high - self.low) / 2
 
 
 class Page(NamedTuple):
@@ -84,6 +81,15 @@ class Page(NamedTuple):
         return min(same, key=lambda other: sign * other[1].mean, default=None)
 
     @property
+    def digits(self) -> int:
+        """Decimals for all claims: they show two digits of the trained agent's interval."""
+        return next((digits for digits in range(1, 4) if self.subject.half * 10**digits >= 10), 3)
+
+    def said(self, claim: Claim) -> str:
+        """Return a claim as text."""
+        return f"{claim.mean:.{self.digits}f} ± {claim.half:.{self.digits}f}"
+
+    @property
     def subject(self) -> Claim:
         """The claim for the trained agent."""
         return next(iter(self.claims.values()))
@@ -98,8 +104,7 @@ class Page(NamedTuple):
 
     def spread(self) -> str:
         """Return the scores of all seeds."""
-        digits = self.subject.digits
-        return ", ".join(f"{score[self.subject.of]:.{digits}f}" for score in self.entry.scores)
+        return ", ".join(f"{score[self.subject.of]:.{self.digits}f}" for score in self.entry.scores)
 
     def _claim(self, name: str) -> Claim | None:
         said = self.evaluation["agents"][name]["over_tasks"]
@@ -137,8 +142,8 @@ def _table(every: Sequence[Page]) -> Iterator[str]:
     yield "| agent | a trial's regret (or return) | of each seed | best of the references below | size |"
     yield "| --- | --- | --- | --- | --- |"
     for each in every:
-        best = "" if each.best is None else f"{each.best[0]}: {each.best[1]}"
-        score = f"{'' if each.subject.of == 'regret' else 'return '}{each.subject}"
+        best = "" if each.best is None else f"{each.best[0]}: {each.said(each.best[1])}"
+        score = f"{'' if each.subject.of == 'regret' else 'return '}{each.said(each.subject)}"
         size = f"{each.size / 1000:.0f} kB"
         yield f"| [`{PREFIX}{each.name}`](#zoo{each.name}) | {score} | {each.spread()} | {best} | {size} |"
 
@@ -151,7 +156,7 @@ def _section(each: Page) -> Iterator[str]:
         yield "- {}: {}".format(*line)
     yield f"\n| on {evaluation['num_tasks']:,} held-out tasks | {each.subject.of} of a trial |\n| --- | --- |"
     for name, claim in each.claims.items():
-        yield f"| {name} | {claim}{'' if claim.of == each.subject.of else f' ({claim.of})'} |"
+        yield f"| {name} | {each.said(claim)}{'' if claim.of == each.subject.of else f' ({claim.of})'} |"
 
 
 def facts_of(each: Page) -> dict[str, str]:
