@@ -10,15 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from safetensors.torch import load_file
 from typer.testing import CliRunner
 
 import rl2meta
+from rl2meta.distinct import repeated, same_tasks
 from rl2meta.errors import UserError
+from rl2meta.evaluation import evaluate as play
 from rl2meta.experiments import zoo, zoo_building, zoo_page
-from rl2meta.experiments.components import read_config
+from rl2meta.experiments.components import judged_episodes, make_worker, read_config
 from rl2meta.experiments.groups import Group
 from rl2meta.experiments.run import Run
+from rl2meta.statistics import mean_interval
+from rl2meta.tasks import sample_tasks
 from rl2meta.workers.plugged_in import PluggedIn
 
 ROOT = Path(__file__).parents[1]
@@ -32,11 +37,12 @@ TINY = {"training.updates": 2, "training.trials_per_update": 16, "training.evalu
 
 def _score(run: Run) -> tuple[float, float]:
     """Return an agent's regret (or return) on tasks that its entry has not seen, and its standard error."""
-    tasks = FEW if isinstance(run.config.law, PluggedIn) else TASKS
-    evaluation = rl2meta.evaluate(_without_folder(run), tasks=tasks, seed=1, against="none")
-    (result,) = evaluation.results.values()
+    tasks = sample_tasks(run.distribution, FEW if isinstance(run.config.law, PluggedIn) else TASKS, 1, "test")
+    worker = make_worker(run.config, torch.device("cpu"))
+    result = play(run.agent, worker, tasks, judged_episodes(run.config), seed=1)
+    worker.close()
     known = result.rewards if result.regrets is None else result.regrets
-    interval = result.interval(known.sum(axis=1, dtype=float))
+    interval = mean_interval(known.sum(axis=1, dtype=float), clusters=repeated(same_tasks(tasks)))
     return float(interval.mean), float(interval.standard_error)
 
 
