@@ -29,8 +29,7 @@ class SNAILConfig(InputConfig):
     name: Literal["snail"] = "snail"
     blocks: Annotated[list[Kind], Field(min_length=1, max_length=100)] = Field(
         ["convolutions", "convolutions", "attention"],
-            description="kinds of blocks from the input on; each adds its output to what the next one reads",
-        )
+        description="kinds of blocks from the input on; each adds its output to what the next one reads",
     )
     span: Annotated[int, Field(ge=2, le=2**20)] = Field(
         128,
