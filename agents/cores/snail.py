@@ -18,7 +18,6 @@ from rl2meta.agents.cores.recurrent import InputConfig, InputLayer
 from rl2meta.agents.cores.temporal import Past, TemporalConvolutions
 from rl2meta.agents.numbers import Count
 
-
 Kind = Literal["convolutions", "attention"]
 """A kind of blocks."""
 
@@ -55,7 +54,7 @@ class Attention(nn.Module):
 
     def __init__(self, in_features: int, config: SNAILConfig) -> None:
         super().__init__()
-        self._sizes = config.key_size, config.key_size, config.value_size
+        self._sizes = [config.key_size, config.key_size, config.value_size]
         self.read = nn.Linear(in_features, sum(self._sizes))
         self.kept_features = config.key_size + config.value_size
         self.out_features = in_features + config.value_size
@@ -63,14 +62,15 @@ class Attention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Read whole trials, [T, B, in_features] -> [T, B, out_features]."""
         heads = self.read(x).transpose(0, 1).unsqueeze(1)  # [B, 1, T, ·], a single head
-        found = functional.scaled_dot_product_attention(*heads.split(self._sizes, dim=-1), is_causal=True)
+        queries, keys, values = torch.split(heads, self._sizes, dim=-1)
+        found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return torch.cat([x, found.squeeze(1).transpose(0, 1)], dim=-1)
 
     def step(self, x: Tensor, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Read one step, [B, in_features], after the ``steps`` in ``kept``; return also what to keep."""
-        query, new = self.read(x).unsqueeze(1).split((self._sizes[0], self.kept_features), dim=-1)
+        query, new = torch.split(self.read(x).unsqueeze(1), [self._sizes[0], self.kept_features], dim=-1)
         kept = written(kept, new, steps)
-        keys, values = kept[:, : steps + 1].split(self._sizes[1:], dim=-1)  # [B, steps + 1, ·]
+        keys, values = torch.split(kept[:, : steps + 1], self._sizes[1:], dim=-1)  # [B, steps + 1, ·]
         found = functional.scaled_dot_product_attention(query, keys, values)  # [B, 1, value_size]
         return torch.cat([x, found.squeeze(1)], dim=-1), kept
 

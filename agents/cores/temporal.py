@@ -95,7 +95,7 @@ class _Whole(torch.autograd.Function):
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:  # type: ignore[override]
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         """Add up the gradients of each layer's input from the last layer to the first."""
         y, gates, *weights = ctx.saved_tensors
         (steps, rows, width), filters = d_y.shape, gates.shape[-1] // 2
