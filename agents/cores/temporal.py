@@ -35,9 +35,7 @@ class TemporalConvolutions(nn.Module):
         super().__init__()
         self.dilations = [2**i for i in range(math.ceil(math.log2(span)))]
         widths = [in_features + i * filters for i in range(len(self.dilations))]
-        self.now, self.before = (
-            nn.ParameterList(_weight(2 * filters, width) for width in widths) for _ in range(2)
-        )
+        self.weight = nn.ParameterList(_weight(4 * filters, width) for width in widths)  # W, then V
         self.bias = nn.ParameterList(torch.zeros(2 * filters) for _ in widths)
         self.out_features = in_features + len(self.dilations) * filters
 
@@ -48,25 +46,24 @@ class TemporalConvolutions(nn.Module):
     def step(self, x: Tensor, past: Past) -> tuple[Tensor, Past]:
         """Read one step, [B, in_features] -> [B, out_features]; return also the past of the next."""
         following = []
-        for dilation, kept, now, before, bias in zip(
-            self.dilations, past, self.now, self.before, self.bias, strict=True
-        ):
+        for dilation, kept, weight, bias in zip(self.dilations, past, self.weight, self.bias, strict=True):
+            now, later = (x @ weight.t()).chunk(2, dim=-1)  # [B, 2·filters] each
             full = len(kept) == dilation
-            f, g = torch.addmm(kept[0] if full else bias, x, now.t()).chunk(2, dim=-1)
-            following.append((*kept[full:], torch.addmm(bias, x, before.t())))
+            f, g = (now + (kept[0] if full else bias)).chunk(2, dim=-1)
+            following.append((*kept[full:], later + bias))
             x = torch.cat([x, torch.tanh(f) * torch.sigmoid(g)], dim=-1)
         return x, tuple(following)
 
     def forward(self, x: Tensor) -> Tensor:
         """Read whole trials, [T, B, in_features] -> [T, B, out_features]."""
         y: Tensor = _Whole.apply(  # type: ignore[no-untyped-call]
-            x, self.dilations, torch.is_grad_enabled(), *self.now, *self.before, *self.bias
+            x, self.dilations, torch.is_grad_enabled(), *self.weight, *self.bias
         )
         return y
 
 
 def _weight(rows: int, columns: int) -> nn.Parameter:
-    """Return W or V, whose products with inputs of variance 1 add up to a variance of 1."""
+    """Return W and V, whose products with inputs of variance 1 add up to a variance of 1."""
     return nn.Parameter(torch.randn(rows, columns) / math.sqrt(2 * columns))
 
 
@@ -76,55 +73,50 @@ class _Whole(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, dilations: list[int], learning: bool, *weights: Tensor) -> Tensor:
         """Write each layer's output beside its input."""
-        steps, rows, width = x.shape
-        count, filters = len(dilations), len(weights[-1]) // 2
+        (steps, rows, width), count = x.shape, len(dilations)
+        filters = len(weights[-1]) // 2
         y = x.new_empty(steps * rows, width + count * filters)
         y[:, :width] = x.flatten(0, 1)
-        gates = x.new_empty(count if learning else 1, steps * rows, 2 * filters)  # tanh(f), σ(g)
-        for i, (dilation, now, before, bias) in enumerate(_layers(dilations, weights)):
-            late, gate = min(dilation, steps) * rows, gates[i if learning else 0]
-            torch.addmm(bias, y[:, :width], now.t(), out=gate)
-            gate[late:].addmm_(y[: len(y) - late, :width], before.t())
+        gates = []
+        for dilation, weight, bias in zip(dilations, weights[:count], weights[count:], strict=True):
+            late = min(dilation, steps) * rows
+            now, later = (y[:, :width] @ weight.t()).chunk(2, dim=-1)  # [n, 2·filters] each
+            gate = now + bias
+            gate[late:] += later[: len(y) - late]
             f, g = gate[:, :filters].tanh_(), gate[:, filters:].sigmoid_()
             torch.mul(f, g, out=y[:, width : width + filters])
             width += filters
-        if learning:
-            ctx.dilations = dilations
-            ctx.save_for_backward(y, gates, *weights)
+            if learning:
+                gates.append(gate)
+        ctx.dilations = dilations
+        ctx.save_for_backward(*([y, *weights[:count], *gates] if learning else []))
         return y.view(steps, rows, -1)
 
     @staticmethod
     @torch.autograd.function.once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         """Add up the gradients of each layer's input from the last layer to the first."""
-        y, gates, *weights = ctx.saved_tensors
-        (steps, rows, width), filters = d_y.shape, gates.shape[-1] // 2
-        d_y, found = d_y.flatten(0, 1).clone(), []
-        d_gate = torch.empty_like(gates[0])
-        for (dilation, now, before, _), gate in reversed(
-            [*zip(_layers(ctx.dilations, weights), gates, strict=True)]
-        ):
-            late, width = min(dilation, steps) * rows, width - filters
-            _through_gate(d_y[:, width : width + filters], gate, y[:, width : width + filters], d_gate)
-            d_late, seen, d_seen = d_gate[late:], y[:, :width], d_y[:, :width]
-            early = slice(0, len(y) - late)
-            found.append((d_gate.t() @ seen, d_late.t() @ seen[early], d_gate.sum(dim=0)))
-            d_seen.addmm_(d_gate, now)
-            d_seen[early].addmm_(d_late, before)
-        by_kind = [each for kind in zip(*found[::-1], strict=True) for each in kind]
-        return d_y[:, :width].view(steps, rows, width), None, None, *by_kind
+        count, (steps, rows, width) = len(ctx.dilations), d_y.shape
+        y, *saved = ctx.saved_tensors
+        d_y, d_weights, d_biases = d_y.flatten(0, 1).clone(), [], []
+        layers = [*zip(ctx.dilations, saved[:count], saved[count:], strict=True)]
+        for dilation, weight, gate in reversed(layers):
+            late, filters = min(dilation, steps) * rows, len(weight) // 4
+            width -= filters
+            d_out = y.new_empty(len(y), 4 * filters)  # of W x_t and of V x_t
+            d_now, d_later = d_out.chunk(2, dim=-1)
+            _through_gate(d_y[:, width : width + filters], gate, d_now)
+            d_later[: len(y) - late], d_later[len(y) - late :] = d_now[late:], 0
+            d_weights.append(d_out.t() @ y[:, :width])
+            d_biases.append(d_now.sum(dim=0))
+            d_y[:, :width].addmm_(d_out, weight)
+        return d_y[:, :width].view(steps, rows, width), None, None, *d_weights[::-1], *d_biases[::-1]
 
 
-def _layers(dilations: list[int], weights: Any) -> list[tuple[Any, ...]]:
-    """Return dilation, W, V and b of each layer."""
-    count = len(dilations)
-    return [*zip(dilations, weights[:count], weights[count : 2 * count], weights[2 * count :], strict=True)]
-
-
-def _through_gate(d_z: Tensor, gate: Tensor, z: Tensor, out: Tensor) -> None:
+def _through_gate(d_z: Tensor, gate: Tensor, out: Tensor) -> None:
     """Write the gradients of f and g, [n, 2·filters], for that of z = tanh(f)·σ(g)."""
     (tanh, sigmoid), (d_f, d_g) = gate.chunk(2, dim=-1), out.chunk(2, dim=-1)
     d_zs = d_z * sigmoid
     torch.addcmul(d_zs, d_zs * tanh, tanh, value=-1, out=d_f)  # d_z σ(g) (1 − tanh²)
-    d_zz = d_z * z
+    d_zz = d_zs * tanh
     torch.addcmul(d_zz, d_zz, sigmoid, value=-1, out=d_g)  # d_z z (1 − σ)

@@ -67,7 +67,8 @@ def stepped(core: SNAILCore, trials: Seen, told: int | None = None) -> Tensor:
 def torchs_own(block: TemporalConvolutions, x: Tensor) -> Tensor:
     """Return what torch's dilated convolutions with the block's weights give, [T, B, features]."""
     y = x.permute(1, 2, 0)  # [B, features, T]
-    for dilation, now, before, bias in zip(block.dilations, block.now, block.before, block.bias, strict=True):
+    for dilation, weight, bias in zip(block.dilations, block.weight, block.bias, strict=True):
+        now, before = weight.chunk(2)
         kernel = torch.stack([before, now], dim=-1)
         f, g = functional.conv1d(functional.pad(y, (dilation, 0)), kernel, bias, dilation=dilation).chunk(
             2, 1
