@@ -30,7 +30,7 @@ class SNAILConfig(InputConfig):
         ["convolutions", "convolutions", "attention"],
         description="kinds of blocks from the input on; each adds its output to what the next one reads",
     )
-    span: Annotated[int, Field(ge=2, le=2**20)] = Field(
+    span: Annotated[int, Field(ge=2, le=2**16)] = Field(
         128,
         description="number of steps that a block of convolutions sees, usually those of a trial in "
         "training; the block has ⌈log₂ span⌉ layers, of dilations 1, 2, 4, ...",

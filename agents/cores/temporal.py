@@ -22,8 +22,8 @@ class TemporalConvolutions(nn.Module):
         f, g = W x_t + V x_{t−R} + b
         x_t ← [x_t, tanh(f)·σ(g)]
 
-    So the last layer's output depends on the last 2^L >= span steps. Features of layers are never copied
-    together: with time first, a convolution is two matrix products on rows of the same memory.
+    So the last layer's output depends on the last 2^L >= span steps. Of whole trials, all layers write into one
+    tensor: with time first, x_t and x_{t−R} are rows of the same memory, and nothing is copied together.
 
     Args:
         in_features: length of x_t.
@@ -33,7 +33,7 @@ class TemporalConvolutions(nn.Module):
 
     def __init__(self, in_features: int, filters: int, span: int) -> None:
         super().__init__()
-        self.dilations = [2**i for i in range(math.ceil(math.log2(span)))]
+        self.dilations = [2**i for i in range((span - 1).bit_length())]  # ⌈log₂ span⌉ of them
         widths = [in_features + i * filters for i in range(len(self.dilations))]
         self.weight = nn.ParameterList(_weight(4 * filters, width) for width in widths)  # W, then V
         self.bias = nn.ParameterList(torch.zeros(2 * filters) for _ in widths)
