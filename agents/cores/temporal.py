@@ -22,7 +22,7 @@ class TemporalConvolutions(nn.Module):
         f, g = W x_t + V x_{t−R} + b
         x_t ← [x_t, tanh(f)·σ(g)]
 
-    So the last layer's output depends on the last 2^L >= span steps. Of whole trials, all layers write into one
+    So the last output depends on the last 2^L >= span steps. Of whole trials, all layers write into one
     tensor: with time first, x_t and x_{t−R} are rows of the same memory, and nothing is copied together.
 
     Args:
