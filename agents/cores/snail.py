@@ -99,9 +99,9 @@ class SNAILCore(nn.Module):
     A trial may be longer than ``span``: attention still sees all of its steps, and a block of convolutions
     only the last 2^⌈log₂ span⌉. Time (``Seen.elapsed``) is 0 where the length of a trial is not known.
 
-    Memory while acting, in numbers for each trial: at most 2·filters·2^⌈log₂ span⌉ for a block of
-    convolutions, key_size + value_size per step for an attention. The work of a step is that of its matrix
-    products (two for each layer), and that of attention, which grows with the number of steps so far.
+    Memory while acting, in numbers for each trial: less than 2·filters·2^⌈log₂ span⌉ for a block of
+    convolutions, key_size + value_size per step for an attention. The work of a step is that of one matrix
+    product for each layer, and that of attention, which grows with the number of steps so far.
 
     Args:
         observation_space, action_space: of one environment.

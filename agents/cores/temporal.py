@@ -48,9 +48,9 @@ class TemporalConvolutions(nn.Module):
         following = []
         for dilation, kept, weight, bias in zip(self.dilations, past, self.weight, self.bias, strict=True):
             now, later = (x @ weight.t()).chunk(2, dim=-1)  # [B, 2·filters] each
-            full = len(kept) == dilation
+            full = len(kept) == dilation  # before that, x_{t−R} is 0
             f, g = (now + (kept[0] if full else bias)).chunk(2, dim=-1)
-            following.append((*kept[full:], later + bias))
+            following.append((*(kept[1:] if full else kept), later + bias))
             x = torch.cat([x, torch.tanh(f) * torch.sigmoid(g)], dim=-1)
         return x, tuple(following)
 
