@@ -67,6 +67,14 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
         "rl2meta.envs.mazes:KeyToDoor",
         "Mazes with a hidden key and a hidden door: the key pays 1 once, then reaching the door pays 1.",
     ),
+    "moving_bandits": Entry(
+        "rl2meta.envs.moving_bandits:MovingBandits",
+        "Walkers that see two points in a square, one of which pays 1 for each step that ends near it.",
+    ),
+    "four_rooms": Entry(
+        "rl2meta.envs.four_rooms:FourRooms",
+        "Four rooms with slippery floors and a hidden goal cell: a step that ends on the goal pays 1.",
+    ),
     "point_navigation": Entry(
         "rl2meta.envs.navigation:PointNavigation",
         "Points that start at (0, 0); the reward is minus the distance to a hidden goal "
