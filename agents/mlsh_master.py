@@ -15,6 +15,7 @@ from torch.nn import functional
 
 from rl2meta.agents.maml import by_row
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
+from rl2meta.learner_state import seeded
 from rl2meta.networks import Tanh, mlp, stacked
 from rl2meta.returns import clipped_surrogate, discounted_lengths, gae, masked_mean
 from rl2meta.trial import Trajectory
@@ -114,9 +115,7 @@ class MasterLoop:
 
     def __init__(self, in_features: int, config: MasterConfig) -> None:
         self.config = config
-        sizes = [in_features, *config.master_hidden_sizes]
-        last = nn.Linear(sizes[-1], config.num_sub_policies + 1)  # logits of the choices, and the value
-        self.network = nn.Sequential(mlp(in_features, sizes[1:], Tanh), last)
+        self.network = seeded(lambda: _network(in_features, config), 0)  # only its shapes are used
 
     def begin(self, num_tasks: int, generator: torch.Generator) -> Masters:
         """Return new masters with weights of their own, which choose every sub-policy equally often.
@@ -192,6 +191,13 @@ class MasterLoop:
         rows = Choices(*fields, advantage, (advantage + value) / remaining, alive)
         laid = Choices(*(by_row(field, lanes) for field in rows))
         return laid._replace(advantage=_compared(laid.advantage, laid.weight, lanes))
+
+
+def _network(in_features: int, config: MasterConfig) -> nn.Sequential:
+    """Return the layers of a master: the logits of its choices come first, the value last."""
+    sizes = config.master_hidden_sizes
+    last = nn.Linear(sizes[-1], config.num_sub_policies + 1)
+    return nn.Sequential(mlp(in_features, sizes, Tanh), last)
 
 
 def _summed(reward: Tensor, every: int) -> Tensor:
