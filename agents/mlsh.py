@@ -41,15 +41,13 @@ class MLSHConfig(MasterConfig):
 
     hidden_sizes: list[Count] = Field([64, 64], description="units in each hidden layer of a sub-policy")
     warm_up: Annotated[int, Field(ge=0, le=2**20)] = Field(
-        9,
+        3,
         description="number of phases at a trial's start in which only the masters learn; the sub-policies "
         "learn from the other phases, or from the last one if there are no others",
     )
-    learning_rate: Positive = Field(3e-3, description="Adam's step size of the sub-policies at the start")
-    final_learning_rate: NonNegative | None = Field(
-        None, description="Adam's step size at the end of training; null: no change"
-    )
-    entropy_coefficient: NonNegative = Field(0.01, description="weight of the entropy bonus at the start")
+    learning_rate: Positive = Field(8e-3, description="Adam's step size of the sub-policies at the start")
+    final_learning_rate: NonNegative = Field(0.0, description="Adam's step size at the end of training")
+    entropy_coefficient: NonNegative = Field(0.003, description="weight of the entropy bonus at the start")
     final_entropy_coefficient: NonNegative | None = Field(
         None, description="weight of the entropy bonus at the end of training; null: no change"
     )
@@ -58,14 +56,14 @@ class MLSHConfig(MasterConfig):
     gae_trace: Fraction = Field(0.98, description="λ of generalised advantage estimation")
     clip_range: Positive = Field(0.2, description="ε of PPO's clipped surrogate")
     epochs: Count = Field(4, description="number of passes over the steps of each batch of trials")
-    minibatches: Count = Field(4, description="number of minibatches in each pass")
+    minibatches: Count = Field(8, description="number of minibatches in each pass")
     max_gradient_norm: Positive = Field(0.5, description="longer gradients are scaled down to this")
     reward_unit: Positive = Field(1.0, description="the losses divide rewards by this")
     initial_deviation: Positive = Field(1.0, description="standard deviation of continuous actions at first")
     reward_signal: RewardSignal = Field(
-        "sampled",
-        description="reward in the sub-policies' loss: sampled, expected, regret (minus the regret) or auto; "
-        "masters always learn from what is sampled",
+        "auto",
+        description="reward in the sub-policies' loss: sampled, expected, or regret (minus the regret); auto: "
+        "the last of these that the family provides; masters always learn from what is sampled",
     )
 
 

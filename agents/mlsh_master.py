@@ -32,12 +32,12 @@ class MasterConfig(BaseModel):
     num_sub_policies: Count = Field(2, description="number K of sub-policies, which all tasks share")
     duration: Count = Field(10, description="steps for which a choice of the master holds, at most")
     episodes_per_phase: Count = Field(
-        2, description="number of parallel episodes in each phase of a trial; the master learns after a phase"
+        4, description="number of parallel episodes in each phase of a trial; the master learns after a phase"
     )
-    master_hidden_sizes: list[Count] = Field([64, 64], description="units in each hidden layer of a master")
+    master_hidden_sizes: list[Count] = Field([32], description="units in each hidden layer of a master")
     master_learning_rate: Positive = Field(1e-2, description="Adam's step size of the masters")
     master_epochs: Count = Field(10, description="gradient steps of a master after each phase, on all of it")
-    master_clip_range: Positive = Field(0.2, description="ε of the masters' clipped surrogate")
+    master_clip_range: Positive = Field(0.5, description="ε of the masters' clipped surrogate")
     master_value_coefficient: NonNegative = Field(0.5, description="weight of the masters' value loss")
     master_entropy_coefficient: NonNegative = Field(0.0, description="weight of the masters' entropy bonus")
     master_discount: Fraction = Field(0.99, description="discount γ of the masters, from choice to choice")
@@ -122,7 +122,7 @@ class MasterLoop:
 
         Weights are uniform in ±√(6 / (fan in + fan out)), those of the last layer and all biases 0.
         """
-        *hidden, last = (name for name, each in self.network.named_parameters() if each.dim() == 2)
+        *hidden, _last = (name for name, each in self.network.named_parameters() if each.dim() == 2)
         weights = {}
         for name, like in self.network.named_parameters():
             shape, bound = (num_tasks, *like.shape), (6 / sum(like.shape)) ** 0.5
@@ -203,13 +203,14 @@ def _network(in_features: int, config: MasterConfig) -> nn.Sequential:
 def _summed(reward: Tensor, every: int) -> Tensor:
     """Sum over blocks of ``every`` steps, [T, B] -> [⌈T / every⌉, B]."""
     missing = -len(reward) % every
-    return functional.pad(reward, (0, 0, 0, missing)).unflatten(0, (-1, every)).sum(dim=1)
+    blocks = functional.pad(reward, (0, 0, 0, missing)).reshape(-1, every, reward.shape[1])
+    return blocks.sum(dim=1)
 
 
 def _compared(advantage: Tensor, weight: Tensor, lanes: int) -> Tensor:
-    """Centre advantages [N, lanes × choices] over the lanes, if there are several, and divide by their size."""
+    """Centre advantages [N, lanes × choices] over the lanes, if there are several; divide by their size."""
     if lanes > 1:
-        laned, alive = (x.unflatten(1, (lanes, -1)) for x in (advantage, weight))  # [N, lanes, choices]
+        laned, alive = (x.reshape(len(x), lanes, -1) for x in (advantage, weight))  # [N, lanes, choices]
         mean = (laned * alive).sum(dim=1, keepdim=True) / alive.sum(dim=1, keepdim=True).clamp(min=1)
         advantage = ((laned - mean) * alive).flatten(1)
     size = masked_mean(advantage.square(), weight, dim=(1,)).sqrt()  # [N, 1]
