@@ -62,8 +62,8 @@ class MLSHConfig(MasterConfig):
     initial_deviation: Positive = Field(1.0, description="standard deviation of continuous actions at first")
     reward_signal: RewardSignal = Field(
         "auto",
-        description="reward in the sub-policies' loss: sampled, expected, or regret (minus the regret); auto: "
-        "the last of these that the family provides; masters always learn from what is sampled",
+        description="reward in the sub-policies' loss: sampled, expected, or regret (minus the regret); "
+        "auto: the last of these that the family provides; masters always learn from what is sampled",
     )
 
 
