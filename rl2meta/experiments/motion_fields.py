@@ -100,7 +100,8 @@ def draw(run: Run, path: str | Path, num_tasks: int = 3, seed: int = 0) -> None:
         "Where each sub-policy goes", "Arrows: the mean move at each place. Dots: the points.", network.num
     )
     grid = figure.subplots(network.num, num_tasks, squeeze=False)
-    figure.subplots_adjust(top=1 - 0.85 / figure.get_figheight(), hspace=0.12, wspace=0.05)
+    top = 1 - 0.85 / figure.get_figheight()
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.02, top=top, hspace=0.05, wspace=0.05)
     for k, row in enumerate(grid):
         row[0].set_ylabel(f"sub-policy {k}", color=TRAINED[k % len(TRAINED)], weight="bold")
         for axes, points in zip(row, tasks.parameters["points"], strict=True):
