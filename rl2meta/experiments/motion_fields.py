@@ -8,7 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from rl2meta.agents.mlsh import MLSHAgent, SubPolicies
+from rl2meta.agents.mlsh import MLSHAgent
+from rl2meta.agents.sub_policies import SubPolicies
 from rl2meta.colours import TRAINED
 from rl2meta.drawing import INK, save, titled_figure
 from rl2meta.envs.moving_bandits import MovingBandits
