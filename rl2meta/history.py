@@ -43,8 +43,8 @@ class EpisodeRecord:
         lengths = [len(self.observations) - 1, *(len(each) for each in others if each is not None)]
         if set(lengths) != {steps}:
             raise ValueError(
-                f"expected {steps + 1} observations, and rewards and truth of {steps} steps, as there are {steps} "
-                f"actions; got {[lengths[0] + 1, *lengths[1:]]}"
+                f"expected {steps + 1} observations, and rewards and truth of {steps} steps, for {steps} actions; "
+                f"got {[lengths[0] + 1, *lengths[1:]]}"
             )
 
     @property
@@ -191,7 +191,8 @@ def _join(parts: Sequence[_Steps]) -> _Steps:
     """Return several parts one after another."""
     before, action, reward, after, last, truths = zip(*parts, strict=True)
     truth = {name: np.concatenate([each[name] for each in truths]) for name in truths[0]}
-    return _Steps(*(np.concatenate(each) for each in (before, action, reward, after, last)), truth)
+    of = np.concatenate
+    return _Steps(of(before), of(action), of(reward), of(after), of(last), truth)
 
 
 def _episodes(steps: _Steps, number: int, broken_off: Sequence[int]) -> tuple[EpisodeRecord, ...]:
@@ -266,8 +267,11 @@ def _stacked(steps: Sequence[_Steps], row: int) -> _Steps:
     """Return the column ``row`` of steps [B, ...], [t, ...]."""
     before, action, reward, after, last, truths = zip(*steps, strict=True)
     truth = {name: np.stack([each[name][row] for each in truths]) for name in truths[0]}
-    columns = (np.stack([each[row] for each in part]) for part in (before, action, reward, after, last))
-    return _Steps(*columns, truth)
+
+    def of(field: Sequence[Array]) -> Array:
+        return np.stack([each[row] for each in field])  # [t, ...]
+
+    return _Steps(of(before), of(action), of(reward), of(after), of(last), truth)
 
 
 def _copy(values: Any) -> Array:
