@@ -188,3 +188,39 @@ def parameter(tasks: Tasks, name: str, row: int) -> NDArray[Any]:
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks with {name!r}, got {type(tasks).__name__}")
     return np.asarray(tasks.parameters[name][row].cpu().numpy())
+
+
+def arrows(
+    panel: Panel, start: Numbers, end: Numbers, widths: Numbers, gap: float, bend: float, **look: Any
+) -> None:
+    """Draw bent arrows from circle to circle; an arrow and the one back bend to different sides.
+
+    Args:
+        panel: with the same unit along both axes.
+        start: the middles of the first circles, [n, 2].
+        end: the middles of the second circles, [n, 2].
+        widths: in points, [n].
+        gap: from the middle of a circle to its arrows.
+        bend: how far the middle of an arrow is from the straight line, as a share of its length.
+        look: ``colors`` of all, or of each.
+    """
+    start, end, widths = np.asarray(start, float), np.asarray(end, float), np.asarray(widths, float)
+    along = end - start
+    aside = bend * np.stack([-along[:, 1], along[:, 0]], axis=1)
+    middle = start + along / 2 + 2 * aside  # of a parabola that passes at half of this height
+    start, end = _towards(start, middle, gap), _towards(end, middle, gap)
+    share = np.linspace(0, 1, 20)[:, None, None]
+    curves = (1 - share) ** 2 * start + 2 * share * (1 - share) * middle + share**2 * end  # [20, n, 2]
+    panel.lines(curves.swapaxes(0, 1), linewidths=widths, **look)
+    unit = _towards(end, middle, 1.0) - end  # from the tip backward, of length 1
+    across = np.stack([-unit[:, 1], unit[:, 0]], axis=1)
+    size = (0.3 * gap + 0.045 * gap * widths)[:, None]
+    tips = np.stack([end, end + size * (2 * unit + across), end + size * (2 * unit - across)], axis=1)
+    panel.shapes(tips, facecolors=look["colors"], antialiased=True)
+
+
+def _towards(place: NDArray[Any], other: NDArray[Any], distance: float) -> NDArray[Any]:
+    """Return the places at a distance from ``place``, on the way to ``other``."""
+    way = other - place
+    moved: NDArray[Any] = place + distance * way / np.linalg.norm(way, axis=1, keepdims=True).clip(1e-9)
+    return moved

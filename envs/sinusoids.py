@@ -161,7 +161,8 @@ def _draw(law: Sinusoids, figure: "Figure", tasks: Tasks, row: int, history: His
     if not history.current.ended:
         now = float(history.observation.item())
         panel.line([now, now], [-top, top], color=pictures.NOW, lw=1.2, ls=":")
-        panel.words(now, top, "what is y here?", va="bottom", color=pictures.NOW)
+        side = "left" if now < (law.x_low + law.x_high) / 2 else "right"
+        panel.words(now, top, "what is y here?", ha=side, va="bottom", color=pictures.NOW)
     panel.ruled("y", pictures.whole_numbers(law.x_low, law.x_high), "x")
     entries = [
         ("curve (hidden)", {"color": pictures.FAINT, "lw": 2}),
