@@ -233,8 +233,8 @@ class _Window:
         if self._figure.canvas.required_interactive_framework is None:
             pyplot.close(self._figure)
             raise UserError(
-                "render_mode='human': expected a toolkit for windows, got matplotlib's backend "
-                f"{pyplot.get_backend()}; install one (python3-tk, or pip install PyQt6), or use "
+                "render_mode='human': expected a toolkit for windows and a display that it can open, got "
+                f"matplotlib's backend {pyplot.get_backend()}; install one (python3-tk, or pip install PyQt6), or use "
                 "render_mode='rgb_array'"
             )
         if self._figure.canvas.manager is not None:

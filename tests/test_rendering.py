@@ -1,7 +1,9 @@
 """What happened, as environments and trajectories tell it, and what render modes make of it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -194,7 +196,9 @@ def test_wrong_modes_and_rows_are_explained(monkeypatch: pytest.MonkeyPatch) -> 
     matplotlib.use("agg")
     assert modes_of(DarkRooms())[0] == "human"
     env = TaskEnv(DarkRooms(), "human")
-    with pytest.raises(UserError, match="expected a toolkit for windows, got matplotlib's backend agg"):
+    with pytest.raises(
+        UserError, match="expected a toolkit for windows and .*, got matplotlib's backend agg"
+    ):
         env.reset(seed=0)
 
 
@@ -250,3 +254,44 @@ def test_record_video_records(tmp_path: Path) -> None:
     film.close()
     (video,) = (tmp_path / "films").glob("*.mp4")
     assert video.stat().st_size > 1000
+
+
+def test_a_window_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a toolkit for windows that only this test has."""
+    import matplotlib
+    from matplotlib.backend_bases import FigureManagerBase
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown: list[Any] = []
+
+    class Manager(FigureManagerBase):
+        def show(self) -> None: ...
+
+    class Canvas(FigureCanvasAgg):
+        required_interactive_framework = "headless"
+        manager_class = Manager
+
+        def start_event_loop(self, timeout: float = 0) -> None:
+            self.draw()
+            shown.append((timeout, np.asarray(self.buffer_rgba())[..., :3].copy()))
+
+    toolkit = ModuleType("toolkit_of_a_test")
+    toolkit.__dict__.update(FigureCanvas=Canvas, FigureManager=Manager)
+    monkeypatch.setitem(sys.modules, toolkit.__name__, toolkit)
+    monkeypatch.setattr(rendering, "has_display", lambda: True)
+    matplotlib.use(f"module://{toolkit.__name__}")
+    try:
+        window, array = (TaskEnv(DarkRooms(), mode) for mode in ("human", "rgb_array"))
+        for env in (window, array):
+            env.reset(seed=0)
+        for action in (1, 4):
+            window.step(action), array.step(action)
+            assert np.array_equal(shown[-1][1], array.render())
+        assert len(shown) == 3 and {timeout for timeout, _ in shown} == {1 / rendering.FPS}
+        window.close()
+        window.close()
+        window.step(1)  # begins a new window
+        assert len(shown) == 4
+        window.close()
+    finally:
+        matplotlib.use("agg")
