@@ -17,10 +17,12 @@ from rl2meta.agents.references.anything import UniformAgent
 from rl2meta.envs.batched import TaskEnv, TensorVectorEnv
 from rl2meta.envs.gym_tasks import GymnasiumTasks
 from rl2meta.envs.mazes import DarkRooms
+from rl2meta.envs.navigation import PointNavigation
 from rl2meta.errors import UserError
 from rl2meta.history import EpisodeRecord, History, history_at
 from rl2meta.interop import TrialEnv
 from rl2meta.rendering import Screen, frame, modes_of
+from rl2meta.revealed import Revealed
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.workers.family import make_shown
@@ -197,7 +199,7 @@ def test_wrong_modes_and_rows_are_explained(monkeypatch: pytest.MonkeyPatch) -> 
     assert modes_of(DarkRooms())[0] == "human"
     env = TaskEnv(DarkRooms(), "human")
     with pytest.raises(
-        UserError, match="expected a toolkit for windows and .*, got matplotlib's backend agg"
+        UserError, match=r"expected a toolkit for windows and .*, got matplotlib's backend agg"
     ):
         env.reset(seed=0)
 
@@ -219,6 +221,18 @@ def test_frames_do_not_depend_on_the_users_settings_and_leave_none() -> None:
         frame(law, tasks, 2, history)
     with pytest.raises(UserError, match="expected a law with a method draw"):
         frame(Silent(), tasks, 0, history)  # type: ignore[arg-type]
+
+
+def test_a_revealed_task_looks_like_the_hidden_one() -> None:
+    """Of Discrete and of Box observations, with the same luck and actions."""
+    for law in (DarkRooms(horizon=3), PointNavigation(horizon=3)):
+        tasks = sample_tasks(law, 2, 0, "test")
+        pictures = []
+        for shown in (law, Revealed(law)):
+            trial = RolloutWorker(shown).run(UniformAgent(law.action_space), tasks, 2, 0)
+            pictures.append(frame(shown, tasks, 1, history_at(trial.phases, 1, 5), (200, 150)))
+        assert np.array_equal(*pictures) and modes_of(Revealed(law)) == modes_of(law)
+    assert not rendering.can_draw(Revealed(Silent()))  # type: ignore[arg-type]
 
 
 def test_a_trial_environment_renders_the_inner_one() -> None:
