@@ -254,8 +254,8 @@ class _Window:
             pyplot.close(self._figure)
             raise UserError(
                 "render_mode='human': expected a toolkit for windows and a display that it can open, got "
-                f"matplotlib's backend {pyplot.get_backend()}; install one (python3-tk, pip install PyQt6) or "
-                "use render_mode='rgb_array'"
+                f"matplotlib's backend {pyplot.get_backend()}; install python3-tk or PyQt6, or use "
+                "render_mode='rgb_array'"
             )
         if self._figure.canvas.manager is not None:
             self._figure.canvas.manager.set_window_title(title)
