@@ -77,6 +77,7 @@ def plot(
     if not given:
         raise UserError("DIR: expected at least one run or group, got none")
     folders = [_folder_of(each) for each in given]
+    _refuse_twice(folders)
     target, owner = _target(folders, out)
     replaces = _refuse_another_file(target)
     sources = [Source(name, _members(each, trust)) for name, each in zip(_names(folders), given, strict=True)]
@@ -172,6 +173,12 @@ def _folder_of(given: Drawn) -> Path | None:
     return Path(given) if isinstance(given, str | Path) else given.path
 
 
+def _refuse_twice(folders: Sequence[Path | None]) -> None:
+    known = [folder.resolve() for folder in folders if folder is not None]
+    if twice := next((each for each in known if known.count(each) > 1), None):
+        raise UserError(f"DIR: expected different runs or groups, got {twice} twice; give it once")
+
+
 def _names(folders: Sequence[Path | None]) -> list[str]:
     """Return the names of the folders, with as many parents as tell them apart."""
     parts = [
@@ -210,6 +217,8 @@ def _refuse_another_file(path: Path) -> bool:
     """Refuse to write over a file that is not a figure of learning curves; return whether one is there."""
     with reading(path):
         if not path.exists():
+            if path.suffix.lower() != ".png":
+                raise UserError(f"--out: expected a file that ends in .png, got {path}; choose another name")
             return False
         begin = b"" if path.is_dir() else read_file(path)[:_CHUNKS]
     if MADE_BY.encode() not in begin:
