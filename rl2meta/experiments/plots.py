@@ -30,6 +30,7 @@ from rl2meta.experiments.learning_curves import (
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder, has_run
+from rl2meta.experiments.zoo import located, results_of, zoo_name
 from rl2meta.files import read_file, reading, writing
 from rl2meta.learning_plot import MADE_BY, LearningCurve, LearningPicture, plot_learning_curves
 
@@ -61,6 +62,7 @@ def plot(
         of: ``regret`` or ``return``; None: the regret where all runs know it.
         out: the PNG file; None: ``learning.png`` in the folder of the run or group, or
             ``plot-NAME1-NAME2.png`` beside the first of several; a temporary file for a run without a folder.
+            Of a zoo agent, it is in the current folder.
         trust: modules that run folders from elsewhere may import.
         say: called with one line of text if an earlier figure is replaced.
 
@@ -170,7 +172,7 @@ def _runs_of_group(folder: Path) -> list[Path]:
 
 
 def _folder_of(given: Drawn) -> Path | None:
-    return Path(given) if isinstance(given, str | Path) else given.path
+    return located(given) if isinstance(given, str | Path) else given.path
 
 
 def _refuse_twice(folders: Sequence[Path | None]) -> None:
@@ -208,9 +210,10 @@ def _target(folders: Sequence[Path | None], out: str | Path | None) -> tuple[Pat
         temporary = _Temporary()
         return temporary.path / "learning.png", temporary
     if len(folders) == 1:
-        return first / "learning.png", None
+        return results_of(first, "learning.png"), None
     names = ["run" if folder is None else folder_name(folder) for folder in folders]
-    return first.parent / f"{'-'.join(['plot', *names])[:120]}.png", None
+    beside = first.parent if zoo_name(first) is None else Path()
+    return beside / f"{'-'.join(['plot', *names])[:120]}.png", None
 
 
 def _refuse_another_file(path: Path) -> bool:
