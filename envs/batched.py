@@ -1,8 +1,7 @@
-"""Batched environments from dynamics over tensors, and the single Gymnasium environment around them."""
+"""Batched environments from dynamics over tensors; single.py has the Gymnasium environment around them."""
 
 from collections.abc import Mapping
-from importlib import import_module
-from typing import Any, NamedTuple, Protocol, cast
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -11,8 +10,12 @@ from gymnasium.vector import AutoresetMode, VectorEnv
 from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
-from rl2meta.counted import ACTION_MASK
+from rl2meta.envs.single import TaskEnv as TaskEnv
+from rl2meta.envs.single import make_env as make_env
+from rl2meta.envs.single import make_vec_env as make_vec_env
+from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
+from rl2meta.rendering import FPS, MODES, Screen, modes_of
 from rl2meta.tasks import TaskDistribution, TensorTasks, refuse_other_shapes
 
 
@@ -73,7 +76,11 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         device: the device of all tensors.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": list(MODES[1:]),
+        "render_fps": FPS,
+    }
     finished = False  # unknown: to find out, the GPU would have to send data back
 
     def __init__(
@@ -92,6 +99,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         self._distribution = distribution
         self._horizon = distribution.horizon
         self._dynamics = dynamics
+        self.screen: Screen | None = None
         self._generator: torch.Generator | None = None
         self._prepared: TensorTasks
         self._state: Tensor
@@ -112,7 +120,10 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         source = self._ready(tasks, (options or {}).get("episodes_before"))
         self._state = self._dynamics.begin(self._prepared, self._episode, source)
         self._elapsed = torch.zeros_like(self._episode)
-        return self._dynamics.observe(self._state), {}
+        observation = self._dynamics.observe(self._state)
+        if self.screen is not None:
+            self.screen.begin(observation, self.tasks, new_trial=tasks is not None)
+        return observation, {}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Take one step in every environment; ended episodes restart in the same step on the same task."""
@@ -120,8 +131,24 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
         truncated = self._restart(end, source)
-        info = {"final_obs": self._dynamics.observe(end.state), **end.truth}
-        return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
+        observation, final = self._dynamics.observe(self._state), self._dynamics.observe(end.state)
+        if self.screen is not None:
+            last = end.terminated | truncated
+            self.screen.step(actions, end.reward, last, final, observation, end.truth)
+        return observation, end.reward, end.terminated, truncated, {"final_obs": final, **end.truth}
+
+    def render(self) -> tuple[Any, ...]:
+        """Return a frame or a text of each of the rows that ``screen`` shows: of all by default.
+
+        Where an episode has ended, the first observation of the next one is shown.
+
+        Raises:
+            UserError: without a render mode.
+        """
+        if self.screen is None:
+            modes = " or ".join(f"render_mode={mode!r}" for mode in modes_of(self._distribution)[-2:])
+            raise UserError(f"expected a render mode, got None; use gym.make_vec(..., {modes})")
+        return tuple(self.screen.show(row, self.screen.history(row)) for row in self.screen.rows)
 
     def _restart(self, end: Transition, source: torch.Generator) -> Tensor:
         """Begin a new episode where one ended; return where the episode was truncated, bool [B]."""
@@ -185,82 +212,6 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
                 f"options['tasks']: expected parameters {self._expected} per task, got {_layout(tasks)}"
             )
         return tasks
-
-
-class TaskEnv(gym.Env[Any, Any]):
-    """One environment over NumPy arrays, which ``gym.make`` returns; inside is a batch of one.
-
-    ``reset(options={"tasks": tasks})`` sets the task, ``reset(seed=...)`` draws one, ``reset()`` keeps it.
-    """
-
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
-
-    def __init__(self, distribution: TaskDistribution) -> None:
-        self.distribution = distribution
-        self.observation_space = distribution.observation_space
-        self.action_space = distribution.action_space
-        self._batch = distribution.make_envs(1, torch.device("cpu"))
-        self._seeded = False
-        self._ended = True
-        self._info: dict[str, Any] = {}  # of the last step or reset of the batch
-        self._restarted: Tensor | None = None  # after an episode's end: first observation of the next one
-
-    def reset(
-        self, *, seed: int | None = None, options: dict[str, Any] | None = None
-    ) -> tuple[Any, dict[str, Any]]:
-        """Start an episode."""
-        super().reset(seed=seed)
-        inner = None
-        if seed is not None or not self._seeded:
-            inner = int(self.np_random.integers(2**62))
-            self._seeded = True
-        if self._restarted is None or inner is not None or options:
-            self._restarted, self._info = self._batch.reset(seed=inner, options=options)
-        observation, self._restarted = self._single(self._restarted), None
-        self._ended = False
-        return observation, _known({name: self._info[name] for name in self._info.keys() & {ACTION_MASK}})
-
-    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
-        """Take one step; after the end of an episode call ``reset``."""
-        if not self.action_space.contains(action):
-            raise ValueError(f"expected an action in {self.action_space}, got {action!r}")
-        if self._ended:
-            raise gym.error.ResetNeeded("expected reset() after the episode's end, got step(); call reset()")
-        actions = torch.as_tensor(np.asarray(action, dtype=self.action_space.dtype)).unsqueeze(0)  # [1, ...]
-        restarted, reward, terminated, truncated, info = self._batch.step(actions)
-        observation = self._single(info.pop("final_obs"))
-        self._info = info
-        self._ended = bool(terminated | truncated)
-        self._restarted = restarted if self._ended else None
-        return observation, reward.item(), bool(terminated), bool(truncated), _known(info)
-
-    def close(self) -> None:
-        """Close the batch of one."""
-        self._batch.close()
-
-    def _single(self, batch: Tensor) -> Any:
-        observation = batch[0].numpy().astype(self.observation_space.dtype)
-        return observation if observation.ndim else observation[()]
-
-
-def _known(info: Mapping[str, Tensor]) -> dict[str, Any]:
-    """Return the info of a batch of one without tensors; its arrays are copies, as tensors may be tables."""
-    return {name: x[0].numpy().copy() if x.dim() > 1 else x.item() for name, x in info.items()}
-
-
-def make_env(family: str, **arguments: Any) -> TaskEnv:
-    """Return a single environment of the family ``module:Class`` (Gymnasium's ``entry_point``)."""
-    return TaskEnv(_family(family, arguments))
-
-
-def make_vec_env(num_envs: int, family: str, device: str = "cpu", **arguments: Any) -> Any:
-    """Return a batched environment of the family ``module:Class`` (``vector_entry_point``)."""
-    return _family(family, arguments).make_envs(num_envs, torch.device(device))
-
-
-def _family(target: str, arguments: dict[str, Any]) -> TaskDistribution:
-    module, name = target.split(":")
-    return cast(TaskDistribution, getattr(import_module(module), name)(**arguments))
 
 
 def _layout(tasks: Any) -> dict[str, tuple[list[int], torch.dtype]]:
