@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
+from rl2meta.beliefs import Probabilities, Told
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
@@ -76,6 +77,14 @@ class PosteriorSampling:
             towards=self.distances[self.next_cell].argmin(dim=1).to(device),  # over the actions
             generator=generator,
         )
+
+    def act_and_tell(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief, Told]:
+        """Do what ``act`` does; tell where each goal may be. Possible cells are equally likely."""
+        choice, known = self.act(carry, step)
+        chance = known.possible / known.possible.sum(dim=2, keepdim=True)  # [B, m, n]
+        names = ["goal"] if self.num_goals == 1 else [f"goal {i + 1}" for i in range(self.num_goals)]
+        cells = zip(names, chance.unbind(dim=1), strict=True)
+        return choice, known, {f"cell of the {name}": Probabilities(each, "cell") for name, each in cells}
 
     def act(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief]:
         """Learn from the last reward, draw goals where necessary, and walk towards the next one."""
