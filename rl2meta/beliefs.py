@@ -7,7 +7,6 @@ them knows these kinds and no agent. Nothing of this happens in training: only a
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, TypeVar, runtime_checkable
 
-import torch
 from torch import Tensor
 
 from rl2meta.networks import ActionDistribution, Categorical, Categoricals, Gaussian
@@ -109,10 +108,12 @@ def policy_told(policy: ActionDistribution) -> dict[str, Belief]:
     return {}
 
 
-def row_of(belief: Belief, row: int) -> dict[str, Any]:
-    """Return a row of a belief as data for JSON: its kind, the fields that are constant, and the numbers."""
-    kind = {"kind": type(belief).__name__.lower()}
-    return kind | {
-        name: torch.as_tensor(field[row]).tolist() if isinstance(field, Tensor) else field
-        for name, field in belief._asdict().items()
-    }
+def constants(belief: Belief) -> dict[str, Any]:
+    """Return the kind of a belief and what stays the same at every step, as data for JSON."""
+    fields = {name: each for name, each in belief._asdict().items() if not isinstance(each, Tensor)}
+    return {"kind": type(belief).__name__.lower(), **fields}
+
+
+def numbers(belief: Belief, row: int) -> list[Any]:
+    """Return a row of the fields that change with the steps, in the order of the kind's attributes."""
+    return [each[row].tolist() for each in belief if isinstance(each, Tensor)]

@@ -34,6 +34,7 @@ MAY_IMPORT = {
 }
 AGENTS_MAY = {
     "adam",
+    "beliefs",
     "errors",
     "models",
     "predictions",
@@ -233,6 +234,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         for module, path in SOURCES.items()
     }
     want |= {f"rl2meta/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    want |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rl2meta" / "experiments").glob("*.html")}
     assert names == want | {"rl2meta/py.typed", "rl2meta/__init__.pyi"}
 
 
