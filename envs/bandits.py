@@ -4,18 +4,24 @@ A pull ends its episode by termination, so a trial of n episodes is a bandit wit
 is the constant 0: only past actions and rewards tell the agent about the task.
 """
 
-from typing import Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
 
 import gymnasium as gym
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.bayes_optimal import bayes_optimal_bernoulli
+from rl2meta.history import History
 from rl2meta.models import BernoulliArms, GaussianArms
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 NumArms = Annotated[int, Field(ge=2, le=10**6, description="number of arms of each bandit")]
@@ -80,6 +86,14 @@ class BernoulliBandits:
         """Return the exact value of the best strategy over ``num_episodes`` pulls; None if intractable."""
         return bayes_optimal_bernoulli(self.num_arms, num_episodes, self.low, self.high)
 
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the arms; see ``draw_arms``."""
+        draw_arms(figure, tasks, row, history, f"Bandit with {self.num_arms} arms", (0, 1.05))
+
+    def describe(self, tasks: Tasks, row: int, history: History) -> str:
+        """Return a table of the arms."""
+        return describe_arms(tasks, row, history, f"Bandit with {self.num_arms} arms")
+
 
 @dataclass(frozen=True, config=_STRICT)
 class GaussianBandits:
@@ -132,6 +146,16 @@ class GaussianBandits:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the posterior means are real numbers, so there is no table to solve exactly."""
         return None
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the arms; see ``draw_arms``."""
+        means = arm_means(tasks)[row]
+        limits = min(float(means.min()), 0.0) - 1.5, max(float(means.max()), 0.0) + 1.5
+        draw_arms(figure, tasks, row, history, f"Gaussian bandit with {self.num_arms} arms", limits)
+
+    def describe(self, tasks: Tasks, row: int, history: History) -> str:
+        """Return a table of the arms."""
+        return describe_arms(tasks, row, history, f"Gaussian bandit with {self.num_arms} arms")
 
 
 class Pulls:
@@ -193,3 +217,67 @@ def arm_means(tasks: Tasks) -> Tensor:
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks with 'means', got {type(tasks).__name__}")
     return tasks.parameters["means"]
+
+
+def draw_arms(
+    figure: "Figure", tasks: Tasks, row: int, history: History, title: str, limits: tuple[float, float]
+) -> None:
+    """Draw the mean of the rewards of each arm beside its true mean, and below how often it was pulled."""
+    from rl2meta.envs import pictures
+
+    means = pictures.parameter(tasks, "means", row)  # [num_arms]
+    pulls, averages = _pulls(history, len(means))
+    arms, pulled = np.arange(len(means)), pulls > 0
+    pictures.heading(figure, title, f"{_count(history.num_steps, 'pull')} · {pictures.sums(history)}")
+    colours = np.where(
+        arms == (history.actions[-1] if history.num_steps else -1), pictures.NOW, pictures.SEEN
+    )
+    x, shown = (
+        (-0.6, len(means) - 0.4),
+        arms if len(means) <= 20 else pictures.whole_numbers(0, len(means) - 1),
+    )
+    floor = min(max(limits[0], 0.0), limits[1])
+    upper = pictures.Panel(figure, (0.085, 0.365, 0.885, 0.4), x, limits)
+    upper.bars(arms[pulled], averages[pulled], floor, facecolors=colours[pulled])
+    upper.lines(
+        [[(arm - 0.43, mean), (arm + 0.43, mean)] for arm, mean in enumerate(means)], color=pictures.INK
+    )
+    upper.ruled("reward", ())
+    lower = pictures.Panel(figure, (0.085, 0.115, 0.885, 0.16), x, (0, max(4, 1.25 * pulls.max())))
+    lower.bars(arms, pulls, facecolors=colours)
+    lower.ruled("pulls", shown, "arm", steps=3)
+    if len(means) <= 20:
+        for arm, number in enumerate(pulls):
+            lower.words(arm, number, str(number), va="bottom")
+    block = {"marker": "s", "ms": 8}
+    entries = [
+        ("mean of the rewards", {**block, "color": pictures.SEEN}),
+        ("pulled last", {**block, "color": pictures.NOW}),
+        ("true mean", {"color": pictures.INK, "lw": 2.2}),
+    ]
+    pictures.key(figure, (0.345, 0.815), entries, row=True)
+
+
+def describe_arms(tasks: Tasks, row: int, history: History, title: str) -> str:
+    """Return a table of the arms: true mean, pulls, and the mean of the rewards."""
+    means = arm_means(tasks)[row].tolist()
+    pulls, averages = _pulls(history, len(means))
+    lines = [title, f"{_count(history.num_steps, 'pull')}, reward {history.rewards.sum():.1f}"]
+    lines += [f"{'arm':>4}{'true mean':>11}{'pulls':>7}{'mean reward':>13}"]
+    rows = zip(means, pulls, averages, strict=True)
+    lines += [
+        f"{arm:>4}{mean:>11.2f}{number:>7}{'' if not number else f'{average:.2f}':>13}"
+        for arm, (mean, number, average) in enumerate(rows)
+    ]
+    return "\n".join(lines)
+
+
+def _pulls(history: History, num_arms: int) -> tuple[NDArray[np.int64], NDArray[np.float64]]:
+    """Return how often each arm was pulled and the mean of its rewards, NaN without a pull, [num_arms]."""
+    pulls = history.counts(num_arms)
+    paid = np.bincount(history.actions.astype(np.int64), weights=history.rewards, minlength=num_arms)
+    return pulls, np.divide(paid, pulls, out=np.full(num_arms, np.nan), where=pulls > 0)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}{'' if number == 1 else 's'}"

@@ -1,8 +1,7 @@
 """Batched environments from dynamics over tensors, and the single Gymnasium environment around them."""
 
-from collections.abc import Mapping
-from importlib import import_module
-from typing import Any, NamedTuple, Protocol, cast
+from collections.abc import Mapping, Sequence
+from typing import Any, NamedTuple, Protocol
 
 import gymnasium as gym
 import numpy as np
@@ -12,7 +11,10 @@ from gymnasium.vector.utils import batch_space
 from torch import Tensor
 
 from rl2meta.counted import ACTION_MASK
+from rl2meta.envs.arguments import built
+from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
+from rl2meta.rendering import FPS, MODES, Screen, modes_of
 from rl2meta.tasks import TaskDistribution, TensorTasks, refuse_other_shapes
 
 
@@ -73,7 +75,11 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         device: the device of all tensors.
     """
 
-    metadata: dict[str, Any] = {"autoreset_mode": AutoresetMode.SAME_STEP, "render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {  # noqa: RUF012
+        "autoreset_mode": AutoresetMode.SAME_STEP,
+        "render_modes": list(MODES[1:]),
+        "render_fps": FPS,
+    }
     finished = False  # unknown: to find out, the GPU would have to send data back
 
     def __init__(
@@ -92,6 +98,7 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         self._distribution = distribution
         self._horizon = distribution.horizon
         self._dynamics = dynamics
+        self.screen: Screen | None = None
         self._generator: torch.Generator | None = None
         self._prepared: TensorTasks
         self._state: Tensor
@@ -112,7 +119,10 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         source = self._ready(tasks, (options or {}).get("episodes_before"))
         self._state = self._dynamics.begin(self._prepared, self._episode, source)
         self._elapsed = torch.zeros_like(self._episode)
-        return self._dynamics.observe(self._state), {}
+        observation = self._dynamics.observe(self._state)
+        if self.screen is not None:
+            self.screen.begin(observation, self.tasks, new_trial=tasks is not None)
+        return observation, {}
 
     def step(self, actions: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor, dict[str, Any]]:
         """Take one step in every environment; ended episodes restart in the same step on the same task."""
@@ -120,8 +130,39 @@ class TensorVectorEnv(VectorEnv[Any, Any, Any]):
         actions = self._possible(torch.as_tensor(actions, device=self.device))
         end = self._dynamics.step(self._prepared, self._state, actions, source)
         truncated = self._restart(end, source)
-        info = {"final_obs": self._dynamics.observe(end.state), **end.truth}
-        return self._dynamics.observe(self._state), end.reward, end.terminated, truncated, info
+        observation, final = self._dynamics.observe(self._state), self._dynamics.observe(end.state)
+        if self.screen is not None:
+            last = end.terminated | truncated
+            self.screen.step(actions, end.reward, last, final, observation, end.truth)
+        return observation, end.reward, end.terminated, truncated, {"final_obs": final, **end.truth}
+
+    def keep(self, mode: str, rows: Sequence[int] | None = None) -> None:
+        """Keep from the next reset on what happens, and let ``render`` show it.
+
+        Args:
+            mode: "rgb_array" or "ansi".
+            rows: the environments to show; None for all.
+
+        Raises:
+            UserError: for a mode that the family does not have, and for rows that there are not.
+        """
+        rows = range(self.num_envs) if rows is None else rows
+        if any(not 0 <= row < self.num_envs for row in rows):
+            raise UserError(f"render_rows: expected rows 0 … {self.num_envs - 1}, got {list(rows)}")
+        self.screen, self.render_mode = Screen(self._distribution, mode, rows), mode
+
+    def render(self) -> tuple[Any, ...]:
+        """Return a frame or a text of each of the rows that ``keep`` named; of all by default.
+
+        Where an episode has ended, the first observation of the next one is shown.
+
+        Raises:
+            UserError: without a render mode.
+        """
+        if self.screen is None:
+            modes = " or ".join(f"render_mode={mode!r}" for mode in modes_of(self._distribution)[-2:])
+            raise UserError(f"expected a render mode, got None; use gym.make_vec(..., {modes})")
+        return tuple(self.screen.show(row, self.screen.history(row)) for row in self.screen.rows)
 
     def _restart(self, end: Transition, source: torch.Generator) -> Tensor:
         """Begin a new episode where one ended; return where the episode was truncated, bool [B]."""
@@ -191,15 +232,27 @@ class TaskEnv(gym.Env[Any, Any]):
     """One environment over NumPy arrays, which ``gym.make`` returns; inside is a batch of one.
 
     ``reset(options={"tasks": tasks})`` sets the task, ``reset(seed=...)`` draws one, ``reset()`` keeps it.
+
+    Args:
+        distribution: the law of the tasks.
+        render_mode: "rgb_array", "ansi", "human" or None; ``metadata`` has those that there are. Only with
+            one does the environment keep what has happened since the task was set.
+
+    Raises:
+        UserError: for another render mode, and for "human" without a display.
     """
 
-    metadata: dict[str, Any] = {"render_modes": []}  # noqa: RUF012
+    metadata: dict[str, Any] = {"render_modes": list(MODES), "render_fps": FPS}  # noqa: RUF012
 
-    def __init__(self, distribution: TaskDistribution) -> None:
+    def __init__(self, distribution: TaskDistribution, render_mode: str | None = None) -> None:
         self.distribution = distribution
+        self.metadata = {**self.metadata, "render_modes": modes_of(distribution)}
+        self.render_mode = render_mode
         self.observation_space = distribution.observation_space
         self.action_space = distribution.action_space
         self._batch = distribution.make_envs(1, torch.device("cpu"))
+        if render_mode is not None:
+            kept(self._batch, render_mode)
         self._seeded = False
         self._ended = True
         self._info: dict[str, Any] = {}  # of the last step or reset of the batch
@@ -218,6 +271,7 @@ class TaskEnv(gym.Env[Any, Any]):
             self._restarted, self._info = self._batch.reset(seed=inner, options=options)
         observation, self._restarted = self._single(self._restarted), None
         self._ended = False
+        self._appear()
         return observation, _known({name: self._info[name] for name in self._info.keys() & {ACTION_MASK}})
 
     def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
@@ -232,11 +286,42 @@ class TaskEnv(gym.Env[Any, Any]):
         self._info = info
         self._ended = bool(terminated | truncated)
         self._restarted = restarted if self._ended else None
+        self._appear()
         return observation, reward.item(), bool(terminated), bool(truncated), _known(info)
 
+    def render(self) -> Any:
+        """Return a frame, uint8 [480, 640, 3], or a text of the task and of what has happened to it.
+
+        In a window ("human") every step and reset is shown anyway, and this returns None.
+
+        Raises:
+            ResetNeeded: before the first reset.
+        """
+        if self.render_mode is None:
+            gym.logger.warn(
+                f"expected a render mode to render, got None; use one of {self.metadata['render_modes']}"
+            )
+            return None
+        if not self._seeded:
+            raise gym.error.ResetNeeded("expected a reset before the first picture; call reset()")
+        history = self._screen.history(0)
+        return self._screen.show(0, history.settled() if self._ended else history)
+
     def close(self) -> None:
-        """Close the batch of one."""
+        """Close the batch of one and the window."""
         self._batch.close()
+        if self.render_mode is not None:
+            self._screen.close()
+
+    @property
+    def _screen(self) -> Screen:
+        assert isinstance(self._batch, TensorVectorEnv) and self._batch.screen is not None  # by kept
+        return self._batch.screen
+
+    def _appear(self) -> None:
+        """Show a step or a reset in the window, if there is one."""
+        if self.render_mode == "human":
+            self.render()
 
     def _single(self, batch: Tensor) -> Any:
         observation = batch[0].numpy().astype(self.observation_space.dtype)
@@ -248,19 +333,40 @@ def _known(info: Mapping[str, Tensor]) -> dict[str, Any]:
     return {name: x[0].numpy().copy() if x.dim() > 1 else x.item() for name, x in info.items()}
 
 
-def make_env(family: str, **arguments: Any) -> TaskEnv:
+def make_env(family: str, render_mode: str | None = None, **arguments: Any) -> TaskEnv:
     """Return a single environment of the family ``module:Class`` (Gymnasium's ``entry_point``)."""
-    return TaskEnv(_family(family, arguments))
+    return TaskEnv(built(family, arguments, _OF_MAKE), render_mode)
 
 
-def make_vec_env(num_envs: int, family: str, device: str = "cpu", **arguments: Any) -> Any:
+make_env.metadata = TaskEnv.metadata  # type: ignore[attr-defined]  # then Gymnasium knows "rgb_array_list"
+
+
+def make_vec_env(
+    num_envs: int,
+    family: str,
+    device: str = "cpu",
+    render_mode: str | None = None,
+    render_rows: Sequence[int] | None = None,
+    **arguments: Any,
+) -> Any:
     """Return a batched environment of the family ``module:Class`` (``vector_entry_point``)."""
-    return _family(family, arguments).make_envs(num_envs, torch.device(device))
+    envs = built(family, arguments, _OF_MAKE_VEC).make_envs(num_envs, torch.device(device))
+    return envs if render_mode is None else kept(envs, render_mode, render_rows)
 
 
-def _family(target: str, arguments: dict[str, Any]) -> TaskDistribution:
-    module, name = target.split(":")
-    return cast(TaskDistribution, getattr(import_module(module), name)(**arguments))
+def kept(envs: Any, mode: str, rows: Sequence[int] | None = None) -> TensorVectorEnv:
+    """Return the environments, which keep what happens; see ``TensorVectorEnv.keep``."""
+    if not isinstance(envs, TensorVectorEnv):
+        raise UserError(
+            f"render_mode: expected a TensorVectorEnv from make_envs, which keeps what happens, got "
+            f"{type(envs).__name__}; use render_mode=None"
+        )
+    envs.keep(mode, rows)
+    return envs
+
+
+_OF_MAKE = ("render_mode",)
+_OF_MAKE_VEC = ("device", "render_mode", "render_rows")
 
 
 def _layout(tasks: Any) -> dict[str, tuple[list[int], torch.dtype]]:

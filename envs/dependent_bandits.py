@@ -3,7 +3,7 @@
 import math
 from collections.abc import Mapping
 from functools import lru_cache
-from typing import Annotated, Any, Literal, get_args
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
 import gymnasium as gym
 import numpy as np
@@ -13,10 +13,14 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from rl2meta.envs.bandits import Pulls, arm_means
+from rl2meta.envs.bandits import Pulls, arm_means, describe_arms, draw_arms
 from rl2meta.envs.batched import TensorVectorEnv
+from rl2meta.history import History
 from rl2meta.models import DependentArms
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Law = Literal["uniform", "easy", "medium", "hard"]
 MAX_PULLS = 20_000
@@ -86,6 +90,14 @@ class DependentBandits:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return the exact value of the best strategy over ``num_episodes`` pulls; None for over 20,000."""
         return bayes_optimal_dependent(_BETTER.get(self.law), num_episodes)
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the arms; see ``draw_arms``."""
+        draw_arms(figure, tasks, row, history, f"Two dependent arms ({self.law})", (0, 1.05))
+
+    def describe(self, tasks: Tasks, row: int, history: History) -> str:
+        """Return a table of the arms."""
+        return describe_arms(tasks, row, history, f"Two dependent arms ({self.law})")
 
 
 @lru_cache(maxsize=64)

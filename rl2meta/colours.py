@@ -3,6 +3,8 @@
 import zlib
 from collections.abc import Sequence
 
+INK, FAINT, GRID = "#222222", "#8A8A8A", "#E8E8E8"
+"""Of text, of what stands behind, and of lines that only help the eye."""
 TRAINED = ("#D55E00", "#0072B2", "#009E73", "#B83280", "#6A3D9A", "#6B4226")
 """Of trained agents, strong: Okabe and Ito's, which colour-blind readers can tell apart, and three more."""
 OTHERS = (

@@ -11,10 +11,12 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
+from rl2meta.colours import FAINT as FAINT
+from rl2meta.colours import GRID as GRID
+from rl2meta.colours import INK as INK
 from rl2meta.files import write_atomically, writing
 from rl2meta.reports import AgentReport, EvaluationReport
 
-INK, FAINT, GRID = "#222222", "#8A8A8A", "#E8E8E8"
 LETTER = 0.0078
 """The width of a letter, as a share of the figure."""
 _LINE = 0.066  # the height of a line of text, as a share of the axis

@@ -9,11 +9,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:  # whoever draws a history need not wait for torch
+    from torch import Tensor
+
     from rl2meta.trial import Trajectory
 
 Array = NDArray[Any]
-Tensors = Mapping[str, Any]
-_TRUTH = {"expected_rewards": "expected_reward", "regrets": "regret"}  # here, and in the info of a step
+_TRUTH = ("expected_reward", "regret")  # in the info of a step
 
 
 @dataclass(frozen=True, eq=False)
@@ -43,8 +44,8 @@ class EpisodeRecord:
         lengths = [len(self.observations) - 1, *(len(each) for each in others if each is not None)]
         if set(lengths) != {steps}:
             raise ValueError(
-                f"expected {steps + 1} observations, and rewards and truth of {steps} steps, for {steps} actions; "
-                f"got {[lengths[0] + 1, *lengths[1:]]}"
+                f"expected {steps + 1} observations, and {steps} rewards and values of truth, for {steps} "
+                f"actions; got {[lengths[0] + 1, *lengths[1:]]}"
             )
 
     @property
@@ -83,6 +84,11 @@ class History:
     def observation(self) -> Array:
         """The current observation."""
         return np.asarray(self.current.observations[-1])
+
+    def settled(self) -> "History":
+        """Return the same history without a last episode that has no step, if there are others."""
+        waits = not self.current.num_steps and len(self.episodes) > 1
+        return History(self.episodes[:-1], self.horizon) if waits else self
 
     @property
     def num_steps(self) -> int:
@@ -132,19 +138,16 @@ class _Steps(NamedTuple):
 
     def episode(self, begin: int, end: int) -> EpisodeRecord:
         """Return the steps ``begin`` … ``end`` − 1 as an episode of at least one step."""
-        here = slice(begin, end)
-        return EpisodeRecord(
-            np.concatenate([self.before[here], self.after[end - 1 : end]]),
-            self.action[here],
-            self.reward[here],
-            **{name: self.truth[key][here] for name, key in _TRUTH.items() if key in self.truth},
-            ended=bool(self.last[end - 1]),
-        )
+        observations = np.concatenate([self.before[begin:end], self.after[end - 1 : end]])
+        return self._record(observations, slice(begin, end), bool(self.last[end - 1]))
 
     def waiting(self, observation: Array) -> EpisodeRecord:
         """Return an episode that has only its first observation."""
-        nothing = {name: self.truth[key][:0] for name, key in _TRUTH.items() if key in self.truth}
-        return EpisodeRecord(observation[None], self.action[:0], self.reward[:0], **nothing)
+        return self._record(observation[None], slice(0), False)
+
+    def _record(self, observations: Array, here: slice, ended: bool) -> EpisodeRecord:
+        expected, regret = (self.truth[name][here] if name in self.truth else None for name in _TRUTH)
+        return EpisodeRecord(observations, self.action[here], self.reward[here], expected, regret, ended)
 
 
 def history_at(trajectories: "Sequence[Trajectory]", row: int, step: int) -> History:
@@ -183,7 +186,7 @@ def _column(phase: "Trajectory", row: int) -> _Steps:
     before, last = of(phase.inputs.observation), of(phase.last)
     after = np.concatenate([before[1:], before[-1:]])
     after[last] = before[last]
-    truth = {name: of(phase.truth[name]) for name in _TRUTH.values() if name in phase.truth}
+    truth = {name: of(phase.truth[name]) for name in _TRUTH if name in phase.truth}
     return _Steps(before, of(phase.action), of(phase.reward), after, last, truth)
 
 
@@ -216,7 +219,7 @@ class Recorder:
     _now: Array | None = None  # first observations of the current episodes, or those inside them, [B, ...]
     _waits: Array | None = None  # whether an episode has no step yet, bool [B]
 
-    def begin(self, observation: Any, new_trial: bool) -> None:
+    def begin(self, observation: "Tensor", new_trial: bool) -> None:
         """Begin an episode in every environment: the first of a new trial, or one more."""
         self._now = _copy(observation)
         self._waits = np.ones(len(self._now), bool)
@@ -226,7 +229,13 @@ class Recorder:
             self._broken_off.append(len(self._steps))
 
     def step(
-        self, action: Any, reward: Any, last: Any, after: Any, restarted: Any | None, truth: Tensors
+        self,
+        action: "Tensor",
+        reward: "Tensor",
+        last: "Tensor",
+        after: "Tensor",
+        now: "Tensor",
+        truth: "Mapping[str, Tensor]",
     ) -> None:
         """Add a step of every environment.
 
@@ -235,15 +244,14 @@ class Recorder:
             reward: the sampled rewards, [B].
             last: whether the step ended the episode, bool [B].
             after: the observations after the step, before a restart, [B, ...].
-            restarted: the current observations, after a restart; None if no environment restarts by itself.
+            now: the current observations: those of a new episode where one ended.
             truth: the info of the step; only expected reward and regret are kept, [B] each.
         """
         assert self._now is not None  # environments refuse a step before a reset
         ended = _copy(last)
-        kept = {name: _copy(truth[name]) for name in _TRUTH.values() if name in truth}
+        kept = {name: _copy(truth[name]) for name in _TRUTH if name in truth}
         self._steps.append(_Steps(self._now, _copy(action), _copy(reward), _copy(after), ended, kept))
-        self._now = _copy(after if restarted is None else restarted)
-        self._waits = ended if restarted is not None else np.zeros_like(ended)
+        self._now, self._waits = _copy(now), ended
 
     def history(self, row: int) -> History:
         """Return what has happened to environment ``row``.
@@ -274,6 +282,7 @@ def _stacked(steps: Sequence[_Steps], row: int) -> _Steps:
     return _Steps(of(before), of(action), of(reward), of(after), of(last), truth)
 
 
-def _copy(values: Any) -> Array:
-    """Return a copy in NumPy of a tensor on any device, or of an array."""
-    return np.array(values.cpu() if hasattr(values, "cpu") else values)
+def _copy(values: "Tensor") -> Array:
+    """Return a copy in main memory."""
+    copy: Array = values.detach().cpu().numpy().copy()
+    return copy
