@@ -303,9 +303,7 @@ def watch(
     """
     from rl2meta.commands.watch import watch_run
 
-    watch_run(
-        run_dir, task=task, seed=seed, episodes=episodes, against=against, out=out, trust=trust or []
-    )
+    watch_run(run_dir, task=task, seed=seed, episodes=episodes, against=against, out=out, trust=trust or [])
 
 
 @app.command()

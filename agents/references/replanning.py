@@ -154,7 +154,7 @@ class ReplanningAgent:
         shape = (len(value), self.prior.num_states, self.prior.num_actions)
         rows = torch.arange(len(value), device=value.device)
         mean, precision = self.prior.rewards(seen.visits, seen.totals)
-        told = {
+        told: Told = {
             "plan: value of each action here, bonuses included": Amounts(value),
             "posterior of each action's mean reward here": rewards_told(
                 *(each.view(shape)[rows, seen.state] for each in (mean, precision))

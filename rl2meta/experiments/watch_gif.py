@@ -36,7 +36,8 @@ def animation(data: Mapping[str, Any], pictures: Sequence[Pictures], at: Sequenc
 
 def _frame(data: Mapping[str, Any], pictures: Sequence[Pictures], index: int) -> Image.Image:
     columns = [
-        _column(agent, of_one, index, data["at"]) for agent, of_one in zip(data["agents"], pictures, strict=True)
+        _column(agent, of_one, index, data["at"])
+        for agent, of_one in zip(data["agents"], pictures, strict=True)
     ]
     width, height = sum(each.width for each in columns), max(each.height for each in columns)
     whole = Image.new("RGB", (width, height + _CURVE), _PAPER)
@@ -49,7 +50,11 @@ def _frame(data: Mapping[str, Any], pictures: Sequence[Pictures], index: int) ->
 def _column(agent: Mapping[str, Any], pictures: Pictures, index: int, at: Sequence[int]) -> Image.Image:
     """Return one agent: its name, the task, and its first belief."""
     index = min(index, agent["last"])
-    shot = pictures[max(step for step in pictures if step <= min(at[index], agent["steps"]))] if pictures else None
+    shot = (
+        pictures[max(step for step in pictures if step <= min(at[index], agent["steps"]))]
+        if pictures
+        else None
+    )
     height = _TITLE + (0 if shot is None else shot.height)
     belief = next((each for each in agent["beliefs"] if each["kind"] != "number"), None)
     values = [] if belief is None else _levels(belief, index)[:_MOST_ROWS]
@@ -74,7 +79,9 @@ def _levels(belief: Mapping[str, Any], index: int) -> list[tuple[float, float, s
     if belief["kind"] == "probabilities":
         return [(0.0, p, f"{100 * p:.0f} %") for p in now[0]]
     if belief["kind"] == "betas":
-        pairs = [(a / (a + b), (a * b / (a + b) ** 2 / (a + b + 1)) ** 0.5) for a, b in zip(*now, strict=True)]
+        pairs = [
+            (a / (a + b), (a * b / (a + b) ** 2 / (a + b + 1)) ** 0.5) for a, b in zip(*now, strict=True)
+        ]
         return [(max(0, m - d), min(1, m + d), f"{m:.2f}") for m, d in pairs]
     if belief["kind"] == "normals":
         ends = [(m - d, m + d, m) for each in belief["at"] for m, d in zip(*each, strict=True)]
@@ -91,7 +98,12 @@ def _share(value: float, low: float, high: float) -> float:
 
 
 def _bar(
-    draw: ImageDraw.ImageDraw, top: int, label: str, value: tuple[float, float, str], colour: str, marked: bool
+    draw: ImageDraw.ImageDraw,
+    top: int,
+    label: str,
+    value: tuple[float, float, str],
+    colour: str,
+    marked: bool,
 ) -> None:
     left, right, middle = 90, _WIDTH - 70, top + _ROW // 2
     begin, end = (left + share * (right - left) for share in value[:2])
@@ -112,13 +124,18 @@ def _curve(whole: Image.Image, data: Mapping[str, Any], index: int, box: tuple[i
         across = left + (right - left) * min(step, steps) / max(1, steps)
         return across, bottom - (bottom - top) * _share(value, low, high)
 
-    draw.text((_EDGE, box[1] + 12), f"{data['curve']}, step {data['at'][index]}", _INK, _font(13), anchor="lm")
+    draw.text(
+        (_EDGE, box[1] + 12), f"{data['curve']}, step {data['at'][index]}", _INK, _font(13), anchor="lm"
+    )
     for value in {low, high, 0.0}:
         draw.line([place(0, value), place(steps, value)], _INK if value == 0 and data["regret"] else _LINE)
         draw.text((left - 6, place(0, value)[1]), f"{value:.3g}", _FAINT, _font(11), anchor="rm")
     for row, agent in enumerate(data["agents"]):
         now = min(index, agent["last"])
-        points = [place(min(s, agent["steps"]), v) for s, v in zip(data["at"], agent["curve"][: now + 1], strict=False)]
+        points = [
+            place(min(s, agent["steps"]), v)
+            for s, v in zip(data["at"], agent["curve"][: now + 1], strict=False)
+        ]
         draw.line([points[0], *points], agent["colour"], 3)
         said = f"{agent['name'][:9]} {agent['curve'][now]:.3g}"
         draw.text((right + 8, top + 8 + 18 * row), said, agent["colour"], _font(12), anchor="lm")

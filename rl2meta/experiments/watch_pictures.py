@@ -72,5 +72,3 @@ def _saved(picture: Image.Image, **options: object) -> bytes:
 
 def _uri(content: bytes) -> str:
     return "data:image/webp;base64," + base64.b64encode(content).decode()
-
-

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from rl2meta.beliefs import Told, TellingAgent
+from rl2meta.beliefs import TellingAgent, Told
 from rl2meta.history import History, history_at
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
@@ -67,7 +67,7 @@ class WatchedTrial:
         ]
 
     def summary(self) -> str:
-        """Return in one line what the agent earned: the sampled rewards and, if known, the expected regret."""
+        """Return in one line what the agent earned: sampled rewards and, if it is known, the regret."""
         reward, regret = self.known("reward"), self.known("regret")
         assert reward is not None  # every trajectory has rewards
         said = f"{len(reward)} steps, reward {float(reward.double().sum()):.2f}"
@@ -81,7 +81,7 @@ class WatchedTrial:
         """Return ``Trajectory.named`` in the order of the steps, [N, ...], or None."""
         if any(phase.named(name) is None for phase in self.trial.phases):
             return None
-        return self.steps(lambda phase: phase.truth[name] if name in phase.truth else phase.reward)
+        return self.steps(lambda phase: {"reward": phase.reward, **phase.truth}[name])
 
     def history(self, places: list[Place], step: int) -> History:
         """Return what has happened after ``step`` steps at ``places``."""

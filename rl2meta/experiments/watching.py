@@ -220,7 +220,10 @@ def _write(
 
 
 def _data(
-    facts: Mapping[str, Any], contestants: Sequence[_Contestant], players: Sequence[Player], drawn: Sequence[int]
+    facts: Mapping[str, Any],
+    contestants: Sequence[_Contestant],
+    players: Sequence[Player],
+    drawn: Sequence[int],
 ) -> dict[str, Any]:
     """Return all data of the page."""
     at = positions(max(len(player.watched.places) for player in players), drawn)
