@@ -6,7 +6,7 @@ move into a wall or across the border has no effect. The observation is only the
 
 from collections.abc import Callable, Mapping
 from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -16,9 +16,13 @@ from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.maze_layouts import MOVES, Layout, LayoutName, Size, check_fit, layout_of
+from rl2meta.history import History
 from rl2meta.models import HiddenGoals
 from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 Horizon = Annotated[int, Field(ge=1, le=10_000, description="maximum number of steps in an episode")]
@@ -94,6 +98,18 @@ class DarkRooms:
         """Return None: the best order in which to search the cells is a travelling salesman's problem."""
         return None
 
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the maze, what is hidden, and the agent's path."""
+        from rl2meta.envs.maze_pictures import draw_maze
+
+        draw_maze(figure, self.layout_tables(), _hidden(tasks, row), history, _title("Dark room", self))
+
+    def describe(self, tasks: Tasks, row: int, history: History) -> str:
+        """Return the maze as letters; see ``maze_text``."""
+        from rl2meta.envs.maze_pictures import maze_text
+
+        return maze_text(self.layout_tables(), _hidden(tasks, row), history, _title("Dark room", self))
+
 
 @dataclass(frozen=True, config=_STRICT)
 class KeyToDoor:
@@ -167,6 +183,18 @@ class KeyToDoor:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the best order in which to search the cells is a travelling salesman's problem."""
         return None
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the maze, what is hidden, and the agent's path."""
+        from rl2meta.envs.maze_pictures import draw_maze
+
+        draw_maze(figure, self.layout_tables(), _hidden(tasks, row), history, _title("Key to door", self))
+
+    def describe(self, tasks: Tasks, row: int, history: History) -> str:
+        """Return the maze as letters; see ``maze_text``."""
+        from rl2meta.envs.maze_pictures import maze_text
+
+        return maze_text(self.layout_tables(), _hidden(tasks, row), history, _title("Key to door", self))
 
 
 Ways = Mapping[str, Tensor]
@@ -267,13 +295,28 @@ def _on(device: torch.device, layout: Layout) -> Layout:
 
 def _optimum(law: DarkRooms | KeyToDoor, rules: _Rules, tasks: Tasks) -> Tensor:
     """Return V* at the start: the largest Q* of a move."""
-    if not isinstance(tasks, TensorTasks):
-        raise TypeError(f"expected TensorTasks of cells, got {type(tasks).__name__}")
-    like = next(iter(tasks.parameters.values()))
+    like = next(iter(_cells(tasks).values()))
     layout = _on(like.device, law.layout_tables())
     start, left = torch.full_like(like, layout.start), torch.full_like(like, law.horizon)
     held = torch.zeros_like(like, dtype=torch.bool)
-    return _earns(rules, layout, _with_between(layout, tasks), start, held, left).amax(dim=1)
+    return _earns(rules, layout, _with_between(layout, TensorTasks(_cells(tasks))), start, held, left).amax(
+        dim=1
+    )
+
+
+def _cells(tasks: Tasks) -> Mapping[str, Tensor]:
+    if not isinstance(tasks, TensorTasks):
+        raise TypeError(f"expected TensorTasks of cells, got {type(tasks).__name__}")
+    return tasks.parameters
+
+
+def _hidden(tasks: Tasks, row: int) -> dict[str, int]:
+    """Return the cells of what is hidden in a task, by name."""
+    return {name: int(cells[row]) for name, cells in _cells(tasks).items()}
+
+
+def _title(name: str, law: DarkRooms | KeyToDoor) -> str:
+    return f"{name}, {law.size} × {law.size} cells{', four rooms' if law.layout == 'four_rooms' else ''}"
 
 
 @lru_cache(maxsize=16)

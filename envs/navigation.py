@@ -1,19 +1,24 @@
 """A point in the plane that must find, and then reach, a hidden goal."""
 
 import math
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 from torch.nn import functional as F
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.history import EpisodeRecord, History
 from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Length = Annotated[float, Field(ge=1e-6, le=1e3, allow_inf_nan=False)]
@@ -73,6 +78,10 @@ class PointNavigation:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: there are too many posteriors over the goal to enumerate."""
         return None
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the paths of all episodes, older ones paler, and the hidden goal."""
+        _draw(self, figure, tasks, row, history)
 
 
 def best_return(law: PointNavigation, offset: Tensor, elapsed: Tensor) -> Tensor:
@@ -140,3 +149,44 @@ def _goals(tasks: Tasks) -> Tensor:
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks with 'goal', got {type(tasks).__name__}")
     return tasks.parameters["goal"]
+
+
+_MOST_PATHS = 100  # of older episodes in a picture
+
+
+def _draw(law: PointNavigation, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+    from rl2meta.envs import pictures
+
+    goal = pictures.parameter(tasks, "goal", row)  # [2]
+    paths = [_path(law, episode) for episode in history.episodes[-_MOST_PATHS:]]
+    reach = max(0.62 * law.side, *(1.08 * float(np.abs(path).max()) for path in paths))
+    pictures.heading(figure, "Find the goal in the plane", pictures.progress(history))
+    width = 3.7 / figure.get_figwidth()
+    panel = pictures.Panel(figure, (0.04, 0.05, width, 3.7 / 4.8), (-reach, reach), (-reach, reach))
+    half = law.side / 2
+    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+    panel.lines([half * square], color=pictures.FAINT, lw=1, ls="--")
+    panel.lines([reach * square], color=pictures.GRID, lw=1)
+    ages = np.linspace(0.25, 0.75, max(len(paths) - 1, 1))
+    panel.lines(paths[:-1], colors=pictures.shades(pictures.SEEN, ages)[: len(paths) - 1], lw=1.5)
+    panel.line(*goal, marker="*", ms=16, color=pictures.GOOD, mec="white", mew=0.5)
+    panel.line(0, 0, marker="s", ms=9, mfc="none", mec=pictures.FAINT, mew=1.2)
+    panel.line(*paths[-1].T, color=pictures.NOW, lw=2)
+    panel.line(*paths[-1][-1:].T, marker="o", ms=8, color=pictures.NOW, mec="white")
+    entries = [
+        ("goal (hidden)", {"marker": "*", "ms": 12, "color": pictures.GOOD}),
+        ("path now", {"color": pictures.NOW, "lw": 2}),
+        ("earlier episodes", {"color": pictures.SEEN, "lw": 2}),
+        ("goals are in here", {"color": pictures.FAINT, "lw": 1, "ls": "--"}),
+        ("start", {"marker": "s", "ms": 8, "mfc": "none", "mec": pictures.FAINT}),
+    ]
+    pictures.key(figure, (0.085 + width, 0.795), entries, row=False)
+    pictures.returns(figure, (0.1 + width, 0.125, 0.86 - width, 0.24), history)
+
+
+def _path(law: PointNavigation, episode: EpisodeRecord) -> NDArray[np.float32]:
+    """Return the positions of an episode, [t + 1, 2]; the last one follows from the last move."""
+    path = episode.observations.copy()
+    if episode.num_steps:  # not every record holds the observation after an episode's last step
+        path[-1] = path[-2] + law.step_size * episode.actions[-1].clip(-1, 1)
+    return path

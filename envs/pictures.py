@@ -29,6 +29,7 @@ LEFT = 0.035
 """Where titles begin, as a share of the figure's width."""
 _TITLE, _SUBTITLE = 0.945, 0.885  # shares of the height
 _MOST_BARS = 30
+_STEPS = [1, 2, 5, 10]  # between ticks, times a power of ten
 _LETTER = 0.0108  # the width of a small letter, as a share of the width
 
 Numbers = Any  # what NumPy makes an array of numbers of
@@ -52,12 +53,17 @@ class Panel:
 
     def line(self, x: Numbers, y: Numbers, clip: bool = False, **look: Any) -> None:
         """Draw a line through points, or with a ``marker`` and without ``ls`` the points alone."""
-        line = Line2D(x, y, transform=self.transform, **({"ls": ""} | look if "marker" in look else look))
+        line = Line2D(
+            np.atleast_1d(x),
+            np.atleast_1d(y),
+            transform=self.transform,
+            **({"ls": ""} | look if "marker" in look else look),
+        )
         if clip:
             line.set_clip_box(self._place)
         self.figure.add_artist(line)
 
-    def lines(self, points: Sequence[Any], **look: Any) -> None:
+    def lines(self, points: Numbers, **look: Any) -> None:
         """Draw many lines, each through points [n, 2]."""
         self.figure.add_artist(LineCollection(points, transform=self.transform, **look))
 
@@ -81,15 +87,16 @@ class Panel:
     def ruled(self, name: str, x: Iterable[float], below: str = "", steps: int = 4) -> None:
         """Draw the lower and the left rule with numbers, ``x`` below; ``name`` stands above."""
         (left, right), (bottom, top) = self.x, self.y
-        shown = [tick for tick in MaxNLocator(steps).tick_values(bottom, top) if bottom <= tick <= top]
+        ticks = MaxNLocator(steps, steps=_STEPS).tick_values(bottom, top)
+        shown = [tick for tick in ticks if bottom <= tick <= top]
         tick_x, tick_y = (right - left) / self.box[2] / 100, (top - bottom) / self.box[3] / 100
         rules = [[(left, top), (left, bottom), (right, bottom)]]
         rules += [[(left, value), (left - 0.7 * tick_x, value)] for value in shown]
         self.lines(rules, color=FAINT, lw=0.8)
         for value in x:
-            self.words(value, bottom - 1.2 * tick_y, f"{value:g}", va="top")
+            self.words(value, bottom - 1.2 * tick_y, _minus(f"{value:g}"), va="top")
         for value in shown:
-            self.words(left - 1.2 * tick_x, value, f"{value:g}", ha="right", va="center_baseline")
+            self.words(left - 1.2 * tick_x, value, _minus(f"{value:g}"), ha="right", va="center_baseline")
         self.words(left, top + 2 * tick_y, name, ha="left", va="bottom")
         self.words((left + right) / 2, bottom - 5.2 * tick_y, below, va="top")
 
@@ -115,7 +122,11 @@ def sums(history: History) -> str:
 
 def plain(number: float) -> str:
     """Return a whole number without decimals, and any other with one."""
-    return f"{number:.0f}" if float(number).is_integer() else f"{number:.1f}"
+    return _minus(f"{number:.0f}" if float(number).is_integer() else f"{number:.1f}")
+
+
+def _minus(number: str) -> str:
+    return number.replace("-", "−")
 
 
 def returns(figure: Figure, box: Box, history: History) -> None:
@@ -177,3 +188,39 @@ def parameter(tasks: Tasks, name: str, row: int) -> NDArray[Any]:
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks with {name!r}, got {type(tasks).__name__}")
     return np.asarray(tasks.parameters[name][row].cpu().numpy())
+
+
+def arrows(
+    panel: Panel, start: Numbers, end: Numbers, widths: Numbers, gap: float, bend: float, **look: Any
+) -> None:
+    """Draw bent arrows from circle to circle; an arrow and the one back bend to different sides.
+
+    Args:
+        panel: with the same unit along both axes.
+        start: the middles of the first circles, [n, 2].
+        end: the middles of the second circles, [n, 2].
+        widths: in points, [n].
+        gap: from the middle of a circle to its arrows.
+        bend: how far the middle of an arrow is from the straight line, as a share of its length.
+        look: ``colors`` of all, or of each.
+    """
+    start, end, widths = np.asarray(start, float), np.asarray(end, float), np.asarray(widths, float)
+    along = end - start
+    aside = bend * np.stack([-along[:, 1], along[:, 0]], axis=1)
+    middle = start + along / 2 + 2 * aside  # of a parabola that passes at half of this height
+    start, end = _towards(start, middle, gap), _towards(end, middle, gap)
+    share = np.linspace(0, 1, 20)[:, None, None]
+    curves = (1 - share) ** 2 * start + 2 * share * (1 - share) * middle + share**2 * end  # [20, n, 2]
+    panel.lines(curves.swapaxes(0, 1), linewidths=widths, **look)
+    unit = _towards(end, middle, 1.0) - end  # from the tip backward, of length 1
+    across = np.stack([-unit[:, 1], unit[:, 0]], axis=1)
+    size = (0.3 * gap + 0.045 * gap * widths)[:, None]
+    tips = np.stack([end, end + size * (2 * unit + across), end + size * (2 * unit - across)], axis=1)
+    panel.shapes(tips, facecolors=look["colors"], antialiased=True)
+
+
+def _towards(place: NDArray[Any], other: NDArray[Any], distance: float) -> NDArray[Any]:
+    """Return the places at a distance from ``place``, on the way to ``other``."""
+    way = other - place
+    moved: NDArray[Any] = place + distance * way / np.linalg.norm(way, axis=1, keepdims=True).clip(1e-9)
+    return moved

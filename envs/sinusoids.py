@@ -1,7 +1,7 @@
 """Few-shot regression with episodes of one step: see an x, guess y, and then get the correct y."""
 
 import math
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import gymnasium as gym
 import numpy as np
@@ -11,7 +11,11 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.history import History
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _WIDEST = 100.0
@@ -91,6 +95,10 @@ class Sinusoids:
         """Return None: the posterior over amplitude and phase has no closed form."""
         return None
 
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the hidden curve, the points that the agent was shown, its guesses, and the x of now."""
+        _draw(self, figure, tasks, row, history)
+
 
 class _Points:
     """The dynamics. The state is x, [B, 1]; every guess ends its episode."""
@@ -131,3 +139,34 @@ def _parameters(tasks: Tasks) -> tuple[Tensor, Tensor]:
     if not isinstance(tasks, TensorTasks):
         raise TypeError(f"expected TensorTasks with 'amplitude', 'phase', got {type(tasks).__name__}")
     return tasks.parameters["amplitude"], tasks.parameters["phase"]
+
+
+def _draw(law: Sinusoids, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+    from rl2meta.envs import pictures
+
+    amplitude, phase = (float(pictures.parameter(tasks, name, row)) for name in ("amplitude", "phase"))
+    x = np.linspace(law.x_low, law.x_high, 200)
+    shown, guesses = history.observations.reshape(-1), history.actions.reshape(-1)  # [points]
+    points, top = amplitude * np.sin(shown - phase), 1.25 * law.amplitude_high
+    error = f" · mean squared error {np.square(guesses - points).mean():.2f}" if len(points) else ""
+    count = f"{len(points)} point{'' if len(points) == 1 else 's'}{error}"
+    pictures.heading(figure, "A sinusoid from a few points", count)
+    panel = pictures.Panel(figure, (0.085, 0.115, 0.885, 0.62), (law.x_low, law.x_high), (-top, top))
+    panel.line(x, amplitude * np.sin(x - phase), color=pictures.FAINT, lw=2)
+    cut = guesses.clip(-top, top)
+    ends = [np.stack([shown, heights], axis=1) for heights in (points, cut)]
+    panel.lines(np.stack(ends, axis=1), color=pictures.NOW)  # [points, 2, 2]
+    panel.line(shown, points, marker="o", ms=7, color=pictures.SEEN, mec="white")
+    panel.line(shown, cut, marker="X", ms=7, color=pictures.NOW, mec="white", mew=0.5)
+    if not history.current.ended:
+        now = float(history.observation.item())
+        panel.line([now, now], [-top, top], color=pictures.NOW, lw=1.2, ls=":")
+        side = "left" if now < (law.x_low + law.x_high) / 2 else "right"
+        panel.words(now, top, "what is y here?", ha=side, va="bottom", color=pictures.NOW)
+    panel.ruled("y", pictures.whole_numbers(law.x_low, law.x_high), "x")
+    entries = [
+        ("curve (hidden)", {"color": pictures.FAINT, "lw": 2}),
+        ("point, shown after the guess", {"marker": "o", "ms": 7, "color": pictures.SEEN}),
+        ("guess, and its error", {"marker": "X", "ms": 7, "color": pictures.NOW}),
+    ]
+    pictures.key(figure, (pictures.LEFT, 0.82), entries, row=True)

@@ -1,7 +1,7 @@
 """Random tabular MDPs: few states, with unknown rewards and unknown transitions."""
 
 from collections.abc import Iterator
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import torch
@@ -12,9 +12,13 @@ from torch.nn import functional
 
 from rl2meta.dynamic_programming import Optimum, solve
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.history import History
 from rl2meta.models import TabularMDP
 from rl2meta.parts import in_parts
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Count = Annotated[int, Field(ge=2, le=1000)]
@@ -102,6 +106,14 @@ class TabularMDPs:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: there are too many posteriors to enumerate."""
         return None
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the states, the transitions and visits so far, and the best action in each state now."""
+        from rl2meta.envs.graph_pictures import draw_graph
+
+        (optimum,) = self.optima(tasks[row : row + 1].to(torch.device("cpu")))
+        step = min(history.current.num_steps, self.horizon - 1)
+        draw_graph(figure, optimum.action_value[0, step].numpy(), history)
 
 
 class _Walk:

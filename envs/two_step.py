@@ -1,10 +1,12 @@
 """The two-step task: a choice leads to one of two sides by chance, and the agent must find the good side."""
 
 import math
-from typing import Annotated, Any, Self
+from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import gymnasium as gym
+import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field, model_validator
 from pydantic.dataclasses import dataclass
 from torch import Tensor
@@ -12,8 +14,12 @@ from torch import Tensor
 from rl2meta.envs.bandits import Chance, check_order
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.dependent_bandits import bayes_optimal_dependent
+from rl2meta.history import History
 from rl2meta.models import TwoStepTask
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 MAX_SWITCHES = 64
 """Number of switches of the good side in a task; after the last switch the side never changes."""
@@ -122,6 +128,10 @@ class TwoStep:
         wrong = (1 - self.common) * self.high + self.common * self.low
         return num_episodes * wrong + (2 * self.common - 1) * (value - num_episodes * self.low)
 
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw where the choices led, the good side of this episode, and the last episodes in a strip."""
+        _draw(self, figure, tasks, row, history)
+
 
 class _Dynamics:
     """The dynamics. A state is int64 [B, 2]: the place (0, 1, 2) and the good side (0, 1) of the episode."""
@@ -170,3 +180,78 @@ def _geometric(chance: Tensor, probability: float) -> Tensor:
     survival = torch.log1p(torch.tensor(-probability, dtype=chance.dtype))  # ln(1 − s); −∞ for s = 1
     gaps = torch.log1p(-chance).div(survival).floor() + 1
     return gaps.clamp(max=_NEVER).long()
+
+
+_MOST_EPISODES = 25  # in the strip
+_PLACES = np.array([[0.0, 1.0], [-1.0, 0.0], [1.0, 0.0]])  # of S0, S1 and S2 in a picture
+
+
+def _draw(law: TwoStep, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+    from rl2meta.envs import pictures
+
+    number = len(history.episodes)
+    switches = pictures.parameter(tasks, "switches", row)  # [64]
+    good = 1 + int(pictures.parameter(tasks, "good_side", row) + (switches < number).sum()) % 2
+    pictures.heading(figure, "Two steps: a choice, and a side that pays", pictures.progress(history))
+    box = (0.02, 0.36, 3.4 / figure.get_figwidth(), 0.46)
+    panel = pictures.Panel(figure, box, (-1.54, 1.54), (-0.55, 1.45))
+    tried, counts = _outcomes(history)
+    ways = _PLACES[1 + tried[:, 1]]
+    colours = np.where(tried[:, 0] == 0, pictures.SEEN, pictures.OTHER)
+    widths = 0.8 + 6 * counts / max(counts.max(initial=0), 8)
+    for action, bend in ((0, 0.12), (1, -0.12)):
+        mine = tried[:, 0] == action
+        start = np.broadcast_to(_PLACES[0], ways[mine].shape)
+        pictures.arrows(panel, start, ways[mine], widths[mine], 0.24, bend, colors=colours[mine])
+    now = -1 if history.current.ended else int(history.observation)
+    for place, (x, y) in enumerate(_PLACES):
+        fill = pictures.NOW if place == now else pictures.GOOD if place == good else "white"
+        panel.line(x, y, marker="o", ms=34, color=fill, mec=pictures.INK)
+        panel.words(x, y, f"S{place}", color=pictures.INK if fill == "white" else "white", size=12)
+        if place:
+            panel.words(x, y - 0.4, f"pays 1 with {law.high if place == good else law.low:g}")
+    entries = [
+        ("action 0 led here", {"color": pictures.SEEN, "lw": 3}),
+        ("action 1 led here", {"color": pictures.OTHER, "lw": 3}),
+        ("good side (hidden)", {"marker": "o", "ms": 9, "color": pictures.GOOD, "mec": pictures.INK}),
+        ("agent is here", {"marker": "o", "ms": 9, "color": pictures.NOW, "mec": pictures.INK}),
+    ]
+    pictures.key(figure, (0.08 + box[2], 0.75), entries, row=False)
+    _draw_strip(figure, history)
+
+
+def _draw_strip(figure: "Figure", history: History) -> None:
+    """Draw choice, side and reward of the last episodes."""
+    from rl2meta.envs import pictures
+
+    episodes = history.episodes[-_MOST_EPISODES:]
+    first = len(history.episodes) - len(episodes) + 1
+    x = (first - 0.6, first + _MOST_EPISODES - 0.4)
+    panel = pictures.Panel(figure, (0.14, 0.115, 0.83, 0.19), x, (0, 3))
+    for height, name in ((2.5, "action"), (1.5, "side"), (0.5, "reward")):
+        panel.words(x[0], height, name, ha="right")
+    for number, episode in enumerate(episodes, start=first):
+        if episode.num_steps:
+            action = int(episode.actions[0])
+            colour = (pictures.SEEN, pictures.OTHER)[action]
+            panel.line(number, 2.5, marker="o", ms=11, color=colour)
+            panel.words(number, 2.5, str(action), color="white")
+            panel.words(number, 1.5, f"S{int(episode.observations[1])}")
+        if episode.num_steps > 1:
+            paid = episode.rewards[1] > 0
+            fill = pictures.INK if paid else "white"
+            panel.line(number, 0.5, marker="o", ms=9, color=fill, mec=pictures.INK)
+    for tick in pictures.whole_numbers(first, first + _MOST_EPISODES - 1):
+        panel.words(tick, -0.1, f"{tick:.0f}", va="top")
+    panel.words(sum(x) / 2, -0.75, "episode", va="top")
+
+
+def _outcomes(history: History) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the pairs (action, side) of first steps so far, [n, 2], and how often each occurred, [n]."""
+    pairs = [
+        (int(episode.actions[0]), int(episode.observations[1]) - 1)
+        for episode in history.episodes
+        if episode.num_steps
+    ]
+    found, counts = np.unique(np.array(pairs, np.int64).reshape(-1, 2), axis=0, return_counts=True)
+    return found, counts
