@@ -3,8 +3,10 @@
 import json
 import re
 import shutil
+import time
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -66,7 +68,7 @@ class _Parsed(HTMLParser):
         assert self.open.pop() == tag
 
     def handle_data(self, data: str) -> None:
-        tag, attributes = self.elements[-1] if self.elements else ("", {})
+        attributes = self.elements[-1][1] if self.elements else {}
         if self.open[-1:] == ["script"] and attributes.get("id") == "data":
             self.data += data
         if self.open[-1:] == ["title"]:
@@ -136,7 +138,7 @@ def test_the_animation_has_a_frame_for_each_picture(seen: rl2meta.Watch) -> None
     with Image.open(seen.animation) as animation:
         assert animation.n_frames == 4 and animation.info["loop"] == 0
         frames = [np.asarray(animation.convert("RGB")) for _ in _each_frame(animation)]
-    assert all((a != b).any() for a, b in zip(frames, frames[1:], strict=False))
+    assert all((a != b).any() for a, b in pairwise(frames))
 
 
 def _each_frame(animation: Any) -> Iterator[None]:
@@ -199,12 +201,11 @@ def test_an_adaptation_is_shown_before_and_after_it() -> None:
 
 
 def test_a_finite_number_of_positions_and_pictures() -> None:
-    assert positions(5, stops([5])) == stops([5]) == list(range(4))
+    assert positions(5, stops([5])) == stops([5]) == list(range(6))
     many = stops([8000, 100])
     assert many[0] == 0 and many[-1] == 8000 and 2 * len(many) <= watch_pictures.MOST + 4
-    assert set(many) <= set(positions(8000, many)) and len(positions(8000, many)) <= MOST_POSITIONS + len(
-        many
-    )
+    at = positions(8000, many)
+    assert set(many) <= set(at) and len(at) <= MOST_POSITIONS + len(many)
 
 
 def test_pictures_that_are_too_large_become_smaller() -> None:
@@ -307,7 +308,8 @@ def test_the_page_plays_in_a_browser(browser: Any, seen: rl2meta.Watch) -> None:
     for agent, (source, width) in zip(_data(seen)["agents"], browser.execute_script(sources), strict=True):
         assert source == agent["pictures"][1] and width == 480
     press(Keys.HOME)
-    _wait(lambda: press(" ") and text("play"), "❚❚ stop", once=True)
+    press(" ")
+    assert text("play") == "❚❚ stop"
     _wait(lambda: text("where"), "step 3 of 3")
     _wait(lambda: text("play"), "▶ play")
     browser.find_element("id", "play").send_keys(" ")
@@ -316,17 +318,14 @@ def test_the_page_plays_in_a_browser(browser: Any, seen: rl2meta.Watch) -> None:
     assert text("play") == "▶ play"
     assert browser.execute_script("return document.querySelectorAll('.agent svg').length") == 3
     assert browser.get_log("browser") == []
-    asked = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
-    urls = [
-        each["params"]["request"]["url"] for each in asked if each["method"] == "Network.requestWillBeSent"
-    ]
+    told = [json.loads(entry["message"])["message"] for entry in browser.get_log("performance")]
+    asked = [each["params"] for each in told if each["method"] == "Network.requestWillBeSent"]
+    urls = [each["request"]["url"] for each in asked]
     assert {url.split(":")[0] for url in urls} <= {"file", "data"}
 
 
-def _wait(said: Callable[[], str], expected: str, once: bool = False) -> None:
-    import time
-
-    for _ in range(1 if once else 100):
+def _wait(said: Callable[[], str], expected: str) -> None:
+    for _ in range(100):
         if (got := said()) == expected:
             return
         time.sleep(0.05)
