@@ -22,7 +22,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import watch_pictures
 from rl2meta.experiments.components import make_learner, read_config, references_of
 from rl2meta.experiments.watch_page import MOST_POSITIONS, page, positions
-from rl2meta.experiments.watch_pictures import MOST_BYTES, encoded, stops
+from rl2meta.experiments.watch_pictures import MOST_BYTES, encoded, pictures_of
 from rl2meta.experiments.watched_trial import watch_trial
 from rl2meta.networks import action_distribution
 from rl2meta.randomness import derive
@@ -200,12 +200,21 @@ def test_an_adaptation_is_shown_before_and_after_it() -> None:
         assert told[1] == numbers(watched.told[number + 1][0]["policy"], 0) != told[0]
 
 
-def test_a_finite_number_of_positions_and_pictures() -> None:
-    assert positions(5, stops([5])) == stops([5]) == list(range(6))
-    many = stops([8000, 100])
-    assert many[0] == 0 and many[-1] == 8000 and 2 * len(many) <= watch_pictures.MOST + 4
-    at = positions(8000, many)
-    assert set(many) <= set(at) and len(at) <= MOST_POSITIONS + len(many)
+@pytest.mark.parametrize("seconds", [0.0, 1e9])
+def test_no_more_positions_and_pictures_than_time_and_bytes_allow(
+    seconds: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(watch_pictures, "SECONDS", seconds)
+    picture = Image.new("RGB", (2, 2))
+    for lengths in ([5], [100], [8000, 130]):
+        (first, *others), drawn = pictures_of([lambda step: picture] * len(lengths), lengths)
+        assert sorted(first) == drawn and drawn[0] == 0 and drawn[-1] == lengths[0]
+        assert [sorted(each) for each in others] == [sorted({min(step, 130) for step in drawn})] * len(others)
+        strides = {b - a for a, b in pairwise(drawn[:-1])}
+        assert len(strides) == 1 and len(lengths) * len(drawn) <= watch_pictures.MOST + 2
+        assert (strides == {1}) == (lengths == [5] or (lengths == [100] and seconds > 0))
+        at = positions(lengths[0], drawn)
+        assert set(drawn) <= set(at) and len(at) <= MOST_POSITIONS + len(drawn)
 
 
 def test_pictures_that_are_too_large_become_smaller() -> None:

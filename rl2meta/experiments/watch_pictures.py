@@ -3,7 +3,8 @@
 import base64
 import io
 import math
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 
 from PIL import Image
 
@@ -13,60 +14,81 @@ from rl2meta.tasks import TaskDistribution, Tasks
 
 Pictures = Mapping[int, Image.Image]
 """By the number of steps before it."""
+Draw = Callable[[int], Image.Image]
+"""The picture after a number of steps."""
 SIZE = (480, 360)
-MOST = 104  # tunable: of all agents of a page together; a picture takes about a tenth of a second
+MOST = 210  # of all agents of a page together
+SECONDS = 5.0  # tunable: for all pictures of a page, after which there are only those that there are
 MOST_BYTES = 2_000_000  # of all pictures of a page, encoded
 _SHRINKING = (1.0, 0.75, 0.5, 0.35)
 
 
-def stops(lengths: Sequence[int]) -> list[int]:
-    """Return the numbers of steps at which every trial is drawn: all, if there are not too many.
-
-    Args:
-        lengths: number of steps of each trial.
-    """
-    longest, each = max(lengths), max(2, MOST // len(lengths))
-    stride = math.ceil((longest + 1) / each)
-    return [*range(0, longest, stride), longest]
-
-
-def pictures_of(law: TaskDistribution, task: Tasks, watched: WatchedTrial, at: Sequence[int]) -> Pictures:
-    """Return pictures of a trial, drawn by its law; none for a law that cannot draw.
-
-    Args:
-        law: of the task.
-        task: one task.
-        watched: the trial on it.
-        at: numbers of steps; those beyond the trial are its end.
-    """
+def drawing(law: TaskDistribution, task: Tasks, watched: WatchedTrial) -> Draw | None:
+    """Return what draws a trial on one task; None for a law that cannot draw."""
     if not can_draw(law):
-        return {}
+        return None
     places = watched.places
-    chosen = sorted({min(step, len(places)) for step in at})
-    return {
-        step: Image.fromarray(frame(law, task, 0, watched.history(places, step), SIZE)) for step in chosen
-    }
+
+    def draw(step: int) -> Image.Image:
+        return Image.fromarray(frame(law, task, 0, watched.history(places, step), SIZE))
+
+    return draw
+
+
+def pictures_of(draws: Sequence[Draw | None], lengths: Sequence[int]) -> tuple[list[Pictures], list[int]]:
+    """Draw all agents of a page after every step, or after every 2nd, 4th, 8th, ... step if that takes long.
+
+    Args:
+        draws: for each agent, what draws its trial; None for one that is not drawn.
+        lengths: number of steps of each trial.
+
+    Returns:
+        The pictures of each agent, and the numbers of steps after which all are drawn; those beyond an
+        agent's trial are its end.
+    """
+    longest, began = max(lengths), time.perf_counter()
+    stride = 2 ** math.ceil(math.log2(max(1, longest / 16)))
+    pictures: list[dict[int, Image.Image]] = [{} for _ in draws]
+    while True:
+        at = [*range(0, longest, stride), longest]
+        for draw, length, found in zip(draws, lengths, pictures, strict=True):
+            if draw is not None:
+                found |= {step: draw(step) for step in {min(each, length) for each in at} - found.keys()}
+        twice = 2 * (time.perf_counter() - began)
+        if stride == 1 or 2 * len(at) * len(draws) > MOST or twice > SECONDS:
+            return list(pictures), at
+        stride //= 2
 
 
 def encoded(pictures: Sequence[Pictures]) -> list[dict[int, str]]:
     """Return the pictures of each agent as data URIs, smaller ones if they are too many bytes together."""
+    first = next((each for of_one in pictures for each in of_one.values()), None)
+    save = _exactly if first is None else min(_exactly, _roughly, key=lambda each: len(each(first)))
     for share in _SHRINKING:
-        found = [{step: _webp(each, share) for step, each in of_one.items()} for of_one in pictures]
+        found = [{step: save(_smaller(each, share)) for step, each in of_one.items()} for of_one in pictures]
         if sum(len(each) for of_one in found for each in of_one.values()) <= MOST_BYTES:
             break
     return [{step: _uri(each) for step, each in of_one.items()} for of_one in found]
 
 
-def _webp(picture: Image.Image, share: float) -> bytes:
-    """Return the smaller of two encodings: the exact one suits drawings, the other one photographs."""
+def _smaller(picture: Image.Image, share: float) -> Image.Image:
     size = (round(picture.width * share), round(picture.height * share))
-    small = picture if share == 1 else picture.resize(size, Image.Resampling.LANCZOS)
-    return min((_saved(small, lossless=True), _saved(small, quality=70)), key=len)
+    return picture if share == 1 else picture.resize(size, Image.Resampling.LANCZOS)
+
+
+def _exactly(picture: Image.Image) -> bytes:
+    """Encode a drawing, of which this keeps every pixel in few bytes."""
+    return _saved(picture, lossless=True)
+
+
+def _roughly(picture: Image.Image) -> bytes:
+    """Encode a photograph."""
+    return _saved(picture, quality=70)
 
 
 def _saved(picture: Image.Image, **options: object) -> bytes:
     content = io.BytesIO()
-    picture.save(content, "webp", method=3, **options)
+    picture.save(content, "webp", method=2, **options)
     return content.getvalue()
 
 

@@ -27,8 +27,7 @@ from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import has_run, new_folder
 from rl2meta.experiments.watch_gif import animation
 from rl2meta.experiments.watch_page import Player, page, player_data, positions
-from rl2meta.experiments.watch_pictures import encoded, pictures_of
-from rl2meta.experiments.watch_pictures import stops as picture_stops
+from rl2meta.experiments.watch_pictures import drawing, encoded, pictures_of
 from rl2meta.experiments.watched_trial import WatchedTrial, watch_trial
 from rl2meta.files import write_atomically, writing
 from rl2meta.tasks import Tasks, sample_tasks, shares_tasks
@@ -200,10 +199,10 @@ def _write(
     say: Say,
 ) -> Watch:
     lengths = [len(each.places) for each in trials.values()]
-    drawn = picture_stops(lengths)
     say("drawing ...")
     law = contestants[0].config.law
-    pictures = [pictures_of(law, task, trials[each.name], drawn) for each in contestants]
+    draws = [drawing(law, task, trials[each.name]) for each in contestants]
+    pictures, drawn = pictures_of(draws, lengths)
     trained = [each.name for each in contestants if each.trained]
     colours = colours_of(trained, [each.name for each in contestants if not each.trained], NAMES)
     players = [
@@ -257,7 +256,7 @@ def _notes(
         if not isinstance(each.agent, TellingAgent):
             yield f"{player.name}: the agent has no method act_and_tell, so it tells nothing."
     if len(drawn) < at[-1] + 1 and players[0].pictures:
-        yield f"There is a picture every {drawn[1]} steps, to keep the page small; all else is of every step."
+        yield f"There is a picture every {drawn[1]} steps, to save time and bytes; all else is of every step."
     if at[1] > 1:
         yield f"The slider moves by {at[1]} steps; sums count every step."
     yield f"Written by: {facts['command']}"
