@@ -88,6 +88,7 @@ def player_data(player: Player, at: Sequence[int]) -> dict[str, Any]:
         "curve": _sums(reward if regret is None else regret, stops),
         "beliefs": _beliefs(watched, here),
         "changes": [_change(change) for change in watched.changes],
+        "drawn": shown,
         "pictures": [player.pictures[step] for step in shown],
         "picture": [sum(step >= other for other in shown) - 1 for step in stops] if shown else [],
     }
@@ -151,7 +152,7 @@ def _row_or_column(told: Told, name: str) -> Any:
 
 def _label(observation: Any) -> str:
     first = observation[0] if isinstance(observation, list) and len(observation) == 1 else observation
-    return f"at {_short(first)}" if isinstance(first, int | float) else ""
+    return f"at {first:.3g}" if isinstance(first, int | float) else ""
 
 
 def _short(value: Any) -> Any:
