@@ -27,7 +27,7 @@ FAMILIES = {
 for _id, _family in FAMILIES.items():
     _gym.register(
         _id,
-        entry_point="rl2meta.envs.batched:make_env",
-        vector_entry_point="rl2meta.envs.batched:make_vec_env",
+        entry_point="rl2meta.envs.single:make_env",
+        vector_entry_point="rl2meta.envs.single:make_vec_env",
         kwargs={"family": _family},
     )

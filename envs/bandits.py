@@ -253,9 +253,9 @@ def draw_arms(
     entries = [
         ("mean of the rewards", {**block, "color": pictures.SEEN}),
         ("pulled last", {**block, "color": pictures.NOW}),
-        ("true mean", {"color": pictures.INK, "lw": 2.2}),
+        ("true mean (hidden)", {"color": pictures.INK, "lw": 2.2}),
     ]
-    pictures.key(figure, (0.345, 0.815), entries, row=True)
+    pictures.key(figure, (0.27, 0.815), entries, row=True)
 
 
 def describe_arms(tasks: Tasks, row: int, history: History, title: str) -> str:

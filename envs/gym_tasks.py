@@ -132,14 +132,19 @@ class GymnasiumTasks:
             task["seed"] = 2 * int(rng.integers(_SEEDS // 2)) + (split == "test")
         return task
 
-    def make_env(self, task: Mapping[str, Any]) -> gym.Env[Any, Any]:
+    def make_env(self, task: Mapping[str, Any], render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Return the environment that ``gym.make`` returns, with the task set, inside the wrappers.
+
+        Args:
+            task: as ``sample`` draws it.
+            render_mode: of the environment; None for none, or for that in ``kwargs``.
 
         Raises:
             ValueError: if the environment does not have an attribute, the attribute cannot be set, or a
                 wrapper cannot be used with the environment.
         """
-        kwargs = {**self.kwargs, **task.get("kwargs", {})}
+        shown = {} if render_mode is None else {"render_mode": render_mode}
+        kwargs = {**self.kwargs, **task.get("kwargs", {}), **shown}
         env = make(self.id, max_episode_steps=self.horizon, **kwargs)
         for name, value in task.get("attributes", {}).items():
             _set(env.unwrapped, name, value)

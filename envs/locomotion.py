@@ -41,9 +41,9 @@ class CheetahDirections:
         """Return {"direction": 1.0 or −1.0}, either as likely."""
         return {"direction": _direction(rng)}
 
-    def make_env(self, task: _Task) -> gym.Env[Any, Any]:
+    def make_env(self, task: _Task, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Return a cheetah with the task's direction."""
-        return _make(_CHEETAH, self.horizon, _along, task["direction"])
+        return _make(_CHEETAH, self.horizon, _along, task["direction"], render_mode)
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
         """Set another direction in a cheetah that ``make_env`` made."""
@@ -74,9 +74,9 @@ class CheetahVelocities:
         """Return {"velocity": g}, in metres per second."""
         return {"velocity": float(rng.uniform(self.low, self.high))}
 
-    def make_env(self, task: _Task) -> gym.Env[Any, Any]:
+    def make_env(self, task: _Task, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Return a cheetah with the task's speed."""
-        return _make(_CHEETAH, self.horizon, _at, task["velocity"])
+        return _make(_CHEETAH, self.horizon, _at, task["velocity"], render_mode)
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
         """Set another speed in a cheetah that ``make_env`` made."""
@@ -101,9 +101,9 @@ class AntDirections:
         """Return {"direction": 1.0 or −1.0}, either as likely."""
         return {"direction": _direction(rng)}
 
-    def make_env(self, task: _Task) -> gym.Env[Any, Any]:
+    def make_env(self, task: _Task, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Return an ant with the task's direction."""
-        return _make(_ANT, self.horizon, _ant_along, task["direction"])
+        return _make(_ANT, self.horizon, _ant_along, task["direction"], render_mode)
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
         """Set another direction in an ant that ``make_env`` made."""
@@ -134,9 +134,9 @@ class AntVelocities:
         """Return {"velocity": g}, in metres per second."""
         return {"velocity": float(rng.uniform(self.low, self.high))}
 
-    def make_env(self, task: _Task) -> gym.Env[Any, Any]:
+    def make_env(self, task: _Task, render_mode: str | None = None) -> gym.Env[Any, Any]:
         """Return an ant with the task's speed."""
-        return _make(_ANT, self.horizon, _ant_at, task["velocity"])
+        return _make(_ANT, self.horizon, _ant_at, task["velocity"], render_mode)
 
     def set_task(self, env: gym.Env[Any, Any], task: _Task) -> None:
         """Set another speed in an ant that ``make_env`` made."""
@@ -217,7 +217,11 @@ def _check_order(low: float, high: float) -> None:
 
 
 def _make(
-    body: dict[str, Any], horizon: int, pay: Callable[[float, float], float], target: float
+    body: dict[str, Any],
+    horizon: int,
+    pay: Callable[[float, float], float],
+    target: float,
+    render_mode: str | None,
 ) -> gym.Env[Any, Any]:
     try:
         importlib.import_module("mujoco")  # not at the top: it is optional and slow to import
@@ -226,7 +230,7 @@ def _make(
             f"expected MuJoCo for {body['id']}, got none ({error}); do: pip install 'rl2meta[mujoco]'"
         ) from None
     with quiet_mujoco():
-        env = gym.make(**body, max_episode_steps=horizon, disable_env_checker=True)
+        env = gym.make(**body, max_episode_steps=horizon, disable_env_checker=True, render_mode=render_mode)
     return _Runner(env, pay, target)
 
 

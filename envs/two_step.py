@@ -193,8 +193,8 @@ def _draw(law: TwoStep, figure: "Figure", tasks: Tasks, row: int, history: Histo
     switches = pictures.parameter(tasks, "switches", row)  # [64]
     good = 1 + int(pictures.parameter(tasks, "good_side", row) + (switches < number).sum()) % 2
     pictures.heading(figure, "Two steps: a choice, and a side that pays", pictures.progress(history))
-    box = (0.02, 0.36, 3.4 / figure.get_figwidth(), 0.46)
-    panel = pictures.Panel(figure, box, (-1.54, 1.54), (-0.55, 1.45))
+    box = (0.05, 0.36, 3.4 / figure.get_figwidth(), 0.46)
+    panel = pictures.Panel(figure, box, (-1.6, 1.6), (-0.6, 1.5))
     tried, counts = _outcomes(history)
     ways = _PLACES[1 + tried[:, 1]]
     colours = np.where(tried[:, 0] == 0, pictures.SEEN, pictures.OTHER)
@@ -202,18 +202,20 @@ def _draw(law: TwoStep, figure: "Figure", tasks: Tasks, row: int, history: Histo
     for action, bend in ((0, 0.12), (1, -0.12)):
         mine = tried[:, 0] == action
         start = np.broadcast_to(_PLACES[0], ways[mine].shape)
-        pictures.arrows(panel, start, ways[mine], widths[mine], 0.24, bend, colors=colours[mine])
+        pictures.arrows(panel, start, ways[mine], widths[mine], 0.28, bend, colors=colours[mine])
     now = -1 if history.current.ended else int(history.observation)
     for place, (x, y) in enumerate(_PLACES):
-        fill = pictures.NOW if place == now else pictures.GOOD if place == good else "white"
-        panel.line(x, y, marker="o", ms=34, color=fill, mec=pictures.INK)
-        panel.words(x, y, f"S{place}", color=pictures.INK if fill == "white" else "white", size=12)
+        if place == good:
+            panel.line(x, y, marker="o", ms=43, color=pictures.GOOD)
+        fill, ink = (pictures.NOW, "white") if place == now else ("white", pictures.INK)
+        panel.line(x, y, marker="o", ms=33, color=fill, mec=pictures.INK)
+        panel.words(x, y, f"S{place}", color=ink, size=12)
         if place:
-            panel.words(x, y - 0.4, f"pays 1 with {law.high if place == good else law.low:g}")
+            panel.words(x, y - 0.42, f"pays 1 with chance {law.high if place == good else law.low:g}")
     entries = [
         ("action 0 led here", {"color": pictures.SEEN, "lw": 3}),
         ("action 1 led here", {"color": pictures.OTHER, "lw": 3}),
-        ("good side (hidden)", {"marker": "o", "ms": 9, "color": pictures.GOOD, "mec": pictures.INK}),
+        ("good side (hidden)", {"marker": "o", "ms": 8, "mfc": "none", "mec": pictures.GOOD, "mew": 3}),
         ("agent is here", {"marker": "o", "ms": 9, "color": pictures.NOW, "mec": pictures.INK}),
     ]
     pictures.key(figure, (0.08 + box[2], 0.75), entries, row=False)

@@ -189,6 +189,24 @@ class Screen:
             self._window = None
 
 
+@runtime_checkable
+class Filmed(Protocol):
+    """Environments that keep what happens to them from the reset after they got a ``screen``."""
+
+    screen: Screen | None
+    render_mode: str | None
+
+
+def filmed(envs: Any) -> Filmed:
+    """Return the environments; UserError if they cannot keep what happens."""
+    if isinstance(envs, Filmed):
+        return envs
+    raise UserError(
+        f"render_mode: expected environments that keep what happens, such as TensorVectorEnv, got "
+        f"{type(envs).__name__}; use render_mode=None"
+    )
+
+
 def check_mode(law: TaskDistribution, mode: str) -> None:
     """Raise UserError for a mode that a law's environments do not have, here."""
     known = modes_of(law)

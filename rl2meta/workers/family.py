@@ -1,5 +1,6 @@
 """The interface for a user's own Gymnasium environments: draw a task, make the environment of a task."""
 
+import inspect
 from collections.abc import Mapping
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -8,6 +9,7 @@ import numpy as np
 from gymnasium import spaces
 
 from rl2meta.counted import from_zero, is_counted, sizes_of
+from rl2meta.errors import UserError
 
 Task = Mapping[str, Any]
 EMITTED = ("expected_reward", "regret")
@@ -24,7 +26,7 @@ class SingleFamily(Protocol):
     ``make_env`` made; this saves time where making one is slow. ``optimal_return(task) -> float`` is the best
     expected return of an episode. An attribute ``model``, one of ``rl2meta.models``, gives it the references
     of that model. Environments that know ``regret`` (>= 0) and ``expected_reward`` put them into the info of
-    every step.
+    every step. If ``make_env`` has an argument ``render_mode``, its environments can be shown.
     """
 
     @property
@@ -61,6 +63,22 @@ def unfit(family: Any) -> list[str]:
     if not isinstance(horizon, int) or isinstance(horizon, bool) or horizon < 1:
         faults.append(f"expected horizon, an int >= 1 (steps in an episode at most), got {horizon!r:.80}")
     return faults
+
+
+def make_shown(family: SingleFamily, task: Task, render_mode: str) -> gym.Env[Any, Any]:
+    """Return an environment that plays ``task`` and renders; workers never do.
+
+    Raises:
+        UserError: for a family whose ``make_env`` has no argument ``render_mode``.
+    """
+    make: Any = family.make_env
+    if "render_mode" not in inspect.signature(make).parameters:
+        raise UserError(
+            f"{type(family).__name__}: expected make_env(task, render_mode=None) to render, got one "
+            "without render_mode; add it, and give it to the environment"
+        )
+    env: gym.Env[Any, Any] = make(task, render_mode=render_mode)
+    return env
 
 
 class Described(NamedTuple):
