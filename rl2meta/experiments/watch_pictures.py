@@ -4,18 +4,20 @@ import base64
 import io
 import math
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 
 from PIL import Image
 
+from rl2meta.experiments.watch_replay import Replay
 from rl2meta.experiments.watched_trial import WatchedTrial
 from rl2meta.rendering import can_draw, frame
-from rl2meta.tasks import TaskDistribution, Tasks
+from rl2meta.tasks import MappingTasks, TaskDistribution, Tasks
+from rl2meta.workers.plugged_in import PluggedIn
 
 Pictures = Mapping[int, Image.Image]
 """By the number of steps before it."""
-Draw = Callable[[int], Image.Image]
-"""The picture after a number of steps."""
+Draw = Callable[[Collection[int]], Pictures]
+"""Numbers of steps -> the pictures after them."""
 SIZE = (480, 360)
 MOST = 210  # of all agents of a page together
 SECONDS = 5.0  # tunable: for all pictures of a page, after which there are only those that there are
@@ -24,13 +26,16 @@ _SHRINKING = (1.0, 0.75, 0.5, 0.35)
 
 
 def drawing(law: TaskDistribution, task: Tasks, watched: WatchedTrial) -> Draw | None:
-    """Return what draws a trial on one task; None for a law that cannot draw."""
+    """Return what draws a trial on one task: its law, or environments that render; None for neither."""
+    if isinstance(law, PluggedIn) and isinstance(task, MappingTasks):
+        return Replay(law, task, watched, SIZE)
     if not can_draw(law):
         return None
     places = watched.places
 
-    def draw(step: int) -> Image.Image:
-        return Image.fromarray(frame(law, task, 0, watched.history(places, step), SIZE))
+    def draw(steps: Collection[int]) -> Pictures:
+        histories = {step: watched.history(places, step) for step in steps}
+        return {step: Image.fromarray(frame(law, task, 0, each, SIZE)) for step, each in histories.items()}
 
     return draw
 
@@ -53,7 +58,7 @@ def pictures_of(draws: Sequence[Draw | None], lengths: Sequence[int]) -> tuple[l
         at = [*range(0, longest, stride), longest]
         for draw, length, found in zip(draws, lengths, pictures, strict=True):
             if draw is not None:
-                found |= {step: draw(step) for step in {min(each, length) for each in at} - found.keys()}
+                found |= draw({min(step, length) for step in at} - found.keys())
         twice = 2 * (time.perf_counter() - began)
         if stride == 1 or 2 * len(at) * len(draws) > MOST or twice > SECONDS:
             return list(pictures), at

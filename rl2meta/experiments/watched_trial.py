@@ -46,11 +46,13 @@ class WatchedTrial:
         trial: the record of the worker.
         told: by phase and time, with a row for each lane.
         changes: one for each adaptation after a phase of more than one episode.
+        env_seed: of the environments' random stream.
     """
 
     trial: Trial
     told: list[list[Told]]
     changes: list[Change]
+    env_seed: int
 
     @property
     def lanes(self) -> int:
@@ -122,8 +124,9 @@ def watch_trial(
         seed: of the random streams.
     """
     listener = _Listener(agent)
-    trial = worker.run(listener, task, num_episodes, derive(seed, "evaluate", 0))
-    return WatchedTrial(trial, listener.told, listener.changes)
+    of_batch = derive(seed, "evaluate", 0)
+    trial = worker.run(listener, task, num_episodes, of_batch)
+    return WatchedTrial(trial, listener.told, listener.changes, derive(of_batch, "envs"))
 
 
 @dataclass

@@ -27,11 +27,12 @@ from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import has_run, new_folder
 from rl2meta.experiments.watch_gif import animation
 from rl2meta.experiments.watch_page import Player, page, player_data, positions
-from rl2meta.experiments.watch_pictures import drawing, encoded, pictures_of
+from rl2meta.experiments.watch_pictures import Draw, Pictures, drawing, encoded, pictures_of
 from rl2meta.experiments.watched_trial import WatchedTrial, watch_trial
 from rl2meta.files import write_atomically, writing
 from rl2meta.tasks import Tasks, sample_tasks, shares_tasks
 from rl2meta.trial import Agent
+from rl2meta.workers.plugged_in import PluggedIn
 
 
 @dataclass(frozen=True)
@@ -201,21 +202,32 @@ def _write(
     lengths = [len(each.places) for each in trials.values()]
     say("drawing ...")
     law = contestants[0].config.law
-    draws = [drawing(law, task, trials[each.name]) for each in contestants]
-    pictures, drawn = pictures_of(draws, lengths)
+    pictures, drawn, fault = _pictures(law, [drawing(law, task, each) for each in trials.values()], lengths)
     trained = [each.name for each in contestants if each.trained]
     colours = colours_of(trained, [each.name for each in contestants if not each.trained], NAMES)
     players = [
         Player(each.name, each.about, colours[each.name], trials[each.name], shown)
         for each, shown in zip(contestants, encoded(pictures), strict=True)
     ]
-    data = _data(facts, contestants, players, drawn)
+    data = _data({**facts, "fault": fault}, contestants, players, drawn)
     shown = [index for index, step in enumerate(data["at"]) if step in drawn]
     paths = folder / "watch.html", folder / "watch.gif"
     with writing(folder):
         write_atomically(paths[0], page(data, f"{facts['title']}: rl2meta watch"))
         write_atomically(paths[1], animation(data, pictures, shown))
     return Watch(*paths, trials)
+
+
+def _pictures(
+    law: Any, draws: Sequence[Draw | None], lengths: Sequence[int]
+) -> tuple[list[Pictures], list[int], str]:
+    """Return pictures, when they are from, and why there are none: a user's environments may not render."""
+    try:
+        return *pictures_of(draws, lengths), ""
+    except Exception as error:
+        if not isinstance(law, PluggedIn):
+            raise
+        return *pictures_of([None for _ in draws], lengths), f": {error}"
 
 
 def _data(
@@ -252,8 +264,8 @@ def _notes(
         yield "The family has so few tasks that training may have seen this one: it is not held out."
     for player, each in zip(players, contestants, strict=True):
         if not player.pictures:
-            yield f"{player.name}: the family draws no pictures, so the page shows what the agent sees."
-        if not isinstance(each.agent, TellingAgent):
+            yield f"{player.name}: no pictures, so the page shows what the agent sees{facts['fault']}."
+        if each.trained and not isinstance(each.agent, TellingAgent):
             yield f"{player.name}: the agent has no method act_and_tell, so it tells nothing."
     if len(drawn) < at[-1] + 1 and players[0].pictures:
         yield f"There is a picture every {drawn[1]} steps, to save time and bytes; all else is of every step."
