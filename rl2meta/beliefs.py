@@ -21,10 +21,12 @@ class Probabilities(NamedTuple):
     Attributes:
         each: [B, n], each row with the sum 1.
         of: what an alternative is; the action that was taken is marked among those of "action".
+        columns: the alternatives lie on a map with so many columns, in reading order; 0 for no map.
     """
 
     each: Tensor
     of: str = "action"
+    columns: int = 0
 
 
 class Normals(NamedTuple):

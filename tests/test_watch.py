@@ -10,6 +10,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
 import numpy as np
 import pytest
 import torch
@@ -22,12 +23,14 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import watch_pictures
 from rl2meta.experiments.components import make_learner, read_config, references_of
 from rl2meta.experiments.watch_page import MOST_POSITIONS, page, positions
-from rl2meta.experiments.watch_pictures import MOST_BYTES, encoded, pictures_of
+from rl2meta.experiments.watch_pictures import MOST_BYTES, drawing, encoded, pictures_of
 from rl2meta.experiments.watched_trial import watch_trial
 from rl2meta.networks import action_distribution
 from rl2meta.randomness import derive
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
+from rl2meta.workers.plugged_in import PluggedIn
+from rl2meta.workers.settings import WorkerSettings
 
 SMALL = ["training.updates=2", "training.trials_per_update=8", "training.evaluate_every=null", "threads=1"]
 EVIL = "<script>alert(1)</script>"
@@ -217,6 +220,58 @@ def test_no_more_positions_and_pictures_than_time_and_bytes_allow(
         assert (strides == {1}) == (lengths == [5] or (lengths == [100] and seconds > 0))
         at = positions(lengths[0], drawn)
         assert set(drawn) <= set(at) and len(at) <= MOST_POSITIONS + len(drawn)
+
+
+class _Walk(gym.Env[Any, Any]):
+    """A random walk; it pays its place, and its picture is as bright."""
+
+    observation_space = gym.spaces.Box(0, 255, (1,), np.float32)
+    action_space = gym.spaces.Discrete(3)
+
+    def __init__(self, render_mode: str | None) -> None:
+        self.render_mode, self._place, self._left = render_mode, 0, 0
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> Any:
+        super().reset(seed=seed)
+        self._place, self._left = int(self.np_random.integers(100)), 4
+        return np.array([self._place], np.float32), {}
+
+    def step(self, action: Any) -> Any:
+        self._place, self._left = self._place + int(action) + int(self.np_random.integers(30)), self._left - 1
+        seen = np.array([self._place], np.float32)
+        return seen, float(self._place), self._left == 0, False, {}
+
+    def render(self) -> Any:
+        return np.full((4, 4, 3), self._place, np.uint8)
+
+
+class _Walks:
+    """Random walks, all the same task."""
+
+    horizon = 4
+
+    def sample(self, rng: np.random.Generator, split: str) -> dict[str, int]:
+        return {"task": 0}
+
+    def make_env(self, task: Any, render_mode: str | None = None) -> _Walk:
+        return _Walk(render_mode)
+
+
+@pytest.mark.parametrize("lanes", [1, 3])
+def test_single_environments_play_the_trial_again(lanes: int, next_arm: Callable[[int], Any]) -> None:
+    """Each picture is as bright as the reward of the step before it: only the same draws give that."""
+    law = PluggedIn(_Walks(), WorkerSettings(processes=0))
+    task, steps = law.sample(1, torch.Generator(), "test"), 12 * lanes
+    watched = watch_trial(RolloutWorker(law), next_arm(lanes), task, 3 * lanes, 2)
+    replay, rewards = drawing(law, task, watched), watched.known("reward")
+    assert replay is not None and rewards is not None and len(watched.places) == steps
+    pictures = replay(range(steps + 1))
+    bright = [int(np.asarray(pictures[step])[0, 0, 0]) for step in range(1, steps + 1)]
+    assert bright == rewards.tolist() and len(set(bright)) > 5
+    watched.trial.phases[-1].reward[-1] += 1
+    again = drawing(law, task, watched)
+    with pytest.raises(UserError, match="got the reward"):
+        assert again is not None and again([steps])
 
 
 def test_pictures_that_are_too_large_become_smaller() -> None:
