@@ -16,6 +16,7 @@ from rl2meta.agents.all_actions import refuse_unused
 from rl2meta.agents.cores.core import Core
 from rl2meta.agents.cores.recurrent import GRUConfig, GRUCore, LSTMConfig, LSTMCore, RecurrentConfig
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
+from rl2meta.agents.cores.snail import SNAILConfig, SNAILCore
 from rl2meta.agents.cores.transformer import TransformerConfig, TransformerCore
 from rl2meta.agents.ppo import PPO, ActorCritic
 from rl2meta.agents.ppo_config import PPOConfig
@@ -31,9 +32,12 @@ CORES: Mapping[type[Any], Callable[..., Core]] = {
     GRUConfig: GRUCore,
     SlotConfig: SlotCore,
     TransformerConfig: TransformerCore,
+    SNAILConfig: SNAILCore,
 }
 """Type of a core's config -> the core's class, called with (observation space, action space, config)."""
-CoreConfig = Annotated[LSTMConfig | GRUConfig | SlotConfig | TransformerConfig, Field(discriminator="name")]
+CoreConfig = Annotated[
+    LSTMConfig | GRUConfig | SlotConfig | TransformerConfig | SNAILConfig, Field(discriminator="name")
+]
 _FORMER_KEYS = tuple(RecurrentConfig.model_fields)
 _FORMER_NAMES = {"embedding.": "core.input.embedding.", "encoder.": "core.input.encoder."}
 

@@ -20,6 +20,8 @@ FAMILIES = {
     "rl2meta/TabularMDP-v0": "rl2meta.envs.tabular:TabularMDPs",
     "rl2meta/DarkRoom-v0": "rl2meta.envs.mazes:DarkRooms",
     "rl2meta/KeyToDoor-v0": "rl2meta.envs.mazes:KeyToDoor",
+    "rl2meta/MovingBandits-v0": "rl2meta.envs.moving_bandits:MovingBandits",
+    "rl2meta/FourRooms-v0": "rl2meta.envs.four_rooms:FourRooms",
     "rl2meta/PointNavigation-v0": "rl2meta.envs.navigation:PointNavigation",
     "rl2meta/Sinusoid-v0": "rl2meta.envs.sinusoids:Sinusoids",
 }

@@ -49,13 +49,14 @@ def layout_of(size: int, name: LayoutName) -> Layout:
         middle, doors = size // 2, [size // 2 // 2, size - 1 - size // 2 // 2]
         free[middle, :] = free[:, middle] = False
         free[middle, doors] = free[doors, middle] = True
-    next_cell = _next_cell(free)
+    next_cell = next_cell_of(free)
     distances, start = _distances(next_cell), _start(free)
     goals = (distances[start] < size**2).nonzero().squeeze(1)
     return Layout(next_cell, distances, goals, start, distances.T.float()[:, next_cell])
 
 
-def _next_cell(free: Tensor) -> Tensor:
+def next_cell_of(free: Tensor) -> Tensor:
+    """Return the cell that each of ``MOVES`` leads to, int64 [cells, 5], for free cells bool [size, size]."""
     size = len(free)
     row, column = torch.meshgrid(torch.arange(size), torch.arange(size), indexing="ij")
     here, leads = row * size + column, []

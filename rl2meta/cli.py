@@ -26,6 +26,7 @@ from rl2meta.commands.options import (
 from rl2meta.commands.output import Output
 from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
 from rl2meta.commands.warnings import show_warnings
+from rl2meta.commands.zoo import zoo_app
 from rl2meta.descriptors import fill_standard_descriptors
 from rl2meta.errors import UserError
 from rl2meta.memory import keep_memory
@@ -130,8 +131,8 @@ def train(
             "--from",
             "--start-from",
             metavar="RUN",
-            help="The folder of another run of the same agent, whose weights training begins with. Tasks, "
-            "trial lengths, budget and the learner's settings may differ; the shapes of the network may not.",
+            help="Another run of the same agent, or zoo:NAME, whose weights training begins with. Tasks, "
+            "trial lengths, budget and the learner's settings may differ; the network's shapes may not.",
         ),
     ] = None,
     seeds: Annotated[
@@ -176,7 +177,9 @@ def train(
 
 @app.command()
 def evaluate(
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run or a group.")],
+    run_dir: Annotated[
+        Path, typer.Argument(metavar="DIR", help="The folder of a run or a group, or zoo:NAME.")
+    ],
     overrides: Annotated[
         list[str] | None,
         typer.Argument(
@@ -198,7 +201,10 @@ def evaluate(
     iqm: Iqm = False,
     profile: Profile = False,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder for the results; default: DIR/evaluation[_N].")
+        Path | None,
+        typer.Option(
+            help="A new folder for the results; default: DIR/evaluation[_N], or zoo-NAME-evaluation[_N] here."
+        ),
     ] = None,
     device: Device = "auto",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default: as in the config.")] = None,
@@ -229,8 +235,8 @@ def compare(
         list[Path],
         typer.Argument(
             metavar="DIR...",
-            help="Folders of runs and groups with one task distribution; differences are to the first. Runs "
-            "that differ in the seed alone become a group.",
+            help="Folders of runs and groups with one task distribution, or zoo:NAME; differences are to the "
+            "first. Runs that differ in the seed alone become a group.",
         ),
     ],
     against: Annotated[str, typer.Option(help="References, comma-separated, or 'all' or 'none'.")] = "all",
@@ -515,14 +521,18 @@ def list_components(
         str | None,
         typer.Argument(
             metavar="NAME",
-            help="An agent, a task distribution, a config, a table, or 'settings' for those of every config.",
+            help="An agent, a task distribution, a config, a table, 'settings' for those of every config, "
+            "'zoo' for the trained agents that come with the package, or zoo:NAME.",
         ),
     ] = None,
 ) -> None:
-    """List agents, task distributions, configs and tables; with NAME, tell all about one of them."""
+    """List agents, task distributions, configs, tables and the zoo; with NAME, tell all about one of them."""
     from rl2meta.commands.list import print_components, print_one
 
     print_components() if name is None else print_one(name)
+
+
+app.add_typer(zoo_app, name="zoo", hidden=True)
 
 
 @app.command()

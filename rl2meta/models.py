@@ -17,6 +17,8 @@ import gymnasium as gym
 from rl2meta.errors import UserError
 
 if TYPE_CHECKING:
+    from collections.abc import Callable
+
     from torch import Tensor
 
     from rl2meta.tasks import TaskDistribution
@@ -211,7 +213,37 @@ class HiddenGoals:
         return len(self.next_cell)
 
 
-Model = BernoulliArms | GaussianArms | DependentArms | TwoStepTask | TabularMDP | HiddenGoals
+@dataclass(frozen=True, eq=False)
+class PayingPoint:
+    """A walk among two points that the agent sees; in a trial, one and the same of them pays.
+
+    The observation is (walker, point 0, point 1), each as (x, y). A step that ends where ``steps`` to the
+    right point is 0 pays 1, any other step pays 0. Both points are equally likely to be the right one.
+
+    Attributes:
+        moves: how far each action moves the walker along x and y.
+        steps: offsets [..., 2] from the walker to a point -> the least number of steps to it, [...].
+        horizon: number of steps in every episode.
+
+    Raises:
+        ValueError: without moves.
+    """
+
+    moves: tuple[tuple[float, float], ...]
+    steps: "Callable[[Tensor], Tensor]"
+    horizon: int
+    num_observations: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        _require(len(self.moves) > 0, "at least one move", self.moves)
+
+    @property
+    def num_actions(self) -> int:
+        """The number of moves."""
+        return len(self.moves)
+
+
+Model = BernoulliArms | GaussianArms | DependentArms | TwoStepTask | TabularMDP | HiddenGoals | PayingPoint
 
 
 def said_model(family: Any) -> Model | None:

@@ -21,6 +21,8 @@ FAMILIES = {
     "tabular_mdps": ["tabular_mdps"],
     "dark_rooms": ["dark_rooms"],
     "key_to_door": ["key_to_door"],
+    "moving_bandits": ["moving_bandits"],
+    "four_rooms": ["four_rooms"],
     "point_navigation": ["point_navigation"],
     "sinusoids": ["sinusoids"],
     "three tasks": ["gymnasium", *CART, "distribution.vary_attributes.force_mag={choice: [5, 10, 20]}", HERE],

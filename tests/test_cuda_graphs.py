@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
 from rl2meta.agents.cores.slot import SlotConfig
+from rl2meta.agents.cores.snail import SNAILConfig
 from rl2meta.agents.cores.transformer import TransformerConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO
@@ -76,6 +77,11 @@ def _transformer(law: Any) -> PPO:
     return rl2_learner(law.observation_space, law.action_space, config)
 
 
+def _snail(law: Any) -> PPO:
+    config = RL2Config(core=SNAILConfig(span=4, filters=4, key_size=4, value_size=4))
+    return rl2_learner(law.observation_space, law.action_space, config)
+
+
 def _maml(law: Any) -> MAMLTRPOLearner:
     config = MAMLTRPOConfig(hidden_sizes=[8], episodes_per_phase=3)
     return MAMLTRPOLearner(law.observation_space, law.action_space, config)
@@ -89,9 +95,18 @@ def _maml(law: Any) -> MAMLTRPOLearner:
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _gru, 3),
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _slot, 3),
         (TabularMDPs(num_states=3, num_actions=2, horizon=4), _transformer, 3),
+        (TabularMDPs(num_states=3, num_actions=2, horizon=4), _snail, 3),
         (PointNavigation(horizon=6), _maml, 3),
     ],
-    ids=["bandits", "MDPs", "MDPs by a GRU", "MDPs by slots", "MDPs by a transformer", "navigation"],
+    ids=[
+        "bandits",
+        "MDPs",
+        "MDPs by a GRU",
+        "MDPs by slots",
+        "MDPs by a transformer",
+        "MDPs by SNAIL",
+        "navigation",
+    ],
 )
 def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
     law: Any, make: Callable[[Any], Any], episodes: int

@@ -127,7 +127,7 @@ def test_seeds_that_have_not_begun_are_no_trained_ones(
         progress.request_stop(signal.SIGTERM, None)
         return rl2meta.Group(group.runs[:2], group.path)
 
-    assert _shown(go, 3, tmp_path, 1) == 128 + signal.SIGTERM
+    assert _shown(go, "training", 3, tmp_path, 1) == 128 + signal.SIGTERM
     assert "stopped and saved; continue with" in capsys.readouterr().out
 
 

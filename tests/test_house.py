@@ -236,6 +236,9 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
     }
     want |= {f"rl2meta/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
     want |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rl2meta" / "experiments").glob("*.html")}
+    agents = {str(path.relative_to(ROOT)) for path in (ROOT / "rl2meta" / "zoo").rglob("*") if path.is_file()}
+    assert agents, "expected the agents of the zoo"
+    want |= agents
     assert names == want | {"rl2meta/py.typed", "rl2meta/__init__.pyi"}
 
 
@@ -341,6 +344,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/your_own_environment.md",
         "docs/results.md",
         "docs/watch.md",
+        "docs/zoo.md",
     ):
         text = (ROOT / document).read_text()
         for target in re.findall(r"\]\((?!http)([^)#]+)\)", text):

@@ -207,6 +207,7 @@ def test_what_is_listed_is_what_the_built_in_families_have() -> None:
         "tabular_mdps",
         "dark_rooms",
         "key_to_door",
+        "moving_bandits",
     ]
     assert [name for name, references in listed.items() if references is None] == [
         "gymnasium",

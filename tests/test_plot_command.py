@@ -266,6 +266,8 @@ def test_what_cannot_be_drawn_is_refused_in_words(tmp_path: Path, run: Callable[
     (tmp_path / "none" / "group.yaml").write_text("seeds: [0, 1]\n")
     for args, said in (
         ((one, arms), "distribution.num_arms is 3, not 2"),
+        ((one, one.parent / "." / one.name), "twice; give it once"),
+        ((one, "--out", tmp_path / "figure.jpg"), "expected a file that ends in .png"),
         ((one, longer), "evaluation.episodes_per_trial is 6, not 2"),
         ((one, "--over", "days"), "expected steps, seconds, updates, got 'days'"),
         ((one, "--of", "luck"), "expected regret or return, got 'luck'"),

@@ -312,6 +312,10 @@ def test_a_cell_with_several_seeds_goes_on_and_gets_more(tmp_path: Path) -> None
     assert folders == {"evaluation", "evaluation_2"}
     with pytest.raises(UserError, match="add --seeds 3,5"):
         wide()
+    newest = max((tmp_path / "n=10,k=5" / "seed5" / "checkpoints").iterdir())
+    shutil.rmtree(newest)  # now seed 5 is unfinished
+    with pytest.raises(UserError, match=r"expected also the unfinished seeds \[5\]"):
+        wide(seeds="3")
 
 
 @pytest.mark.usefixtures("slots")

@@ -147,7 +147,7 @@ def _fifo(folder: Path) -> None:
         (_write("metrics.jsonl", "[1]\n"), "no JSON object"),
         (_write("metrics.jsonl", '{"update": "a"}\n'), "no number of the update"),
         (_write("metrics.jsonl", '{"update": 1, "held_out_return": "x"}\n'), "damaged"),
-        (_write("evaluation/evaluation.json", "{"), "damaged"),
+        (_write("evaluation/evaluation.json", "{"), "evaluation/evaluation.json: damaged"),
         (_write("evaluation/evaluation.json", '{"agents": {}}'), "no agents"),
         (_write("evaluation/evaluation.json", '{"agents": {"a": {"over_seeds": {"return": 1}}}}'), "damaged"),
         pytest.param(

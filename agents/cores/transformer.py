@@ -14,11 +14,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
+from rl2meta.agents.cores.cache import Cache, first_room, with_room, written
 from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.cores.recurrent import InputConfig, InputLayer
 from rl2meta.agents.numbers import Count
-
-_FIRST_ROOM, _MOST_FIRST_ROOM = 16, 1024  # steps
 
 
 class TransformerConfig(InputConfig):
@@ -35,25 +34,12 @@ class TransformerConfig(InputConfig):
     )
 
 
-@dataclass
-class Cache:
-    """Keys and values of the steps of B trials, with room for more steps.
-
-    Attributes:
-        layers: keys and values of each block, [2, B, heads, room, head_size].
-        steps: how many steps are written; what follows in memory is arbitrary.
-    """
-
-    layers: list[Tensor]
-    steps: int = 0
-
-
 @dataclass(frozen=True)
 class TransformerState:
     """What the core remembers of B trials: the first ``steps`` steps of a cache.
 
     Attributes:
-        cache: it may hold later steps too, of a state that follows this one.
+        cache: keys and values of each block, [2, B, heads, room, head_size]; it may hold later steps too.
         steps: how many of them belong to this state.
     """
 
@@ -92,7 +78,7 @@ class Block(nn.Module):
     def step(self, x: Tensor, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
         """Read one step, [B, 1, width], after the ``steps`` steps in ``kept``; return also what to keep."""
         heads = self._heads(x)  # [3, B, heads, 1, head_size]
-        kept = _written(kept, heads[1:], steps)
+        kept = written(kept, heads[1:], steps)
         keys, values = kept[..., : steps + 1, :]
         return self._added(x, functional.scaled_dot_product_attention(heads[0], keys, values)), kept
 
@@ -142,7 +128,7 @@ class TransformerCore(nn.Module):
         A full cache has 2 · num_layers · rows · steps · heads · head_size numbers.
         """
         heads, size = self._kept
-        room = min(steps or _FIRST_ROOM, _MOST_FIRST_ROOM)
+        room = first_room(steps)
         weight = self.embedding.weight
         layers = [weight.new_empty(2, rows, heads, room, size) for _ in self.blocks]
         return TransformerState(Cache(layers), 0)
@@ -154,7 +140,7 @@ class TransformerCore(nn.Module):
         read again is copied first, so the state that followed it before stays as it is.
         """
         x, steps = self._embedded(seen).unsqueeze(1), state.steps  # [B, 1, width]
-        cache = _with_room(state)
+        cache = with_room(state.cache, steps)
         for i, block in enumerate(self.blocks):
             x, cache.layers[i] = block.step(x, cache.layers[i], steps)  # type: ignore[operator]
         cache.steps = steps + 1
@@ -171,30 +157,3 @@ class TransformerCore(nn.Module):
         """Return the embedding of input and time, [..., width]."""
         embedded: Tensor = self.embedding(torch.cat([self.input(seen), seen.elapsed], dim=-1))
         return embedded
-
-
-def _with_room(state: TransformerState) -> Cache:
-    """Return a cache into which the step after ``state`` may write."""
-    cache, steps = state.cache, state.steps
-    if torch.is_grad_enabled():
-        return Cache([*cache.layers], steps)  # nothing is written in place
-    room = cache.layers[0].shape[-2]
-    if steps == cache.steps and steps < room:
-        return cache
-    wanted = 2 * room if steps == room else room
-    return Cache([_copied(kept, steps, wanted) for kept in cache.layers], steps)
-
-
-def _copied(kept: Tensor, steps: int, room: int) -> Tensor:
-    """Return a copy of the first ``steps`` steps with room for ``room``, [..., room, head_size]."""
-    copy = kept.new_empty(*kept.shape[:-2], room, kept.shape[-1])
-    copy[..., :steps, :] = kept[..., :steps, :]
-    return copy
-
-
-def _written(kept: Tensor, new: Tensor, steps: int) -> Tensor:
-    """Return the keys and values of ``steps`` steps and of a new one, [2, B, heads, 1, head_size]."""
-    if torch.is_grad_enabled():  # what a gradient needs must not change
-        return torch.cat([kept[..., :steps, :], new], dim=-2)
-    kept[..., steps : steps + 1, :] = new
-    return kept

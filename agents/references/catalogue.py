@@ -9,6 +9,7 @@ from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
 from rl2meta.agents.references.mazes import hidden_goal_references
+from rl2meta.agents.references.points import paying_point_references
 from rl2meta.agents.references.reference import Reference
 from rl2meta.agents.references.replanning import replanning_references
 from rl2meta.agents.references.tabular import tabular_prior, tabular_references
@@ -19,6 +20,7 @@ from rl2meta.models import (
     GaussianArms,
     HiddenGoals,
     Model,
+    PayingPoint,
     TabularMDP,
     TwoStepTask,
 )
@@ -42,6 +44,7 @@ FACTORIES: Mapping[type[Model], Factory] = {
     HiddenGoals: lambda m, episodes: hidden_goal_references(
         m.next_cell, m.distances, m.goals, m.num_goals, m.columns
     ),
+    PayingPoint: lambda m, episodes: paying_point_references(m),
 }
 """Type of model -> function that builds its references from (model, episodes in a trial)."""
 
@@ -51,6 +54,7 @@ NAMES = (
     *("thompson_independent", "gittins_independent", "model_free"),
     *("psrl", "opsrl", "beb", "ucrl2", "greedy_step", "beb_step", "bonus_step", "fading_bonus_step"),
     *("psrl_resampling", "greedy_mean0", "epsilon_greedy_mean0", "psrl_mean0", "opsrl_mean0", "beb_mean0"),
+    "explorer",
 )
 """All references; the place of a name gives its colour in figures, so new ones come last."""
 

@@ -81,6 +81,8 @@ def reproduce(
     experiments = [_experiment(label, cell, budget, common, folder) for label, cell in needed]
     if group is None:
         _refuse_groups(experiments)
+    else:
+        _refuse_unfinished(experiments, group.chosen)
     num_tasks = {
         each.cell: each.config.settings.evaluation.tasks for each in experiments if each.cell in wanted
     }
@@ -149,6 +151,25 @@ def _refuse_groups(experiments: Sequence[_Experiment]) -> None:
         )
 
 
+def _refuse_unfinished(experiments: Sequence[_Experiment], seeds: Sequence[int]) -> None:
+    """Refuse to leave out seeds of a group that have begun: a cell is filled by finished trainings alone."""
+    for each in experiments:
+        known = members(each.run_dir) if is_group(each.run_dir) else {}
+        if others := [
+            s for s, run in known.items() if s not in seeds and has_run(run) and not _done(run, each)
+        ]:
+            whole = ",".join(map(str, sorted({*seeds, *others})))
+            raise UserError(
+                f"--seeds: expected also the unfinished seeds {others} of {each.run_dir}, got {list(seeds)}; "
+                f"add --seeds {whole}, or give another --out"
+            )
+
+
+def _done(run_dir: Path, experiment: _Experiment) -> bool:
+    saved = checkpoints.newest(RunFolder.open(run_dir).checkpoints_path, say)
+    return saved is not None and saved.update >= experiment.config.settings.training.updates
+
+
 def _origin(run_dir: Path) -> str | None:
     """Return the name of the cell whose weights the run of a cell began with, or None."""
     origin = origin_of(RunFolder.open(run_dir))
@@ -164,8 +185,7 @@ def _train(experiment: _Experiment) -> int:
         origin = experiment.begins_from
         start_from = None if origin is None else experiment.run_dir.with_name(origin)
         return start_run(experiment.source, experiment.overrides, experiment.run_dir, start_from)
-    saved = checkpoints.newest(RunFolder.open(experiment.run_dir).checkpoints_path, say)
-    if saved is not None and saved.update >= experiment.config.settings.training.updates:
+    if _done(experiment.run_dir, experiment):
         return 0
     return resume_run(experiment.run_dir, None, ())
 

@@ -22,7 +22,9 @@ from rl2meta.experiments.trainings import quoted
 class GroupProgress:
     """Shows how far each training of a group is, and stops all when a signal asks."""
 
-    def __init__(self) -> None:
+    def __init__(self, title: str) -> None:
+        self._title = title  # said once the first training begins, after all checks
+        self._rows: dict[int, Mapping[str, Any]] = {}  # seed -> the newest row
         self.interrupted: Interrupted | None = None
         self._done: dict[int, tuple[int, int]] = {}  # seed -> updates done, and of how many
         self._next_line = 0.0
@@ -43,6 +45,8 @@ class GroupProgress:
 
     def begun(self, seed: int, update: int, updates: int) -> None:
         """Show that a training begins, or goes on."""
+        if not self._done:
+            say(self._title)
         self._done[seed] = update, updates
         with suppress(OSError):
             if self._bar is not None:
@@ -55,6 +59,7 @@ class GroupProgress:
         """Show an update."""
         updates = self._done[seed][1]
         self._done[seed] = row["update"], updates
+        self._rows[seed] = row
         with suppress(OSError):
             if self._bar is not None:
                 facts = f"return {row['mean_return']:.3f}"
@@ -64,9 +69,12 @@ class GroupProgress:
                 self._line(seed, row)
 
     def close(self) -> None:
-        """Take the bars away."""
+        """Take the bars away; without a terminal, say how far all came."""
         if self._bar is not None:
             self._bar.stop()
+        elif self._rows:
+            seed, row = next(reversed(self._rows.items()))
+            self._line(seed, row)
 
     def _line(self, seed: int, row: Mapping[str, Any]) -> None:
         far = "  ".join(f"{each}: {done}" for each, (done, _) in sorted(self._done.items()))
@@ -109,7 +117,6 @@ def start_group(
     """Train the experiment called ``source`` with several seeds, or go on with it; return the exit code."""
 
     def go(progress: GroupProgress, at_a_time: int) -> Group:
-        say(f"training {source} with {_seeds(len(seeds))} in {run_dir}, {at_a_time} at a time")
         return train_group(
             source,
             overrides,
@@ -121,7 +128,7 @@ def start_group(
             watch=progress,
         )
 
-    return _shown(go, len(seeds), run_dir, jobs)
+    return _shown(go, f"training {source} with {_seeds(len(seeds))} in {run_dir}", len(seeds), run_dir, jobs)
 
 
 def _resume(run_dir: Path, jobs: int | None, trust: Collection[str]) -> int:
@@ -129,10 +136,9 @@ def _resume(run_dir: Path, jobs: int | None, trust: Collection[str]) -> int:
     count = len(members(run_dir))
 
     def go(progress: GroupProgress, at_a_time: int) -> Group:
-        say(f"continuing {run_dir} with {_seeds(count)}, {at_a_time} at a time")
         return resume_group(run_dir, jobs=at_a_time, trust=trust, watch=progress)
 
-    return _shown(go, count, run_dir, jobs)
+    return _shown(go, f"continuing {run_dir} with {_seeds(count)}", count, run_dir, jobs)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -163,13 +169,14 @@ def _seeds(count: int) -> str:
     return f"{count} seed{'s' * (count != 1)}"
 
 
-def _shown(go: Any, count: int, run_dir: Path, jobs: int | None) -> int:
+def _shown(go: Any, title: str, count: int, run_dir: Path, jobs: int | None) -> int:
     if jobs is not None and jobs < 1:
         raise UserError(f"--jobs: expected at least 1, got {jobs}")
-    progress = GroupProgress()
+    at_a_time = min(count, jobs or cores())
+    progress = GroupProgress(f"{title}, {at_a_time} at a time")
     try:
         with handled(progress.request_stop):
-            group: Group = go(progress, min(count, jobs or cores()))
+            group: Group = go(progress, at_a_time)
     finally:
         progress.close()
     if progress.interrupted is not None and (len(group.runs) < count or not group.finished):

@@ -36,6 +36,10 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.maml_regression:MAML_REGRESSION",
         "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     ),
+    "mlsh": Entry(
+        "rl2meta.agents.mlsh:MLSH",
+        "sub-policies that all tasks share, and a new master for each task that learns to choose among them",
+    ),
 }
 
 DISTRIBUTIONS: Mapping[str, Entry] = {
@@ -66,6 +70,14 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     "key_to_door": Entry(
         "rl2meta.envs.mazes:KeyToDoor",
         "Mazes with a hidden key and a hidden door: the key pays 1 once, then reaching the door pays 1.",
+    ),
+    "moving_bandits": Entry(
+        "rl2meta.envs.moving_bandits:MovingBandits",
+        "Walkers that see two points in a square, one of which pays 1 for each step that ends near it.",
+    ),
+    "four_rooms": Entry(
+        "rl2meta.envs.four_rooms:FourRooms",
+        "Four rooms with slippery floors and a hidden goal cell: a step that ends on the goal pays 1.",
     ),
     "point_navigation": Entry(
         "rl2meta.envs.navigation:PointNavigation",

@@ -15,6 +15,7 @@ from rl2meta.experiments.groups import Group
 from rl2meta.experiments.judging import SCRATCH, Method, folder_name, within
 from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.run import Run
+from rl2meta.experiments.zoo import said_path, zoo_name
 
 _LONGEST_NAME = 120  # of a folder; file systems allow 255 bytes
 
@@ -56,7 +57,10 @@ class Field:
         }
 
     def default_folder(self) -> Path | None:
-        """Return ``compare-NAME1-NAME2`` beside the first run; None if the first run has no folder."""
+        """Return ``compare-NAME1-NAME2`` beside the first run; None if the first run has no folder.
+
+        Beside a zoo agent there is no place for it: it is then in the current folder.
+        """
         path = self.groups[0].path or self.groups[0].runs[0].path
         if path is None:
             return None
@@ -65,7 +69,8 @@ class Field:
         if len(name) > _LONGEST_NAME:
             name = f"compare-{first[:_LONGEST_NAME]}-and-{len(others)}-more"
         beside = path if path.name not in ("", "..") else path.resolve()
-        return beside.parent / name.replace("/", "-")
+        parent = beside.parent if zoo_name(path) is None else Path()
+        return parent / name.replace("/", "-")
 
 
 def together(groups: Sequence[Group]) -> tuple[list[str | None], list[Group]]:
@@ -127,25 +132,25 @@ def law_of(config: RunConfig) -> dict[str, Any]:
 def _label(label: str | None, group: Group, place: int) -> str:
     if label is not None:
         return label
-    return f"run {place + 1}" if group.path is None else str(group.path)
+    return f"run {place + 1}" if group.path is None else said_path(group.path)
 
 
 def _short(label: str, group: Group) -> str:
     """Return the label of a group, or the name of its folder if the label is the folder's path."""
-    return label if group.path is None or label != str(group.path) else folder_name(group.path)
+    return label if group.path is None or label != said_path(group.path) else folder_name(group.path)
 
 
 def _path(group: Group) -> str | list[str | None] | None:
     """Return the folder of a run or group; of runs that only the comparison put together, all folders."""
     if group.path is None and len(group.runs) > 1:
         return [None if run.path is None else str(run.path) for run in group.runs]
-    return None if group.path is None else str(group.path)
+    return None if group.path is None else said_path(group.path)
 
 
 def _but_for_the_seed(run: Run) -> str:
-    """Return a text that is equal for runs that differ in the seed alone."""
+    """Return a text that is equal for runs that differ in the seed alone; a zoo agent stands for itself."""
     settings = {key: value for key, value in run.config.identity().items() if key != "seed"}
-    return json.dumps([settings, run.update, _origin(run)], sort_keys=True)
+    return json.dumps([settings, run.update, _origin(run), zoo_name(run.path)], sort_keys=True)
 
 
 def _origin(run: Run) -> str | None:

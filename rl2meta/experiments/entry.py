@@ -69,7 +69,8 @@ def train(
         run_dir: a new folder for config, metrics, TensorBoard events and checkpoints; None: write nothing.
             For a group, a folder with one of these for each seed; if it is there already, the group goes on.
         start_from: another run of the same agent, whose weights are the initial weights of this one; what is
-            carried over says ``inheriting.begin_with``. Of another group, each run takes those of its seed.
+            carried over says ``inheriting.begin_with``. Of another group, each run takes those of its seed;
+            ``zoo:NAME`` is an agent that comes with the package.
         callbacks: each is called after each update with the run and the update's metrics; if one returns
             False, the training saves a checkpoint and stops.
         on_start: called with the run before its first update.
@@ -149,7 +150,7 @@ def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ())
     """Return the run in a folder, or the group, in the state of the newest complete checkpoints.
 
     Args:
-        path: the run folder, or the folder of a group.
+        path: the run folder, the folder of a group, or ``zoo:NAME`` for an agent that comes with the package.
         device: of the agent.
         trust: the modules that a folder from elsewhere may import, such as ``["my_package.my_module"]``; a
             folder that this user trained imports what it names.

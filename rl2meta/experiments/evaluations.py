@@ -33,6 +33,7 @@ from rl2meta.experiments.tables import tables
 from rl2meta.experiments.trainings import Overrides
 from rl2meta.experiments.trust import modules_named
 from rl2meta.experiments.yaml_text import overrides_of
+from rl2meta.experiments.zoo import results_of
 
 Against = str | Sequence[str]
 
@@ -151,7 +152,7 @@ def evaluate(
 
     Args:
         run: a run, or a run folder, whose newest complete checkpoint is evaluated; or a group, or its folder:
-            then intervals are over training seeds and tasks.
+            then intervals are over training seeds and tasks. ``zoo:NAME`` comes with the package.
         overrides: settings of the evaluation that differ from training: other tasks
             (``{"distribution.high": 0.5}``), longer trials (``evaluation.episodes_per_trial``), or settings
             of the agent that may change after training.
@@ -160,7 +161,8 @@ def evaluate(
         against: names of references, ``"all"`` or ``"none"``.
         scratch: number of tasks on which Stable-Baselines3's PPO also learns from scratch.
         out: a new folder for the results; by default ``evaluation``, ``evaluation_2``, ... in the run folder.
-            For a run without a folder, the default is to write nothing.
+            Of a zoo agent, ``zoo-NAME-evaluation`` in the current folder. For a run without a folder, the
+            default is to write nothing.
         device: of the environments and the agent.
         threads: number of CPU threads.
         trust: modules that a run folder from elsewhere may import, beyond those that ``overrides`` name.
@@ -178,7 +180,7 @@ def evaluate(
     contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
     name = row_name(config)
     methods = {name: make_method(name, group.runs, configs, contest)}
-    default = None if group.path is None else group.path / "evaluation"
+    default = None if group.path is None else results_of(group.path, "evaluation")
     with _target(default, out) as target:
         results, ceilings = play(contest, methods, references, say, watch)
         facts = {**facts_of(contest, methods, references), **methods[name].facts()}
@@ -216,7 +218,8 @@ def compare(
         against: names of references, ``"all"`` or ``"none"``.
         settings: changes to the agent of a run, as ``NAME:agent.KEY=VALUE``.
         scratch: number of tasks on which Stable-Baselines3's PPO also learns from scratch.
-        out: a new folder for the results; by default ``compare-NAME1-NAME2`` beside the first run.
+        out: a new folder for the results; by default ``compare-NAME1-NAME2`` beside the first run, or in the
+            current folder if that is a zoo agent.
         device: of the environments and the agents.
         threads: number of CPU threads.
         trust: modules that run folders from elsewhere may import.

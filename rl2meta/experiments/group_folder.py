@@ -10,6 +10,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import trust
 from rl2meta.experiments.run_folder import LARGEST_CONFIG, LOCK, has_run, locked
 from rl2meta.experiments.yaml_text import parse, text_of
+from rl2meta.experiments.zoo import refuse_zoo
 from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
 
 GROUP = "group.yaml"
@@ -40,6 +41,7 @@ class GroupFolder:
             UserError: if ``path`` is a file or a folder with something else in it, or cannot be written; or
                 if another command is training the group, and there are seeds to add.
         """
+        refuse_zoo(path)
         _refuse_used(path)
         folder = cls(path)
         with writing(path):

@@ -15,6 +15,7 @@ from rl2meta.experiments.group_folder import GroupFolder, is_group
 from rl2meta.experiments.inheriting import begin_with
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder, has_run
+from rl2meta.experiments.zoo import said_path, zoo_name
 
 
 def origins_of(
@@ -43,7 +44,12 @@ def said_origin(start_from: Run | Group | str | Path | None) -> dict[str, Any]:
     if start_from is None:
         return {}
     path = start_from.path if isinstance(start_from, Run | Group) else start_from
-    return {"started_from": {"path": None if path is None else str(Path(path).resolve())}}
+    return {"started_from": {"path": None if path is None else _lasting(Path(path))}}
+
+
+def _lasting(path: Path) -> str:
+    """Return a path that means the same when the current folder is another one."""
+    return str(path.resolve()) if zoo_name(path) is None else said_path(path)
 
 
 def known_origin(folder: GroupFolder) -> str | None:

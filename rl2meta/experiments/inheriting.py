@@ -12,6 +12,7 @@ from rl2meta.experiments.components import AGENTS, COMPONENTS, make_learner
 from rl2meta.experiments.config import RunConfig, load_config
 from rl2meta.experiments.run import Origin, Run
 from rl2meta.experiments.yaml_text import parse, text_of
+from rl2meta.experiments.zoo import said_path
 
 _OPTION = "--from (start_from)"
 _MOST = 8  # weights in a message
@@ -36,19 +37,19 @@ def begin_with(run: Run, other: Run) -> Origin:
     """
     _refuse_another_agent(run, other)
     extras = AGENTS[run.config.agent_name].training_only
-    ours = _without_moments(run.learner.state_dict(), extras)
-    theirs = _without_moments(other.learner.state_dict(), extras)
+    ours = without_moments(run.learner.state_dict(), extras)
+    theirs = without_moments(other.learner.state_dict(), extras)
     weights = _with_same_extras(ours, theirs, extras, _place(other))
     try:
         run.learner.load_state_dict(weights)
     except (RuntimeError, ValueError, LookupError, TypeError, AttributeError) as error:
         raise _misfit(run.config, other, _shapes(ours), _shapes(weights), error) from None
     _refuse_another_network(run.config, other)
-    return Origin(None if other.path is None else str(other.path), other.update)
+    return Origin(None if other.path is None else said_path(other.path), other.update)
 
 
 def _place(other: Run) -> str:
-    return "the other run" if other.path is None else str(other.path)
+    return "the other run" if other.path is None else said_path(other.path)
 
 
 def _refuse_another_agent(run: Run, other: Run) -> None:
@@ -73,7 +74,7 @@ def _refuse_another_network(config: RunConfig, other: Run) -> None:
         )
 
 
-def _without_moments(state: Mapping[str, Tensor], extras: tuple[str, ...]) -> dict[str, Tensor]:
+def without_moments(state: Mapping[str, Tensor], extras: tuple[str, ...]) -> dict[str, Tensor]:
     """Return a state without the moments of the optimisers of the learner and of its extras."""
     moments = ("optimizer.", *(f"{extra}.optimizer." for extra in extras))
     return {name: tensor for name, tensor in state.items() if not name.startswith(moments)}

@@ -204,11 +204,16 @@ def _evaluated(folder: Path) -> dict[str, float]:
     files = sorted(folder.glob("evaluation*/evaluation.json"), key=lambda path: path.stat().st_mtime)
     if not files:
         return {}
-    said = json.loads(read_file(files[-1], _LARGEST))
-    agent = next(iter(said["agents"].values()), None)
-    if not isinstance(agent, dict):
-        raise UserError("evaluation.json: no agents")
-    return {name: float(value) for name in ("return", "regret") if (value := _score(agent, name)) is not None}
+    where = "/".join(files[-1].parts[-2:])
+    try:
+        agent = next(iter(json.loads(read_file(files[-1], _LARGEST))["agents"].values()))
+        return {
+            name: float(value) for name in ("return", "regret") if (value := _score(agent, name)) is not None
+        }
+    except StopIteration:
+        raise UserError(f"{where}: no agents") from None
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        raise UserError(f"{where}: damaged: {error!s:.80}") from None
 
 
 def _score(agent: Mapping[str, Any], name: str) -> Any:

@@ -30,6 +30,7 @@ from rl2meta.experiments.learning_curves import (
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder, has_run
+from rl2meta.experiments.zoo import located, results_of, zoo_name
 from rl2meta.files import read_file, reading, writing
 from rl2meta.learning_plot import MADE_BY, LearningCurve, LearningPicture, plot_learning_curves
 
@@ -61,6 +62,7 @@ def plot(
         of: ``regret`` or ``return``; None: the regret where all runs know it.
         out: the PNG file; None: ``learning.png`` in the folder of the run or group, or
             ``plot-NAME1-NAME2.png`` beside the first of several; a temporary file for a run without a folder.
+            Of a zoo agent, it is in the current folder.
         trust: modules that run folders from elsewhere may import.
         say: called with one line of text if an earlier figure is replaced.
 
@@ -77,6 +79,7 @@ def plot(
     if not given:
         raise UserError("DIR: expected at least one run or group, got none")
     folders = [_folder_of(each) for each in given]
+    _refuse_twice(folders)
     target, owner = _target(folders, out)
     replaces = _refuse_another_file(target)
     sources = [Source(name, _members(each, trust)) for name, each in zip(_names(folders), given, strict=True)]
@@ -169,7 +172,13 @@ def _runs_of_group(folder: Path) -> list[Path]:
 
 
 def _folder_of(given: Drawn) -> Path | None:
-    return Path(given) if isinstance(given, str | Path) else given.path
+    return located(given) if isinstance(given, str | Path) else given.path
+
+
+def _refuse_twice(folders: Sequence[Path | None]) -> None:
+    known = [folder.resolve() for folder in folders if folder is not None]
+    if twice := next((each for each in known if known.count(each) > 1), None):
+        raise UserError(f"DIR: expected different runs or groups, got {twice} twice; give it once")
 
 
 def _names(folders: Sequence[Path | None]) -> list[str]:
@@ -201,15 +210,18 @@ def _target(folders: Sequence[Path | None], out: str | Path | None) -> tuple[Pat
         temporary = _Temporary()
         return temporary.path / "learning.png", temporary
     if len(folders) == 1:
-        return first / "learning.png", None
+        return results_of(first, "learning.png"), None
     names = ["run" if folder is None else folder_name(folder) for folder in folders]
-    return first.parent / f"{'-'.join(['plot', *names])[:120]}.png", None
+    beside = first.parent if zoo_name(first) is None else Path()
+    return beside / f"{'-'.join(['plot', *names])[:120]}.png", None
 
 
 def _refuse_another_file(path: Path) -> bool:
     """Refuse to write over a file that is not a figure of learning curves; return whether one is there."""
     with reading(path):
         if not path.exists():
+            if path.suffix.lower() != ".png":
+                raise UserError(f"--out: expected a file that ends in .png, got {path}; choose another name")
             return False
         begin = b"" if path.is_dir() else read_file(path)[:_CHUNKS]
     if MADE_BY.encode() not in begin:

@@ -19,6 +19,7 @@ from rl2meta.experiments.run import Origin, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_named, refuse_strangers
 from rl2meta.experiments.yaml_text import parse
+from rl2meta.experiments.zoo import damaged
 from rl2meta.training import Learner
 
 _log = logging.getLogger("rl2meta")
@@ -150,7 +151,7 @@ def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ())
     """Return the run in a folder, in the state of its newest complete checkpoint.
 
     Args:
-        path: the run folder.
+        path: the run folder, or ``zoo:NAME``.
         device: of the agent.
         trust: the modules that a folder from elsewhere may import, such as ``["my_package.my_module"]``; a
             folder that this user trained imports what it names.
@@ -159,8 +160,12 @@ def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ())
         UserError: if there is no such run, it has no complete checkpoint, or it names other modules.
     """
     folder = RunFolder.open(Path(path))
-    config = load_run_config(folder, trust=trust)
-    set_precision(config.settings.precision)
-    learner, saved = restore(folder, config, resolve_device(device))
+    where = resolve_device(device)
+    try:
+        config = load_run_config(folder, trust=trust)
+        set_precision(config.settings.precision)
+        learner, saved = restore(folder, config, where)
+    except UserError as error:
+        raise damaged(folder.path, error) from None
     steps = saved.state["env_steps"]
     return Run(config, learner, folder.path, saved.update, steps, origin=origin_of(folder))

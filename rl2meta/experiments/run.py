@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.zoo import said_path, zoo_name
 from rl2meta.tasks import TaskDistribution
 from rl2meta.training import Learner
 from rl2meta.trial import Agent
@@ -50,7 +51,7 @@ class Run:
     origin: Origin | None = None
 
     def __repr__(self) -> str:
-        where = "nowhere on disk" if self.path is None else self.path
+        where = "nowhere on disk" if self.path is None else said_path(self.path)
         updates = self.config.settings.training.updates
         what = f"{self.config.agent_name} on {self.distribution}"
         return f"<Run of {what}, update {self.update}/{updates}, {where}>"
@@ -80,6 +81,8 @@ class Run:
     def metrics(self) -> list[dict[str, Any]]:
         """One row for each update: ``update``, ``env_steps``, ``mean_return``, and the learner's metrics.
 
+        An agent of the zoo has kept only some of them.
+
         A warning says which rows the file of the run folder has lost.
 
         Raises:
@@ -88,7 +91,7 @@ class Run:
         if self.path is None:
             return list(self.rows)
         rows = RunFolder(self.path).read_metrics()
-        if len(rows) < self.update:
+        if len(rows) < self.update and zoo_name(self.path) is None:
             file = RunFolder(self.path).metrics_path
             _log.warning("%s has %d rows for %d updates; the others are lost", file, len(rows), self.update)
         return rows

@@ -13,6 +13,7 @@ from filelock import FileLock, Timeout
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints, trust
 from rl2meta.experiments.metrics import MetricsFile
+from rl2meta.experiments.zoo import located, refuse_zoo
 from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
 
 CONFIG = "config.yaml"
@@ -51,6 +52,7 @@ class RunFolder:
         Raises:
             UserError: if ``path`` is a file or a folder that is not empty, or cannot be written.
         """
+        refuse_zoo(path)
         _refuse_used(path)
         folder = cls(path)
         with writing(path):
@@ -65,11 +67,12 @@ class RunFolder:
 
     @classmethod
     def open(cls, path: Path) -> Self:
-        """Return the run folder at ``path``.
+        """Return the run folder at ``path``, which may be ``zoo:NAME``.
 
         Raises:
             UserError: if there is no folder, or it holds no config.yaml.
         """
+        path = located(path)
         folder = cls(path)
         with writing(path):
             found = path.is_dir()
@@ -122,8 +125,9 @@ class RunFolder:
         What killed processes left half written is removed first.
 
         Raises:
-            UserError: if another process is writing to the run; it does not wait.
+            UserError: if another process is writing to the run; it does not wait. Also for a zoo agent.
         """
+        refuse_zoo(self.path)
         taken = f"another process is writing to {self.path}; wait until it ends or choose another --run-dir"
         with locked(self.path, taken):
             with writing(self.path):

@@ -33,9 +33,9 @@ DISCRETE_ONLY = {SlotConfig}
 """The cores that take no other observations and actions than discrete ones."""
 SIZES = [
     {},
-    {"hidden_size": 7, "num_layers": 2, "heads": 3, "head_size": 5},
-    {"embedding_sizes": [6]},
-    {"hidden_size": 5, "num_layers": 3, "embedding_sizes": [6, 4]},
+    {"hidden_size": 7, "num_layers": 2, "heads": 3, "head_size": 5, "span": 4, "filters": 3, "key_size": 5},
+    {"embedding_sizes": [6], "span": 5, "filters": 4, "blocks": ["attention", "convolutions", "attention"]},
+    {"hidden_size": 5, "num_layers": 3, "embedding_sizes": [6, 4], "span": 9, "blocks": ["convolutions"]},
 ]
 
 
@@ -143,7 +143,7 @@ def test_where_the_length_of_a_trial_is_not_known_both_ways_agree_too(config: An
 
 @EVERY_CORE
 def test_both_ways_have_the_same_gradients(config: Any) -> None:
-    core = build(config, previous_observation=True, hidden_size=5, num_layers=2)
+    core = build(config, previous_observation=True, hidden_size=5, num_layers=2, span=5)
     trials = random_trials(observed_by(config), "discrete", 6, 4, generator(2, "trials"), length=6)
     weights = list(core.parameters())
     one, other = (

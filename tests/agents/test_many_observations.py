@@ -81,7 +81,7 @@ def _learns(law: PluggedIn, learner: Any, episodes: int, updates: int, tasks: in
     assert moved == [number + 1 for number in USED]
 
 
-@pytest.mark.parametrize("core", ["gru", "slot", "transformer", None])
+@pytest.mark.parametrize("core", ["gru", "slot", "transformer", "snail", None])
 def test_too_many_observations_are_the_users_mistake(core: str | None) -> None:
     """No agent makes a table for them, and the command line shows no traceback."""
     given = gym.spaces.Discrete(10**7), gym.spaces.Discrete(2)
