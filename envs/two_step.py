@@ -1,6 +1,7 @@
 """The two-step task: a choice leads to one of two sides by chance, and the agent must find the good side."""
 
 import math
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated, Any, Self
 
 import gymnasium as gym
@@ -14,7 +15,7 @@ from torch import Tensor
 from rl2meta.envs.bandits import Chance, check_order
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.dependent_bandits import bayes_optimal_dependent
-from rl2meta.history import History
+from rl2meta.history import EpisodeRecord, History
 from rl2meta.models import TwoStepTask
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
@@ -230,30 +231,41 @@ def _draw_strip(figure: "Figure", history: History) -> None:
     first = len(history.episodes) - len(episodes) + 1
     x = (first - 0.6, first + _MOST_EPISODES - 0.4)
     panel = pictures.Panel(figure, (0.14, 0.115, 0.83, 0.19), x, (0, 3))
-    for height, name in ((2.5, "action"), (1.5, "side"), (0.5, "reward")):
+    for height, name in ((2.5, "action"), (1.5, "to side"), (0.5, "reward")):
         panel.words(x[0], height, name, ha="right")
-    for number, episode in enumerate(episodes, start=first):
-        if episode.num_steps:
-            action = int(episode.actions[0])
-            colour = (pictures.SEEN, pictures.OTHER)[action]
-            panel.line(number, 2.5, marker="o", ms=11, color=colour)
-            panel.words(number, 2.5, str(action), color="white")
-            panel.words(number, 1.5, f"S{int(episode.observations[1])}")
-        if episode.num_steps > 1:
-            paid = episode.rewards[1] > 0
-            fill = pictures.INK if paid else "white"
-            panel.line(number, 0.5, marker="o", ms=9, color=fill, mec=pictures.INK)
+    action, side, paid = _lived(episodes).T  # [episodes] each
+    numbers = first + np.arange(len(episodes))
+    looks: list[tuple[NDArray[np.bool_], float, dict[str, Any]]] = [
+        (action == 0, 2.5, {"marker": "o", "ms": 11, "color": pictures.SEEN}),
+        (action == 1, 2.5, {"marker": "o", "ms": 11, "color": pictures.OTHER}),
+        (side == 1, 1.5, {"marker": "<", "ms": 9, "color": pictures.FAINT}),  # S1 is at the left
+        (side == 2, 1.5, {"marker": ">", "ms": 9, "color": pictures.FAINT}),
+        (paid == 0, 0.5, {"marker": "o", "ms": 9, "color": "white", "mec": pictures.INK}),
+        (paid == 1, 0.5, {"marker": "o", "ms": 9, "color": pictures.INK}),
+    ]
+    for where, height, look in looks:
+        panel.line(numbers[where], np.full(where.sum(), height), **look)
     for tick in pictures.whole_numbers(first, first + _MOST_EPISODES - 1):
         panel.words(tick, -0.1, f"{tick:.0f}", va="top")
     panel.words(sum(x) / 2, -0.75, "episode", va="top")
 
 
 def _outcomes(history: History) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return the pairs (action, side) of first steps so far, [n, 2], and how often each occurred, [n]."""
-    pairs = [
-        (int(episode.actions[0]), int(episode.observations[1]) - 1)
-        for episode in history.episodes
-        if episode.num_steps
-    ]
-    found, counts = np.unique(np.array(pairs, np.int64).reshape(-1, 2), axis=0, return_counts=True)
+    """Return the pairs (action, side − 1) of first steps so far, [n, 2], and how often each occurred, [n]."""
+    action, side, _ = _lived(history.episodes).T
+    pairs = np.stack([action, side - 1], axis=1)[action >= 0]
+    found, counts = np.unique(pairs, axis=0, return_counts=True)
     return found, counts
+
+
+def _lived(episodes: Sequence[EpisodeRecord]) -> NDArray[np.int64]:
+    """Return the first action, the side, and whether it paid, [episodes, 3]; −1 for what is to come."""
+    table = [
+        (
+            int(each.actions[0]) if each.num_steps else -1,
+            int(each.observations[1]) if each.num_steps else -1,
+            int(each.rewards[1] > 0) if each.num_steps > 1 else -1,
+        )
+        for each in episodes
+    ]
+    return np.array(table, np.int64)

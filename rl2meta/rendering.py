@@ -51,14 +51,28 @@ class Described(Protocol):
         ...
 
 
+@runtime_checkable
+class Wrapped(Protocol):
+    """A law with the tasks of another one, which draws and describes them."""
+
+    @property
+    def distribution(self) -> TaskDistribution:
+        """The other law."""
+        ...
+
+    def inside(self, history: History) -> History:
+        """Return the history with observations as the other law has them."""
+        ...
+
+
 def can_draw(law: Any) -> bool:
     """Return whether ``frame`` can draw the tasks of a law."""
-    return isinstance(law, Drawn)
+    return isinstance(law.distribution if isinstance(law, Wrapped) else law, Drawn)
 
 
 def can_describe(law: Any) -> bool:
     """Return whether ``text`` can describe the tasks of a law."""
-    return isinstance(law, Described)
+    return isinstance(law.distribution if isinstance(law, Wrapped) else law, Described)
 
 
 def modes_of(law: Any) -> list[str]:
@@ -92,6 +106,7 @@ def frame(
         UserError: for a law that cannot draw.
         ValueError: for a row that there is not, or a size without pixels.
     """
+    law, history = _unwrapped(law, history)
     if not isinstance(law, Drawn):
         raise UserError(
             f"{law}: expected a law with a method draw, got none; docs/new_family.md has an example"
@@ -115,9 +130,14 @@ def text(law: TaskDistribution, tasks: Tasks, row: int, history: History) -> str
     Raises:
         UserError: for a law that has no text.
     """
+    law, history = _unwrapped(law, history)
     if not isinstance(law, Described):
         raise UserError(f"{law}: expected a law with a method describe, got none; use frame")
     return law.describe(tasks, row, history)
+
+
+def _unwrapped(law: TaskDistribution, history: History) -> tuple[TaskDistribution, History]:
+    return (law.distribution, law.inside(history)) if isinstance(law, Wrapped) else (law, history)
 
 
 def _figure(size: tuple[int, int]) -> "Figure":
@@ -233,8 +253,8 @@ class _Window:
         if self._figure.canvas.required_interactive_framework is None:
             pyplot.close(self._figure)
             raise UserError(
-                "render_mode='human': expected a toolkit for windows, got matplotlib's backend "
-                f"{pyplot.get_backend()}; install one (python3-tk, or pip install PyQt6), or use "
+                "render_mode='human': expected a toolkit for windows and a display that it can open, got "
+                f"matplotlib's backend {pyplot.get_backend()}; install python3-tk or PyQt6, or use "
                 "render_mode='rgb_array'"
             )
         if self._figure.canvas.manager is not None:

@@ -2,15 +2,17 @@
 
 import math
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 
 from rl2meta.errors import UserError
+from rl2meta.history import History
 from rl2meta.randomness import generator
 from rl2meta.spaces import encoding
 from rl2meta.tasks import MappingTasks, Split, TaskDistribution, Tasks, TaskVectorEnv, TensorTasks
@@ -66,6 +68,19 @@ class Revealed:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: this bound is for agents that know only the law, but here the agent knows the task."""
         return None
+
+    def inside(self, history: History) -> History:
+        """Return the history with the observations of the inner law, which draws its tasks."""
+        episodes = [replace(each, observations=self._hidden(each.observations)) for each in history.episodes]
+        return replace(history, episodes=tuple(episodes))
+
+    def _hidden(self, observations: NDArray[Any]) -> NDArray[Any]:
+        """Return inner observations [t, ...] from those with the task, [t, size]."""
+        space = self.distribution.observation_space
+        encoded = observations[:, : encoding(space).size]
+        if isinstance(space, gym.spaces.Discrete):
+            return np.asarray(encoded.argmax(axis=1) + space.start)  # from one-hot
+        return encoded.reshape(-1, *(space.shape or ()))
 
 
 class _RevealedEnvs:

@@ -1,7 +1,9 @@
 """What happened, as environments and trajectories tell it, and what render modes make of it."""
 
+import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import gymnasium as gym
@@ -15,10 +17,12 @@ from rl2meta.agents.references.anything import UniformAgent
 from rl2meta.envs.batched import TaskEnv, TensorVectorEnv
 from rl2meta.envs.gym_tasks import GymnasiumTasks
 from rl2meta.envs.mazes import DarkRooms
+from rl2meta.envs.navigation import PointNavigation
 from rl2meta.errors import UserError
 from rl2meta.history import EpisodeRecord, History, history_at
 from rl2meta.interop import TrialEnv
 from rl2meta.rendering import Screen, frame, modes_of
+from rl2meta.revealed import Revealed
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.workers.family import make_shown
@@ -194,7 +198,9 @@ def test_wrong_modes_and_rows_are_explained(monkeypatch: pytest.MonkeyPatch) -> 
     matplotlib.use("agg")
     assert modes_of(DarkRooms())[0] == "human"
     env = TaskEnv(DarkRooms(), "human")
-    with pytest.raises(UserError, match="expected a toolkit for windows, got matplotlib's backend agg"):
+    with pytest.raises(
+        UserError, match=r"expected a toolkit for windows and .*, got matplotlib's backend agg"
+    ):
         env.reset(seed=0)
 
 
@@ -215,6 +221,18 @@ def test_frames_do_not_depend_on_the_users_settings_and_leave_none() -> None:
         frame(law, tasks, 2, history)
     with pytest.raises(UserError, match="expected a law with a method draw"):
         frame(Silent(), tasks, 0, history)  # type: ignore[arg-type]
+
+
+def test_a_revealed_task_looks_like_the_hidden_one() -> None:
+    """Of Discrete and of Box observations, with the same luck and actions."""
+    for law in (DarkRooms(horizon=3), PointNavigation(horizon=3)):
+        tasks = sample_tasks(law, 2, 0, "test")
+        pictures = []
+        for shown in (law, Revealed(law)):
+            trial = RolloutWorker(shown).run(UniformAgent(law.action_space), tasks, 2, 0)
+            pictures.append(frame(shown, tasks, 1, history_at(trial.phases, 1, 5), (200, 150)))
+        assert np.array_equal(*pictures) and modes_of(Revealed(law)) == modes_of(law)
+    assert not rendering.can_draw(Revealed(Silent()))  # type: ignore[arg-type]
 
 
 def test_a_trial_environment_renders_the_inner_one() -> None:
@@ -250,3 +268,44 @@ def test_record_video_records(tmp_path: Path) -> None:
     film.close()
     (video,) = (tmp_path / "films").glob("*.mp4")
     assert video.stat().st_size > 1000
+
+
+def test_a_window_shows_every_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """In a toolkit for windows that only this test has."""
+    import matplotlib
+    from matplotlib.backend_bases import FigureManagerBase
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+
+    shown: list[Any] = []
+
+    class Manager(FigureManagerBase):
+        def show(self) -> None: ...
+
+    class Canvas(FigureCanvasAgg):
+        required_interactive_framework = "headless"
+        manager_class = Manager
+
+        def start_event_loop(self, timeout: float = 0) -> None:
+            self.draw()
+            shown.append((timeout, np.asarray(self.buffer_rgba())[..., :3].copy()))
+
+    toolkit = ModuleType("toolkit_of_a_test")
+    toolkit.__dict__.update(FigureCanvas=Canvas, FigureManager=Manager)
+    monkeypatch.setitem(sys.modules, toolkit.__name__, toolkit)
+    monkeypatch.setattr(rendering, "has_display", lambda: True)
+    matplotlib.use(f"module://{toolkit.__name__}")
+    try:
+        window, array = (TaskEnv(DarkRooms(), mode) for mode in ("human", "rgb_array"))
+        for env in (window, array):
+            env.reset(seed=0)
+        for action in (1, 4):
+            window.step(action), array.step(action)
+            assert np.array_equal(shown[-1][1], array.render())
+        assert len(shown) == 3 and {timeout for timeout, _ in shown} == {1 / rendering.FPS}
+        window.close()
+        window.close()
+        window.step(1)  # begins a new window
+        assert len(shown) == 4
+        window.close()
+    finally:
+        matplotlib.use("agg")
