@@ -283,7 +283,7 @@ def compare(
 
 @app.command()
 def watch(
-    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run.")],
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or zoo:NAME.")],
     task: Annotated[int, typer.Option(help="The number of the held-out task, from 0 on.")] = 0,
     seed: Annotated[
         int | None, typer.Option(help="Seed of the held-out tasks and the luck; default: as in the config.")
@@ -299,7 +299,11 @@ def watch(
         ),
     ] = None,
     out: Annotated[
-        Path | None, typer.Option(help="A new folder for watch.html and watch.gif; default: DIR/watch[_N].")
+        Path | None,
+        typer.Option(
+            help="A new folder for watch.html and watch.gif; default: DIR/watch[_N], or zoo-NAME-watch[_N] "
+            "here."
+        ),
     ] = None,
     trust: Trust = None,
 ) -> None:

@@ -161,6 +161,7 @@ CASES = {
     "maml_bandit": PULLS,
     "maml_sinusoid": [],
     "rl2_navigation": ["distribution.horizon=5"],
+    "mlsh_moving_bandits": ["distribution.horizon=12", "agent.episodes_per_phase=2"],
 }
 
 

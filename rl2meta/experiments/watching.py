@@ -24,11 +24,12 @@ from rl2meta.experiments.groups import Group
 from rl2meta.experiments.judging import Say, folder_name, silent, within
 from rl2meta.experiments.rehearsal import fill
 from rl2meta.experiments.run import Run
-from rl2meta.experiments.run_folder import has_run, new_folder
+from rl2meta.experiments.run_folder import new_folder
 from rl2meta.experiments.watch_gif import animation
 from rl2meta.experiments.watch_page import Player, page, player_data, positions
 from rl2meta.experiments.watch_pictures import Draw, Pictures, drawing, encoded, pictures_of
 from rl2meta.experiments.watched_trial import WatchedTrial, watch_trial
+from rl2meta.experiments.zoo import located, results_of, said_path
 from rl2meta.files import write_atomically, writing
 from rl2meta.tasks import Tasks, sample_tasks, shares_tasks
 from rl2meta.trial import Agent
@@ -79,13 +80,14 @@ def watch(
     """Record one trial on one held-out task as a page to step through and as an animation.
 
     Args:
-        run: a run, or its folder; its newest complete checkpoint acts.
+        run: a run, its folder, or ``zoo:NAME``; its newest complete checkpoint acts.
         task: the number of the task among the held-out tasks of ``evaluate`` with the same seed.
         seed: of the held-out tasks and of the luck; None: that of the run's config.
         episodes: number of episodes in the trial; None: as in an evaluation of the run.
         against: a reference's name, or another run on the same task distribution, to be watched on the same
             task with the same luck. Constants of references have their defaults.
-        out: a new folder for the files; None: ``watch``, ``watch_2``, ... in the run folder.
+        out: a new folder for the files; None: ``watch``, ``watch_2``, ... in the run folder. Of a zoo agent,
+            ``zoo-NAME-watch`` in the current folder.
         trust: modules that run folders from elsewhere may import.
         say: called with one line of text before each step.
 
@@ -107,7 +109,7 @@ def watch(
     chosen = sample_tasks(config.distribution, evaluation.tasks, seed, "test")[task : task + 1]
     trials = {each.name: _record(each, chosen, length, seed, say) for each in contestants}
     facts = _facts(run, config, chosen, task, seed, against)
-    default = Path("watch") if run.path is None else run.path / "watch"
+    default = Path("watch") if run.path is None else results_of(run.path, "watch")
     with new_folder(default, None if out is None else Path(out)) as folder:
         return _write(folder, facts, contestants, trials, chosen, say)
 
@@ -135,7 +137,7 @@ def _rivals(
     if against is None:
         return []
     first, length = row_name(config), judged_episodes(config)
-    if not isinstance(against, Run) and not has_run(Path(against)) and not Path(against).is_dir():
+    if not isinstance(against, Run) and not located(against).is_dir():
         return [_reference(config, str(against), length)]
     other = _loaded(against, trust)
     refuse_another_law(run, other)
@@ -185,7 +187,15 @@ def _facts(
 
 
 def _command(run: Run, task: int, seed: int, episodes: int, against: Run | str | Path | None) -> str:
-    words = ["rl2meta", "watch", str(run.path), "--task", str(task), "--seed", str(seed)]
+    words = [
+        "rl2meta",
+        "watch",
+        "RUN" if run.path is None else said_path(run.path),
+        "--task",
+        str(task),
+        "--seed",
+        str(seed),
+    ]
     words += ["--episodes", str(episodes)]
     rival = against.path if isinstance(against, Run) else against
     return shlex.join([*words, *([] if rival is None else ["--against", str(rival)])])
