@@ -165,7 +165,7 @@ CASES = {
 }
 
 
-WITHOUT_MODEL = ("rl2_dark_room", "maml_sinusoid", "rl2_navigation")
+WITHOUT_MODEL = ("rl2_dark_room", "maml_sinusoid", "rl2_navigation", "mlsh_moving_bandits")
 """Their ``random`` has nothing to tell."""
 
 
@@ -292,6 +292,15 @@ def test_what_distributions_tell() -> None:
     (normal,) = policy_told(action_distribution(Box(-1, 1, (1,)))(torch.tensor([[0.5, 0.0]]))).values()
     assert isinstance(normal, Normals) and (normal.mean, normal.deviation) == (0.5, 1.0)
     assert numbers(Betas(logits, logits), 0) == [[0, 1, 2]] * 2 and numbers(Number(logits[0]), 2) == [2]
+
+
+def test_a_diverged_agent_is_a_mistake_that_is_explained(tmp_path: Path) -> None:
+    run = rl2meta.train("rl2_bandit", [*SMALL, "agent.core.hidden_size=4", "device=cpu"])
+    state = run.learner.state_dict()
+    run.learner.load_state_dict({name: torch.full_like(each, torch.nan) for name, each in state.items()})
+    with pytest.raises(UserError, match="expected finite numbers"):
+        rl2meta.watch(run, episodes=2, out=tmp_path / "watch")
+    assert not list(tmp_path.iterdir())
 
 
 MISTAKES = {

@@ -20,7 +20,7 @@ Draw = Callable[[Collection[int]], Pictures]
 """Numbers of steps -> the pictures after them."""
 SIZE = (480, 360)
 MOST = 210  # of all agents of a page together
-SECONDS = 5.0  # tunable: for all pictures of a page, after which there are only those that there are
+SECONDS = 4.0  # tunable: for all pictures of a page, after which there are only those that there are
 MOST_BYTES = 2_000_000  # of all pictures of a page, encoded
 _SHRINKING = (1.0, 0.75, 0.5, 0.35)
 

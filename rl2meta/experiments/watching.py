@@ -220,12 +220,23 @@ def _write(
         for each, shown in zip(contestants, encoded(pictures), strict=True)
     ]
     data = _data({**facts, "fault": fault}, contestants, players, drawn)
+    text = _text(data, f"{facts['title']}: rl2meta watch")
     shown = [index for index, step in enumerate(data["at"]) if step in drawn]
     paths = folder / "watch.html", folder / "watch.gif"
     with writing(folder):
-        write_atomically(paths[0], page(data, f"{facts['title']}: rl2meta watch"))
+        write_atomically(paths[0], text)
         write_atomically(paths[1], animation(data, pictures, shown))
     return Watch(*paths, trials)
+
+
+def _text(data: Mapping[str, Any], title: str) -> str:
+    try:
+        return page(data, title)
+    except ValueError as error:
+        raise UserError(
+            f"expected finite numbers in what the agents did and told, got others ({error}); the policy has "
+            "diverged: look at the metrics of its training, or lower the inner learning rates"
+        ) from None
 
 
 def _pictures(
