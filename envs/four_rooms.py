@@ -1,7 +1,7 @@
 """Four rooms with slippery floors and a hidden goal cell."""
 
 from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import torch
@@ -12,8 +12,14 @@ from torch import Tensor
 from rl2meta.dynamic_programming import backward_induction
 from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.maze_layouts import MOVES, next_cell_of
+from rl2meta.history import History
 from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+    from rl2meta.envs.maze_pictures import Maze
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _ROOMS = """
@@ -95,6 +101,18 @@ class FourRooms:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: there are too many posteriors over the goal to enumerate."""
         return None
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw the rooms, the hidden goal, and the agent's path."""
+        from rl2meta.envs.maze_pictures import draw_maze
+
+        draw_maze(figure, _maze(tasks, row, history), history, "Four rooms with slippery floors")
+
+    def describe(self, tasks: Tasks, row: int, history: History) -> str:
+        """Return the rooms as letters; see ``maze_text``."""
+        from rl2meta.envs.maze_pictures import maze_text
+
+        return maze_text(_maze(tasks, row, history), history, "Four rooms with slippery floors")
 
 
 class Plan(NamedTuple):
@@ -192,3 +210,12 @@ def _start() -> int:
 def _goals() -> Tensor:
     cells = _free().flatten().nonzero().squeeze(1)
     return cells[cells != _start()]
+
+
+def _maze(tasks: Tasks, row: int, history: History) -> "Maze":
+    from rl2meta.envs.maze_pictures import Maze
+    from rl2meta.envs.pictures import parameter
+
+    hidden = {"goal": int(parameter(tasks, "goal", row))}
+    paths = [episode.observations.astype(int) for episode in history.episodes]
+    return Maze(_free().numpy(), _start(), hidden, paths)

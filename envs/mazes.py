@@ -100,15 +100,17 @@ class DarkRooms:
 
     def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
         """Draw the maze, what is hidden, and the agent's path."""
-        from rl2meta.envs.maze_pictures import draw_maze
+        from rl2meta.envs.maze_pictures import draw_maze, maze_of
 
-        draw_maze(figure, self.layout_tables(), _hidden(tasks, row), history, _title("Dark room", self))
+        maze = maze_of(self.layout_tables(), _hidden(tasks, row), history)
+        draw_maze(figure, maze, history, _title("Dark room", self))
 
     def describe(self, tasks: Tasks, row: int, history: History) -> str:
         """Return the maze as letters; see ``maze_text``."""
-        from rl2meta.envs.maze_pictures import maze_text
+        from rl2meta.envs.maze_pictures import maze_of, maze_text
 
-        return maze_text(self.layout_tables(), _hidden(tasks, row), history, _title("Dark room", self))
+        maze = maze_of(self.layout_tables(), _hidden(tasks, row), history)
+        return maze_text(maze, history, _title("Dark room", self))
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -186,15 +188,17 @@ class KeyToDoor:
 
     def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
         """Draw the maze, what is hidden, and the agent's path."""
-        from rl2meta.envs.maze_pictures import draw_maze
+        from rl2meta.envs.maze_pictures import draw_maze, maze_of
 
-        draw_maze(figure, self.layout_tables(), _hidden(tasks, row), history, _title("Key to door", self))
+        maze = maze_of(self.layout_tables(), _hidden(tasks, row), history)
+        draw_maze(figure, maze, history, _title("Key to door", self))
 
     def describe(self, tasks: Tasks, row: int, history: History) -> str:
         """Return the maze as letters; see ``maze_text``."""
-        from rl2meta.envs.maze_pictures import maze_text
+        from rl2meta.envs.maze_pictures import maze_of, maze_text
 
-        return maze_text(self.layout_tables(), _hidden(tasks, row), history, _title("Key to door", self))
+        maze = maze_of(self.layout_tables(), _hidden(tasks, row), history)
+        return maze_text(maze, history, _title("Key to door", self))
 
 
 Ways = Mapping[str, Tensor]

@@ -2,18 +2,23 @@
 
 import math
 from functools import lru_cache
-from typing import Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import gymnasium as gym
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.history import EpisodeRecord, History
 from rl2meta.models import PayingPoint
 from rl2meta.tasks import Split, Tasks, TensorTasks
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
 _Length = Annotated[float, Field(gt=0, le=1e6, allow_inf_nan=False)]
@@ -96,6 +101,10 @@ class MovingBandits:
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: see the reference ``explorer``, which is near it."""
         return None
+
+    def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+        """Draw both points, which of them pays, and the walker's paths."""
+        _draw(self, figure, tasks, row, history)
 
 
 def steps_to(law: MovingBandits, offset: Tensor) -> Tensor:
@@ -202,3 +211,48 @@ class _Walk:
             terminated=torch.zeros_like(action, dtype=torch.bool),
             truth={"expected_reward": reward.clone(), "regret": regret, "regrets": regrets},
         )
+
+
+_MOST_PATHS = 100  # of older episodes in a picture
+
+
+def _draw(law: MovingBandits, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
+    from rl2meta.envs import pictures
+
+    right = int(pictures.parameter(tasks, "right", row))
+    places = history.current.observations[0][2:].reshape(2, 2)
+    paths = [_path(law, episode) for episode in history.episodes[-_MOST_PATHS:]]
+    reach = max(1.1, *(1.06 * float(np.abs(path).max()) for path in paths))
+    pictures.heading(figure, "Two points, one of which pays", pictures.progress(history))
+    width = 3.7 / figure.get_figwidth()
+    panel = pictures.Panel(figure, (0.04, 0.05, width, 3.7 / 4.8), (-reach, reach), (-reach, reach))
+    square = np.array([[-1, -1], [1, -1], [1, 1], [-1, 1], [-1, -1]])
+    panel.lines([square], color=pictures.FAINT, lw=1, ls="--")
+    turn = np.linspace(0, 2 * np.pi, 60)
+    circle = 2 * law.radius / law.side * np.stack([np.cos(turn), np.sin(turn)], axis=1)
+    colours = [pictures.GOOD if point == right else pictures.FAINT for point in (0, 1)]
+    panel.shapes(places[:, None] + circle, facecolors=colours, alpha=0.35, antialiased=True)
+    for number, (place, colour) in enumerate(zip(places, colours, strict=True)):
+        panel.line(*place, marker="o", ms=11, color=colour)
+        panel.words(place[0], place[1], str(number), color="white")
+    ages = np.linspace(0.25, 0.75, max(len(paths) - 1, 1))
+    panel.lines(paths[:-1], colors=pictures.shades(pictures.SEEN, ages)[: len(paths) - 1], lw=1.5)
+    panel.line(*paths[-1].T, color=pictures.NOW, lw=2)
+    panel.line(*paths[-1][-1:].T, marker="o", ms=8, color=pictures.NOW, mec="white")
+    entries = [
+        ("pays nearby (hidden)", {"marker": "o", "ms": 9, "color": pictures.GOOD}),
+        ("never pays", {"marker": "o", "ms": 9, "color": pictures.FAINT}),
+        ("path now", {"color": pictures.NOW, "lw": 2}),
+        ("earlier episodes", {"color": pictures.SEEN, "lw": 2}),
+        ("points are in here", {"color": pictures.FAINT, "lw": 1, "ls": "--"}),
+    ]
+    pictures.key(figure, (0.085 + width, 0.795), entries, row=False)
+    pictures.returns(figure, (0.1 + width, 0.125, 0.86 - width, 0.24), history)
+
+
+def _path(law: MovingBandits, episode: EpisodeRecord) -> NDArray[np.float32]:
+    """Return the walker's places in an episode, [t + 1, 2]; the last one follows from the last move."""
+    path = episode.observations[:, :2].copy()
+    if episode.num_steps:  # not every record holds the observation after an episode's last step
+        path[-1] = path[-2] + np.array(MOVES[int(episode.actions[-1])]) * (2 * law.step_size / law.side)
+    return path

@@ -17,7 +17,9 @@ from PIL import Image
 from rl2meta.envs import FAMILIES
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
+from rl2meta.envs.four_rooms import FourRooms
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
+from rl2meta.envs.moving_bandits import MOVES, MovingBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
@@ -84,11 +86,23 @@ def _points() -> Case:
     return Sinusoids(), tasks, History((*lived, waiting), 1)
 
 
+def _two_points() -> Case:
+    law, places = MovingBandits(), torch.tensor([[[-0.6, 0.4], [0.7, 0.5]]])
+    actions = [np.array([1, 3] * 6 + [1, 0]), np.array([2, 3, 2, 2])]
+    lived = []
+    for taken in actions:
+        walked = 0.1 * np.concatenate([np.zeros((1, 2)), np.array(MOVES)[taken].cumsum(axis=0)])
+        seen = np.concatenate([walked, np.repeat(places.reshape(1, 4).numpy(), len(walked), 0)], axis=1)
+        lived.append(_record(seen, taken, np.zeros(len(taken)), ended=len(lived) == 0))
+    return law, TensorTasks({"right": torch.tensor([0]), "points": places}), History(tuple(lived), 50)
+
+
 def _cases() -> dict[str, Case]:
     def means(*of_arms: float) -> TensorTasks:
         return TensorTasks({"means": torch.tensor([of_arms])})
 
     search = (_moves([40, 31, 22, 13, 14, 15], 9, [0] * 5, True), _moves([40, 41, 42, 51], 9, [0] * 3, False))
+    slip = (_moves([74, 85, 96, 97], 11, [0] * 3, True), _moves([74, 85, 84, 84, 95], 11, [0] * 4, False))
     fetch = (
         _moves([24, 23, 16, 15, 15], 7, [0, 0, 0, 1], True),
         _moves([16, 15, 8, 1, 2], 7, [1, 0, 0, 0], False),
@@ -120,6 +134,8 @@ def _cases() -> dict[str, Case]:
             History(paths, 100),
         ),
         "sinusoid": _points(),
+        "moving_bandits": _two_points(),
+        "four_rooms": (FourRooms(), TensorTasks({"goal": torch.tensor([105])}), History(slip, 100)),
     }
 
 
@@ -196,6 +212,9 @@ def test_a_text_has_what_is_hidden(name: str) -> None:
     if name == "dark_room":  # goal in row 5, column 7; the agent below and right of the start
         assert lines[2 + 5].split()[7] == "G" and lines[2 + 5].split()[6] == "@"
         assert [row.split().count("o") for row in lines[2:]] == [0, 0, 0, 0, 3, 0, 0, 0, 0]
+    elif name == "four_rooms":
+        assert lines[2 + 9].split()[6] == "G" and lines[2 + 8].split()[7] == "@"
+        assert lines[2 + 6].split() == [*".....###o##"]
     elif name == "key_to_door":  # the agent stands on the door
         assert lines[2 + 2].split()[1] == "K" and lines[2].split()[2] == "@"
         assert lines[2 + 3].split() == ["#", ".", "#", "#", "#", ".", "#"]
