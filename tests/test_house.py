@@ -35,6 +35,7 @@ MAY_IMPORT = {
 }
 AGENTS_MAY = {
     "adam",
+    "beliefs",
     "errors",
     "models",
     "predictions",
@@ -234,6 +235,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         for module, path in SOURCES.items()
     }
     want |= {f"rl2meta/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    want |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rl2meta" / "experiments").glob("*.html")}
     agents = {str(path.relative_to(ROOT)) for path in (ROOT / "rl2meta" / "zoo").rglob("*") if path.is_file()}
     assert agents, "expected the agents of the zoo"
     want |= agents
@@ -341,6 +343,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/new_family.md",
         "docs/your_own_environment.md",
         "docs/results.md",
+        "docs/watch.md",
         "docs/zoo.md",
     ):
         text = (ROOT / document).read_text()
