@@ -222,7 +222,7 @@ def _draw(law: MovingBandits, figure: "Figure", tasks: Tasks, row: int, history:
     right = int(pictures.parameter(tasks, "right", row))
     places = history.current.observations[0][2:].reshape(2, 2)
     paths = [_path(law, episode) for episode in history.episodes[-_MOST_PATHS:]]
-    reach = max(1.1, *(1.06 * float(np.abs(path).max()) for path in paths))
+    reach = max(1.02 + 2 * law.radius / law.side, *(1.06 * float(np.abs(path).max()) for path in paths))
     pictures.heading(figure, "Two points, one of which pays", pictures.progress(history))
     width = 3.7 / figure.get_figwidth()
     panel = pictures.Panel(figure, (0.04, 0.05, width, 3.7 / 4.8), (-reach, reach), (-reach, reach))

@@ -168,7 +168,8 @@ class TaskDistribution(Protocol):
     """The law of the tasks; it holds no random generator and no state.
 
     It may also have ``model``, one of ``rl2meta.models``, which describes its tasks; ``models.model_of``
-    reads it. References are defined on models; without a model, the only reference is a random agent.
+    reads it. References are defined on models; without a model, the only reference is a random agent. It may
+    have the methods ``draw`` and ``describe`` of ``rl2meta.rendering``, for pictures and text of its tasks.
     """
 
     @property

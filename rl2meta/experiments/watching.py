@@ -212,7 +212,8 @@ def _write(
     lengths = [len(each.places) for each in trials.values()]
     say("drawing ...")
     law = contestants[0].config.law
-    pictures, drawn, fault = _pictures(law, [drawing(law, task, each) for each in trials.values()], lengths)
+    draws = [drawing(_drawn(each.config), task, trials[each.name]) for each in contestants]
+    pictures, drawn, fault = _pictures(law, draws, lengths)
     trained = [each.name for each in contestants if each.trained]
     colours = colours_of(trained, [each.name for each in contestants if not each.trained], NAMES)
     players = [
@@ -227,6 +228,11 @@ def _write(
         write_atomically(paths[0], text)
         write_atomically(paths[1], animation(data, pictures, shown))
     return Watch(*paths, trials)
+
+
+def _drawn(config: RunConfig) -> Any:
+    """Return the law that draws what an agent saw: with revealed tasks if it saw those."""
+    return config.law if isinstance(config.law, PluggedIn) else config.distribution
 
 
 def _text(data: Mapping[str, Any], title: str) -> str:

@@ -94,7 +94,7 @@ def _two_points() -> Case:
         walked = 0.1 * np.concatenate([np.zeros((1, 2)), np.array(MOVES)[taken].cumsum(axis=0)])
         seen = np.concatenate([walked, np.repeat(places.reshape(1, 4).numpy(), len(walked), 0)], axis=1)
         lived.append(_record(seen, taken, np.zeros(len(taken)), ended=len(lived) == 0))
-    return law, TensorTasks({"right": torch.tensor([0]), "points": places}), History(tuple(lived), 50)
+    return law, TensorTasks({"right": torch.tensor([1]), "points": places}), History(tuple(lived), 50)
 
 
 def _cases() -> dict[str, Case]:
