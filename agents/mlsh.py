@@ -20,9 +20,10 @@ from torch import Tensor, nn
 from rl2meta.adam import Adam
 from rl2meta.agents.mlsh_master import AT_TEST, MasterConfig, MasterLoop, Masters
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
+from rl2meta.agents.sub_policies import SubPolicies
 from rl2meta.beliefs import Probabilities, Told, policy_told
-from rl2meta.learner_state import load_state, seeded, state_of, under
-from rl2meta.networks import ActionDistribution, Categorical, Tanh, action_head, legal_only, mlp, stacked
+from rl2meta.learner_state import load_state, seeded, state_of
+from rl2meta.networks import Categorical
 from rl2meta.returns import (
     RewardSignal,
     clipped_surrogate,
@@ -32,7 +33,6 @@ from rl2meta.returns import (
     reward_signal,
     standardised,
 )
-from rl2meta.spaces import input_encoding
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
@@ -63,70 +63,9 @@ class MLSHConfig(MasterConfig):
     initial_deviation: Positive = Field(1.0, description="standard deviation of continuous actions at first")
     reward_signal: RewardSignal = Field(
         "auto",
-        description="reward in the sub-policies' loss: sampled, expected, or regret (minus the regret); auto: "
-        "the last of these that the family provides; masters always learn from what is sampled",
+        description="reward in the sub-policies' loss: sampled, expected, or regret (minus the regret); "
+        "auto: the last of these that the family provides; masters always learn from what is sampled",
     )
-
-
-class SubPolicy(nn.Module):
-    """One sub-policy: separate layers for the policy and for the value, as in the authors' code."""
-
-    def __init__(self, in_features: int, action_space: gym.Space[Any], config: MLSHConfig) -> None:
-        super().__init__()
-        sizes = config.hidden_sizes
-        self.body = mlp(in_features, sizes, Tanh)
-        self.head = action_head(action_space, sizes[-1], config.initial_deviation)
-        self.value = nn.Sequential(mlp(in_features, sizes, Tanh), nn.Linear(sizes[-1], 1))
-
-
-class SubPolicies(nn.Module):
-    """K sub-policies with weights of their own, stacked: [K, ...] each.
-
-    Args:
-        observation_space, action_space: of one environment.
-        config: the settings.
-    """
-
-    def __init__(
-        self, observation_space: gym.Space[Any], action_space: gym.Space[Any], config: MLSHConfig
-    ) -> None:
-        super().__init__()
-        encoding = input_encoding(observation_space)
-        self.encode, self.in_features = encoding.encode, encoding.size
-        made = [SubPolicy(self.in_features, action_space, config) for _ in range(config.num_sub_policies)]
-        together = zip(*(each.named_parameters() for each in made), strict=True)
-        self.stacked_weights = nn.ParameterDict(
-            {same[0][0].replace(".", "/"): torch.stack([weight for _, weight in same]) for same in together}
-        )
-        self._layers = (made[0],)  # a tuple hides it from torch: only its shapes are used
-
-    def forward(self, observation: Tensor, legal: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Return the parameters of all policies, [K, rows, P], and their values, [K, rows].
-
-        Args:
-            observation: encoded, [rows, size].
-            legal: of the rows, [rows, A]; see ``legal_only``.
-        """
-        weights = {name.replace("/", "."): weight for name, weight in self.stacked_weights.items()}
-        (layers,), every = self._layers, self.num
-        x = observation.expand(every, *observation.shape)  # [rows, size] -> [K, rows, size]
-        features = stacked(layers.body, under("body.", weights), x)
-        parameters = layers.head.stacked(under("head.", weights), features)
-        value = stacked(layers.value, under("value.", weights), x).squeeze(-1)
-        return legal_only(parameters, legal), value
-
-    def chosen(
-        self, sub_policy: Tensor, observation: Tensor, legal: Tensor | None = None
-    ) -> tuple[ActionDistribution, Tensor]:
-        """Return π(· | observation) and value of the sub-policy of each row, from int64 [rows]."""
-        parameters, value = self(observation, legal)
-        row = torch.arange(len(sub_policy), device=sub_policy.device)
-        return self._layers[0].head.distribution(parameters[sub_policy, row]), value[sub_policy, row]
-
-    @property
-    def num(self) -> int:
-        """K."""
-        return len(next(iter(self.stacked_weights.values())))
 
 
 class MLSHCarry(NamedTuple):
@@ -261,7 +200,8 @@ class MLSHLearner:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        network = seeded(lambda: SubPolicies(observation_space, action_space, config), seed)
+        sizes = config.num_sub_policies, config.hidden_sizes, config.initial_deviation
+        network = seeded(lambda: SubPolicies(observation_space, action_space, *sizes), seed)
         self.network, self.config = network.to(device), config
         loop = MasterLoop(self.network.in_features, config)
         self.agent = MLSHAgent(self.network, loop, config.reward_unit)

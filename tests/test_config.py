@@ -66,7 +66,7 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         (
             "name: rl2, ",
             "",
-            "agent: expected a section with a name, one of maml_regression, maml_trpo, rl2, "
+            "agent: expected a section with a name, one of maml_regression, maml_trpo, mlsh, rl2, "
             "got {'learning_rate': 0.001}",
         ),
         ("seed: 1", "seed: 2020-99-99", "seed: expected a valid integer, got '2020-99-99'"),
@@ -122,7 +122,7 @@ def test_what_is_no_config(text: str, message: str) -> None:
         ("seed=", "seed: expected a valid integer, got None"),
         (
             "agent=rl2",
-            "agent: expected a section with a name, one of maml_regression, maml_trpo, rl2, got 'rl2'",
+            "agent: expected a section with a name, one of maml_regression, maml_trpo, mlsh, rl2, got 'rl2'",
         ),
     ],
 )

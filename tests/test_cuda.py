@@ -10,6 +10,7 @@ from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
 from rl2meta.agents.cores.slot import SlotConfig
+from rl2meta.agents.cores.snail import SNAILConfig
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO
 from rl2meta.agents.references.bandits import bernoulli_references
@@ -46,7 +47,8 @@ def _exact_products() -> None:
 
 
 def _learner(device: str, core: Any = LSTMConfig) -> PPO:
-    config = RL2Config(core=core(hidden_size=16))
+    sizes = {name: 16 for name in ("hidden_size", "filters") if name in core.model_fields}
+    config = RL2Config(core=core(**sizes))
     return rl2_learner(BANDITS.observation_space, BANDITS.action_space, config, device, seed=0)
 
 
@@ -55,7 +57,7 @@ def test_weights_and_tasks_are_those_of_the_cpu() -> None:
     assert all(torch.equal(ours[name], theirs[name].cpu()) for name in ours)
 
 
-@pytest.mark.parametrize("core", [LSTMConfig, GRUConfig, SlotConfig])
+@pytest.mark.parametrize("core", [LSTMConfig, GRUConfig, SlotConfig, SNAILConfig])
 def test_acting_agrees_with_the_fused_pass(core: Any) -> None:
     learner = _learner("cuda", core)
     tasks = sample_tasks(BANDITS, 64, 0, "train")

@@ -56,7 +56,7 @@ class Attention(nn.Module):
         super().__init__()
         self._sizes = [config.key_size, config.key_size, config.value_size]
         self.read = nn.Linear(in_features, sum(self._sizes))
-        self.kept_features = config.key_size + config.value_size
+        self.kept = config.key_size, config.value_size
         self.out_features = in_features + config.value_size
 
     def forward(self, x: Tensor) -> Tensor:
@@ -66,13 +66,13 @@ class Attention(nn.Module):
         found = functional.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         return torch.cat([x, found.squeeze(1).transpose(0, 1)], dim=-1)
 
-    def step(self, x: Tensor, kept: Tensor, steps: int) -> tuple[Tensor, Tensor]:
+    def step(self, x: Tensor, kept: list[Tensor], steps: int) -> tuple[Tensor, list[Tensor]]:
         """Read one step, [B, in_features], after the ``steps`` in ``kept``; return also what to keep."""
-        query, new = torch.split(self.read(x).unsqueeze(1), [self._sizes[0], self.kept_features], dim=-1)
-        kept = written(kept, new, steps)
-        keys, values = torch.split(kept[:, : steps + 1], self._sizes[1:], dim=-1)  # [B, steps + 1, ·]
-        found = functional.scaled_dot_product_attention(query, keys, values)  # [B, 1, value_size]
-        return torch.cat([x, found.squeeze(1)], dim=-1), kept
+        query, *new = torch.split(self.read(x)[:, None, None], self._sizes, dim=-1)  # [B, 1, 1, ·] each
+        kept = [written(old, each, steps) for old, each in zip(kept, new, strict=True)]
+        keys, values = (each[..., : steps + 1, :] for each in kept)
+        found = functional.scaled_dot_product_attention(query, keys, values)  # [B, 1, 1, value_size]
+        return torch.cat([x, found.flatten(1)], dim=-1), kept
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,8 @@ class SNAILState:
     """What the core remembers of B trials.
 
     Attributes:
-        cache: keys and values of each attention, [B, room, key_size + value_size]; maybe of later steps too.
+        cache: keys [B, 1, room, key_size] and values [B, 1, room, value_size] of each attention in turn;
+            maybe of later steps too.
         past: of each block of convolutions.
         steps: number of steps so far.
     """
@@ -129,7 +130,7 @@ class SNAILCore(nn.Module):
         """Return an empty past, with room for ``steps`` steps, at most for 1,024; it grows if more come."""
         weight, room = next(self.blocks.parameters()), first_room(steps)
         attentions = [block for block in self.blocks if isinstance(block, Attention)]
-        layers = [weight.new_empty(rows, room, block.kept_features) for block in attentions]
+        layers = [weight.new_empty(rows, 1, room, size) for block in attentions for size in block.kept]
         convolutions = (block for block in self.blocks if isinstance(block, TemporalConvolutions))
         return SNAILState(Cache(layers), tuple(block.begin() for block in convolutions), 0)
 
@@ -140,8 +141,9 @@ class SNAILCore(nn.Module):
         past, layer = iter(state.past), 0
         for block in self.blocks:
             if isinstance(block, Attention):
-                x, cache.layers[layer] = block.step(x, cache.layers[layer], steps)
-                layer += 1
+                here = slice(layer, layer + 2)  # its keys and values
+                x, cache.layers[here] = block.step(x, cache.layers[here], steps)
+                layer += 2
             elif isinstance(block, TemporalConvolutions):
                 x, after = block.step(x, next(past))
                 following.append(after)

@@ -8,7 +8,8 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
-from rl2meta.agents.mlsh import MLSHAgent, SubPolicies
+from rl2meta.agents.mlsh import MLSHAgent
+from rl2meta.agents.sub_policies import SubPolicies
 from rl2meta.colours import TRAINED
 from rl2meta.drawing import INK, save, titled_figure
 from rl2meta.envs.moving_bandits import MovingBandits
@@ -16,7 +17,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.run import Run
 from rl2meta.networks import Categorical
 from rl2meta.rollout import RolloutWorker
-from rl2meta.tasks import TensorTasks, sample_tasks
+from rl2meta.tasks import Tasks, TensorTasks, sample_tasks
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 _SIDE = 15  # arrows along each side of a picture
@@ -57,7 +58,7 @@ class Places(NamedTuple):
 
     Attributes:
         shares: the share of tasks in which each of K sub-policies ends near each point, [K, 2].
-        apart: the share of tasks in which two sub-policies end near different points.
+        apart: the share of tasks in which two sub-policies end near different points, and not in one cell.
     """
 
     shares: Tensor
@@ -71,10 +72,14 @@ def places(run: Run, num_tasks: int = 1000, seed: int = 0) -> Places:
         UserError: for a run of another agent, or on another family.
     """
     network, law = _parts(run)
-    near = torch.stack([_near(network, k, law, num_tasks, seed) for k in range(network.num)])  # [K, N, 2]
+    tasks = sample_tasks(law, num_tasks, seed, "test")
+    seen = torch.stack([_last_seen(network, k, law, tasks, seed) for k in range(network.num)])  # [K, N, 6]
+    offset = seen[..., 2:].reshape(*seen.shape[:2], 2, 2) - seen[..., None, :2]
+    near = offset.square().sum(dim=3).sqrt() * law.side / 2 < law.radius  # [K, N, 2]
     both = near[:, None, :, 0] & near[None, :, :, 1]  # [K, K, N]: one near point 0, one near point 1
-    both = both & ~torch.eye(network.num, dtype=torch.bool).unsqueeze(2)
-    return Places(near.double().mean(dim=1), float(both.flatten(0, 1).any(dim=0).double().mean()))
+    elsewhere = (seen[:, None, :, :2] != seen[None, :, :, :2]).any(dim=3)  # in different cells
+    apart = (both & elsewhere).flatten(0, 1).any(dim=0)  # [N]
+    return Places(near.double().mean(dim=1), float(apart.double().mean()))
 
 
 def draw(run: Run, path: str | Path, num_tasks: int = 3, seed: int = 0) -> None:
@@ -96,7 +101,8 @@ def draw(run: Run, path: str | Path, num_tasks: int = 3, seed: int = 0) -> None:
         "Where each sub-policy goes", "Arrows: the mean move at each place. Dots: the points.", network.num
     )
     grid = figure.subplots(network.num, num_tasks, squeeze=False)
-    figure.subplots_adjust(top=1 - 0.85 / figure.get_figheight(), hspace=0.12, wspace=0.05)
+    top = 1 - 0.85 / figure.get_figheight()
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.02, top=top, hspace=0.05, wspace=0.05)
     for k, row in enumerate(grid):
         row[0].set_ylabel(f"sub-policy {k}", color=TRAINED[k % len(TRAINED)], weight="bold")
         for axes, points in zip(row, tasks.parameters["points"], strict=True):
@@ -120,14 +126,11 @@ def _draw_one(axes: Axes, network: SubPolicies, law: MovingBandits, k: int, poin
     axes.set(xlim=(-_REACH, _REACH), ylim=(-_REACH, _REACH), xticks=[], yticks=[], aspect="equal")
 
 
-def _near(network: SubPolicies, k: int, law: MovingBandits, num_tasks: int, seed: int) -> Tensor:
-    """Return whether the last step of an episode is near each point, bool [num_tasks, 2]."""
-    tasks = sample_tasks(law, num_tasks, seed, "test")
+def _last_seen(network: SubPolicies, k: int, law: MovingBandits, tasks: Tasks, seed: int) -> Tensor:
+    """Return the last observation of an episode that follows sub-policy k, [num_tasks, 6]."""
     (phase,) = RolloutWorker(law).run(Follower(network, k), tasks, 1, seed).phases
-    seen = phase.inputs.observation[-1]  # [num_tasks, 6]
-    offset = seen[:, 2:].reshape(-1, 2, 2) - seen[:, None, :2]
-    near: Tensor = offset.square().sum(dim=2).sqrt() * law.side / 2 < law.radius
-    return near
+    seen: Tensor = phase.inputs.observation[-1]
+    return seen
 
 
 def _parts(run: Run) -> tuple[SubPolicies, MovingBandits]:

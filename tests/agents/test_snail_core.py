@@ -177,7 +177,7 @@ def test_memory_while_acting_is_what_the_docstring_says() -> None:
         _, state = core.step(step_of(trials, t), state)
     kept = sum(part.numel() for block in state.past for layer in block for part in layer)
     assert kept == 2 * 2 * (8 - 1) * (2 * 4)  # blocks, rows, 1 + 2 + 4 steps of 2 · filters
-    assert [layer.shape for layer in state.cache.layers] == [(2, 40, 5 + 3)]
+    assert [layer.shape for layer in state.cache.layers] == [(2, 1, 40, 5), (2, 1, 40, 3)]
 
 
 def _learner(law: Any, **settings: Any) -> PPO:
