@@ -12,12 +12,7 @@ from rl2meta.colours import colours_of
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.experiments.comparing import of_length, refuse_another_law
-from rl2meta.experiments.components import (
-    judged_episodes,
-    make_worker,
-    references_of,
-    row_name,
-)
+from rl2meta.experiments.components import judged_episodes, make_worker, references_of, row_name
 from rl2meta.experiments.config import RunConfig, suggestion
 from rl2meta.experiments.entry import load_run
 from rl2meta.experiments.groups import Group
