@@ -12,12 +12,7 @@ from rl2meta.colours import colours_of
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.experiments.comparing import of_length, refuse_another_law
-from rl2meta.experiments.components import (
-    judged_episodes,
-    make_worker,
-    references_of,
-    row_name,
-)
+from rl2meta.experiments.components import judged_episodes, make_worker, references_of, row_name
 from rl2meta.experiments.config import RunConfig, suggestion
 from rl2meta.experiments.entry import load_run
 from rl2meta.experiments.groups import Group
@@ -212,7 +207,8 @@ def _write(
     lengths = [len(each.places) for each in trials.values()]
     say("drawing ...")
     law = contestants[0].config.law
-    pictures, drawn, fault = _pictures(law, [drawing(law, task, each) for each in trials.values()], lengths)
+    draws = [drawing(_drawn(each.config), task, trials[each.name]) for each in contestants]
+    pictures, drawn, fault = _pictures(law, draws, lengths)
     trained = [each.name for each in contestants if each.trained]
     colours = colours_of(trained, [each.name for each in contestants if not each.trained], NAMES)
     players = [
@@ -227,6 +223,11 @@ def _write(
         write_atomically(paths[0], text)
         write_atomically(paths[1], animation(data, pictures, shown))
     return Watch(*paths, trials)
+
+
+def _drawn(config: RunConfig) -> Any:
+    """Return the law that draws what an agent saw: with revealed tasks if it saw those."""
+    return config.law if isinstance(config.law, PluggedIn) else config.distribution
 
 
 def _text(data: Mapping[str, Any], title: str) -> str:
