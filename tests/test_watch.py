@@ -20,7 +20,7 @@ import rl2meta
 from rl2meta import cli, evaluation
 from rl2meta.beliefs import Betas, Normals, Number, Probabilities, TellingAgent, numbers, policy_told
 from rl2meta.errors import UserError
-from rl2meta.experiments import watch_pictures
+from rl2meta.experiments import watch_pictures, watching
 from rl2meta.experiments.components import make_learner, read_config, references_of
 from rl2meta.experiments.watch_page import MOST_POSITIONS, page, positions
 from rl2meta.experiments.watch_pictures import MOST_BYTES, drawing, encoded, pictures_of
@@ -309,7 +309,9 @@ MISTAKES = {
     "a seed below 0": (["--seed", "-1"], "--seed: expected a number from 0"),
     "no episode": (["--episodes", "0"], "--episodes: expected a number from 1"),
     "a folder without a run": (["--against", "."], "expected"),
-    "a folder that exists": (["--out", "."], "expected a new folder"),
+    "a folder that exists": (["--out", "."], "--out: expected a new folder"),
+    "a trial that nobody can watch": (["--episodes", "2000000000"], "at most 100,000 steps to watch"),
+    "a place in the zoo": (["--out", "zoo:mine"], "--out: expected a place of yours"),
 }
 
 
@@ -324,6 +326,18 @@ def test_a_mistake_is_explained(
         cli.main()
     told = capsys.readouterr().err
     assert stop.value.code == 2 and said in told and "Traceback" not in told
+    assert not list(tmp_path.iterdir())
+
+
+def test_whoever_stops_it_leaves_nothing(
+    run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    def stopped(*_: Any) -> bytes:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(watching, "animation", stopped)
+    with pytest.raises(KeyboardInterrupt):
+        rl2meta.watch(run_dir, episodes=2, out=tmp_path / "watch")
     assert not list(tmp_path.iterdir())
 
 

@@ -4,7 +4,7 @@ import math
 import re
 import shlex
 import shutil
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -20,6 +20,7 @@ from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate as play
 from rl2meta.experiments import zoo, zoo_building, zoo_page
 from rl2meta.experiments.components import judged_episodes, make_worker, read_config
+from rl2meta.experiments.group_folder import refuse_trained
 from rl2meta.experiments.groups import Group
 from rl2meta.experiments.run import Run
 from rl2meta.statistics import mean_interval
@@ -174,6 +175,46 @@ def test_a_zoo_agent_is_only_read(tmp_path: Path) -> None:
         with pytest.raises(UserError, match=r"only read .* --from zoo:rl2_bandit --run-dir runs/MINE"):
             call()
     assert not (there / ".lock").exists()
+
+
+@pytest.mark.parametrize("place", ["zoo:mine", zoo.ZOO / "mine", zoo.ZOO / "rl2_bandit" / "mine", zoo.ZOO])
+def test_nothing_is_written_into_the_zoo(
+    place: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    before = _contents(zoo.ZOO)
+    agent = "zoo:rl2_bandit"
+    calls: list[Callable[[], Any]] = [
+        lambda: rl2meta.train("rl2_bandit", TINY, run_dir=place),
+        lambda: rl2meta.train("rl2_bandit", TINY, run_dir=place, seeds=[0, 1]),
+        lambda: rl2meta.evaluate(agent, tasks=2, against="none", out=place),
+        lambda: rl2meta.watch(agent, episodes=1, out=place),
+        lambda: rl2meta.plot(agent, out=f"{place}.png" if place == "zoo:mine" else Path(place) / "x.png"),
+        lambda: refuse_trained(Path(place)),  # tune and sweep
+        lambda: _call("reproduce", "duan2016-mdps", "--cells", "n=10", "--out", str(place)),
+        lambda: _call("zoo", "document", "--out", str(place)),
+    ]
+    for call in calls:
+        with pytest.raises(UserError, match="only read"):
+            call()
+    assert not list(tmp_path.iterdir()) and _contents(zoo.ZOO) == before
+
+
+def test_the_page_is_not_written_over_another_file(tmp_path: Path) -> None:
+    (tmp_path / "notes.md").write_text("# Notes\n")
+    with pytest.raises(UserError, match="--out: expected a new file, or an earlier page"):
+        _call("zoo", "document", "--out", str(tmp_path / "notes.md"))
+    assert (tmp_path / "notes.md").read_text() == "# Notes\n"
+    for _ in range(2):  # its own page is written again
+        _call("zoo", "document", "--out", str(tmp_path / "zoo.md"))
+    assert (tmp_path / "zoo.md").read_text(encoding="utf-8") == zoo_page.document()
+
+
+@pytest.mark.parametrize("name", ["", ".", "../x", "a/b", ".hidden", "<b>", "x" * 61, "a|b", "a\nb"])
+def test_a_name_that_would_be_no_entry(name: str, tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--name: expected at most 60 letters"):
+        zoo_building.add_entry(name, ["zoo:rl2_bandit"], config="rl2_bandit", into=tmp_path)
+    assert not list(tmp_path.iterdir())
 
 
 def test_an_unknown_name_gets_the_nearest_one() -> None:

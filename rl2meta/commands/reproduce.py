@@ -19,6 +19,7 @@ from rl2meta.experiments.group_folder import first_run, is_group, members
 from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper, with_core, with_origins
 from rl2meta.experiments.restore import load_run_config, origin_of
 from rl2meta.experiments.run_folder import RunFolder, has_run
+from rl2meta.experiments.zoo import refuse_results_in_zoo
 
 
 class _Experiment(NamedTuple):
@@ -68,6 +69,7 @@ def reproduce(
     paper = usual if core is None else with_core(usual, core)
     ours = name if paper.core == usual.core else f"{name}-{paper.core}"
     folder = Path("runs") / ours if out is None else out
+    refuse_results_in_zoo(folder, "--out")
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: expected a folder, or none yet, got the file {folder}")
     resolve_device(device)

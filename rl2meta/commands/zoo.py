@@ -55,9 +55,11 @@ def write_document(
     out: Annotated[Path, typer.Option(metavar="FILE", help="The page to write.")] = Path("docs/zoo.md"),
 ) -> None:
     """Write the page about the zoo from its entries."""
-    from rl2meta.experiments.zoo_page import document
+    from rl2meta.experiments.zoo_page import document, refuse_another_page
     from rl2meta.files import write_atomically, writing
 
+    text = document()
+    refuse_another_page(out)
     with writing(out):
-        write_atomically(out, document())
+        write_atomically(out, text)
     print(f"wrote {out}")

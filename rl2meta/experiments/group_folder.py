@@ -10,7 +10,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import trust
 from rl2meta.experiments.run_folder import LARGEST_CONFIG, LOCK, has_run, locked
 from rl2meta.experiments.yaml_text import parse, text_of
-from rl2meta.experiments.zoo import refuse_zoo
+from rl2meta.experiments.zoo import refuse_results_in_zoo, refuse_zoo
 from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
 
 GROUP = "group.yaml"
@@ -140,11 +140,12 @@ def first_run(path: Path) -> Path:
 
 
 def refuse_trained(path: Path) -> None:
-    """Refuse a file, and the folder of a run or a group, as the folder of a study or a sweep.
+    """Refuse a file, the zoo, and the folder of a run or a group, as the folder of a study or a sweep.
 
     Raises:
         UserError: says what is there.
     """
+    refuse_results_in_zoo(path, "--run-dir")
     with writing(path):
         if path.exists() and not path.is_dir():
             raise UserError(f"--run-dir: expected a folder, or none yet, got the file {path}")

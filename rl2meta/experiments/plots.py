@@ -30,7 +30,7 @@ from rl2meta.experiments.learning_curves import (
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder, has_run
-from rl2meta.experiments.zoo import located, results_of, zoo_name
+from rl2meta.experiments.zoo import located, refuse_results_in_zoo, results_of, zoo_name
 from rl2meta.files import read_file, reading, writing
 from rl2meta.learning_plot import MADE_BY, LearningCurve, LearningPicture, plot_learning_curves
 
@@ -205,6 +205,7 @@ def _target(folders: Sequence[Path | None], out: str | Path | None) -> tuple[Pat
     """Return where the figure is written, and what keeps that place while the figure is in use."""
     first = folders[0]
     if out is not None:
+        refuse_results_in_zoo(Path(out), "--out")
         return Path(out), None
     if first is None:
         temporary = _Temporary()

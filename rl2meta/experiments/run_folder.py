@@ -13,7 +13,7 @@ from filelock import FileLock, Timeout
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints, trust
 from rl2meta.experiments.metrics import MetricsFile
-from rl2meta.experiments.zoo import located, refuse_zoo
+from rl2meta.experiments.zoo import located, refuse_results_in_zoo, refuse_zoo
 from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
 
 CONFIG = "config.yaml"
@@ -217,8 +217,10 @@ def new_folder(default: Path, out: Path | None) -> Iterator[Path]:
         out: the path of the folder, or None.
 
     Raises:
-        UserError: if ``out`` exists, or the folder cannot be made.
+        UserError: if ``out`` exists or is in the zoo, or the folder cannot be made.
     """
+    if out is not None:
+        refuse_results_in_zoo(out, "--out")
     folder = _next_folder(default) if out is None else _new_folder(out)
     try:
         yield folder
@@ -247,7 +249,7 @@ def _new_folder(path: Path) -> Path:
     except UserError as error:
         if isinstance(error.__cause__, FileExistsError):
             raise UserError(
-                f"expected a new folder for the evaluation, got {_kind(path)} at {path}; choose another"
+                f"--out: expected a new folder, got {_kind(path)} at {path}; choose another"
             ) from None
         raise
     return path

@@ -23,6 +23,7 @@ _STEP_BYTES = 15  # two rewards and an action of 4 bytes or more each, and three
 _RESULT_BYTES = 8  # the reward of an episode and its number of steps
 _SINGLE_BYTES = 1_000  # a single environment with its task, in Python
 _A_FEW = 2
+_MOST_WATCHED = 100_000  # steps of a trial
 
 
 def room_on(device: torch.device) -> int | None:
@@ -70,6 +71,20 @@ def refuse_evaluation(config: RunConfig, num_tasks: int, room: int | None) -> No
     said = f"an evaluation with {num_tasks:,} tasks and {episodes:,} episodes in a trial"
     refuse(together * (episodes * _step_bytes(config) + _task_bytes(config)), room, said)
     refuse(num_tasks * (episodes * _RESULT_BYTES + _task_bytes(config)), available(), said)
+
+
+def refuse_watching(config: RunConfig) -> None:
+    """Refuse a trial of more steps than a page can hold: each step keeps what the agent told.
+
+    Raises:
+        UserError: with the option of the size.
+    """
+    episodes, horizon = judged_episodes(config), config.distribution.horizon
+    if episodes * horizon > _MOST_WATCHED:
+        raise UserError(
+            f"--episodes: expected a trial of at most {_MOST_WATCHED:,} steps to watch, got {episodes:,} "
+            f"episodes of up to {horizon:,} steps; give fewer"
+        )
 
 
 def refuse_tasks(config: RunConfig, num_tasks: int, seed: int) -> None:

@@ -20,6 +20,7 @@ from rl2meta.experiments.judging import Say, folder_name, silent, within
 from rl2meta.experiments.rehearsal import fill
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import new_folder
+from rl2meta.experiments.sizes import refuse_watching
 from rl2meta.experiments.watch_gif import animation
 from rl2meta.experiments.watch_page import Player, page, player_data, positions
 from rl2meta.experiments.watch_pictures import Draw, Pictures, drawing, encoded, pictures_of
@@ -95,6 +96,7 @@ def watch(
         raise UserError("out: expected a folder for a run that has none, got None; give out='watch'")
     length = within("--episodes", judged_episodes(run.config) if episodes is None else episodes, 1, 2**31 - 1)
     config = of_length(run.config, length)
+    refuse_watching(config)
     evaluation = config.settings.evaluation
     seed = within("--seed", evaluation.seed if seed is None else seed, 0, 2**63 - 1)
     task = within("--task", task, 0, evaluation.tasks - 1)
@@ -102,10 +104,10 @@ def watch(
     set_precision(config.settings.precision)
     set_threads(config.settings.threads)
     chosen = sample_tasks(config.distribution, evaluation.tasks, seed, "test")[task : task + 1]
-    trials = {each.name: _record(each, chosen, length, seed, say) for each in contestants}
     facts = _facts(run, config, chosen, task, seed, against)
     default = Path("watch") if run.path is None else results_of(run.path, "watch")
     with new_folder(default, None if out is None else Path(out)) as folder:
+        trials = {each.name: _record(each, chosen, length, seed, say) for each in contestants}
         return _write(folder, facts, contestants, trials, chosen, say)
 
 
@@ -218,10 +220,11 @@ def _write(
     data = _data({**facts, "fault": fault}, contestants, players, drawn)
     text = _text(data, f"{facts['title']}: rl2meta watch")
     shown = [index for index, step in enumerate(data["at"]) if step in drawn]
+    moving = animation(data, pictures, shown)  # before a file is written: whoever stops this leaves none
     paths = folder / "watch.html", folder / "watch.gif"
     with writing(folder):
         write_atomically(paths[0], text)
-        write_atomically(paths[1], animation(data, pictures, shown))
+        write_atomically(paths[1], moving)
     return Watch(*paths, trials)
 
 

@@ -113,6 +113,24 @@ def results_of(path: Path, what: str) -> Path:
     return path / what if name is None else Path(f"zoo-{name}-{what}")
 
 
+def is_in_zoo(path: Path) -> bool:
+    """Return whether a path is ``zoo:NAME``, or the zoo's folder or anything in it."""
+    return str(path).startswith(PREFIX) or path.resolve().is_relative_to(ZOO.resolve())
+
+
+def refuse_results_in_zoo(path: Path, option: str) -> None:
+    """Refuse to write results to ``zoo:NAME``, which no command would find there, or into the package.
+
+    Raises:
+        UserError: names the option.
+    """
+    if is_in_zoo(path):
+        raise UserError(
+            f"{option}: expected a place of yours to write to, got {path}, but the zoo is only read; "
+            "choose another"
+        )
+
+
 def refuse_zoo(path: Path) -> None:
     """Refuse to write into the folder of a zoo agent.
 
@@ -120,11 +138,11 @@ def refuse_zoo(path: Path) -> None:
         UserError: says how to train a copy of it.
     """
     name = zoo_name(path)
-    if name is not None:
+    if is_in_zoo(path):
         which = name if name in zoo_names() else "NAME"
         raise UserError(
-            f"{PREFIX}{name}: expected a folder of yours to write into, got the zoo, whose agents are only "
-            "read and have no state of an optimiser; to train one further, begin a run with its weights: "
+            f"{said_path(path)}: expected a folder of yours to write into, got the zoo, whose agents are "
+            "only read and have no state of an optimiser; to train one further, begin with its weights: "
             f"rl2meta train CONFIG --from {PREFIX}{which} --run-dir runs/MINE"
         )
 

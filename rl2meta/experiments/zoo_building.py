@@ -7,6 +7,7 @@ does not give.
 """
 
 import json
+import re
 import shlex
 import shutil
 import tempfile
@@ -40,6 +41,7 @@ from rl2meta.files import write_atomically, writing
 
 LARGEST = 1_000_000
 """The largest size of an entry in bytes."""
+_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,59}")
 _ROWS = 60  # of the metrics that an entry keeps
 
 
@@ -72,6 +74,8 @@ def add_entry(
         UserError: for runs that are not finished or differ in more than the seed, a config that they were not
             trained with, an entry that is there already, and one that is too large or says where it was made.
     """
+    if not _NAME.fullmatch(name):
+        raise UserError(f"--name: expected at most 60 letters, digits and any of _ . -, got {name!a:.80}")
     folder = into / name
     if folder.exists():
         raise UserError(f"--name: expected a new entry, got {folder}; remove that folder to replace it")

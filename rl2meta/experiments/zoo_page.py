@@ -8,12 +8,20 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from rl2meta.experiments.zoo import PREFIX, ZOO, ZooEntry, read_entry, zoo_names
+from rl2meta.errors import UserError
+from rl2meta.experiments.zoo import (
+    PREFIX,
+    ZOO,
+    ZooEntry,
+    read_entry,
+    refuse_results_in_zoo,
+    zoo_names,
+)
 from rl2meta.files import read_text, reading
 
 _LARGEST = 2**22  # bytes of an evaluation
-_HEAD = """\
-# The zoo
+_TITLE = "# The zoo"
+_HEAD = f"""{_TITLE}
 
 Trained agents that come with the package. `zoo:NAME` stands for the run folder of one:
 
@@ -136,6 +144,22 @@ def document(zoo: Path | None = None) -> str:
     every = pages(zoo)
     lines = [_HEAD, *_table(every), *(line for each in every for line in _section(each))]
     return "\n".join(lines) + "\n"
+
+
+def refuse_another_page(path: Path) -> None:
+    """Refuse to write over a file that ``rl2meta zoo document`` did not write.
+
+    Raises:
+        UserError: for such a file, and for a folder.
+    """
+    refuse_results_in_zoo(path, "--out")
+    with reading(path):
+        first = read_text(path, _LARGEST).partition("\n")[0] if path.exists() else _TITLE
+    if first != _TITLE:
+        raise UserError(
+            f"--out: expected a new file, or an earlier page of `rl2meta zoo document`, got {path} with "
+            "something else in it; choose another"
+        )
 
 
 def _table(every: Sequence[Page]) -> Iterator[str]:
