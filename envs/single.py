@@ -1,6 +1,7 @@
 """The single Gymnasium environment around a batch of one, and what ``gym.make`` and ``gym.make_vec`` call."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from numbers import Integral
 from typing import Any
 
 import gymnasium as gym
@@ -159,8 +160,9 @@ def _check_many(mode: str, rows: Sequence[int], num_envs: int) -> None:
             "render_mode: expected 'rgb_array' or 'ansi' for many environments, got 'human'; use gym.make, "
             "which opens a window for one"
         )
-    if any(not 0 <= row < num_envs for row in rows):
-        raise UserError(f"render_rows: expected rows 0 … {num_envs - 1}, got {list(rows)}")
+    listed = rows if isinstance(rows, Iterable) else [None]
+    if not all(isinstance(row, Integral) and 0 <= row < num_envs for row in listed):
+        raise UserError(f"render_rows: expected rows 0 … {num_envs - 1}, got {rows!r:.80}")
 
 
 _OF_MAKE = ("render_mode",)

@@ -192,6 +192,10 @@ def test_wrong_modes_and_rows_are_explained(monkeypatch: pytest.MonkeyPatch) -> 
         Screen(Silent(), "rgb_array", [0])  # type: ignore[arg-type]
     with pytest.raises(UserError, match=r"render_rows: expected rows 0 … 1, got \[2\]"):
         gym.make_vec(DARK, num_envs=2, render_mode="ansi", render_rows=[2])
+    with pytest.raises(UserError, match="render_rows: expected rows 0 … 1, got 3"):
+        gym.make_vec(DARK, num_envs=2, render_mode="ansi", render_rows=3)
+    with pytest.raises(UserError, match="render_rows: expected rows"):
+        gym.make_vec(DARK, num_envs=2, render_mode="ansi", render_rows=[0.5])
     with pytest.raises(UserError, match="'rgb_array' or 'ansi' for many environments, got 'human'"):
         gym.make_vec(DARK, num_envs=2, render_mode="human")
     monkeypatch.setenv("DISPLAY", ":99")

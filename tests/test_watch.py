@@ -329,6 +329,15 @@ def test_a_mistake_is_explained(
     assert not list(tmp_path.iterdir())
 
 
+@pytest.mark.parametrize("option", ["task", "seed", "episodes"])
+@pytest.mark.parametrize("value", [1.5, "3"])
+def test_what_is_no_whole_number_is_refused(option: str, value: Any, run_dir: Path, tmp_path: Path) -> None:
+    options: dict[str, Any] = {option: value, "out": tmp_path / "watch"}
+    with pytest.raises(UserError, match=f"--{option}: expected a number from"):
+        rl2meta.watch(run_dir, **options)
+    assert not list(tmp_path.iterdir())
+
+
 def test_whoever_stops_it_leaves_nothing(
     run_dir: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

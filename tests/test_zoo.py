@@ -177,7 +177,7 @@ def test_a_zoo_agent_is_only_read(tmp_path: Path) -> None:
     assert not (there / ".lock").exists()
 
 
-@pytest.mark.parametrize("place", ["zoo:mine", zoo.ZOO / "mine", zoo.ZOO / "rl2_bandit" / "mine", zoo.ZOO])
+@pytest.mark.parametrize("place", ["zoo:mine", zoo.ZOO / "rl2_bandit" / "mine"])
 def test_nothing_is_written_into_the_zoo(
     place: str | Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -208,6 +208,14 @@ def test_the_page_is_not_written_over_another_file(tmp_path: Path) -> None:
     for _ in range(2):  # its own page is written again
         _call("zoo", "document", "--out", str(tmp_path / "zoo.md"))
     assert (tmp_path / "zoo.md").read_text(encoding="utf-8") == zoo_page.document()
+
+
+@pytest.mark.parametrize("said", ["", "[", "3", "{}", "[" * 100_000, '{"agents": {"rl2": {}}}'])
+def test_a_damaged_evaluation_is_explained(said: str, tmp_path: Path) -> None:
+    shutil.copytree(zoo.ZOO / "rl2_bandit", tmp_path / "mine")
+    (tmp_path / "mine" / "evaluation" / "evaluation.json").write_text(said)
+    with pytest.raises(UserError, match=r"evaluation.json: expected the evaluation .*Install rl2meta again"):
+        zoo_page.document(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["", ".", "../x", "a/b", ".hidden", "<b>", "x" * 61, "a|b", "a\nb"])

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from numbers import Integral
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -201,10 +202,10 @@ def within(option: str, value: int, low: int, high: int) -> int:
     """Return ``value``.
 
     Raises:
-        UserError: if the value is not from ``low`` to ``high``; the message names the option.
+        UserError: if the value is no whole number from ``low`` to ``high``; the message names the option.
     """
-    if not low <= value <= high:
-        raise UserError(f"{option}: expected a number from {low} to {high}, got {value}")
+    if not isinstance(value, Integral) or not low <= value <= high:  # Integral: NumPy's integers too
+        raise UserError(f"{option}: expected a number from {low} to {high}, got {value!r:.80}")
     return value
 
 

@@ -63,9 +63,7 @@ def read_entry(folder: Path) -> ZooEntry:
     try:
         return ZooEntry(**said)
     except TypeError:
-        raise UserError(
-            f"{path}: expected the record of a zoo agent, got {sorted(said)}; {_REPAIR}"
-        ) from None
+        raise UserError(f"{path}: expected the record of a zoo agent, got {sorted(said)}; {REPAIR}") from None
 
 
 def located(path: str | Path) -> Path:
@@ -150,7 +148,7 @@ def refuse_zoo(path: Path) -> None:
 def damaged(path: Path, error: UserError) -> UserError:
     """Return an error about the files of a run, which for a zoo agent says how to get them back."""
     name = zoo_name(path)
-    return error if name is None else UserError(f"{PREFIX}{name} is damaged: {error}. {_REPAIR}")
+    return error if name is None else UserError(f"{PREFIX}{name} is damaged: {error}. {REPAIR}")
 
 
-_REPAIR = "Install rl2meta again: pip install --force-reinstall --no-deps rl2meta"
+REPAIR = "Install rl2meta again: pip install --force-reinstall --no-deps rl2meta"

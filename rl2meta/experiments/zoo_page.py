@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from rl2meta.errors import UserError
 from rl2meta.experiments.zoo import (
     PREFIX,
+    REPAIR,
     ZOO,
     ZooEntry,
     read_entry,
@@ -20,6 +21,7 @@ from rl2meta.experiments.zoo import (
 from rl2meta.files import read_text, reading
 
 _LARGEST = 2**22  # bytes of an evaluation
+_FACTS = {"agents", "distribution", "episodes", "num_tasks", "env_steps"}
 _TITLE = "# The zoo"
 _HEAD = f"""{_TITLE}
 
@@ -130,8 +132,22 @@ def page(name: str, zoo: Path | None = None) -> Page:
     folder = (zoo or ZOO) / name
     path = folder / "evaluation" / "evaluation.json"
     with reading(path):
-        evaluation = json.loads(read_text(path, _LARGEST))
+        text = read_text(path, _LARGEST)
+    evaluation = _parsed(text, path)
     return Page(name, read_entry(folder), evaluation, size_of(folder))
+
+
+def _parsed(text: str, path: Path) -> dict[str, Any]:
+    try:
+        evaluation: dict[str, Any] = json.loads(text)
+        whole = evaluation.keys() >= _FACTS and all(
+            each["over_tasks"].keys() >= {"regret", "return"} for each in evaluation["agents"].values()
+        )
+    except (ValueError, TypeError, LookupError, AttributeError, RecursionError):
+        whole = False
+    if not whole:
+        raise UserError(f"{path}: expected the evaluation of a zoo agent, got something else; {REPAIR}")
+    return evaluation
 
 
 def size_of(folder: Path) -> int:
