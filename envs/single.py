@@ -1,8 +1,7 @@
 """The single Gymnasium environment around a batch of one, and what ``gym.make`` and ``gym.make_vec`` call."""
 
 from collections.abc import Iterable, Mapping, Sequence
-from numbers import Integral
-from typing import Any
+from typing import Any, SupportsIndex
 
 import gymnasium as gym
 import numpy as np
@@ -161,7 +160,7 @@ def _check_many(mode: str, rows: Sequence[int], num_envs: int) -> None:
             "which opens a window for one"
         )
     listed = rows if isinstance(rows, Iterable) else [None]
-    if not all(isinstance(row, Integral) and 0 <= row < num_envs for row in listed):
+    if not all(isinstance(row, SupportsIndex) and 0 <= row < num_envs for row in listed):
         raise UserError(f"render_rows: expected rows 0 … {num_envs - 1}, got {rows!r:.80}")
 
 

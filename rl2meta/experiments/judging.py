@@ -3,9 +3,8 @@
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
-from numbers import Integral
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, SupportsIndex
 
 import numpy as np
 import torch
@@ -204,7 +203,7 @@ def within(option: str, value: int, low: int, high: int) -> int:
     Raises:
         UserError: if the value is no whole number from ``low`` to ``high``; the message names the option.
     """
-    if not isinstance(value, Integral) or not low <= value <= high:  # Integral: NumPy's integers too
+    if not isinstance(value, SupportsIndex) or not low <= value <= high:  # NumPy has integers, too
         raise UserError(f"{option}: expected a number from {low} to {high}, got {value!r:.80}")
     return value
 
