@@ -108,7 +108,7 @@ def test_what_cannot_be_compared_is_said(runs: Path, tmp_path: Path) -> None:
         ((one, two), {"episodes": 0}, "--episodes: expected a number from 1"),
         ((one, two), {"tasks": 1}, "--tasks: expected a number from 2"),
         ((one, two), {"against": "gredy"}, "unknown reference 'gredy'; did you mean 'greedy'"),
-        ((one, two), {"out": one}, "expected a new folder for the evaluation"),
+        ((one, two), {"out": one}, "expected a new folder"),
     ]
     before = sorted(runs.rglob("*"))
     for paths, options, message in cases:
