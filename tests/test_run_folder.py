@@ -346,9 +346,7 @@ def test_an_evaluation_goes_where_it_is_told_but_over_nothing(folder, tmp_path):
         with pytest.raises(UserError, match="expected a new folder"):  # though it is empty: it is taken
             claim(folder, out)
         (out / "regret.csv").write_text("")
-    with pytest.raises(
-        UserError, match="expected a new folder, got a folder with something"
-    ):
+    with pytest.raises(UserError, match="expected a new folder, got a folder with something"):
         claim(folder, out)
     with pytest.raises(UserError, match="got a file"):
         claim(folder, out / "regret.csv")
