@@ -216,7 +216,8 @@ class MLSHLearner:
         batch = self.steps(trial)
         metrics = [self._step(part, entropy_weight) for part in self._minibatches(batch, generator)]
         told = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
-        told |= {f"share_{k}": share for k, share in enumerate(self._of_each(batch).mean(dim=1))}
+        shares = (self._of_each(batch) * batch.mask).sum(dim=1) / batch.mask.sum()
+        told |= {f"share_{k}": share for k, share in enumerate(shares)}
         told |= {"first_phase": _earned(trial.phases[0]), "last_phase": _earned(trial.phases[-1])}
         return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
 
