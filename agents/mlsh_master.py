@@ -170,9 +170,10 @@ class MasterLoop:
     def choices(self, trajectory: Trajectory, observation: Tensor, unit: float) -> Choices:
         """Return the choices of a phase of one episode in each lane.
 
-        The reward of a choice is the sum of those of its steps, divided by ``duration``. The lanes of a task make their choices at the
-        same times: advantages are centred over the lanes, so even a new master, whose value is not yet
-        learnt, sees which choices were better. Then they are divided by their root mean square in the task.
+        The reward of a choice is the sum of those of its steps, divided by ``duration``. The lanes of a task
+        make their choices at the same times: advantages are centred over the lanes, so even a new master,
+        whose value is not yet learnt, sees which choices were better. Then they are divided by their root
+        mean square in the task.
 
         Args:
             trajectory: the phase, whose notes are those of ``MLSHAgent``.

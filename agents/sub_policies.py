@@ -90,7 +90,7 @@ class SubPolicies(nn.Module):
 
 
 def _refuse_others(space: gym.Space[Any]) -> None:
-    """Refuse observations whose encoding says nothing to a few layers: pixels, and the mere number of a value.
+    """Refuse observations whose encoding says nothing to a few layers: pixels, and a value's mere number.
 
     Other agents look such a number up in a table; each master would need a table of its own.
     """
