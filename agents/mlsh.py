@@ -29,7 +29,7 @@ from rl2meta.returns import (
     clipped_surrogate,
     discounted_lengths,
     gae,
-    masked_mean,
+    mean_or_zero,
     reward_signal,
     standardised,
 )
@@ -274,7 +274,7 @@ class MLSHLearner:
         self.optimizer.step()
         change = log_ratio.detach().expm1()
         told = {"value_loss": error, "entropy": entropy, "kl": change - log_ratio}
-        means = {name: masked_mean(x.detach(), batch.mask) for name, x in told.items()}
+        means = {name: mean_or_zero(x.detach(), batch.mask) for name, x in told.items()}
         return {"loss": loss.detach(), **means, "gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Tensor]:

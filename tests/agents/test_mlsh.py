@@ -285,6 +285,15 @@ def test_the_agent_keeps_the_contract(family: Any) -> None:
     assert isinstance(learner_on(family).agent, MLSHAgent)
 
 
+def test_a_minibatch_may_be_all_padding() -> None:
+    """Episodes that end at once leave hardly a step among all."""
+    family = PointNavigation(horizon=50, side=0.5, goal_radius=0.69)
+    learner = learner_on(family, episodes_per_phase=1)
+    trial = lived(learner, family, phases=3, num_tasks=2)
+    assert int(trial.phases[2].mask.sum()) < learner.config.minibatches
+    assert all(map(math.isfinite, learner.update(trial, 0.0, generator(0)).values()))
+
+
 def test_layers_may_be_left_out() -> None:
     learner = learner_on(ROAM, hidden_sizes=[], master_hidden_sizes=[])
     told = learner.update(lived(learner, ROAM), 0.0, generator(0))
