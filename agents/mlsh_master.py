@@ -5,6 +5,7 @@ the gradient of each, because no task's loss depends on another's weights.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -173,7 +174,7 @@ class MasterLoop:
         The reward of a choice is the sum of those of its steps, divided by ``duration``. The lanes of a task
         make their choices at the same times: advantages are centred over the lanes, so even a new master,
         whose value is not yet learnt, sees which choices were better. Then they are divided by their root
-        mean square in the task.
+        mean square in the task. Where the horizon is not known, the longest episode stands for it.
 
         Args:
             trajectory: the phase, whose notes are those of ``MLSHAgent``.
@@ -185,7 +186,8 @@ class MasterLoop:
         reward = _summed(trajectory.reward * mask, every) / (every * unit)  # [choices, N × lanes]
         alive = mask[::every]
         discount = cfg.master_discount * torch.cat([alive[1:], torch.zeros_like(alive[:1])])
-        left = (trajectory.steps_left()[::every] + every - 1) // every
+        bounded = replace(trajectory, horizon=trajectory.horizon or len(mask))
+        left = (bounded.steps_left()[::every] + every - 1) // every
         remaining = discounted_lengths(left, cfg.master_discount)
         value = notes["master_value"][::every] * alive * remaining
         advantage = gae(reward, discount, value, cfg.master_trace) * alive

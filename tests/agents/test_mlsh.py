@@ -19,10 +19,11 @@ from rl2meta.envs.moving_bandits import MovingBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.errors import UserError
 from rl2meta.experiments.agent_checks import check_agent
+from rl2meta.interop import Predictor, TrialEnv
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
-from rl2meta.trial import Trial
+from rl2meta.trial import Trajectory, Trial
 
 SMALL: dict[str, Any] = {"hidden_sizes": [5], "master_hidden_sizes": [4], "duration": 3, "warm_up": 2}
 POINTS, ROAM = (
@@ -188,6 +189,26 @@ def test_where_all_lanes_earn_the_same_no_choice_is_better(lanes: int) -> None:
         alike = replace(phase, reward=reward, notes=notes)
         choices = learner.agent.loop.choices(alike, learner.network.encode(phase.inputs.observation), 1.0)
         assert choices.advantage.abs().max() < 0.05
+
+
+def test_lanes_one_after_another_learn_without_the_horizon_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all episodes are equally long, their length is the horizon; choices hold as in a rollout."""
+    learner, acted, seen = learner_on(POINTS, episodes_per_phase=2), [], list[Trajectory]()
+    choices = learner.agent.loop.choices
+    monkeypatch.setattr(MasterLoop, "choices", lambda _, *phase: seen.append(phase[0]) or choices(*phase))
+    for horizon in (POINTS.horizon, None):
+        env = gym.make("rl2meta/MovingBandits-v0", horizon=POINTS.horizon)
+        trials, state, done = TrialEnv(env, 6), None, False
+        predictor = Predictor(learner.agent, env.observation_space, env.action_space, horizon=horizon)
+        observation, _ = trials.reset(seed=0)
+        while not done:
+            action, state = predictor.predict(observation, state)
+            observation, _, done, _, _ = trials.step(action)
+            acted.append(int(action))
+    assert acted[: len(acted) // 2] == acted[len(acted) // 2 :] and len(seen) == 4
+    for phase in seen:
+        for block in phase.notes["sub_policy"].split(3):
+            assert phase.mask.shape == (POINTS.horizon, 2) and (block == block[0]).all()
 
 
 @pytest.mark.parametrize("family", [POINTS, ROAM], ids=str)
