@@ -193,9 +193,14 @@ def test_where_all_lanes_earn_the_same_no_choice_is_better(lanes: int) -> None:
 
 def test_lanes_one_after_another_learn_without_the_horizon_too(monkeypatch: pytest.MonkeyPatch) -> None:
     """Where all episodes are equally long, their length is the horizon; choices hold as in a rollout."""
-    learner, acted, seen = learner_on(POINTS, episodes_per_phase=2), [], list[Trajectory]()
-    choices = learner.agent.loop.choices
-    monkeypatch.setattr(MasterLoop, "choices", lambda _, *phase: seen.append(phase[0]) or choices(*phase))
+    learner, acted, seen = learner_on(POINTS, episodes_per_phase=2), list[int](), list[Trajectory]()
+    choices = MasterLoop.choices
+
+    def noted(loop: MasterLoop, phase: Trajectory, *others: Any) -> Choices:
+        seen.append(phase)
+        return choices(loop, phase, *others)
+
+    monkeypatch.setattr(MasterLoop, "choices", noted)
     for horizon in (POINTS.horizon, None):
         env = gym.make("rl2meta/MovingBandits-v0", horizon=POINTS.horizon)
         trials, state, done = TrialEnv(env, 6), None, False
