@@ -45,7 +45,7 @@ def played(agent: Agent[Any], tasks: TensorTasks, episodes: int, law: MovingBand
 
 @pytest.mark.parametrize(
     "law",
-    [MovingBandits(horizon=20), MovingBandits(100.0, 30.0, 40.0, 3), MovingBandits(horizon=4, redraw=True)],
+    [MovingBandits(horizon=8), MovingBandits(100.0, 30.0, 40.0, 3), MovingBandits(horizon=4, redraw=True)],
     ids=str,
 )
 def test_family_keeps_the_contract(law: MovingBandits) -> None:
@@ -96,9 +96,10 @@ def test_ceilings() -> None:
         abs(exactly - 43.83) < 0.04
         and abs(float(known.mean()) - exactly) < 4 * float(known.std()) / 6000**0.5
     )
-    assert abs(float(played(UniformAgent(LAW.action_space), tasks, 1).mean()) - 2.4) < 0.3
-    returns = played(Explorer(LAW.model), tasks, 2)  # type: ignore[arg-type]
-    assert float(returns[:, 0].mean()) > 41.0 and torch.equal(returns[:, 1], known)
+    assert abs(float(played(UniformAgent(LAW.action_space), tasks[:2500], 1).mean()) - 2.4) < 0.3
+    first, later = played(Explorer(LAW.model), tasks[:1000], 2).T  # type: ignore[arg-type]
+    missed = known[:1000] - first  # of one task, so that luck of the places does not count
+    assert exactly - float(missed.mean()) > 41.0 and torch.equal(later, known[:1000])
 
 
 def test_the_explorer_is_near_the_best_first_visit() -> None:
