@@ -19,6 +19,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
+from rl2meta.beliefs import Told
 from rl2meta.learner_state import under
 from rl2meta.networks import legal_only
 from rl2meta.parts import in_parts
@@ -95,6 +96,10 @@ class Objective(Protocol):
 
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
         """Choose an action in each row, for the network's outputs [B, ...]."""
+        ...
+
+    def tell(self, outputs: Tensor) -> Told:
+        """Return what the network's outputs [B, ...] say that the agent prefers."""
         ...
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
@@ -248,12 +253,19 @@ class MAMLAgent:
 
     def act(self, carry: MAMLCarry, step: TimeStep) -> tuple[Choice, MAMLCarry]:
         """Choose an action in every lane with the weights of its task."""
+        return self.inner.objective.choose(self._outputs(carry, step), carry.generator), carry
+
+    def act_and_tell(self, carry: MAMLCarry, step: TimeStep) -> tuple[Choice, MAMLCarry, Told]:
+        """Do what ``act`` does, and tell what the adapted network prefers."""
+        outputs, objective = self._outputs(carry, step), self.inner.objective
+        return objective.choose(outputs, carry.generator), carry, objective.tell(outputs)
+
+    def _outputs(self, carry: MAMLCarry, step: TimeStep) -> Tensor:
         lanes = self.phase.lanes_per_task
         encoded = self.inner.objective.encode(step.observation)  # [num_tasks × lanes, size]
         observation = encoded.reshape(-1, lanes, *encoded.shape[1:])  # [num_tasks, lanes, size]
         outputs = self.inner.outputs(carry.adapted, observation).flatten(0, 1)  # [num_tasks × lanes, P]
-        outputs = legal_only(outputs, step.legal)
-        return self.inner.objective.choose(outputs, carry.generator), carry
+        return legal_only(outputs, step.legal)
 
     def adapt(self, carry: MAMLCarry, trajectory: Trajectory) -> MAMLCarry:
         """Take an inner step on the last phase, in as few parts of the tasks as memory allows."""

@@ -29,6 +29,7 @@ from rl2meta.agents.maml import (
 )
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.policy_gradient import vector_size
+from rl2meta.beliefs import Amounts, Told
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of, under
 from rl2meta.networks import mlp, stacked
@@ -73,6 +74,10 @@ class SquaredError:
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
         """Return the network's outputs as predictions, without exploration noise."""
         return Choice(outputs, outputs)
+
+    def tell(self, outputs: Tensor) -> Told:
+        """Tell the prediction."""
+        return {"prediction": Amounts(outputs, "entry")}
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
         """Return the examples of a phase.

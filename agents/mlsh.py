@@ -21,6 +21,7 @@ from rl2meta.adam import Adam
 from rl2meta.agents.mlsh_master import AT_TEST, MasterConfig, MasterLoop, Masters
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
 from rl2meta.agents.sub_policies import SubPolicies
+from rl2meta.beliefs import Probabilities, Told, policy_told
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.networks import Categorical
 from rl2meta.returns import (
@@ -115,10 +116,29 @@ class MLSHAgent:
         }
         return Choice(action, policy.mode(), notes), carry._replace(elapsed=carry.elapsed + 1)
 
-    def _choose(self, carry: MLSHCarry, observation: Tensor, first: Tensor) -> MLSHCarry:
+    def act_and_tell(self, carry: MLSHCarry, step: TimeStep) -> tuple[Choice, MLSHCarry, Told]:
+        """Do what ``act`` does; tell the sub-policy at work, its policy, and what the master prefers."""
+        choice, after = self.act(carry, step)
+        observation = self.network.encode(step.observation)  # [B, size]
+        policy, _ = self.network.chosen(after.sub_policy, observation, step.legal)
+        log_probs, _ = self._read(carry, observation)  # [B, K]
+        kinds = torch.arange(self.network.num, device=log_probs.device)
+        at_work = (after.sub_policy.unsqueeze(1) == kinds).float()
+        masters = {
+            "sub-policy at work": Probabilities(at_work, "sub-policy"),
+            "the master's preference": Probabilities(log_probs.exp(), "sub-policy"),
+        }
+        return choice, after, {**policy_told(policy), **masters}
+
+    def _read(self, carry: MLSHCarry, observation: Tensor) -> tuple[Tensor, Tensor]:
+        """Return log π [B, K] and the value [B] of the masters."""
         lanes = self.phase.lanes_per_task
         by_task = observation.reshape(-1, lanes, *observation.shape[1:])  # [N, lanes, size]
         log_probs, value = (x.flatten(0, 1) for x in self.loop.read(carry.masters.weights, by_task))
+        return log_probs, value
+
+    def _choose(self, carry: MLSHCarry, observation: Tensor, first: Tensor) -> MLSHCarry:
+        log_probs, value = self._read(carry, observation)
         masters = Categorical(log_probs)
         drawn = masters.sample(carry.generator)  # [B]
         asks = first | (carry.elapsed >= self.loop.config.duration)

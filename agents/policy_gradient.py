@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from rl2meta.agents.linear_baseline import linear_baseline
 from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, legal_rows, normalised
 from rl2meta.agents.numbers import Fraction, Positive
+from rl2meta.beliefs import Told, policy_told
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under
@@ -161,6 +162,10 @@ class PolicyGradient:
         policy: ActionDistribution = self.distribution(outputs)
         action = policy.sample(generator)
         return Choice(action, policy.mode(), {"log_prob": policy.log_prob(action)})
+
+    def tell(self, outputs: Tensor) -> Told:
+        """Tell the policy."""
+        return policy_told(self.distribution(outputs))
 
     def rows(self, trajectory: Trajectory, lanes: int) -> Rows:
         """Return the rows of a phase, with the advantages of its sampled rewards."""

@@ -16,6 +16,7 @@ from rl2meta.agents.all_actions import all_action_surrogate, judged, sees_all
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
+from rl2meta.beliefs import Number, Told, policy_told
 from rl2meta.learner_state import load_state, named_under, state_of, under
 from rl2meta.networks import ActionDistribution, Categorical, action_distribution, action_head, legal_only
 from rl2meta.returns import (
@@ -158,20 +159,35 @@ class PPOAgent:
 
     def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
         """Let the core read the step and sample from its policy."""
+        policy, value, following = self._read(carry, step)
+        return _chosen(policy, value, carry.generator), following
+
+    def act_and_tell(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry, Told]:
+        """Do what ``act`` does; tell the policy, and the value as the network learns it: per step left."""
+        policy, value, following = self._read(carry, step)
+        value_told = Number(value * self.network.reward_scale + self.network.reward_centre)
+        told = {**policy_told(policy), "value per step left": value_told}
+        return _chosen(policy, value, carry.generator), following, told
+
+    def _read(self, carry: PPOCarry, step: TimeStep) -> tuple[ActionDistribution, Tensor, PPOCarry]:
+        """Return the policy, the scaled value [B] and the next carry."""
         step = self.network.step_in_units(step, carry.position.trial_step == 0)
         position = carry.position._replace(
             episode_step=carry.position.episode_step.masked_fill(step.first, 0)
         )
         output, state = self.network.core.step(Seen(*step[:4], carry.trial_length, position), carry.state)
         policy, value = self.network.judged(output, step.legal)
-        action = policy.sample(carry.generator)
-        choice = Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
         following = Position(step.observation, position.episode_step + 1, position.trial_step + 1)
-        return choice, carry._replace(state=state, position=following)
+        return policy, value, carry._replace(state=state, position=following)
 
     def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
         """Return the carry as it is."""
         return carry
+
+
+def _chosen(policy: ActionDistribution, value: Tensor, generator: torch.Generator) -> Choice:
+    action = policy.sample(generator)
+    return Choice(action, policy.mode(), {"log_prob": policy.log_prob(action), "value": value})
 
 
 class Batch(NamedTuple):

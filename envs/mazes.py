@@ -60,7 +60,7 @@ class DarkRooms:
     @property
     def model(self) -> HiddenGoals:
         """The model of the tasks."""
-        return HiddenGoals(*self.layout_tables()[:3], num_goals=1)
+        return HiddenGoals(*self.layout_tables()[:3], num_goals=1, columns=self.size)
 
     @property
     def observation_space(self) -> gym.Space[Any]:
@@ -145,7 +145,7 @@ class KeyToDoor:
     @property
     def model(self) -> HiddenGoals:
         """The model of the tasks."""
-        return HiddenGoals(*self.layout_tables()[:3], num_goals=2)
+        return HiddenGoals(*self.layout_tables()[:3], num_goals=2, columns=self.size)
 
     @property
     def observation_space(self) -> gym.Space[Any]:

@@ -15,6 +15,8 @@ from rl2meta.experiments.evaluations import evaluate as evaluate
 from rl2meta.experiments.groups import Group as Group
 from rl2meta.experiments.plots import plot as plot
 from rl2meta.experiments.run import Run as Run
+from rl2meta.experiments.watching import Watch as Watch
+from rl2meta.experiments.watching import watch as watch
 from rl2meta.experiments.zoo import list_zoo as list_zoo
 from rl2meta.interop import Predictor as Predictor
 from rl2meta.interop import TrialEnv as TrialEnv

@@ -282,6 +282,41 @@ def compare(
 
 
 @app.command()
+def watch(
+    run_dir: Annotated[Path, typer.Argument(metavar="DIR", help="The folder of a run, or zoo:NAME.")],
+    task: Annotated[int, typer.Option(help="The number of the held-out task, from 0 on.")] = 0,
+    seed: Annotated[
+        int | None, typer.Option(help="Seed of the held-out tasks and the luck; default: as in the config.")
+    ] = None,
+    episodes: Annotated[
+        int | None, typer.Option(help="Episodes in the trial; default: as in an evaluation.")
+    ] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME|DIR",
+            help="A reference, or the folder of another run, on the same task with the same luck.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            help="A new folder for watch.html and watch.gif; default: DIR/watch[_N], or zoo-NAME-watch[_N] "
+            "here."
+        ),
+    ] = None,
+    trust: Trust = None,
+) -> None:
+    """Watch an agent through one trial, step by step: what it does, and what it believes or prefers.
+
+    For example: rl2meta watch runs/first --task 3 --against thompson
+    """
+    from rl2meta.commands.watch import watch_run
+
+    watch_run(run_dir, task=task, seed=seed, episodes=episodes, against=against, out=out, trust=trust or [])
+
+
+@app.command()
 def plot(
     runs: Annotated[
         list[Path],

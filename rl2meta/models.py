@@ -184,6 +184,8 @@ class HiddenGoals:
         distances: length of a shortest path between two cells, int64 [cells, cells].
         goals: the cells that may be goals, int64.
         num_goals: m, the number of goals: 1 for a hidden goal, 2 for a key and a door.
+        columns: the cells lie on a map with so many columns, in reading order; 0 if they do not. It is only
+            for pictures.
 
     Raises:
         ValueError: unless 1 <= num_goals <= the number of cells that may be goals.
@@ -193,6 +195,7 @@ class HiddenGoals:
     distances: "Tensor"
     goals: "Tensor"
     num_goals: int
+    columns: int = 0
     horizon: ClassVar[None] = None
 
     def __post_init__(self) -> None:

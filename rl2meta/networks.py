@@ -92,6 +92,10 @@ class Categoricals:
     def __init__(self, logits: Tensor, sizes: Sequence[int]) -> None:
         self._each = Categorical(_by_entry(logits, sizes))  # [..., entries, largest size]
 
+    def probabilities(self) -> Tensor:
+        """Return the probability of each value of each entry, [..., entries, largest size]."""
+        return self._each.log_probs.exp()
+
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw actions, [..., entries]."""
         return self._each.sample(generator)

@@ -35,6 +35,7 @@ MAY_IMPORT = {
 }
 AGENTS_MAY = {
     "adam",
+    "beliefs",
     "errors",
     "models",
     "predictions",
@@ -234,6 +235,7 @@ def test_a_wheel_holds_every_module_and_nothing_else(tmp_path: Path) -> None:
         for module, path in SOURCES.items()
     }
     want |= {f"rl2meta/{path.relative_to(ROOT)}" for path in (ROOT / "configs").rglob("*.yaml")}
+    want |= {path.relative_to(ROOT).as_posix() for path in (ROOT / "rl2meta" / "experiments").glob("*.html")}
     agents = {str(path.relative_to(ROOT)) for path in (ROOT / "rl2meta" / "zoo").rglob("*") if path.is_file()}
     assert agents, "expected the agents of the zoo"
     want |= agents
@@ -279,13 +281,14 @@ def test_a_shipped_config_is_complete_and_trains(name: str) -> None:
     assert len(rows) == 2
 
 
-def test_the_readmes_commands_are_real(tmp_path: Path) -> None:
-    """Every ``rl2meta`` command in the README parses; its configs, overrides and references exist."""
+@pytest.mark.parametrize("document", ["README.md", "docs/commands.md"])
+def test_the_commands_of_a_document_are_real(document: str, tmp_path: Path) -> None:
+    """Every ``rl2meta`` command in it parses; its configs, overrides and references exist."""
     from typer.testing import CliRunner
 
     from rl2meta.cli import app
 
-    lines = re.findall(r"^ {4}(rl2meta [^#\n]+)", (ROOT / "README.md").read_text(), flags=re.MULTILINE)
+    lines = re.findall(r"^ {4}(rl2meta [^#\n]+)", (ROOT / document).read_text(), flags=re.MULTILINE)
     assert len(lines) >= 5
     for line in lines:
         words = [re.sub(r"\bruns/", f"{tmp_path}/", word) for word in line.split()[1:]]
@@ -309,7 +312,7 @@ def test_the_readmes_configs_are_ones() -> None:
     assert bandits.distribution.num_arms == 10 and poles.law.horizon == 200
 
 
-@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/new_family.md"])
+@pytest.mark.parametrize("document", ["README.md", "docs/api.md", "docs/families.md", "docs/new_family.md"])
 def test_the_python_of_a_document_runs(document: str, tmp_path: Path) -> None:
     """As it stands, on a run that the README's commands would have left; what takes minutes is cut short."""
     from rl2meta.commands.train import start_run
@@ -335,12 +338,15 @@ def test_no_document_is_left_behind() -> None:
         "CONTRIBUTING.md",
         "docs/api.md",
         "docs/architecture.md",
+        "docs/commands.md",
+        "docs/families.md",
         "docs/glossary.md",
         "docs/many_runs.md",
         "docs/new_agent.md",
         "docs/new_family.md",
         "docs/your_own_environment.md",
         "docs/results.md",
+        "docs/watch.md",
         "docs/zoo.md",
     ):
         text = (ROOT / document).read_text()

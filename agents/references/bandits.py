@@ -21,10 +21,26 @@ from rl2meta.agents.references.priors import (
     refuse_longer_trials,
 )
 from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference, require
+from rl2meta.beliefs import Amounts, Belief, Told
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 Rule = Callable[[Statistics], Tensor]
 """Scores the arms, float [B, k]; the agent pulls the arm with the highest score."""
+
+
+def nothing(seen: Statistics) -> Told:
+    """Tell nothing."""
+    return {}
+
+
+def posterior(seen: Statistics, prior: Prior) -> dict[str, Belief]:
+    """Tell the posterior of each arm's mean."""
+    return {"posterior of each arm's mean": prior.posterior(seen)}
+
+
+def posterior_and_score(seen: Statistics, prior: Prior, rule: Rule, score: str) -> Told:
+    """Tell the posterior, and the score by which a rule without random draws chooses."""
+    return {**posterior(seen, prior), score: Amounts(rule(seen))}
 
 
 @dataclass(frozen=True)
@@ -35,11 +51,13 @@ class IndexAgent:
         num_arms: k.
         rule: scores the arms; may draw from the carry's generator.
         best: scores the arms for ``Choice.mode``; None if ``rule`` has no exploration noise.
+        tell: what the agent believes, to be shown.
     """
 
     num_arms: int
     rule: Rule
     best: Rule | None = None
+    tell: Callable[[Statistics], Told] = nothing
     phase: Phase = field(default=Phase(episodes=1), init=False)
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Statistics:
@@ -52,6 +70,10 @@ class IndexAgent:
         action = self.rule(carry).argmax(dim=1)
         mode = action if self.best is None else self.best(carry).argmax(dim=1)
         return Choice(action, mode), carry
+
+    def act_and_tell(self, carry: Statistics, step: TimeStep) -> tuple[Choice, Statistics, Told]:
+        """Do what ``act`` does, and tell what the agent believes."""
+        return *self.act(carry, step), self.tell(carry)
 
     def adapt(self, carry: Statistics, trajectory: Trajectory) -> Statistics:
         """Count the pulls and add up the rewards of [T, B] steps, without padding."""
@@ -137,7 +159,9 @@ def bernoulli_references(
         gittins_indices(
             num_pulls, low, high
         )  # solved here, so that the first step of a rollout is not delayed
-        return IndexAgent(num_arms, partial(gittins, num_pulls=num_pulls, low=low, high=high))
+        rule = partial(gittins, num_pulls=num_pulls, low=low, high=high)
+        tell = partial(posterior_and_score, prior=prior, rule=rule, score="Gittins index")
+        return IndexAgent(num_arms, rule, tell=tell)
 
     index = Reference("the highest finite-horizon Gittins index: near-optimal", build)
     return {**_references(num_arms, prior), "gittins": index}
@@ -152,8 +176,10 @@ def gaussian_references(num_arms: int, num_pulls: int, mean: float = 0.0) -> dic
 
 
 def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:
+    believed, silent = partial(posterior, prior=prior), IndexAgent(num_arms, uniform, prior.mean)
+
     def agent(rule: Rule, best: Rule | None = prior.mean) -> IndexAgent:
-        return IndexAgent(num_arms, rule, best)
+        return IndexAgent(num_arms, rule, best, believed)
 
     def build_epsilon_greedy(epsilon: float = 0.1) -> IndexAgent:  # tunable
         require(0 <= epsilon <= 1, f"epsilon in [0, 1], got {epsilon}")
@@ -161,14 +187,16 @@ def _references(num_arms: int, prior: Prior) -> dict[str, Reference]:
 
     def build_ucb1(c: float = 0.2) -> IndexAgent:  # tunable
         require(c >= 0, f"c >= 0, got {c}")
-        return agent(partial(ucb1, prior=prior, c=c), best=None)
+        rule = partial(ucb1, prior=prior, c=c)
+        tell = partial(posterior_and_score, prior=prior, rule=rule, score="upper confidence bound")
+        return IndexAgent(num_arms, rule, tell=tell)
 
     def build_ots(samples: int = 10) -> IndexAgent:  # tunable
         require(samples >= 1, f"samples >= 1, got {samples}")
         return agent(partial(optimistic_thompson, prior=prior, samples=samples))
 
     return {
-        "random": Reference("any arm", lambda: agent(uniform), prior=KNOWS_NOTHING),
+        "random": Reference("any arm", lambda: silent, prior=KNOWS_NOTHING),
         "greedy": Reference("the highest posterior mean", lambda: agent(prior.mean, best=None)),
         "epsilon_greedy": Reference(
             "greedy, but any arm with probability epsilon", build_epsilon_greedy, {"epsilon": _TENTHS}

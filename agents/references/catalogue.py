@@ -41,7 +41,9 @@ FACTORIES: Mapping[type[Model], Factory] = {
     DependentArms: lambda m, episodes: dependent_references(m.better, episodes),
     TwoStepTask: lambda m, episodes: two_step_references(m.high, m.low, m.switch_probability),
     TabularMDP: _of_tabular_mdps,
-    HiddenGoals: lambda m, episodes: hidden_goal_references(m.next_cell, m.distances, m.goals, m.num_goals),
+    HiddenGoals: lambda m, episodes: hidden_goal_references(
+        m.next_cell, m.distances, m.goals, m.num_goals, m.columns
+    ),
     PayingPoint: lambda m, episodes: paying_point_references(m),
 }
 """Type of model -> function that builds its references from (model, episodes in a trial)."""

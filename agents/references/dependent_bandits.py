@@ -12,6 +12,7 @@ from torch import Tensor
 from rl2meta.agents.references.bandits import IndexAgent, Rule, bernoulli_references
 from rl2meta.agents.references.priors import BetaPrior, Statistics
 from rl2meta.agents.references.reference import Reference, require
+from rl2meta.beliefs import Probabilities, Told
 
 
 class JointPrior(Protocol):
@@ -23,6 +24,10 @@ class JointPrior(Protocol):
 
     def sample(self, seen: Statistics) -> Tensor:
         """Draw p₁ from the posterior, [B, 1]."""
+        ...
+
+    def tell(self, seen: Statistics) -> Told:
+        """Return the posterior, to be shown."""
         ...
 
 
@@ -37,6 +42,10 @@ class UniformPrior:
     def sample(self, seen: Statistics) -> Tensor:
         """Draw from the posterior."""
         return BetaPrior().sample(_pooled(seen), 1)[0]
+
+    def tell(self, seen: Statistics) -> Told:
+        """Tell the posterior of p₁."""
+        return {"posterior of the first arm's mean": BetaPrior().posterior(_pooled(seen))._replace(of="p₁")}
 
 
 @dataclass(frozen=True)
@@ -57,6 +66,11 @@ class TwoPointPrior:
         log_odds = self._log_odds(seen)
         chance = torch.rand(log_odds.shape, generator=seen.generator, device=log_odds.device)
         return torch.where(chance < log_odds.sigmoid(), self.better, 1 - self.better)
+
+    def tell(self, seen: Statistics) -> Told:
+        """Tell the probability of each arm to be the better one."""
+        first = self._log_odds(seen).sigmoid()  # [B, 1]
+        return {"which arm is the better one": Probabilities(torch.cat([first, 1 - first], dim=1))}
 
     def _log_odds(self, seen: Statistics) -> Tensor:
         pooled = _pooled(seen)
@@ -99,9 +113,9 @@ def dependent_references(better: float | None, num_pulls: int) -> dict[str, Refe
 
     return {
         "random": independent["random"],
-        "greedy": Reference("the higher posterior mean: Bayes-optimal", _agent(best)),
+        "greedy": Reference("the higher posterior mean: Bayes-optimal", _agent(prior, best)),
         "thompson": Reference(
-            "the better arm of a posterior sample", _agent(partial(thompson, prior=prior), best)
+            "the better arm of a posterior sample", _agent(prior, partial(thompson, prior=prior), best)
         ),
         "ucb1": kept("ucb1"),
         "thompson_independent": kept("thompson"),
@@ -109,8 +123,8 @@ def dependent_references(better: float | None, num_pulls: int) -> dict[str, Refe
     }
 
 
-def _agent(rule: Rule, best: Rule | None = None) -> Callable[[], IndexAgent]:
-    return lambda: IndexAgent(2, rule, best)
+def _agent(prior: JointPrior, rule: Rule, best: Rule | None = None) -> Callable[[], IndexAgent]:
+    return lambda: IndexAgent(2, rule, best, prior.tell)
 
 
 def _pooled(seen: Statistics) -> Statistics:

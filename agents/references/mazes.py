@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
+from rl2meta.beliefs import Probabilities, Told
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
@@ -50,6 +51,7 @@ class PosteriorSampling:
         goals: the cells that may be goals, int64.
         num_goals: m.
         resample: also draw again within an episode, as soon as the current draw is excluded.
+        columns: of the map on which the cells lie, to be shown; 0 for no map.
 
     Source: Osband et al. 2013 (arXiv 1306.0940), where a draw lasts for an episode.
     """
@@ -59,6 +61,7 @@ class PosteriorSampling:
     goals: Tensor
     num_goals: int
     resample: bool
+    columns: int = 0
     phase: Phase = field(default=Phase(episodes=None), init=False)  # the carry moves while it acts
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Belief:
@@ -75,6 +78,18 @@ class PosteriorSampling:
             next_cell=self.next_cell.to(device),
             towards=self.distances[self.next_cell].argmin(dim=1).to(device),  # over the actions
             generator=generator,
+        )
+
+    def act_and_tell(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief, Told]:
+        """Do what ``act`` does; tell where each goal may be. Possible cells are equally likely."""
+        choice, known = self.act(carry, step)
+        chance = known.possible / known.possible.sum(dim=2, keepdim=True)  # [B, m, n]
+        names = ["goal"] if self.num_goals == 1 else [f"goal {i + 1}" for i in range(self.num_goals)]
+        cells = zip(names, chance.unbind(dim=1), strict=True)
+        return (
+            choice,
+            known,
+            {f"cell of the {name}": Probabilities(each, "cell", self.columns) for name, each in cells},
         )
 
     def act(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief]:
@@ -122,7 +137,7 @@ class RandomWalk:
 
 
 def hidden_goal_references(
-    next_cell: Tensor, distances: Tensor, goals: Tensor, num_goals: int
+    next_cell: Tensor, distances: Tensor, goals: Tensor, num_goals: int, columns: int = 0
 ) -> dict[str, Reference]:
     """Return the references of mazes with hidden goals by name.
 
@@ -131,10 +146,11 @@ def hidden_goal_references(
         distances: length of a shortest path between two cells, int64 [cells, cells].
         goals: the cells that may be goals, int64; no two goals are in one cell.
         num_goals: number of goals that the agent must reach in order; 1 for Dark Rooms, 2 for Key-to-Door.
+        columns: of the map on which the cells lie, to be shown; 0 for no map.
     """
 
     def sampling(resample: bool) -> PosteriorSampling:
-        return PosteriorSampling(next_cell, distances, goals, num_goals, resample)
+        return PosteriorSampling(next_cell, distances, goals, num_goals, resample, columns)
 
     return {
         "random": Reference("any action", lambda: RandomWalk(next_cell.shape[1]), prior=KNOWS_NOTHING),

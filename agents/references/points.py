@@ -9,6 +9,7 @@ from torch import Tensor
 
 from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.reference import Reference
+from rl2meta.beliefs import Probabilities, Told
 from rl2meta.models import PayingPoint
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
@@ -64,6 +65,13 @@ class Explorer:
         action = (first + _TIE * second).argmin(dim=1)  # [B, A] -> [B]
         left = offsets - carry.moves[action].unsqueeze(1)
         return Choice(action, action), Known(right, left, carry.moves)
+
+    def act_and_tell(self, carry: Known, step: TimeStep) -> tuple[Choice, Known, Told]:
+        """Do what ``act`` does; tell which point may be the right one. Both are equally likely at first."""
+        choice, known = self.act(carry, step)
+        right = known.right.unsqueeze(1)  # [B, 1]
+        chance = torch.where(right < 0, 0.5, (right == torch.arange(2, device=right.device)).float())
+        return choice, known, {"which point is the right one": Probabilities(chance, "point")}
 
     def adapt(self, carry: Known, trajectory: Trajectory) -> Known:
         """Return the carry as it is: the agent learns while it acts."""

@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.references.truncated_beta import sample_truncated_beta
+from rl2meta.beliefs import Betas, Normals
 from rl2meta.predictions import predictive_means
 
 
@@ -46,6 +47,10 @@ class Prior(Protocol):
         """Return the posterior's log-density, up to a constant for each arm, in the shape of ``means``."""
         ...
 
+    def posterior(self, seen: Statistics) -> Betas | Normals:
+        """Return the posterior of each arm's mean, to be shown."""
+        ...
+
 
 @dataclass(frozen=True)
 class BetaPrior:
@@ -72,6 +77,10 @@ class BetaPrior:
         failures = seen.pulls - seen.totals
         log_density: Tensor = torch.xlogy(seen.totals, means) + torch.special.xlog1py(failures, -means)
         return log_density
+
+    def posterior(self, seen: Statistics) -> Betas:
+        """Return Beta(s + 1, N − s + 1)."""
+        return Betas(seen.totals + 1, seen.pulls - seen.totals + 1)
 
 
 @dataclass(frozen=True)
@@ -116,6 +125,10 @@ class TruncatedBetaPrior:
         """Return s ln p + (N − s) ln(1 − p), where 0 ln 0 = 0."""
         return BetaPrior().log_density(seen, means)
 
+    def posterior(self, seen: Statistics) -> Betas:
+        """Return Beta(s + 1, N − s + 1) on [low, high]."""
+        return BetaPrior().posterior(seen)._replace(low=self.low, high=self.high)
+
 
 @dataclass(frozen=True)
 class NormalPrior:
@@ -146,6 +159,10 @@ class NormalPrior:
     def log_density(self, seen: Statistics, means: Tensor) -> Tensor:
         """Return −(N + 1) (μ − mean)² / 2."""
         return -0.5 * self.weight(seen) * (means - self.mean(seen)).square()
+
+    def posterior(self, seen: Statistics) -> Normals:
+        """Return N((R + m) / (N + 1), 1 / (N + 1))."""
+        return Normals(self.mean(seen), self.weight(seen).rsqrt())
 
 
 def refuse_longer_trials(seen: Statistics, num_pulls: int) -> None:

@@ -18,7 +18,8 @@ from torch import Tensor
 
 from rl2meta.agents.references.planning import beb_rewards, cached_parts
 from rl2meta.agents.references.reference import Reference, require
-from rl2meta.agents.references.tabular import SCALINGS, Prior, any_best
+from rl2meta.agents.references.tabular import SCALINGS, Prior, any_best, rewards_told
+from rl2meta.beliefs import Amounts, Told
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 
@@ -143,12 +144,30 @@ class ReplanningAgent:
 
     def act(self, carry: Seen, step: TimeStep) -> tuple[Choice, Seen]:
         """Learn from the last action, plan the rest of the episode, and take the plan's first action."""
+        seen, value = self._planned(carry, step)
+        action = any_best(value, seen.generator)
+        return Choice(action, action), seen._replace(steps=seen.steps + 1)
+
+    def act_and_tell(self, carry: Seen, step: TimeStep) -> tuple[Choice, Seen, Told]:
+        """Do what ``act`` does; tell the plan and the posterior of the rewards in the present state."""
+        seen, value = self._planned(carry, step)
+        shape = (len(value), self.prior.num_states, self.prior.num_actions)
+        rows = torch.arange(len(value), device=value.device)
+        mean, precision = self.prior.rewards(seen.visits, seen.totals)
+        told: Told = {
+            "plan: value of each action here, bonuses included": Amounts(value),
+            "posterior of each action's mean reward here": rewards_told(
+                *(each.view(shape)[rows, seen.state] for each in (mean, precision))
+            ),
+        }
+        return *self.act(carry, step), told
+
+    def _planned(self, carry: Seen, step: TimeStep) -> tuple[Seen, Tensor]:
+        """Return what was seen including this step, and the value of each action, [B, A]."""
         seen = carry.after(step)
         # Parts of a multiple of 16 MDPs are views whose products round as those of the whole.
         parts = cached_parts(seen.weights, multiple_of=16)
-        value = torch.cat([self.action_value(seen.of(part)) for part in parts])  # [B, A]
-        action = any_best(value, seen.generator)
-        return Choice(action, action), seen._replace(steps=seen.steps + 1)
+        return seen, torch.cat([self.action_value(seen.of(part)) for part in parts])
 
     def adapt(self, carry: Seen, trajectory: Trajectory) -> Seen:
         """Return the carry as it is: the agent learns while it acts."""

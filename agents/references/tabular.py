@@ -22,6 +22,7 @@ from rl2meta.agents.references.planning import (
     ucrl2,
 )
 from rl2meta.agents.references.reference import KNOWS_LAW, KNOWS_NOTHING, Reference, require
+from rl2meta.beliefs import Amounts, Belief, Normals, Told
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 _SMALLEST_VARIANCE = 1e-12  # so that a standard deviation of 0 has a finite precision
@@ -143,6 +144,20 @@ class TabularAgent:
         mode = any_best(value, carry.generator)
         action = self._explored(mode, carry.generator) if self.epsilon > 0 else mode
         return Choice(action, mode), carry._replace(step=carry.step + 1)
+
+    def act_and_tell(self, carry: Experience, step: TimeStep) -> tuple[Choice, Experience, Told]:
+        """Do what ``act`` does; tell the plan and the posterior of the rewards in the present state."""
+        told = {} if self.planner is indifferent else self._told(carry, step.observation.long())
+        return *self.act(carry, step), told
+
+    def _told(self, carry: Experience, state: Tensor) -> dict[str, Belief]:
+        mean, precision = self.prior.rewards(carry.counts.visits, carry.counts.totals)
+        return {
+            "plan: value of each action here": Amounts(_rows(carry.plan[:, carry.step], state)),
+            "posterior of each action's mean reward here": rewards_told(
+                _rows(mean, state), _rows(precision, state)
+            ),
+        }
 
     def adapt(self, carry: Experience, trajectory: Trajectory) -> Experience:
         """Learn from the last episode and plan the next one."""
@@ -278,6 +293,11 @@ def _ucrl2(num_states: int, num_actions: int, horizon: int) -> Reference:
 def _add(counts: Tensor, index: Tensor, amount: Tensor) -> Tensor:
     """Add ``amount`` [T, B] at ``index`` [T, B] of each flattened row of ``counts`` [B, ...]."""
     return counts.flatten(1).scatter_add(1, index.T, amount.T).view(counts.shape)
+
+
+def rewards_told(mean: Tensor, precision: Tensor) -> Normals:
+    """Return the posterior of the mean rewards of some actions, from its mean and precision [B, A]."""
+    return Normals(mean, precision.rsqrt())
 
 
 def any_best(value: Tensor, generator: torch.Generator) -> Tensor:

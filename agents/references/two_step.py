@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference, require
+from rl2meta.beliefs import Amounts, Probabilities, Told
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -68,6 +69,17 @@ class TwoStepAgent:
         action, mode = ((choosing * rule(memory)).long() for rule in (self.rule, self.best))
         memory = memory._replace(choice=torch.where(choosing, action, carry.choice))
         return Choice(action, mode), memory
+
+    def act_and_tell(self, carry: Memory, step: TimeStep) -> tuple[Choice, Memory, Told]:
+        """Do what ``act`` does; tell the probability of each side to be the good one, or the values."""
+        choice, memory = self.act(carry, step)
+        if self.rule is uniform:  # it uses nothing that it knows
+            return choice, memory, {}
+        if memory.known.dim() > 1:
+            return choice, memory, {"value of each first action": Amounts(memory.known)}
+        first = memory.known.sigmoid()  # [B]
+        sides = Probabilities(torch.stack([first, 1 - first], dim=1), "side")
+        return choice, memory, {"which side is the good one": sides}
 
     def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
         """Return the carry as it is: the agent learns while it acts."""

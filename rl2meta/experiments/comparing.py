@@ -111,14 +111,14 @@ def field_of(
     """
     _refuse_too_few(groups)
     for other in groups[1:]:
-        _refuse_another_law(groups[0].runs[0], other.runs[0])
+        refuse_another_law(groups[0].runs[0], other.runs[0])
     said = [_label(label, group, i) for i, (label, group) in enumerate(zip(labels, groups, strict=True))]
     short = [_short(label, group) for label, group in zip(said, groups, strict=True)]
     longest = max(judged_episodes(group.config) for group in groups) if episodes is None else episodes
     num_episodes = within("--episodes", longest, 1, 2**31 - 1)
     chosen = _by_run(settings, short)
     configs = [
-        [_of_length(judged(run.config, chosen[name]), num_episodes) for run in group.runs]
+        [of_length(judged(run.config, chosen[name]), num_episodes) for run in group.runs]
         for group, name in zip(groups, short, strict=True)
     ]
     return Field(said, groups, configs)
@@ -225,7 +225,8 @@ def _refuse_same(groups: Sequence[Group]) -> None:
         )
 
 
-def _refuse_another_law(first: Run, other: Run) -> None:
+def refuse_another_law(first: Run, other: Run) -> None:
+    """Raise UserError if two runs differ in their task distribution."""
     ours, theirs = law_of(first.config), law_of(other.config)
     if ours == theirs:
         return
@@ -239,7 +240,7 @@ def _refuse_another_law(first: Run, other: Run) -> None:
     )
 
 
-def _of_length(config: RunConfig, num_episodes: int) -> RunConfig:
+def of_length(config: RunConfig, num_episodes: int) -> RunConfig:
     """Return the experiment with ``num_episodes`` episodes in each trial of an evaluation."""
     settings = config.settings
     evaluation = settings.evaluation.model_copy(update={"episodes_per_trial": num_episodes})

@@ -195,10 +195,7 @@ class PluggedVectorEnv:
                 f"options['tasks']: expected {self.num_envs} tasks, one per environment, got {len(entries)}"
             )
         assert self._seed is not None  # reset draws one
-        seeds = [
-            derive(self._seed, "trial", self._trials, lane) >> (63 - _SEED_BITS)
-            for lane in range(self.num_envs)
-        ]
+        seeds = [seed_of(self._seed, self._trials, lane) for lane in range(self.num_envs)]
         self.tasks, self._trials = tasks, self._trials + 1
         self._stepper.begin(entries, seeds, episodes)
 
@@ -225,6 +222,11 @@ class PluggedVectorEnv:
     def _there(self, array: Any) -> Tensor:
         """Return a copy on the device; a copy, as the workers will write into the array again."""
         return torch.from_numpy(array.copy()).to(self.device)
+
+
+def seed_of(seed: int, trial: int, lane: int) -> int:
+    """Return the seed of one environment in the first episode of a trial after ``reset(seed=seed)``."""
+    return derive(seed, "trial", trial, lane) >> (63 - _SEED_BITS)
 
 
 def _above(space: gym.Space[Any]) -> Any:
