@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.func import grad
 from torch.nn import functional
 
 from rl2meta.agents.maml import by_row
@@ -147,10 +146,17 @@ class MasterLoop:
 
     def learn(self, masters: Masters, choices: Choices) -> Masters:
         """Take ``master_epochs`` steps of PPO on all choices of a phase, for every task."""
-        gradient = grad(lambda weights: self.losses(weights, choices).sum())
         for _ in range(self.config.master_epochs):
-            masters = masters.stepped(gradient(dict(masters.weights)), self.config.master_learning_rate)
+            gradients = self._gradients(masters.weights, choices)
+            masters = masters.stepped(gradients, self.config.master_learning_rate)
         return masters
+
+    def _gradients(self, weights: Weights, choices: Choices) -> Weights:
+        """Return the gradient of each task's loss by its own weights."""
+        with torch.enable_grad():
+            leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+            loss = self.losses(leaves, choices).sum()
+        return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
     def losses(self, weights: Weights, choices: Choices) -> Tensor:
         """Return the loss of each task, [N].

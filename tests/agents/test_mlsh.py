@@ -307,7 +307,8 @@ def test_a_new_master_finds_the_sub_policy_that_pays() -> None:
 
 @pytest.mark.parametrize("family", [BernoulliBandits(num_arms=3), PointNavigation(horizon=5)], ids=str)
 def test_the_agent_keeps_the_contract(family: Any) -> None:
-    check_agent(MLSH, distribution=family, config=MLSHConfig(**SMALL))
+    few = {"master_epochs": 2, "epochs": 2, "minibatches": 2, "episodes_per_phase": 2}
+    check_agent(MLSH, distribution=family, config=MLSHConfig(**SMALL, **few), num_tasks=4)
     assert isinstance(learner_on(family).agent, MLSHAgent)
 
 
