@@ -5,12 +5,12 @@ the gradient of each, because no task's loss depends on another's weights.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
-from torch.func import grad
 from torch.nn import functional
 
 from rl2meta.agents.maml import by_row
@@ -22,6 +22,7 @@ from rl2meta.trial import Trajectory
 
 Weights = Mapping[str, Tensor]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_ROUNDING = 1e-5  # of an advantage: a smaller difference between lanes is not told from rounding
 
 
 class MasterConfig(BaseModel):
@@ -145,10 +146,17 @@ class MasterLoop:
 
     def learn(self, masters: Masters, choices: Choices) -> Masters:
         """Take ``master_epochs`` steps of PPO on all choices of a phase, for every task."""
-        gradient = grad(lambda weights: self.losses(weights, choices).sum())
         for _ in range(self.config.master_epochs):
-            masters = masters.stepped(gradient(dict(masters.weights)), self.config.master_learning_rate)
+            gradients = self._gradients(masters.weights, choices)
+            masters = masters.stepped(gradients, self.config.master_learning_rate)
         return masters
+
+    def _gradients(self, weights: Weights, choices: Choices) -> Weights:
+        """Return the gradient of each task's loss by its own weights."""
+        with torch.enable_grad():
+            leaves = {name: weight.detach().requires_grad_() for name, weight in weights.items()}
+            loss = self.losses(leaves, choices).sum()
+        return dict(zip(leaves, torch.autograd.grad(loss, list(leaves.values())), strict=True))
 
     def losses(self, weights: Weights, choices: Choices) -> Tensor:
         """Return the loss of each task, [N].
@@ -169,9 +177,10 @@ class MasterLoop:
     def choices(self, trajectory: Trajectory, observation: Tensor, unit: float) -> Choices:
         """Return the choices of a phase of one episode in each lane.
 
-        The reward of a choice is the mean reward of its steps. The lanes of a task make their choices at the
-        same times: advantages are centred over the lanes, so even a new master, whose value is not yet
-        learnt, sees which choices were better. Then they are divided by their root mean square in the task.
+        The reward of a choice is the sum of those of its steps, divided by ``duration``. The lanes of a task
+        make their choices at the same times: advantages are centred over the lanes, so even a new master,
+        whose value is not yet learnt, sees which choices were better. Then they are divided by their root
+        mean square in the task. Where the horizon is not known, the longest episode stands for it.
 
         Args:
             trajectory: the phase, whose notes are those of ``MLSHAgent``.
@@ -183,7 +192,8 @@ class MasterLoop:
         reward = _summed(trajectory.reward * mask, every) / (every * unit)  # [choices, N × lanes]
         alive = mask[::every]
         discount = cfg.master_discount * torch.cat([alive[1:], torch.zeros_like(alive[:1])])
-        left = (trajectory.steps_left()[::every] + every - 1) // every
+        bounded = replace(trajectory, horizon=trajectory.horizon or len(mask))
+        left = (bounded.steps_left()[::every] + every - 1) // every
         remaining = discounted_lengths(left, cfg.master_discount)
         value = notes["master_value"][::every] * alive * remaining
         advantage = gae(reward, discount, value, cfg.master_trace) * alive
@@ -196,7 +206,7 @@ class MasterLoop:
 def _network(in_features: int, config: MasterConfig) -> nn.Sequential:
     """Return the layers of a master: the logits of its choices come first, the value last."""
     sizes = config.master_hidden_sizes
-    last = nn.Linear(sizes[-1], config.num_sub_policies + 1)
+    last = nn.Linear(sizes[-1] if sizes else in_features, config.num_sub_policies + 1)
     return nn.Sequential(mlp(in_features, sizes, Tanh), last)
 
 
@@ -209,9 +219,14 @@ def _summed(reward: Tensor, every: int) -> Tensor:
 
 def _compared(advantage: Tensor, weight: Tensor, lanes: int) -> Tensor:
     """Centre advantages [N, lanes × choices] over the lanes, if there are several; divide by their size."""
+    rounding = _ROUNDING * _size(advantage, weight)  # where all lanes earn the same, nothing else is left
     if lanes > 1:
         laned, alive = (x.reshape(len(x), lanes, -1) for x in (advantage, weight))  # [N, lanes, choices]
         mean = (laned * alive).sum(dim=1, keepdim=True) / alive.sum(dim=1, keepdim=True).clamp(min=1)
         advantage = ((laned - mean) * alive).flatten(1)
-    size = masked_mean(advantage.square(), weight, dim=(1,)).sqrt()  # [N, 1]
-    return advantage / (size + 1e-8)
+    return advantage / (torch.maximum(_size(advantage, weight), rounding) + 1e-8)
+
+
+def _size(advantage: Tensor, weight: Tensor) -> Tensor:
+    """Return the root mean square of each task, [N, 1]."""
+    return masked_mean(advantage.square(), weight, dim=(1,)).sqrt()

@@ -20,7 +20,7 @@ from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.trial import Agent
 
 CPU, LAW = torch.device("cpu"), MovingBandits()
-REACH = 16  # steps; the square ends after ten
+REACH = 14  # steps; the square ends after ten, and the largest radius below is not four
 CELLS = torch.cartesian_prod(*[torch.arange(-REACH, REACH + 1)] * 2).double()  # [cells, 2], in steps
 WALKED = (CELLS.unsqueeze(1) - CELLS).abs().sum(dim=2)  # [cells, cells], steps between two cells
 
@@ -45,7 +45,7 @@ def played(agent: Agent[Any], tasks: TensorTasks, episodes: int, law: MovingBand
 
 @pytest.mark.parametrize(
     "law",
-    [MovingBandits(horizon=20), MovingBandits(100.0, 30.0, 40.0, 3), MovingBandits(horizon=4, redraw=True)],
+    [MovingBandits(horizon=8), MovingBandits(100.0, 30.0, 40.0, 3), MovingBandits(horizon=4, redraw=True)],
     ids=str,
 )
 def test_family_keeps_the_contract(law: MovingBandits) -> None:
@@ -96,14 +96,15 @@ def test_ceilings() -> None:
         abs(exactly - 43.83) < 0.04
         and abs(float(known.mean()) - exactly) < 4 * float(known.std()) / 6000**0.5
     )
-    assert abs(float(played(UniformAgent(LAW.action_space), tasks, 1).mean()) - 2.4) < 0.3
-    returns = played(Explorer(LAW.model), tasks, 2)  # type: ignore[arg-type]
-    assert float(returns[:, 0].mean()) > 41.0 and torch.equal(returns[:, 1], known)
+    assert abs(float(played(UniformAgent(LAW.action_space), tasks[:2500], 1).mean()) - 2.4) < 0.3
+    first, later = played(Explorer(LAW.model), tasks[:1000], 2).T  # type: ignore[arg-type]
+    missed = known[:1000] - first  # of one task, so that luck of the places does not count
+    assert exactly - float(missed.mean()) > 41.0 and torch.equal(later, known[:1000])
 
 
 def test_the_explorer_is_near_the_best_first_visit() -> None:
     """The best first cell that tells: n steps to it, then k to the other point half of the time."""
-    points = sample_tasks(LAW, 120, 1, "test").parameters["points"]  # type: ignore[attr-defined]
+    points = sample_tasks(LAW, 80, 1, "test").parameters["points"]  # type: ignore[attr-defined]
     near = paying(points, LAW)
     to_point = torch.stack([torch.where(n, WALKED, 99).amin(dim=1) for n in near.flatten(0, 1).unsqueeze(1)])
     other = to_point.reshape(-1, 2, len(CELLS)).amax(dim=1)  # of two points, the one that does not pay here
@@ -115,7 +116,7 @@ def test_the_explorer_is_near_the_best_first_visit() -> None:
 
 def test_without_memory_half_is_lost() -> None:
     """Whoever goes to one cell and stays has all if its point is right, else only what both points pay."""
-    points = sample_tasks(LAW, 2000, 2, "test").parameters["points"]  # type: ignore[attr-defined]
+    points = sample_tasks(LAW, 1200, 2, "test").parameters["points"]  # type: ignore[attr-defined]
     near = paying(points, LAW)
     arrives = (LAW.horizon + 1 - CELLS.abs().sum(dim=1).clamp(min=1)).clamp(min=0)
     stays = (near.double().mean(dim=1) * arrives).amax(dim=1)  # [B], in the best cell
