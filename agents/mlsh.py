@@ -29,7 +29,7 @@ from rl2meta.returns import (
     clipped_surrogate,
     discounted_lengths,
     gae,
-    masked_mean,
+    mean_or_zero,
     reward_signal,
     standardised,
 )
@@ -216,7 +216,7 @@ class MLSHLearner:
         batch = self.steps(trial)
         metrics = [self._step(part, entropy_weight) for part in self._minibatches(batch, generator)]
         told = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
-        told |= {f"share_{k}": share for k, share in enumerate(self._of_each(batch).mean(dim=1))}
+        told |= {f"share_{k}": n / batch.mask.sum() for k, n in enumerate(self._of_each(batch).sum(dim=1))}
         told |= {"first_phase": _earned(trial.phases[0]), "last_phase": _earned(trial.phases[-1])}
         return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
 
@@ -228,7 +228,7 @@ class MLSHLearner:
         joint = trial.phases[min(self.config.warm_up, len(trial.phases) - 1) :]
         parts = [self._of_phase(phase) for phase in joint]
         batch = Steps(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        own = self._of_each(batch) * batch.mask  # [K, rows]
+        own = self._of_each(batch)  # [K, rows]
         centred = standardised(batch.advantage.expand_as(own), own.clamp(min=1e-12), dim=(1,))
         return batch._replace(advantage=(own * centred).sum(dim=0))
 
@@ -242,16 +242,16 @@ class MLSHLearner:
         legal = phase.inputs.legal
         fields = (
             self.network.encode(phase.inputs.observation),
-            *(phase.action, notes["log_prob"], notes["sub_policy"]),
-            *(advantage, (advantage + value) / remaining, mask),
+            *(phase.action, notes["log_prob"], notes["sub_policy"], advantage),
+            *((advantage + value) / remaining, mask),
             phase.mask.new_zeros(*mask.shape, 0) if legal is None else legal,
         )
         return Steps(*(field.flatten(0, 1) for field in fields))  # [T, B, ...] -> [rows, ...]
 
     def _of_each(self, batch: Steps) -> Tensor:
-        """Return where each sub-policy acted, float [K, rows]."""
+        """Return where each sub-policy acted, float [K, rows]; 0 on padding."""
         number = torch.arange(self.network.num, device=batch.mask.device).unsqueeze(1)
-        return (batch.sub_policy == number).float()
+        return (batch.sub_policy == number) * batch.mask
 
     def _minibatches(self, batch: Steps, generator: torch.Generator) -> Iterator[Steps]:
         for _ in range(self.config.epochs):
@@ -261,7 +261,7 @@ class MLSHLearner:
 
     def _step(self, batch: Steps, entropy_weight: float) -> dict[str, Tensor]:
         """Take one gradient step; return the metrics of the minibatch."""
-        cfg, own = self.config, self._of_each(batch) * batch.mask
+        cfg, own = self.config, self._of_each(batch)
         policy, value = self.network.chosen(batch.sub_policy, batch.observation, batch.legal)
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         gain = clipped_surrogate(log_ratio, batch.advantage, cfg.clip_range)
@@ -274,7 +274,7 @@ class MLSHLearner:
         self.optimizer.step()
         change = log_ratio.detach().expm1()
         told = {"value_loss": error, "entropy": entropy, "kl": change - log_ratio}
-        means = {name: masked_mean(x.detach(), batch.mask) for name, x in told.items()}
+        means = {name: mean_or_zero(x.detach(), batch.mask) for name, x in told.items()}
         return {"loss": loss.detach(), **means, "gradient_norm": norm}
 
     def state_dict(self) -> dict[str, Tensor]:

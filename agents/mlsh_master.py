@@ -5,6 +5,7 @@ the gradient of each, because no task's loss depends on another's weights.
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -21,6 +22,7 @@ from rl2meta.trial import Trajectory
 
 Weights = Mapping[str, Tensor]
 _BETAS, _EPSILON = (0.9, 0.999), 1e-8
+_ROUNDING = 1e-5  # of an advantage: a smaller difference between lanes is not told from rounding
 
 
 class MasterConfig(BaseModel):
@@ -175,9 +177,10 @@ class MasterLoop:
     def choices(self, trajectory: Trajectory, observation: Tensor, unit: float) -> Choices:
         """Return the choices of a phase of one episode in each lane.
 
-        The reward of a choice is the mean reward of its steps. The lanes of a task make their choices at the
-        same times: advantages are centred over the lanes, so even a new master, whose value is not yet
-        learnt, sees which choices were better. Then they are divided by their root mean square in the task.
+        The reward of a choice is the sum of those of its steps, divided by ``duration``. The lanes of a task
+        make their choices at the same times: advantages are centred over the lanes, so even a new master,
+        whose value is not yet learnt, sees which choices were better. Then they are divided by their root
+        mean square in the task. Where the horizon is not known, the longest episode stands for it.
 
         Args:
             trajectory: the phase, whose notes are those of ``MLSHAgent``.
@@ -189,7 +192,8 @@ class MasterLoop:
         reward = _summed(trajectory.reward * mask, every) / (every * unit)  # [choices, N × lanes]
         alive = mask[::every]
         discount = cfg.master_discount * torch.cat([alive[1:], torch.zeros_like(alive[:1])])
-        left = (trajectory.steps_left()[::every] + every - 1) // every
+        bounded = replace(trajectory, horizon=trajectory.horizon or len(mask))
+        left = (bounded.steps_left()[::every] + every - 1) // every
         remaining = discounted_lengths(left, cfg.master_discount)
         value = notes["master_value"][::every] * alive * remaining
         advantage = gae(reward, discount, value, cfg.master_trace) * alive
@@ -202,7 +206,7 @@ class MasterLoop:
 def _network(in_features: int, config: MasterConfig) -> nn.Sequential:
     """Return the layers of a master: the logits of its choices come first, the value last."""
     sizes = config.master_hidden_sizes
-    last = nn.Linear(sizes[-1], config.num_sub_policies + 1)
+    last = nn.Linear(sizes[-1] if sizes else in_features, config.num_sub_policies + 1)
     return nn.Sequential(mlp(in_features, sizes, Tanh), last)
 
 
@@ -215,9 +219,14 @@ def _summed(reward: Tensor, every: int) -> Tensor:
 
 def _compared(advantage: Tensor, weight: Tensor, lanes: int) -> Tensor:
     """Centre advantages [N, lanes × choices] over the lanes, if there are several; divide by their size."""
+    rounding = _ROUNDING * _size(advantage, weight)  # where all lanes earn the same, nothing else is left
     if lanes > 1:
         laned, alive = (x.reshape(len(x), lanes, -1) for x in (advantage, weight))  # [N, lanes, choices]
         mean = (laned * alive).sum(dim=1, keepdim=True) / alive.sum(dim=1, keepdim=True).clamp(min=1)
         advantage = ((laned - mean) * alive).flatten(1)
-    size = masked_mean(advantage.square(), weight, dim=(1,)).sqrt()  # [N, 1]
-    return advantage / (size + 1e-8)
+    return advantage / (torch.maximum(_size(advantage, weight), rounding) + 1e-8)
+
+
+def _size(advantage: Tensor, weight: Tensor) -> Tensor:
+    """Return the root mean square of each task, [N, 1]."""
+    return masked_mean(advantage.square(), weight, dim=(1,)).sqrt()

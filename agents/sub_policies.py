@@ -7,9 +7,11 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
+from rl2meta.errors import UserError
+from rl2meta.images import is_image
 from rl2meta.learner_state import under
 from rl2meta.networks import ActionDistribution, Tanh, action_head, legal_only, mlp, stacked
-from rl2meta.spaces import input_encoding
+from rl2meta.spaces import input_encoding, num_looked_up
 
 
 class SubPolicy(nn.Module):
@@ -19,9 +21,10 @@ class SubPolicy(nn.Module):
         self, in_features: int, action_space: gym.Space[Any], sizes: Sequence[int], deviation: float
     ) -> None:
         super().__init__()
+        features = sizes[-1] if sizes else in_features
         self.body = mlp(in_features, sizes, Tanh)
-        self.head = action_head(action_space, sizes[-1], deviation)
-        self.value = nn.Sequential(mlp(in_features, sizes, Tanh), nn.Linear(sizes[-1], 1))
+        self.head = action_head(action_space, features, deviation)
+        self.value = nn.Sequential(mlp(in_features, sizes, Tanh), nn.Linear(features, 1))
 
 
 class SubPolicies(nn.Module):
@@ -32,6 +35,9 @@ class SubPolicies(nn.Module):
         num: K.
         hidden_sizes: units in each hidden layer.
         deviation: initial standard deviation of continuous actions.
+
+    Raises:
+        UserError: for images, and for discrete observations of too many values.
     """
 
     def __init__(
@@ -43,6 +49,7 @@ class SubPolicies(nn.Module):
         deviation: float = 1.0,
     ) -> None:
         super().__init__()
+        _refuse_others(observation_space)
         encoding = input_encoding(observation_space)
         self.encode, self.in_features = encoding.encode, encoding.size
         shape = self.in_features, action_space, hidden_sizes, deviation
@@ -80,3 +87,15 @@ class SubPolicies(nn.Module):
     def num(self) -> int:
         """K."""
         return len(next(iter(self.stacked_weights.values())))
+
+
+def _refuse_others(space: gym.Space[Any]) -> None:
+    """Refuse observations whose encoding says nothing to a few layers: pixels, and a value's mere number.
+
+    Other agents look such a number up in a table; each master would need a table of its own.
+    """
+    if is_image(space) or num_looked_up(space):
+        raise UserError(
+            "expected vectors or discrete observations of at most 1,024 values, as sub-policies and masters "
+            f"take them, got {space}; agent rl2 takes it, or give the agent a vector that says what it means"
+        )

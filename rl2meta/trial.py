@@ -60,7 +60,7 @@ class Phase(NamedTuple):
     Attributes:
         episodes: number of consecutive episodes in each environment; None for the whole trial. An agent whose
             carry changes while it acts must take the whole trial, because environments whose episodes end
-            early idle (masked) until the phase ends.
+            early idle (masked) until the phase ends; unless each episode's first step undoes such changes.
         lanes_per_task: number of parallel environments on each task; ``act`` then gets num_tasks × lanes
             rows, grouped by task, and a phase has episodes × lanes episodes of the trial.
     """

@@ -81,11 +81,10 @@ class PosteriorSampling:
         )
 
     def act_and_tell(self, carry: Belief, step: TimeStep) -> tuple[Choice, Belief, Told]:
-        """Do what ``act`` does; tell where each goal may be. Possible cells are equally likely."""
+        """Do what ``act`` does; tell where each goal may be. Tasks that are possible are equally likely."""
         choice, known = self.act(carry, step)
-        chance = known.possible / known.possible.sum(dim=2, keepdim=True)  # [B, m, n]
         names = ["goal"] if self.num_goals == 1 else [f"goal {i + 1}" for i in range(self.num_goals)]
-        cells = zip(names, chance.unbind(dim=1), strict=True)
+        cells = zip(names, _chances(known), strict=True)
         return (
             choice,
             known,
@@ -199,6 +198,21 @@ def _draw(belief: Belief) -> Tensor:
         cells.append((rank <= chosen).sum(dim=1))
         free = free & ~_is(cells[-1], free.shape[1])
     return torch.stack(cells, dim=1)
+
+
+def _chances(belief: Belief) -> list[Tensor]:
+    """Return the probability of each cell to hold the first goal, the second, and so on; [B, n] each.
+
+    Given all earlier goals, a goal is uniform on its possible cells without theirs, as in ``_draw``. So its
+    chance is in proportion to that of no earlier goal being there.
+    """
+    free = torch.ones(belief.possible[:, 0].shape, device=belief.possible.device)
+    chances = []
+    for possible in belief.possible.unbind(1):
+        open_to_it = possible * free
+        chances.append(open_to_it / open_to_it.sum(dim=1, keepdim=True))
+        free = (free - chances[-1]).clamp(min=0)  # rounding
+    return chances
 
 
 def _is(index: Tensor, size: int) -> Tensor:

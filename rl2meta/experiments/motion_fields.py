@@ -1,5 +1,6 @@
 """What the sub-policies of MLSH do on moving bandits: where each goes, and a picture of its motion."""
 
+import copy
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import NamedTuple
@@ -17,7 +18,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.run import Run
 from rl2meta.networks import Categorical
 from rl2meta.rollout import RolloutWorker
-from rl2meta.tasks import Tasks, TensorTasks, sample_tasks
+from rl2meta.tasks import Tasks, sample_tasks
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
 _SIDE = 15  # arrows along each side of a picture
@@ -95,8 +96,7 @@ def draw(run: Run, path: str | Path, num_tasks: int = 3, seed: int = 0) -> None:
         UserError: as ``places``.
     """
     network, law = _parts(run)
-    tasks = sample_tasks(law, num_tasks, seed, "test")
-    assert isinstance(tasks, TensorTasks)
+    points = _placements(law, num_tasks, seed)
     figure = titled_figure(
         "Where each sub-policy goes", "Arrows: the mean move at each place. Dots: the points.", network.num
     )
@@ -105,9 +105,16 @@ def draw(run: Run, path: str | Path, num_tasks: int = 3, seed: int = 0) -> None:
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.02, top=top, hspace=0.05, wspace=0.05)
     for k, row in enumerate(grid):
         row[0].set_ylabel(f"sub-policy {k}", color=TRAINED[k % len(TRAINED)], weight="bold")
-        for axes, points in zip(row, tasks.parameters["points"], strict=True):
-            _draw_one(axes, network, law, k, points)
+        for axes, placed in zip(row, points, strict=True):
+            _draw_one(axes, network, law, k, placed)
     save(figure, Path(path))
+
+
+def _placements(law: MovingBandits, num: int, seed: int) -> Tensor:
+    """Return the points of the first episode on held-out tasks, [num, 2, 2], also where each has its own."""
+    options = {"tasks": sample_tasks(law, num, seed, "test")}
+    observation, _ = law.make_envs(num, torch.device("cpu")).reset(seed=seed, options=options)
+    return observation[:, 2:].reshape(-1, 2, 2)
 
 
 def _draw_one(axes: Axes, network: SubPolicies, law: MovingBandits, k: int, points: Tensor) -> None:
@@ -137,4 +144,4 @@ def _parts(run: Run) -> tuple[SubPolicies, MovingBandits]:
     agent, law = run.agent, run.distribution
     if not isinstance(agent, MLSHAgent) or not isinstance(law, MovingBandits):
         raise UserError(f"expected a run of mlsh on moving_bandits, got {type(agent).__name__} on {law}")
-    return agent.network, law
+    return copy.deepcopy(agent.network).cpu(), law  # wherever it was trained

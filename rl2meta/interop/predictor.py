@@ -28,7 +28,8 @@ class Predictor(Generic[Carry]):
 
     For an agent with lanes, the lanes run one after another: every lane gets the current step, and the choice
     of the current lane is used. The result is the same as with parallel lanes, because acting does not change
-    the carry before the phase ends, and each lane's first step has its own previous action and reward.
+    the carry before the phase ends, or only until the next episode's first step (see ``Phase``), and each
+    lane's first step has its own previous action and reward.
 
     The agent must see observations as ``TrialEnv`` gives them. ``VecNormalize`` around a ``TrialEnv`` needs
     ``norm_obs=False``; otherwise it also changes the mark of an episode's start, and ``predict`` refuses it.

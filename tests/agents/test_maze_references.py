@@ -52,9 +52,13 @@ def test_the_belief_is_the_set_of_tasks_that_would_have_paid_the_same(law: Any) 
     carry = agent.begin(len(tasks), source)
     alike = torch.ones(len(tasks), len(tasks), dtype=torch.bool)
     for _ in range(120):
-        _, carry = agent.act(carry, step)
+        _, carry, told = agent.act_and_tell(carry, step)
         believed = carry.possible[:, range(where.shape[1]), where].all(dim=2)  # [rows, tasks]
         assert torch.equal(believed, alike)
+        likely = alike / alike.sum(dim=1, keepdim=True)  # of all tasks, by what was seen
+        for goal, shown in enumerate(told.values()):
+            cells = F.one_hot(where[:, goal], shown.each.shape[1]).float()
+            torch.testing.assert_close(shown.each, likely @ cells)
         action = torch.randint(5, (1,), generator=source).expand(len(tasks))
         observation, reward, terminated, truncated, _ = envs.step(action)
         last = terminated | truncated

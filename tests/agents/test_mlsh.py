@@ -1,8 +1,12 @@
 """MLSH against what it must equal: tasks one by one, torch's Adam, sub-policies alone, sums by hand."""
 
+import math
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,11 +17,13 @@ from rl2meta.agents.mlsh_master import Choices, MasterConfig, MasterLoop, Master
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.moving_bandits import MovingBandits
 from rl2meta.envs.navigation import PointNavigation
+from rl2meta.errors import UserError
 from rl2meta.experiments.agent_checks import check_agent
+from rl2meta.interop import Predictor, TrialEnv
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
-from rl2meta.trial import Trial
+from rl2meta.trial import Trajectory, Trial
 
 SMALL: dict[str, Any] = {"hidden_sizes": [5], "master_hidden_sizes": [4], "duration": 3, "warm_up": 2}
 POINTS, ROAM = (
@@ -171,6 +177,45 @@ def test_choices_are_those_of_every_lane_by_hand(family: Any, lanes: int) -> Non
     torch.testing.assert_close(got.advantage.reshape(5, lanes, 3), wanted, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.parametrize("lanes", [3, 5, 8, 16])
+def test_where_all_lanes_earn_the_same_no_choice_is_better(lanes: int) -> None:
+    """Whatever the value says: the mean of equal numbers is not always that number, by rounding."""
+    family = BernoulliBandits(num_arms=2)
+    learner = learner_on(family, episodes_per_phase=lanes)
+    phase = lived(learner, family, phases=1, num_tasks=200).phases[0]
+    value = torch.rand(200, generator=generator(0)).repeat_interleave(lanes).unsqueeze(0)
+    for reward in (torch.ones_like(phase.reward), torch.zeros_like(phase.reward)):
+        notes = {**phase.notes, "master_value": value}
+        alike = replace(phase, reward=reward, notes=notes)
+        choices = learner.agent.loop.choices(alike, learner.network.encode(phase.inputs.observation), 1.0)
+        assert choices.advantage.abs().max() < 0.05
+
+
+def test_lanes_one_after_another_learn_without_the_horizon_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where all episodes are equally long, their length is the horizon; choices hold as in a rollout."""
+    learner, acted, seen = learner_on(POINTS, episodes_per_phase=2), list[int](), list[Trajectory]()
+    choices = MasterLoop.choices
+
+    def noted(loop: MasterLoop, phase: Trajectory, *others: Any) -> Choices:
+        seen.append(phase)
+        return choices(loop, phase, *others)
+
+    monkeypatch.setattr(MasterLoop, "choices", noted)
+    for horizon in (POINTS.horizon, None):
+        env = gym.make("rl2meta/MovingBandits-v0", horizon=POINTS.horizon)
+        trials, state, done = TrialEnv(env, 6), None, False
+        predictor = Predictor(learner.agent, env.observation_space, env.action_space, horizon=horizon)
+        observation, _ = trials.reset(seed=0)
+        while not done:
+            action, state = predictor.predict(observation, state)
+            observation, _, done, _, _ = trials.step(action)
+            acted.append(int(action))
+    assert acted[: len(acted) // 2] == acted[len(acted) // 2 :] and len(seen) == 4
+    for phase in seen:
+        for block in phase.notes["sub_policy"].split(3):
+            assert phase.mask.shape == (POINTS.horizon, 2) and (block == block[0]).all()
+
+
 @pytest.mark.parametrize("family", [POINTS, ROAM], ids=str)
 def test_sub_policies_side_by_side_are_each_alone(family: Any) -> None:
     learner = learner_on(family, num_sub_policies=3)
@@ -216,6 +261,17 @@ def test_each_sub_policy_moves_by_its_own_steps(family: Any) -> None:
         assert float(own.std(correction=0)) == pytest.approx(1, abs=1e-2)
 
 
+def test_shares_are_those_of_the_steps_that_were_lived() -> None:
+    learner = learner_on(ROAM)
+    trial = lived(learner, ROAM)
+    joint = trial.phases[2:]
+    assert not all(phase.mask.all() for phase in joint)  # some episodes end early
+    acted = torch.cat([phase.notes["sub_policy"][phase.mask] for phase in joint]).double()
+    told = learner.update(trial, 0.0, generator(0))
+    assert told["share_1"] == pytest.approx(float(acted.mean()), abs=1e-6)
+    assert told["share_0"] == pytest.approx(1 - float(acted.mean()), abs=1e-6)
+
+
 @pytest.mark.parametrize(("phases", "warm_up", "joint"), [(4, 2, 2), (4, 3, 1), (2, 9, 1), (3, 0, 3)])
 def test_sub_policies_learn_from_the_joint_phases(phases: int, warm_up: int, joint: int) -> None:
     learner = learner_on(POINTS, warm_up=warm_up)
@@ -254,3 +310,27 @@ def test_the_agent_keeps_the_contract(family: Any) -> None:
     few = {"master_epochs": 2, "epochs": 2, "minibatches": 2, "episodes_per_phase": 2}
     check_agent(MLSH, distribution=family, config=MLSHConfig(**SMALL, **few), num_tasks=4)
     assert isinstance(learner_on(family).agent, MLSHAgent)
+
+
+def test_a_minibatch_may_be_all_padding() -> None:
+    """Episodes that end at once leave hardly a step among all."""
+    family = PointNavigation(horizon=50, side=0.5, goal_radius=0.69)
+    learner = learner_on(family, episodes_per_phase=1)
+    trial = lived(learner, family, phases=3, num_tasks=2)
+    assert int(trial.phases[2].mask.sum()) < learner.config.minibatches
+    assert all(map(math.isfinite, learner.update(trial, 0.0, generator(0)).values()))
+
+
+def test_layers_may_be_left_out() -> None:
+    learner = learner_on(ROAM, hidden_sizes=[], master_hidden_sizes=[])
+    told = learner.update(lived(learner, ROAM), 0.0, generator(0))
+    assert all(map(math.isfinite, told.values())) and told["gradient_norm"] > 0
+
+
+IMAGE, MANY = gym.spaces.Box(0, 255, (8, 8, 3), np.uint8), gym.spaces.Discrete(2000)
+
+
+@pytest.mark.parametrize("space", [IMAGE, MANY, gym.spaces.Discrete(10**7)], ids=str)
+def test_observations_without_an_encoding_are_refused(space: gym.Space[Any]) -> None:
+    with pytest.raises(UserError, match=r"expected .* discrete observations"):
+        MLSHLearner(space, gym.spaces.Discrete(2), MLSHConfig())

@@ -18,9 +18,9 @@ from rl2meta.networks import Categorical
 LAW = MovingBandits()
 
 
-def run_to(*goals: int) -> Run:
+def run_to(*goals: int, overrides: tuple[str, ...] = ()) -> Run:
     """A run whose sub-policy k walks to the point goals[k]: first along x, then along y."""
-    config = read_config("mlsh_moving_bandits", ["device=cpu"])
+    config = read_config("mlsh_moving_bandits", ["device=cpu", *overrides])
     learner = MLSHLearner(LAW.observation_space, LAW.action_space, MLSHConfig(num_sub_policies=len(goals)))
 
     def chosen(sub_policy: Tensor, observation: Tensor, legal: Any = None) -> Any:
@@ -49,6 +49,11 @@ def test_sub_policies_that_go_to_one_point_are_not() -> None:
 
 def test_the_picture_shows_every_sub_policy(tmp_path: Path) -> None:
     draw(run_to(0, 1, 0), tmp_path / "fields.png", num_tasks=1)
+    assert (tmp_path / "fields.png").stat().st_size > 20_000
+
+
+def test_points_that_every_episode_draws_anew_are_drawn_too(tmp_path: Path) -> None:
+    draw(run_to(0, 1, overrides=("distribution.redraw=true",)), tmp_path / "fields.png", num_tasks=2)
     assert (tmp_path / "fields.png").stat().st_size > 20_000
 
 
