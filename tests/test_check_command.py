@@ -218,6 +218,7 @@ def test_good_families_are_well(run: Run) -> None:
         ("ok", "rl2"),
         ("ok", "maml_trpo"),
         ("unfit", "maml_regression"),
+        ("ok", "mlsh"),
     ]
     refused(run("check", "faulty_families:lamps", HERE), "expected a class, got function")
     endless = ("distribution.id=faulty_families:EndlessLamp-v0", "distribution.horizon=4")

@@ -180,10 +180,10 @@ CHAIN = "a0: &a0 [x]\n" + "".join(f"a{i}: &a{i} [*a{i - 1}]\n" for i in range(1,
     ids=lambda text: text[:20].strip(),
 )
 def test_what_is_refused_within_a_second(text: str) -> None:
-    began = time.perf_counter()
+    began = time.process_time()  # other programs may want the cores, too
     with pytest.raises(UserError, match="x: expected YAML, got"):
         parse(text, "x")
-    assert time.perf_counter() - began < 1
+    assert time.process_time() - began < 1
 
 
 def test_odd_overrides_and_values_are_refused() -> None:
