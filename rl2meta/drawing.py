@@ -24,6 +24,7 @@ _LETTERS_IN_SIZE_1 = 15 * 95  # so many letters of size 1 fit into the figure's 
 _SMALLEST = 7.5  # the smallest size that can be read
 _LONGEST_NAME = 28
 _ROW = 4.9  # inches
+_MOST_LINES = 8  # of a subtitle
 _SPACING = 1.35  # of lines of text, in heights of a letter
 _DOTTED = (0, (1, 2))  # on, off
 
@@ -67,20 +68,22 @@ def new_figure(evaluation: EvaluationReport, what: str, rows: int = 1) -> Figure
 
 def titled_figure(title: str, subtitle: str, rows: int = 1) -> Figure:
     """Return a figure that has only a title and, below it, a subtitle, with room for ``rows`` of axes."""
-    figure = Figure(figsize=(12, _ROW * rows), dpi=150, facecolor="white")  # not pyplot's: no global state
-    size = max(_SMALLEST, min(15, _LETTERS_IN_SIZE_1 / len(title)))
-    _write(figure, 0.05 * _ROW, size, title, "bold")
     size, lines = _wrapped(subtitle)
-    height = 0.11 * _ROW - 0.5 * (len(lines) - 1) * _SPACING * size / 72
+    spacing = _SPACING * size / 72  # inches
+    height = _ROW * rows + (len(lines) - 1) * spacing
+    figure = Figure(figsize=(12, height), dpi=150, facecolor="white")  # not pyplot's: no global state
+    of_title = max(_SMALLEST, min(15, _LETTERS_IN_SIZE_1 / len(title)))
+    _write(figure, 0.05 * _ROW, of_title, title, "bold")
     for number, line in enumerate(lines):
-        _write(figure, height + number * _SPACING * size / 72, size, line, "normal")
+        _write(figure, 0.11 * _ROW + number * spacing, size, line, "normal")
     return figure
 
 
 def add_axes(figure: Figure, left: float, width: float, row: int = 0) -> Axes:
     """Return new axes in the common style in a row; ``left`` and ``width`` are shares of the figure."""
     height = figure.get_figheight()
-    bottom = height - _ROW * (row + 1) + 0.16 * _ROW  # inches
+    below = int(height / _ROW) - 1 - row  # rows; above the first one, the lines of a long subtitle take more
+    bottom = (below + 0.16) * _ROW  # inches
     top = 0.64 if row == 0 else 0.74  # a share of the row; only the first has titles above it
     axes = figure.add_axes((left, bottom / height, width, top * _ROW / height))
     axes.spines[["top", "right"]].set_visible(False)
@@ -171,12 +174,13 @@ def save(figure: Figure, path: Path, software: str | None = None) -> Path:
 
 
 def _wrapped(text: str) -> tuple[float, list[str]]:
-    """Return the largest size in which a text fits into at most three lines, and these lines."""
-    for size, most in ((11.0, 1), (9.5, 2), (_SMALLEST, 3)):
+    """Return the largest size in which a text fits into so many lines, and these lines; at most eight."""
+    for size, most in ((11.0, 1), (9.5, 2), (_SMALLEST, _MOST_LINES)):
         lines = textwrap.wrap(text, int(_LETTERS_IN_SIZE_1 / size), break_on_hyphens=False) or [""]
         if len(lines) <= most:
             return size, lines
-    return _SMALLEST, [*lines[:2], f"{lines[2][:-1]}…"]  # evaluation.json has the whole text
+    lines = [*lines[: _MOST_LINES - 1], f"{lines[_MOST_LINES - 1][:-1]}…"]
+    return _SMALLEST, lines  # evaluation.json has the whole text
 
 
 def _write(figure: Figure, below_top: float, size: float, text: str, weight: str) -> None:
