@@ -11,9 +11,8 @@ from torch import Tensor
 
 from rl2meta.dynamic_programming import backward_induction
 from rl2meta.envs.batched import TensorVectorEnv, Transition
-from rl2meta.envs.maze_layouts import MOVES, next_cell_of
+from rl2meta.envs.maze_layouts import MOVES, next_cell_of, part_of
 from rl2meta.history import History
-from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 if TYPE_CHECKING:
@@ -78,9 +77,8 @@ class FourRooms:
 
     def tasks_of(self, split: Split) -> TensorTasks:
         """Return every task of a split once."""
-        goals = _goals()[torch.randperm(len(_goals()), generator=named_generator(0, "four rooms"))]
-        num_test = min(max(round(self.test_fraction * len(goals)), 1), len(goals) - 1)
-        return TensorTasks({"goal": goals[:num_test] if split == "test" else goals[num_test:]})
+        goals = _goals()
+        return TensorTasks({"goal": goals[part_of(split, len(goals), self.test_fraction, "four rooms")]})
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
         """Draw goals of a split, with replacement."""

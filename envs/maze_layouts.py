@@ -10,6 +10,9 @@ import torch
 from pydantic import Field
 from torch import Tensor
 
+from rl2meta.randomness import generator as named_generator
+from rl2meta.tasks import Split
+
 MOVES = ((0, 0), (-1, 0), (1, 0), (0, -1), (0, 1))
 """The actions as (rows, columns): stay, up, down, left, right."""
 LayoutName = Annotated[Literal["open", "four_rooms"], Field(description="walls: open or four_rooms")]
@@ -83,3 +86,18 @@ def _start(free: Tensor) -> int:
     offset = (2 * torch.arange(len(free)) - len(free) + 1).square()  # to the centre, in half cells, squared
     away = (offset.unsqueeze(1) + offset).masked_fill(~free, 8 * len(free) ** 2)
     return int((away == away.min()).flatten().nonzero()[0])
+
+
+@lru_cache(maxsize=16)
+def part_of(split: Split, num_tasks: int, test_fraction: float, *name: str | int) -> Tensor:
+    """Return the numbers of a split's tasks, at least one; they do not depend on the seed of a run.
+
+    Args:
+        split: the part.
+        num_tasks: of the family.
+        test_fraction: of the tasks that are held out.
+        name: of the random stream that shuffles the tasks.
+    """
+    order = torch.randperm(num_tasks, generator=named_generator(0, *name))
+    num_test = min(max(round(test_fraction * num_tasks), 1), num_tasks - 1)
+    return order[:num_test] if split == "test" else order[num_test:]

@@ -5,7 +5,6 @@ move into a wall or across the border has no effect. The observation is only the
 """
 
 from collections.abc import Callable, Mapping
-from functools import lru_cache
 from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
 
 import gymnasium as gym
@@ -15,10 +14,9 @@ from pydantic.dataclasses import dataclass
 from torch import Tensor
 
 from rl2meta.envs.batched import TensorVectorEnv, Transition
-from rl2meta.envs.maze_layouts import MOVES, Layout, LayoutName, Size, check_fit, layout_of
+from rl2meta.envs.maze_layouts import MOVES, Layout, LayoutName, Size, check_fit, layout_of, part_of
 from rl2meta.history import History
 from rl2meta.models import HiddenGoals
-from rl2meta.randomness import generator as named_generator
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 if TYPE_CHECKING:
@@ -79,7 +77,9 @@ class DarkRooms:
     def tasks_of(self, split: Split) -> TensorTasks:
         """Return every task of a split once."""
         goals = self.layout_tables().goals
-        return TensorTasks({"goal": goals[_part(len(goals), self.test_fraction, split)]})
+        return TensorTasks(
+            {"goal": goals[part_of(split, len(goals), self.test_fraction, "split", len(goals))]}
+        )
 
     def sample(self, num_tasks: int, generator: torch.Generator, split: Split) -> TensorTasks:
         """Draw goals of a split, with replacement."""
@@ -165,7 +165,8 @@ class KeyToDoor:
         """Return every task of a split once."""
         goals = self.layout_tables().goals
         others = len(goals) - 1
-        pair = _part(len(goals) * others, self.test_fraction, split)
+        pairs = len(goals) * others
+        pair = part_of(split, pairs, self.test_fraction, "split", pairs)
         key, door = pair // others, pair % others
         return TensorTasks({"key": goals[key], "door": goals[door + (door >= key)]})  # a door skips its key
 
@@ -321,11 +322,3 @@ def _hidden(tasks: Tasks, row: int) -> dict[str, int]:
 
 def _title(name: str, law: DarkRooms | KeyToDoor) -> str:
     return f"{name}, {law.size} × {law.size} cells{', four rooms' if law.layout == 'four_rooms' else ''}"
-
-
-@lru_cache(maxsize=16)
-def _part(num_tasks: int, test_fraction: float, split: Split) -> Tensor:
-    """Return the numbers of a split's tasks, at least one; they do not depend on the seed of a run."""
-    order = torch.randperm(num_tasks, generator=named_generator(0, "split", num_tasks))
-    num_test = min(max(round(test_fraction * num_tasks), 1), num_tasks - 1)
-    return order[:num_test] if split == "test" else order[num_test:]

@@ -24,7 +24,7 @@ class GroupProgress:
 
     def __init__(self, title: str) -> None:
         self._title = title  # said once the first training begins, after all checks
-        self._rows: dict[int, Mapping[str, Any]] = {}  # seed -> the newest row
+        self._newest: tuple[int, Mapping[str, Any]] | None = None  # a seed and its row
         self.interrupted: Interrupted | None = None
         self._done: dict[int, tuple[int, int]] = {}  # seed -> updates done, and of how many
         self._next_line = 0.0
@@ -59,7 +59,7 @@ class GroupProgress:
         """Show an update."""
         updates = self._done[seed][1]
         self._done[seed] = row["update"], updates
-        self._rows[seed] = row
+        self._newest = seed, row
         with suppress(OSError):
             if self._bar is not None:
                 facts = f"return {row['mean_return']:.3f}"
@@ -72,9 +72,8 @@ class GroupProgress:
         """Take the bars away; without a terminal, say how far all came."""
         if self._bar is not None:
             self._bar.stop()
-        elif self._rows:
-            seed, row = next(reversed(self._rows.items()))
-            self._line(seed, row)
+        elif self._newest is not None:
+            self._line(*self._newest)
 
     def _line(self, seed: int, row: Mapping[str, Any]) -> None:
         far = "  ".join(f"{each}: {done}" for each, (done, _) in sorted(self._done.items()))
