@@ -6,8 +6,8 @@ observation is x, the action is the prediction, and the family reveals the targe
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2 and section 5.1.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -32,10 +32,12 @@ from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.beliefs import Amounts, Told
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of, under
-from rl2meta.networks import mlp, stacked
+from rl2meta.networks import Tanh, mlp, stacked
 from rl2meta.spaces import encoding
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Choice, Trajectory, Trial
+
+Activation = Literal["relu", "tanh"]
 
 
 class MAMLRegressionConfig(InnerConfig):
@@ -55,6 +57,7 @@ class MAMLRegressionConfig(InnerConfig):
         description="number of support phases; inner steps beyond this number use the last of them again; "
         "null: each inner step uses the phase before it",
     )
+    activation: Activation = Field("relu", description="function of the hidden layers: relu or tanh")
     learning_rate: Positive = Field(1e-3, description="Adam's learning rate at the start of training")
     final_learning_rate: Positive | None = Field(
         None, description="Adam's learning rate at the end of training; null: no change"
@@ -88,8 +91,8 @@ class SquaredError:
         if "target" not in trajectory.truth:
             raise UserError(
                 "agent.name: expected targets to learn from, got a trajectory without targets; use a family "
-                "that reveals them, such as sinusoids, or use maml_trpo (Stable-Baselines3's predict "
-                "provides no targets: use a rollout)"
+                "that reveals them, such as sinusoids, or use maml_trpo, or agent.objective=policy_gradient "
+                "with reptile (Stable-Baselines3's predict provides no targets: use a rollout)"
             )
         mask = by_row(trajectory.mask.float(), lanes)  # [T, num_tasks × lanes] -> [num_tasks, rows]
         observation = self.encode(trajectory.inputs.observation)  # [T, num_tasks × lanes, size]
@@ -107,11 +110,13 @@ class SquaredError:
 
 
 class RegressionNetwork(nn.Module):
-    """Encoded observation -> ReLU layers -> prediction."""
+    """Encoded observation -> hidden layers -> prediction."""
 
-    def __init__(self, in_features: int, out_features: int, hidden_sizes: list[int]) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, hidden_sizes: list[int], activation: Activation = "relu"
+    ) -> None:
         super().__init__()
-        self.trunk = mlp(in_features, hidden_sizes, nn.ReLU)
+        self.trunk = mlp(in_features, hidden_sizes, _ACTIVATIONS[activation])
         self.head = nn.Linear(hidden_sizes[-1] if hidden_sizes else in_features, out_features)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -123,6 +128,25 @@ class RegressionNetwork(nn.Module):
         """Return [N, rows, out_features] for N tasks; each task uses its own weights."""
         features = stacked(self.trunk, under("trunk.", weights), observation)
         return stacked(self.head, under("head.", weights), features)
+
+
+def regression_network(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    hidden_sizes: list[int],
+    activation: Activation,
+) -> RegressionNetwork:
+    """Return the network of a regression for the spaces of one environment; a prediction is an action.
+
+    Raises:
+        UserError: if actions are not vectors of numbers, or observations are images.
+    """
+    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+        raise UserError(
+            f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
+            "use maml_trpo, or agent.objective=policy_gradient with reptile"
+        )
+    return RegressionNetwork(vector_size(observation_space), action_space.shape[0], hidden_sizes, activation)
 
 
 class MAMLRegressionLearner:
@@ -146,14 +170,9 @@ class MAMLRegressionLearner:
         device: torch.device | str = "cpu",
         seed: int = 0,
     ) -> None:
-        if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-            raise UserError(
-                f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
-                "use maml_trpo"
-            )
         self.config = config
-        sizes = vector_size(observation_space), action_space.shape[0]
-        network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
+        spaces = observation_space, action_space
+        network = seeded(lambda: regression_network(*spaces, config.hidden_sizes, config.activation), seed)
         self.meta = MetaWeights(network, config).to(device)
         self.inner = InnerLoop(network, SquaredError(observation_space), config)
         self.agent = MAMLAgent(self.meta, self.inner)
@@ -182,9 +201,12 @@ class MAMLRegressionLearner:
         load_state(state, self.meta, self.optimizer)
 
 
+_ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": Tanh}
+
 MAML_REGRESSION = AgentKind(
     "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     MAMLRegressionConfig,
     MAMLRegressionLearner,
     AT_TEST,
+    network=("activation",),
 )

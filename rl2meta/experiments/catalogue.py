@@ -36,6 +36,10 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.maml_regression:MAML_REGRESSION",
         "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     ),
+    "reptile": Entry(
+        "rl2meta.agents.reptile:REPTILE",
+        "initial weights near those that a few gradient steps lead to, for any loss; learnt by first order",
+    ),
     "mlsh": Entry(
         "rl2meta.agents.mlsh:MLSH",
         "sub-policies that all tasks share, and a new master for each task that learns to choose among them",
