@@ -279,8 +279,8 @@ def _refuse_unfit(config: ReptileConfig, rule: Rule, network: nn.Module, on_poli
     if config.minibatch is not None and on_policy:
         raise UserError(
             f"agent.minibatch: expected null with objective {config.objective.name}, got {config.minibatch}; "
-            "a policy gradient needs actions of the weights that it changes, so each inner step takes a phase: "
-            "set training.episodes_per_trial"
+            "a policy gradient needs actions of the weights that it changes, so each inner step takes a "
+            "phase; their number is training.episodes_per_trial / agent.episodes_per_phase"
         )
 
 
