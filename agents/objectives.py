@@ -7,7 +7,7 @@ import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
-from rl2meta.agents.maml import Objective
+from rl2meta.agents.maml import InnerLoop, Objective
 from rl2meta.agents.maml_regression import Activation, RegressionNetwork, SquaredError, regression_network
 from rl2meta.agents.policy_gradient import AdvantageConfig, PolicyGradient, PolicyNetwork, policy_network
 from rl2meta.trial import Trajectory
@@ -41,6 +41,7 @@ class Learnt(NamedTuple):
     Attributes:
         network: whose weights the inner loop changes.
         objective: the loss of a task.
+        loop: the inner loop that fits them.
         units: what the objective measures of observations and rewards, part of a learner's state.
         measure: updates the units by the phases of a batch of trials.
         on_policy: whether an inner step needs actions that the weights of just this step chose.
@@ -48,6 +49,7 @@ class Learnt(NamedTuple):
 
     network: RegressionNetwork | PolicyNetwork
     objective: Objective
+    loop: type[InnerLoop]
     units: nn.Module
     measure: Callable[[Sequence[Trajectory]], None]
     on_policy: bool
@@ -80,7 +82,7 @@ def _squared_error(
     config: SquaredErrorConfig,
 ) -> Learnt:
     network = regression_network(observation_space, action_space, hidden_sizes, config.activation)
-    return Learnt(network, SquaredError(observation_space), nn.Module(), _nothing, on_policy=False)
+    return Learnt(network, SquaredError(observation_space), InnerLoop, nn.Module(), _nothing, on_policy=False)
 
 
 def _policy_gradient(
@@ -91,7 +93,7 @@ def _policy_gradient(
 ) -> Learnt:
     network = policy_network(observation_space, action_space, hidden_sizes, config)
     objective = PolicyGradient(observation_space, network, config)
-    return Learnt(network, objective, objective.units, objective.measure, on_policy=True)
+    return Learnt(network, objective, InnerLoop, objective.units, objective.measure, on_policy=True)
 
 
 def _nothing(phases: Sequence[Trajectory]) -> None:

@@ -15,7 +15,7 @@ algorithm 2 and section 5.1. The minibatches and the second moments that stay: t
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from typing import Annotated, Any, Self
 
 import gymnasium as gym
@@ -23,7 +23,17 @@ import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 
-from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, MetaWeights, Rows, named, rejoined
+from rl2meta.agents.maml import (
+    Adapted,
+    InnerConfig,
+    InnerLoop,
+    MAMLAgent,
+    MAMLCarry,
+    MetaWeights,
+    Rows,
+    named,
+    rejoined,
+)
 from rl2meta.agents.numbers import Count, NonNegative, Positive
 from rl2meta.agents.objectives import ObjectiveConfig, SquaredErrorConfig, learnt_from
 from rl2meta.agents.rules import SGD, AnyRule, Rule, State, Weights
@@ -131,20 +141,27 @@ def _tensors(state: State) -> Iterator[Tensor]:
     return iter(found)
 
 
-@dataclass(frozen=True)
-class RememberingLoop(InnerLoop):
-    """An inner loop whose rule begins with what it remembers of the tasks before.
+class ReptileAgent(MAMLAgent):
+    """Adapts as a MAML agent does; its rule may begin with what it remembers of the tasks before.
 
     Attributes:
         moments: this memory; None: the rule begins anew.
     """
 
-    moments: Moments | None = None
+    def __init__(self, meta: MetaWeights, inner: InnerLoop, moments: Moments | None) -> None:
+        super().__init__(meta, inner)
+        self.moments = moments
 
-    def begin(self, meta: Weights, num_tasks: int) -> Adapted:
-        """Return ``num_tasks`` copies of φ, for the named parameters of a ``MetaWeights``."""
-        new = super().begin(meta, num_tasks)
-        return new if self.moments is None else new._replace(state=self.moments.begin(new.state))
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> MAMLCarry:
+        """Return φ for every task."""
+        return MAMLCarry(self.start(num_tasks), generator)
+
+    def start(self, num_tasks: int) -> Adapted:
+        """Return the state of the inner loop before its first step."""
+        new = self.inner.begin(named(self.meta), num_tasks)
+        if self.moments is None:
+            return new
+        return new._replace(state=self.moments.begin(new.state))  # [...] -> [num_tasks, ...]
 
 
 class ReptileLearner:
@@ -176,8 +193,8 @@ class ReptileLearner:
         self.meta = MetaWeights(network, config.inner()).to(device)
         self.learnt.units.to(device)
         self.moments = Moments(config.rule, network).to(device) if config.keep_moments else None
-        self.inner = RememberingLoop(network, objective, config.inner(), self.moments)
-        self.agent = MAMLAgent(self.meta, self.inner)
+        self.inner = self.learnt.loop(network, objective, config.inner())
+        self.agent = ReptileAgent(self.meta, self.inner, self.moments)
 
     @torch.no_grad()
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
@@ -237,7 +254,7 @@ class ReptileLearner:
         loop = replace(self.inner, config=self.config.inner(as_in_acting=acting))
         parts = []
         for tasks in in_parts(len(batches[0].weight), numbers_per_task):
-            state = loop.begin(named(self.meta), len(batches[0].weight[tasks]))
+            state = self.agent.start(len(batches[0].weight[tasks]))
             for rows in batches:
                 state = loop.advance(state, rows.of(tasks))
             parts.append(state)
