@@ -7,9 +7,12 @@ import gymnasium as gym
 from pydantic import BaseModel, ConfigDict, Field
 from torch import nn
 
+from rl2meta.agents.image_classifier import ImageClassifier
 from rl2meta.agents.maml import InnerLoop, Objective
+from rl2meta.agents.maml_classification import ClassifierConfig, CrossEntropy, classifier, loop_of
 from rl2meta.agents.maml_regression import Activation, RegressionNetwork, SquaredError, regression_network
 from rl2meta.agents.policy_gradient import AdvantageConfig, PolicyGradient, PolicyNetwork, policy_network
+from rl2meta.errors import UserError
 from rl2meta.trial import Trajectory
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
@@ -24,6 +27,14 @@ class SquaredErrorConfig(BaseModel):
     activation: Activation = Field("tanh", description="function of the hidden layers: relu or tanh")
 
 
+class CrossEntropyConfig(ClassifierConfig):
+    """L = −E[log softmax(f(x))_y], for families of images that reveal the numbers of their classes."""
+
+    model_config = _STRICT
+
+    name: Literal["cross_entropy"] = "cross_entropy"
+
+
 class PolicyGradientObjectiveConfig(AdvantageConfig):
     """L = −E[Â log π(a | o)], for reinforcement learning."""
 
@@ -32,7 +43,9 @@ class PolicyGradientObjectiveConfig(AdvantageConfig):
     name: Literal["policy_gradient"] = "policy_gradient"
 
 
-ObjectiveConfig = Annotated[SquaredErrorConfig | PolicyGradientObjectiveConfig, Field(discriminator="name")]
+ObjectiveConfig = Annotated[
+    SquaredErrorConfig | CrossEntropyConfig | PolicyGradientObjectiveConfig, Field(discriminator="name")
+]
 
 
 class Learnt(NamedTuple):
@@ -47,7 +60,7 @@ class Learnt(NamedTuple):
         on_policy: whether an inner step needs actions that the weights of just this step chose.
     """
 
-    network: RegressionNetwork | PolicyNetwork
+    network: RegressionNetwork | ImageClassifier | PolicyNetwork
     objective: Objective
     loop: type[InnerLoop]
     units: nn.Module
@@ -85,6 +98,22 @@ def _squared_error(
     return Learnt(network, SquaredError(observation_space), InnerLoop, nn.Module(), _nothing, on_policy=False)
 
 
+def _cross_entropy(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    hidden_sizes: list[int],
+    config: CrossEntropyConfig,
+) -> Learnt:
+    if hidden_sizes:
+        raise UserError(
+            f"agent.hidden_sizes: expected [] with objective cross_entropy, got {hidden_sizes}; the network "
+            "has convolutions and one linear layer: use agent.hidden_sizes=[]"
+        )
+    network = classifier(observation_space, action_space, config)
+    objective = CrossEntropy(observation_space)
+    return Learnt(network, objective, loop_of(config), nn.Module(), _nothing, on_policy=False)
+
+
 def _policy_gradient(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
@@ -102,5 +131,6 @@ def _nothing(phases: Sequence[Trajectory]) -> None:
 
 _LEARNT: Mapping[type[BaseModel], Callable[..., Learnt]] = {
     SquaredErrorConfig: _squared_error,
+    CrossEntropyConfig: _cross_entropy,
     PolicyGradientObjectiveConfig: _policy_gradient,
 }

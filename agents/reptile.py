@@ -309,7 +309,7 @@ REPTILE = AgentKind(
     "initial weights near those that a few gradient steps lead to, for any loss; learnt by first order",
     ReptileConfig,
     ReptileLearner,
-    ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases"),
+    ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases", "objective.transductive"),
     network=("objective",),
     training_only=("moments",),
 )

@@ -1,13 +1,18 @@
 """Reptile against a plain loop of torch's optimisers, and its update against the analysis of the paper."""
 
+import copy
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from torch import Tensor, nn
 
 from rl2meta.agents.maml import InnerConfig, InnerLoop, Rows, named
 from rl2meta.agents.reptile import ReptileConfig, ReptileLearner
+from rl2meta.envs.few_shot import FewShot
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
@@ -78,6 +83,33 @@ def test_an_update_is_that_of_a_plain_loop_over_tasks(adam: bool) -> None:
         learner.update(trial, progress, generator(0))
         for weight, start, reached in zip(weights_of(learner), before, total, strict=True):
             torch.testing.assert_close(weight, start + step * (reached / num_tasks - start))
+
+
+def test_an_update_on_images_is_that_of_a_plain_loop_over_tasks(tmp_path: Path) -> None:
+    for number in range(8):
+        (tmp_path / f"{number}").mkdir()
+        for image in range(4):
+            noise = np.random.default_rng([number, image]).integers(0, 256, (8, 8), np.uint8)
+            Image.fromarray(noise).save(tmp_path / f"{number}" / f"{image}.png")
+    letters = FewShot(source="image_folders", path=str(tmp_path), ways=3, shots=1, queries=3, size=8)
+    network = {"objective": {"name": "cross_entropy", "filters": 3}, "hidden_sizes": []}
+    learner = learner_on(letters, **network, episodes_per_phase=3, inner_learning_rates=[0.2], meta_step=0.5)
+    trial = lived(learner, letters, 3)
+    before = weights_of(learner)
+    total = [torch.zeros_like(weight) for weight in before]
+    for task in range(3):
+        alone = copy.deepcopy(learner.learnt.network)
+        optimizer = torch.optim.SGD(alone.parameters(), lr=0.2)
+        for phase in trial.phases:
+            mine = slice(3 * task, 3 * task + 3)
+            optimizer.zero_grad()
+            logits = alone(phase.inputs.observation[0, mine].flatten(1))
+            nn.functional.cross_entropy(logits, phase.truth["target"][0, mine]).backward()
+            optimizer.step()
+        total = [sum_ + weight.detach() for sum_, weight in zip(total, alone.parameters(), strict=True)]
+    learner.update(trial, 0.0, generator(0))
+    for weight, start, reached in zip(weights_of(learner), before, total, strict=True):
+        torch.testing.assert_close(weight, start + 0.5 * (reached / 3 - start), rtol=1e-4, atol=1e-6)
 
 
 def _double(learner: ReptileLearner, phases: int, num_tasks: int) -> list[Rows]:
@@ -245,6 +277,7 @@ def test_it_learns_what_joint_training_does_not() -> None:
     [
         ({"rule": "meta_sgd"}, "agent.rule: expected a rule that has nothing to learn, got meta_sgd"),
         ({"keep_moments": True}, "agent.keep_moments: expected false with rule sgd"),
+        ({"objective": "cross_entropy"}, r"agent.hidden_sizes: expected \[\] with objective cross_entropy"),
         ({**POLICY, "minibatch": 4}, "agent.minibatch: expected null with objective policy_gradient, got 4"),
     ],
 )
