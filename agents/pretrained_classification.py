@@ -21,12 +21,12 @@ from torch import Tensor, nn
 
 from rl2meta.adam import Adam
 from rl2meta.agents.image_classifier import ImageClassifier
-from rl2meta.agents.maml import AT_TEST, InnerLoop, MAMLAgent, MetaWeights, by_row, named
+from rl2meta.agents.maml import AT_TEST, MAMLAgent, MetaWeights, by_row, named
 from rl2meta.agents.maml_classification import (
     CrossEntropy,
     MAMLClassificationConfig,
-    SupportedInnerLoop,
     classifier,
+    loop_of,
 )
 from rl2meta.agents.numbers import Count
 from rl2meta.agents.references.examples import nearest
@@ -132,8 +132,7 @@ class PretrainingLearner:
         self.meta = MetaWeights(self.network, config).to(device)
         features = self.network.head.in_features
         self.all_classes = seeded(lambda: nn.Linear(features, config.classes), seed).to(device)
-        kind = SupportedInnerLoop if config.batch_norm and not config.transductive else InnerLoop
-        inner = kind(self.network, CrossEntropy(observation_space), config)
+        inner = loop_of(config)(self.network, CrossEntropy(observation_space), config)
         self.agent: MAMLAgent | FeatureNeighbours = MAMLAgent(self.meta, inner)
         if config.nearest:
             self.agent = FeatureNeighbours(self.network, config)
