@@ -43,6 +43,7 @@ AGENTS: Mapping[str, Entry] = {
     "pretrained_classification": Entry(
         "rl2meta.agents.pretrained_classification:PRETRAINED_CLASSIFICATION",
         "one network for all training classes at once, fine-tuned on a task or asked for nearest features",
+    ),
     "reptile": Entry(
         "rl2meta.agents.reptile:REPTILE",
         "initial weights near those that a few gradient steps lead to, for any loss; learnt by first order",
