@@ -13,6 +13,7 @@ import torch
 
 from rl2meta.files import write_atomically, writing
 from rl2meta.speed.envs import env_suite
+from rl2meta.speed.few_shot import few_shot_suite
 from rl2meta.speed.learning import Judged, LearningSuite, measure_learning
 from rl2meta.speed.learning_figure import plot_learning
 from rl2meta.speed.maml import maml_suite
@@ -27,6 +28,7 @@ SUITES: Mapping[str, Callable[..., Suite]] = {
     "rollout": rollout_suite,
     "train": train_suite,
     "maml": maml_suite,
+    "few_shot": few_shot_suite,
     "references": references_suite,
     "workers": worker_suite,
 }
