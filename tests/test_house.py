@@ -345,6 +345,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/new_agent.md",
         "docs/new_family.md",
         "docs/your_own_environment.md",
+        "docs/reliability.md",
         "docs/results.md",
         "docs/watch.md",
         "docs/zoo.md",
