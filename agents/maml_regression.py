@@ -154,7 +154,7 @@ class MAMLRegressionLearner:
         self.config = config
         sizes = vector_size(observation_space), action_space.shape[0]
         network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
-        self.meta = MetaWeights(network, config).to(device)
+        self.meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
         self.inner = InnerLoop(network, SquaredError(observation_space), config)
         self.agent = MAMLAgent(self.meta, self.inner)
         self.optimizer = Adam(self.meta.parameters(), lr=config.learning_rate, fused=True)

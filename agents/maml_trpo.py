@@ -116,7 +116,7 @@ class MAMLTRPOLearner:
         )
         network = seeded(make, seed)
         network.to(device, dtype)
-        self.meta = MetaWeights(network, config).to(device, dtype)
+        self.meta = seeded(lambda: MetaWeights(network, config), seed).to(device, dtype)
         self.objective = PolicyGradient(observation_space, network, config)
         self.objective.units.to(device)
         self.inner = InnerLoop(network, self.objective, config)
