@@ -59,8 +59,8 @@ class LearnedOptimiserConfig(InnerConfig):
     )
     loss: Literal["squared_error", "cross_entropy"] = Field(
         "squared_error",
-        description="of the optimisee: Σ (f(x) − y)², or minus the log-probability of a one-hot y for scores "
-        "f(x); a mean over the examples of a phase",
+        description="of the optimisee: Σ (f(x) − y)², or the cross-entropy of scores f(x) with target scores "
+        "y; a mean over the examples of a phase",
     )
     episodes_per_phase: Count = Field(
         10, description="number of examples in each phase of a trial; a step of the rule follows a phase"
@@ -83,11 +83,12 @@ class LearnedOptimiserConfig(InnerConfig):
 
 
 class CrossEntropy(SquaredError):
-    """The loss of scores: L = −E[log softmax(f(x))_y], for one-hot y."""
+    """The loss of scores: L = −E[softmax(y) · log softmax(f(x))], for target scores y."""
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
-        """Return −Σ w log softmax(f(x))_y."""
-        log_prob = (rows.label * functional.log_softmax(outputs, dim=-1)).sum(dim=-1)  # [rows]
+        """Return −Σ w softmax(y) · log softmax(f(x))."""
+        wanted = rows.label.softmax(dim=-1)  # [rows, classes]
+        log_prob = (wanted * functional.log_softmax(outputs, dim=-1)).sum(dim=-1)  # [rows]
         return -(rows.weight * log_prob).sum()  # [rows] -> []
 
 

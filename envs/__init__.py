@@ -25,7 +25,6 @@ FAMILIES = {
     "rl2meta/PointNavigation-v0": "rl2meta.envs.navigation:PointNavigation",
     "rl2meta/Sinusoid-v0": "rl2meta.envs.sinusoids:Sinusoids",
     "rl2meta/Quadratic-v0": "rl2meta.envs.quadratics:Quadratics",
-    "rl2meta/Digits-v0": "rl2meta.envs.digits:Digits",
 }
 
 for _id, _family in FAMILIES.items():

@@ -20,9 +20,9 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
 _STRICT = ConfigDict(extra="forbid", strict=True)
-_WIDEST = 1e3
+_WIDEST, _SURE = 1e3, 100.0
 _CLASSES, _BRIGHTEST, _PIXELS = 10, 16, 64
-_SHOWN = 128  # examples in a mean of the picture
+_SHOWN, _NEXT = 128, 10  # examples in a mean of the picture, and examples to come
 _32_BITS = 0xFFFFFFFF
 
 
@@ -32,7 +32,7 @@ class Digits:
 
     An episode is one example: the observation is a picture of 64 numbers in [0, 1], the action is ten scores
     f, and the reward is the log-probability log softmax(f)_y of the correct digit y, so its mean over a batch
-    is minus the cross-entropy. The step's ``target`` is y as a one-hot vector.
+    is minus the cross-entropy. The step's ``target`` is 100 for y and 0 for the other digits.
 
     A task is a sequence of examples, and nothing else: what an agent can learn for new tasks is how to train.
     So the held-out tasks are other sequences of the same pictures; there is no test set of pictures.
@@ -74,10 +74,14 @@ class Digits:
         Raises:
             UserError: without scikit-learn, which holds the pictures.
         """
+        pictures, labels = self._data()
+        dynamics = _Examples(pictures.to(device), labels.to(device), self.classes)
+        return TensorVectorEnv(self, dynamics, num_envs, device)
+
+    def _data(self) -> tuple[Tensor, Tensor]:
         pictures, labels = digits()
         known = labels < self.classes
-        dynamics = _Examples(pictures[known].to(device), labels[known].to(device), self.classes)
-        return TensorVectorEnv(self, dynamics, num_envs, device)
+        return pictures[known], labels[known]
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return 0, [num_tasks]: log-probabilities are below that, and come as close as one likes."""
@@ -88,11 +92,21 @@ class Digits:
         return None
 
     def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
-        """Draw the cross-entropy of the examples so far, on a logarithmic scale."""
-        from rl2meta.envs.loss_pictures import draw_losses
+        """Draw the cross-entropy of the examples so far, and the next pictures of the sequence."""
+        from rl2meta.envs import loss_pictures
+        from rl2meta.envs import pictures as drawn
 
         losses = -history.rewards.reshape(-1)
-        draw_losses(figure, "Digits, batch after batch", losses, _SHOWN, "cross-entropy")
+        drawn.heading(
+            figure, "Digits, batch after batch", loss_pictures.told(losses, _SHOWN, "cross-entropy")
+        )
+        loss_pictures.draw_losses(figure, (0.085, 0.13, 0.885, 0.4), losses, _SHOWN, "cross-entropy")
+        known, _ = self._data()
+        episodes = len(losses) + torch.arange(_NEXT)
+        sequence = torch.as_tensor(drawn.parameter(tasks, "sequence", row))
+        for place, image in enumerate(known[_example(sequence, episodes, len(known))].numpy()):
+            box = (0.085 + 0.9 * place / _NEXT, 0.66, 0.07, 0.14)
+            loss_pictures.draw_grid(figure, box, image.reshape(8, 8), 1.0)
 
 
 class _Examples:
@@ -100,14 +114,14 @@ class _Examples:
 
     def __init__(self, pictures: Tensor, labels: Tensor, classes: int) -> None:
         self._pictures = pictures  # [pictures, 64]
-        self._targets = functional.one_hot(labels, classes).to(pictures.dtype)  # [pictures, classes]
+        self._labels = labels  # [pictures]
+        self._sure = _SURE * torch.eye(classes, device=labels.device)  # [classes, classes]
 
     def prepare(self, tasks: TensorTasks) -> TensorTasks:
         return tasks
 
     def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
-        # A function of task and episode: a trial that is repeated has the same examples.
-        return _mixed(tasks.parameters["sequence"] ^ _mixed(episode + 1)) % len(self._pictures)
+        return _example(tasks.parameters["sequence"], episode, len(self._pictures))
 
     def observe(self, state: Tensor) -> Tensor:
         return self._pictures[state]  # [B, 64]
@@ -115,14 +129,14 @@ class _Examples:
     def step(
         self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
     ) -> Transition:
-        target = self._targets[state]  # [B, classes]
-        scores = action.to(target.dtype).clamp(-_WIDEST, _WIDEST)
-        loss = -(target * functional.log_softmax(scores, dim=1)).sum(dim=1)  # [B]
+        label = self._labels[state]  # [B]
+        scores = action.to(self._pictures.dtype).clamp(-_WIDEST, _WIDEST)
+        loss = functional.cross_entropy(scores, label, reduction="none")  # [B]
         return Transition(
             state=state,
             reward=-loss,
             terminated=torch.ones_like(loss, dtype=torch.bool),
-            truth={"expected_reward": -loss, "regret": loss, "target": target},
+            truth={"expected_reward": -loss, "regret": loss, "target": self._sure[label]},
         )
 
 
@@ -142,6 +156,11 @@ def digits() -> tuple[Tensor, Tensor]:
         ) from None
     data = load_digits()
     return torch.from_numpy(data.data / _BRIGHTEST).float(), torch.from_numpy(data.target).long()
+
+
+def _example(sequence: Tensor, episode: Tensor, pictures: int) -> Tensor:
+    """Return a picture's number, a function of task and episode: a repeated trial has the same examples."""
+    return _mixed(sequence ^ _mixed(episode + 1)) % pictures
 
 
 def _mixed(number: Tensor) -> Tensor:

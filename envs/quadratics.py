@@ -82,11 +82,15 @@ class Quadratics:
         return None
 
     def draw(self, figure: "Figure", tasks: Tasks, row: int, history: History) -> None:
-        """Draw the loss of each batch of p guesses so far, on a logarithmic scale."""
-        from rl2meta.envs.loss_pictures import draw_losses
+        """Draw the loss of each batch of p guesses so far, and the hidden W and y."""
+        from rl2meta.envs import loss_pictures, pictures
 
-        title = f"A quadratic of {self.dimension} numbers ({self.law})"
-        draw_losses(figure, title, -history.rewards.reshape(-1), self.dimension, "loss")
+        losses, batch = -history.rewards.reshape(-1), self.dimension
+        pictures.heading(figure, "A quadratic", loss_pictures.told(losses, batch, "loss"))
+        loss_pictures.draw_losses(figure, (0.085, 0.13, 0.5, 0.62), losses, batch, "loss")
+        matrix, vector = (pictures.parameter(tasks, name, row) for name in ("matrix", "vector"))
+        loss_pictures.draw_grid(figure, (0.63, 0.13, 0.28, 0.62), matrix, 2.0, "W (hidden)")
+        loss_pictures.draw_grid(figure, (0.94, 0.13, 0.028, 0.62), vector[:, None], 2.0, "y")
 
 
 class _Rows:
