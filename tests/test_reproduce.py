@@ -15,7 +15,9 @@ import torch
 
 import rl2meta
 from rl2meta.commands import reproduce as module
+from rl2meta.commands.paper_table import write_table
 from rl2meta.commands.reproduce import reproduce
+from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints, contest
 from rl2meta.experiments.components import read_config, references_of
@@ -57,7 +59,8 @@ def fill(
     return table
 
 
-TABLES = [(name, core) for name in papers() for core in (load_paper(name).core, *load_paper(name).cores)]
+OF_RL2 = [name for name in papers() if name.startswith("duan2016")]
+TABLES = [(name, core) for name in OF_RL2 for core in (load_paper(name).core, *load_paper(name).cores)]
 
 
 @pytest.mark.parametrize(("name", "core"), TABLES)
@@ -76,6 +79,32 @@ def test_every_cell_names_an_experiment_and_agents_that_exist(name: str, core: s
         assert config.settings.training.episodes_per_trial == int(said["n"])
         if "k" in said:
             assert config.distribution.num_arms == int(said["k"])
+
+
+def test_a_table_of_losses_shows_them_after_some_steps(tmp_path: Path) -> None:
+    paper = load_paper("andrychowicz2016")
+    for cell in paper.cells.values():
+        config = read_config(cell.config, cell.overrides)
+        assert config.agent.rule.name == paper.core
+        known = references_of(config, config.settings.training.episodes_per_trial)
+        assert [config.agent_name, *known] == [*list(paper.agents)[:1], "random", *list(paper.agents)[1:]]
+        phases = config.settings.training.episodes_per_trial // config.agent.episodes_per_phase
+        assert phases == max(paper.after) + 1
+    folder = tmp_path / "quadratics"
+    settings = ["training.updates=1", "training.episodes_per_trial=20", "evaluation.tasks=2", "device=cpu"]
+    assert start_run("learned_optimiser_quadratics", settings, folder) == 0
+    curve = [{"mean": -float(step), "low": -step - 0.5, "high": 0.5 - step} for step in range(101)]
+    judged = {"mean_return": -5050.0, "return_standard_error": 1.0, "adaptation": curve}
+    said = {"agents": dict.fromkeys(paper.agents, judged), "num_tasks": 2, "seed": 0, "update": 1}
+    said |= {"env_steps": 2020, "trained_with": {}, "bayes_optimal_return": None, "oracle_return": 0.0}
+    (folder / "evaluation").mkdir()
+    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(said))
+    write_table(paper, tmp_path, {"quadratics": 2})
+    text = (tmp_path / "table.md").read_text()
+    assert "| agent | 0 | 1 | 5 | 10 | 20 | 50 | 100 |" in text
+    assert "| nag | 0.000 (-0.500 to 0.500) | -1.000 (-1.500 to -0.500) |" in text.replace("-0.000", "0.000")
+    cells = json.loads((tmp_path / "table.json").read_text())["cells"]
+    assert cells["quadratics"]["agents"]["adam"]["after"]["50"]["mean"] == -50
 
 
 def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) -> None:

@@ -36,6 +36,14 @@ class _OverSeeds(BaseModel):
     returns: _Ends = Field(alias="return")
 
 
+class _Block(BaseModel):
+    """What evaluation.json says of the episodes between two adaptations: their mean return."""
+
+    mean: _Number
+    low: _Number
+    high: _Number
+
+
 class _Judged(BaseModel):
     """What evaluation.json must say of an agent."""
 
@@ -45,6 +53,7 @@ class _Judged(BaseModel):
     return_standard_error: _Number
     constants: dict[str, _Count | _Number] = {}
     over_seeds: _OverSeeds | None = None
+    adaptation: list[_Block] = []
 
 
 class _Said(BaseModel):
@@ -148,6 +157,7 @@ def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
             "standard_error": judged.return_standard_error,
             "constants": judged.constants,
             **_of_seeds(judged.over_seeds),
+            **_of_blocks(paper, judged),
         }
         for (name, judged), column in zip(said.agents.items(), paper.agents.values(), strict=True)
     }
@@ -162,6 +172,13 @@ def _of_seeds(level: _OverSeeds | None) -> dict[str, Any]:
     return {"seeds": level.seeds, "over_seeds": {"low": level.returns.low, "high": level.returns.high}}
 
 
+def _of_blocks(paper: Paper, judged: _Judged) -> dict[str, Any]:
+    """Return the blocks that the table shows; nothing for a table that shows none."""
+    known = judged.adaptation
+    shown = {str(after): known[after].model_dump() for after in paper.after if after < len(known)}
+    return {"after": shown} if paper.after else {}
+
+
 def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"# {paper.source}\n"
     yield from (f"- {note}" for note in paper.notes)
@@ -173,7 +190,24 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
             f"trained on {filled['env_steps']:,} environment steps{begun}.\n"
         )
         yield from _rows(filled)
+        yield from _blocks(paper, filled)
         yield from _groups(filled)
+
+
+def _blocks(paper: Paper, filled: dict[str, Any]) -> Iterator[str]:
+    """Yield a table of the mean returns of an episode after some numbers of blocks, with their intervals."""
+    if not paper.after:
+        return
+    yield "\nMean return of an episode, 95 %, after so many blocks of episodes:\n"
+    yield f"| agent | {' | '.join(map(str, paper.after))} |"
+    yield f"| --- |{' ---: |' * len(paper.after)}"
+    for name, row in filled["agents"].items():
+        blocks = [row["after"].get(str(after)) for after in paper.after]
+        yield f"| {name} | {' | '.join('' if block is None else _said_block(block) for block in blocks)} |"
+
+
+def _said_block(block: Mapping[str, float]) -> str:
+    return f"{block['mean']:.3f} ({block['low']:.3f} to {block['high']:.3f})"
 
 
 def _groups(filled: dict[str, Any]) -> Iterator[str]:

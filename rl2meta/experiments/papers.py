@@ -34,7 +34,7 @@ class Cell(Training):
         published: the paper's name of a column -> its mean return.
     """
 
-    published: dict[str, float]
+    published: dict[str, float] = {}
 
 
 class Paper(BaseModel):
@@ -46,6 +46,7 @@ class Paper(BaseModel):
         agents: our name -> the paper's, or None if the paper has no such column; the trained agent is first.
         core: the core of the agent in the configs of ``cells``.
         cells: by name.
+        after: numbers of blocks of episodes; the table also shows the mean return of an episode after these.
         cores: another core -> how the cells are trained with it, by name.
     """
 
@@ -56,6 +57,7 @@ class Paper(BaseModel):
     agents: dict[str, str | None]
     core: str
     cells: dict[str, Cell]
+    after: list[int] = []
     cores: dict[str, dict[str, Training]] = {}
 
     @model_validator(mode="after")
