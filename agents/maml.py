@@ -213,7 +213,7 @@ class InnerLoop:
 
     def losses(self, adapted: Adapted, rows: Rows) -> Tensor:
         """Return the loss of each task, [num_tasks]."""
-        return self._losses(adapted.weights, rows)
+        return self._loss_of(self.outputs(adapted, rows.observation, rows.legal), rows)
 
     def advance(self, adapted: Adapted, rows: Rows) -> Adapted:
         """Take one step of the rule on every task: θ' = θ − α ∇L(θ) for sgd."""
@@ -253,7 +253,10 @@ class InnerLoop:
     def _losses(self, weights: Weights, rows: Rows) -> Tensor:
         # [num_tasks, rows, P]
         outputs = legal_only(self.network.stacked(weights, rows.observation), rows.legal)
-        losses: Tensor = vmap(self.objective.loss)(outputs, rows)  # [num_tasks]
+        return self._loss_of(outputs, rows)
+
+    def _loss_of(self, outputs: Tensor, rows: Rows) -> Tensor:
+        losses: Tensor = vmap(self.objective.loss)(outputs, rows)  # [num_tasks, rows, P] -> [num_tasks]
         return losses
 
 

@@ -1,4 +1,4 @@
-"""MAML for supervised tasks: inner steps on squared errors, outer steps by Adam.
+"""MAML for regression: inner steps on squared errors, outer steps by Adam (``outer_adam``).
 
 The inner and the outer loop are the same as for every other agent. An example is an episode of one step: the
 observation is x, the action is the prediction, and the family reveals the target after the action.
@@ -14,31 +14,20 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rl2meta.adam import Adam
-from rl2meta.agents.maml import (
-    AT_TEST,
-    InnerConfig,
-    InnerLoop,
-    MAMLAgent,
-    MetaWeights,
-    Rows,
-    by_row,
-    legal_rows,
-    named,
-    normalised,
-)
+from rl2meta.agents.maml import AT_TEST, InnerLoop, MetaWeights, Rows, by_row, legal_rows, normalised
 from rl2meta.agents.numbers import Count, Positive
+from rl2meta.agents.outer_adam import OuterAdam, OuterAdamConfig
 from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.beliefs import Amounts, Told
 from rl2meta.errors import UserError
-from rl2meta.learner_state import load_state, seeded, state_of, under
+from rl2meta.learner_state import seeded, under
 from rl2meta.networks import mlp, stacked
 from rl2meta.spaces import encoding
-from rl2meta.training import AgentKind, linear
-from rl2meta.trial import Choice, Trajectory, Trial
+from rl2meta.training import AgentKind
+from rl2meta.trial import Choice, Trajectory
 
 
-class MAMLRegressionConfig(InnerConfig):
+class MAMLRegressionConfig(OuterAdamConfig):
     """The hyper-parameters of MAML for regression."""
 
     hidden_sizes: list[Count] = Field([40, 40], description="units in each hidden layer")
@@ -49,15 +38,6 @@ class MAMLRegressionConfig(InnerConfig):
         [0.01],
         min_length=1,
         description="α of the first, second, … inner step; later inner steps use the last α",
-    )
-    support_phases: Count | None = Field(
-        1,
-        description="number of support phases; inner steps beyond this number use the last of them again; "
-        "null: each inner step uses the phase before it",
-    )
-    learning_rate: Positive = Field(1e-3, description="Adam's learning rate at the start of training")
-    final_learning_rate: Positive | None = Field(
-        None, description="Adam's learning rate at the end of training; null: no change"
     )
 
 
@@ -125,11 +105,18 @@ class RegressionNetwork(nn.Module):
         return stacked(self.head, under("head.", weights), features)
 
 
-class MAMLRegressionLearner:
-    """Adam on the error after adaptation: min over θ of E_tasks E[(f_θ'(x) − y)²].
+def maml_regression_learner(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    config: MAMLRegressionConfig,
+    device: torch.device | str = "cpu",
+    seed: int = 0,
+) -> OuterAdam:
+    """Return the learner: Adam on the error after adaptation, min over θ of E_tasks E[(f_θ'(x) − y)²].
 
     Args:
-        observation_space, action_space: of one environment; a prediction is an action.
+        observation_space: of one environment.
+        action_space: of one environment; a prediction is an action.
         config: hyper-parameters.
         device: where the weights live.
         seed: of the initial weights, the same on every device.
@@ -137,54 +124,20 @@ class MAMLRegressionLearner:
     Raises:
         UserError: if actions are not vectors of numbers, or observations are images.
     """
-
-    def __init__(
-        self,
-        observation_space: gym.Space[Any],
-        action_space: gym.Space[Any],
-        config: MAMLRegressionConfig,
-        device: torch.device | str = "cpu",
-        seed: int = 0,
-    ) -> None:
-        if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-            raise UserError(
-                f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
-                "use maml_trpo"
-            )
-        self.config = config
-        sizes = vector_size(observation_space), action_space.shape[0]
-        network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
-        self.meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
-        self.inner = InnerLoop(network, SquaredError(observation_space), config)
-        self.agent = MAMLAgent(self.meta, self.inner)
-        self.optimizer = Adam(self.meta.parameters(), lr=config.learning_rate, fused=True)
-
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Take one outer step on the last phase, through the inner steps before it."""
-        cfg = self.config
-        phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
-        state = self.inner.replay(named(self.meta), phases)[-1]
-        loss = self.inner.losses(state, phases[-1]).mean()  # [num_tasks] -> []
-        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
-        return {"loss": float(loss.detach()), "learning_rate": rate}
-
-    def state_dict(self) -> dict[str, Tensor]:
-        """Return the weights and the optimiser's state as named tensors."""
-        return state_of(self.meta, self.optimizer)
-
-    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
-        """Load the weights and the optimiser's state; names and shapes must match exactly."""
-        load_state(state, self.meta, self.optimizer)
+    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+        raise UserError(
+            f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
+            "use maml_classification for numbers of classes, or maml_trpo"
+        )
+    sizes = vector_size(observation_space), action_space.shape[0]
+    network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
+    meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
+    return OuterAdam(meta, InnerLoop(network, SquaredError(observation_space), config), config)
 
 
 MAML_REGRESSION = AgentKind(
     "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     MAMLRegressionConfig,
-    MAMLRegressionLearner,
+    maml_regression_learner,
     AT_TEST,
 )

@@ -23,7 +23,7 @@ FOLDERS = {"rl2meta": ROOT / "rl2meta", "rl2meta.envs": ROOT / "envs", "rl2meta.
 FOLDERS["rl2meta.configs"] = ROOT / "configs"
 LINKS = {"envs", "agents", "configs"}
 ENVS_MAY = {"counted", "tasks", "randomness", "dynamic_programming", "parts", "models", "predictions"}
-ENVS_MAY |= {"colours", "errors", "history", "rendering"}
+ENVS_MAY |= {"colours", "errors", "history", "rendering", "files"}
 ROOMS = {"envs": "envs", "agents": "agents", "configs": "configs", "experiments": "experiments"}
 ROOMS |= {"speed": "speed", "commands": "terminal", "cli": "terminal", "__main__": "terminal"}
 """The rooms that know agents and families; every other file of the package belongs to the spine."""

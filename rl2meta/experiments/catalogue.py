@@ -40,6 +40,10 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.learned_optimiser:LEARNED_OPTIMISER",
         "a rule of gradient steps, such as an LSTM, that trains networks from random initial weights",
     ),
+    "maml_classification": Entry(
+        "rl2meta.agents.maml_classification:MAML_CLASSIFICATION",
+        "initial weights that adapt by a few gradient steps on cross-entropies, learnt by Adam",
+    ),
     "mlsh": Entry(
         "rl2meta.agents.mlsh:MLSH",
         "sub-policies that all tasks share, and a new master for each task that learns to choose among them",
@@ -99,6 +103,10 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     "digits": Entry(
         "rl2meta.envs.digits:Digits",
         "Handwritten digits of 8 × 8 pixels, drawn with replacement; all tasks have the same 1,797 pictures.",
+    ),
+    "few_shot": Entry(
+        "rl2meta.envs.few_shot:FewShot",
+        "N classes that the agent must tell apart after K examples of each; training never has test classes.",
     ),
     "gymnasium": Entry(
         "rl2meta.envs.gym_tasks:GymnasiumTasks",

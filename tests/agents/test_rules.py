@@ -9,7 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, named, normalised
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner, SquaredError
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, SquaredError, maml_regression_learner
+from rl2meta.agents.outer_adam import OuterAdam
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.parts import at_most
 from rl2meta.rollout import RolloutWorker
@@ -38,13 +39,13 @@ TORCHS: dict[str, Any] = {
 }
 
 
-def learner_of(rule: str, **settings: Any) -> MAMLRegressionLearner:
+def learner_of(rule: str, **settings: Any) -> OuterAdam:
     settings = {"hidden_sizes": [4], "episodes_per_phase": 5, "support_phases": None, **settings}
     config = MAMLRegressionConfig(rule=RULES[rule], inner_learning_rates=[RATE], **settings)
-    return MAMLRegressionLearner(CURVES.observation_space, CURVES.action_space, config, seed=0)
+    return maml_regression_learner(CURVES.observation_space, CURVES.action_space, config, seed=0)
 
 
-def lived(learner: MAMLRegressionLearner, phases: int) -> Trial:
+def lived(learner: OuterAdam, phases: int) -> Trial:
     return RolloutWorker(CURVES).run(learner.agent, sample_tasks(CURVES, 3, 0, "train"), phases * 5, 0)
 
 
