@@ -42,8 +42,8 @@ ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
     "relu": nn.ReLU,
     "elu": nn.ELU,
 }
-RATES = tuple(round(10 ** (quarter / 4), 6) for quarter in range(-12, 5))
-"""Step sizes of the hand-made rules, from 0.001 to 10, four in each power of ten."""
+RATES = tuple(round(10 ** (quarter / 4), 6) for quarter in range(-12, 3))
+"""Step sizes of the hand-made rules, from 0.001 to 3.2, four in each power of ten."""
 
 
 class LearnedOptimiserConfig(InnerConfig):
@@ -277,7 +277,7 @@ def hand_made_rules(
     nag = lambda momentum=0.9: Momentum(momentum=momentum, nesterov=True)  # noqa: E731
     return {
         "sgd": reference("gradient descent, θ' = θ − α g", SGD),
-        "nag": reference("gradient descent with Nesterov's momentum", nag, momentum=(0.8, 0.9, 0.95)),
+        "nag": reference("gradient descent with Nesterov's momentum", nag, momentum=(0.9, 0.95)),
         "rmsprop": reference("RMSprop", RMSprop, decay=(0.9, 0.99)),
         "adam": reference("Adam", AdamRule),
     }
