@@ -22,7 +22,7 @@ from torch.nn import functional
 
 from rl2meta.adam import Adam
 from rl2meta.agents.lstm_rule import LSTMRule
-from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, Rows, named, together
+from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, Rows, named, rejoined
 from rl2meta.agents.maml_regression import SquaredError
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.policy_gradient import vector_size
@@ -225,7 +225,7 @@ class LearnedOptimiserLearner:
         if self.config.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.learnt.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
-        return together([end for end, _ in parts]), sum(loss for _, loss in parts) / (len(batches) - 1)
+        return rejoined([end for end, _ in parts]), sum(loss for _, loss in parts) / (len(batches) - 1)
 
     def _unroll(self, state: Adapted, batches: Sequence[Rows], num_tasks: int) -> tuple[Adapted, float]:
         """Add the gradient of Σₜ Lₜ(θₜ) of some of the tasks; return their last state and this sum.

@@ -311,7 +311,7 @@ class MAMLAgent:
             self._adapt_some(carry.adapted, trajectory, tasks)
             for tasks in in_parts(num_tasks, self.numbers_per_task(trajectory))
         ]
-        return carry._replace(adapted=parts[0] if len(parts) == 1 else together(parts))
+        return carry._replace(adapted=parts[0] if len(parts) == 1 else rejoined(parts))
 
     def _adapt_some(self, adapted: Adapted, trajectory: Trajectory, tasks: slice) -> Adapted:
         lanes = self.phase.lanes_per_task
@@ -359,7 +359,7 @@ def normalised(weight: Tensor) -> Tensor:
     return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def together(parts: Sequence[Adapted]) -> Adapted:
+def rejoined(parts: Sequence[Adapted]) -> Adapted:
     """Join the parts of the tasks again, along their first axis."""
     weights = {name: torch.cat([part.weights[name] for part in parts]) for name in parts[0].weights}
     kept = [part.kept for part in parts if part.kept is not None]

@@ -13,7 +13,7 @@ from typing import Any
 
 import gymnasium as gym
 import torch
-from pydantic import Field
+from pydantic import BaseModel, Field
 from torch import Tensor
 
 from rl2meta.agents.image_classifier import ImageClassifier
@@ -39,7 +39,19 @@ from rl2meta.training import AgentKind
 from rl2meta.trial import Choice, Trajectory
 
 
-class MAMLClassificationConfig(OuterAdamConfig):
+class ClassifierConfig(BaseModel):
+    """The settings of the network."""
+
+    filters: Count = Field(32, description="channels of each of the four convolutions")
+    batch_norm: bool = Field(True, description="normalise each channel by its mean and variance over images")
+    transductive: bool = Field(
+        False,
+        description="true: queries are normalised by the statistics of all queries of their phase, so an "
+        "answer depends on the other queries; false: by those of the support",
+    )
+
+
+class MAMLClassificationConfig(OuterAdamConfig, ClassifierConfig):
     """The hyper-parameters of MAML for classification."""
 
     hidden_sizes: list[Count] = Field(
@@ -52,13 +64,6 @@ class MAMLClassificationConfig(OuterAdamConfig):
         [0.4],
         min_length=1,
         description="α of the first, second, … inner step; later inner steps use the last α",
-    )
-    filters: Count = Field(32, description="channels of each of the four convolutions")
-    batch_norm: bool = Field(True, description="normalise each channel by its mean and variance over images")
-    transductive: bool = Field(
-        False,
-        description="true: queries are normalised by the statistics of all queries of their phase, so an "
-        "answer depends on the other queries; false: by those of the support",
     )
 
 
@@ -126,6 +131,11 @@ class SupportedInnerLoop(InnerLoop):
         return legal_only(logits[:, support.shape[1] :], legal)
 
 
+def loop_of(config: ClassifierConfig) -> type[InnerLoop]:
+    """Return the inner loop for the network: with batch norm, queries are seen beside the support or not."""
+    return SupportedInnerLoop if config.batch_norm and not config.transductive else InnerLoop
+
+
 def maml_classification_learner(
     observation_space: gym.Space[Any],
     action_space: gym.Space[Any],
@@ -147,12 +157,11 @@ def maml_classification_learner(
     """
     network = seeded(lambda: classifier(observation_space, action_space, config), seed)
     meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
-    kind = SupportedInnerLoop if config.batch_norm and not config.transductive else InnerLoop
-    return OuterAdam(meta, kind(network, CrossEntropy(observation_space), config), config)
+    return OuterAdam(meta, loop_of(config)(network, CrossEntropy(observation_space), config), config)
 
 
 def classifier(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], config: MAMLClassificationConfig
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], config: ClassifierConfig
 ) -> ImageClassifier:
     """Return an untrained network for the images and classes of a family.
 

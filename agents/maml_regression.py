@@ -6,8 +6,8 @@ observation is x, the action is the prediction, and the family reveals the targe
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2 and section 5.1.
 """
 
-from collections.abc import Mapping
-from typing import Any
+from collections.abc import Callable, Mapping
+from typing import Any, Literal
 
 import gymnasium as gym
 import torch
@@ -21,10 +21,12 @@ from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.beliefs import Amounts, Told
 from rl2meta.errors import UserError
 from rl2meta.learner_state import seeded, under
-from rl2meta.networks import mlp, stacked
+from rl2meta.networks import Tanh, mlp, stacked
 from rl2meta.spaces import encoding
 from rl2meta.training import AgentKind
 from rl2meta.trial import Choice, Trajectory
+
+Activation = Literal["relu", "tanh"]
 
 
 class MAMLRegressionConfig(OuterAdamConfig):
@@ -39,6 +41,7 @@ class MAMLRegressionConfig(OuterAdamConfig):
         min_length=1,
         description="α of the first, second, … inner step; later inner steps use the last α",
     )
+    activation: Activation = Field("relu", description="function of the hidden layers: relu or tanh")
 
 
 class SquaredError:
@@ -68,8 +71,8 @@ class SquaredError:
         if "target" not in trajectory.truth:
             raise UserError(
                 "agent.name: expected targets to learn from, got a trajectory without targets; use a family "
-                "that reveals them, such as sinusoids, or use maml_trpo (Stable-Baselines3's predict "
-                "provides no targets: use a rollout)"
+                "that reveals them, such as sinusoids, or use maml_trpo, or agent.objective=policy_gradient "
+                "with reptile (Stable-Baselines3's predict provides no targets: use a rollout)"
             )
         mask = by_row(trajectory.mask.float(), lanes)  # [T, num_tasks × lanes] -> [num_tasks, rows]
         observation = self.encode(trajectory.inputs.observation)  # [T, num_tasks × lanes, size]
@@ -87,11 +90,13 @@ class SquaredError:
 
 
 class RegressionNetwork(nn.Module):
-    """Encoded observation -> ReLU layers -> prediction."""
+    """Encoded observation -> hidden layers -> prediction."""
 
-    def __init__(self, in_features: int, out_features: int, hidden_sizes: list[int]) -> None:
+    def __init__(
+        self, in_features: int, out_features: int, hidden_sizes: list[int], activation: Activation = "relu"
+    ) -> None:
         super().__init__()
-        self.trunk = mlp(in_features, hidden_sizes, nn.ReLU)
+        self.trunk = mlp(in_features, hidden_sizes, _ACTIVATIONS[activation])
         self.head = nn.Linear(hidden_sizes[-1] if hidden_sizes else in_features, out_features)
 
     def forward(self, observation: Tensor) -> Tensor:
@@ -103,6 +108,25 @@ class RegressionNetwork(nn.Module):
         """Return [N, rows, out_features] for N tasks; each task uses its own weights."""
         features = stacked(self.trunk, under("trunk.", weights), observation)
         return stacked(self.head, under("head.", weights), features)
+
+
+def regression_network(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    hidden_sizes: list[int],
+    activation: Activation,
+) -> RegressionNetwork:
+    """Return the network of a regression for the spaces of one environment; a prediction is an action.
+
+    Raises:
+        UserError: if actions are not vectors of numbers, or observations are images.
+    """
+    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
+        raise UserError(
+            f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
+            "use maml_classification for numbers of classes, maml_trpo, or another agent.objective of reptile"
+        )
+    return RegressionNetwork(vector_size(observation_space), action_space.shape[0], hidden_sizes, activation)
 
 
 def maml_regression_learner(
@@ -124,20 +148,18 @@ def maml_regression_learner(
     Raises:
         UserError: if actions are not vectors of numbers, or observations are images.
     """
-    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-        raise UserError(
-            f"agent.name: expected predictions, a Box of one axis, got the action space {action_space}; "
-            "use maml_classification for numbers of classes, or maml_trpo"
-        )
-    sizes = vector_size(observation_space), action_space.shape[0]
-    network = seeded(lambda: RegressionNetwork(*sizes, config.hidden_sizes), seed)
+    spaces = observation_space, action_space
+    network = seeded(lambda: regression_network(*spaces, config.hidden_sizes, config.activation), seed)
     meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
     return OuterAdam(meta, InnerLoop(network, SquaredError(observation_space), config), config)
 
+
+_ACTIVATIONS: Mapping[Activation, Callable[[], nn.Module]] = {"relu": nn.ReLU, "tanh": Tanh}
 
 MAML_REGRESSION = AgentKind(
     "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     MAMLRegressionConfig,
     maml_regression_learner,
     AT_TEST,
+    network=("activation",),
 )

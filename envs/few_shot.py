@@ -15,6 +15,7 @@ from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.envs.image_pools import Pool, pool_of
 from rl2meta.errors import UserError
 from rl2meta.history import History
+from rl2meta.models import LabelledExamples
 from rl2meta.tasks import Split, Tasks, TensorTasks
 
 if TYPE_CHECKING:
@@ -91,6 +92,11 @@ class FewShot:
     def horizon(self) -> int:
         """The number of steps in an episode: one image."""
         return 1
+
+    @property
+    def model(self) -> LabelledExamples:
+        """The model of the tasks."""
+        return LabelledExamples(self.ways, self.shots)
 
     def pool(self) -> Pool:
         """Return the images by class; not to be changed in place."""

@@ -349,6 +349,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/many_runs.md",
         "docs/new_agent.md",
         "docs/new_family.md",
+        "docs/pretraining.md",
         "docs/your_own_environment.md",
         "docs/results.md",
         "docs/watch.md",

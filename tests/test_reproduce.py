@@ -15,9 +15,7 @@ import torch
 
 import rl2meta
 from rl2meta.commands import reproduce as module
-from rl2meta.commands.paper_table import write_table
 from rl2meta.commands.reproduce import reproduce
-from rl2meta.commands.train import start_run
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints, contest
 from rl2meta.experiments.components import read_config, references_of
@@ -59,8 +57,12 @@ def fill(
     return table
 
 
-OF_RL2 = [name for name in papers() if name.startswith("duan2016")]
-TABLES = [(name, core) for name in OF_RL2 for core in (load_paper(name).core, *load_paper(name).cores)]
+TABLES = [
+    (name, core)
+    for name in papers()
+    for core in (load_paper(name).core, *load_paper(name).cores)
+    if core  # the tables of RL²
+]
 
 
 @pytest.mark.parametrize(("name", "core"), TABLES)
@@ -81,30 +83,15 @@ def test_every_cell_names_an_experiment_and_agents_that_exist(name: str, core: s
             assert config.distribution.num_arms == int(said["k"])
 
 
-def test_a_table_of_losses_shows_them_after_some_steps(tmp_path: Path) -> None:
+def test_the_cells_of_learned_optimisers_have_their_agents_and_steps() -> None:
     paper = load_paper("andrychowicz2016")
     for cell in paper.cells.values():
         config = read_config(cell.config, cell.overrides)
-        assert config.agent.rule.name == paper.core
+        assert config.agent.rule.name == "lstm"
         known = references_of(config, config.settings.training.episodes_per_trial)
         assert [config.agent_name, *known] == [*list(paper.agents)[:1], "random", *list(paper.agents)[1:]]
         phases = config.settings.training.episodes_per_trial // config.agent.episodes_per_phase
-        assert phases == max(paper.after) + 1
-    folder = tmp_path / "quadratics"
-    settings = ["training.updates=1", "training.episodes_per_trial=20", "evaluation.tasks=2", "device=cpu"]
-    assert start_run("learned_optimiser_quadratics", settings, folder) == 0
-    curve = [{"mean": -float(step), "low": -step - 0.5, "high": 0.5 - step} for step in range(101)]
-    judged = {"mean_return": -5050.0, "return_standard_error": 1.0, "adaptation": curve}
-    said = {"agents": dict.fromkeys(paper.agents, judged), "num_tasks": 2, "seed": 0, "update": 1}
-    said |= {"env_steps": 2020, "trained_with": {}, "bayes_optimal_return": None, "oracle_return": 0.0}
-    (folder / "evaluation").mkdir()
-    (folder / "evaluation" / "evaluation.json").write_text(json.dumps(said))
-    write_table(paper, tmp_path, {"quadratics": 2})
-    text = (tmp_path / "table.md").read_text()
-    assert "| agent | 0 | 1 | 5 | 10 | 20 | 50 | 100 |" in text
-    assert "| nag | 0.000 (-0.500 to 0.500) | -1.000 (-1.500 to -0.500) |" in text.replace("-0.000", "0.000")
-    cells = json.loads((tmp_path / "table.json").read_text())["cells"]
-    assert cells["quadratics"]["agents"]["adam"]["after"]["50"]["mean"] == -50
+        assert phases == max(paper.blocks) + 1
 
 
 def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) -> None:
@@ -123,6 +110,47 @@ def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) 
     mean, error = gittins["mean_return"], gittins["standard_error"]
     share = mean / cell["bayes_optimal_return"]
     assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {share:.1%} |  |" in text
+
+
+def fill_few_shot(out: Path, *cells: str) -> dict[str, Any]:
+    """One update of 16 tasks with 15 examples each, and then three tasks."""
+    usual = {"core": None, "budget": 240.0, "tasks": 3, "device": "cpu", "threads": 1}
+    assert reproduce("few-shot-glyphs", cells=cells, out=out, **usual) == 0  # type: ignore[arg-type]
+    table: dict[str, Any] = json.loads((out / "table.json").read_text())
+    return table["cells"]
+
+
+def test_a_table_of_blocks_has_one_row_for_each_agent_and_no_reference_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = fill_few_shot(tmp_path, "maml", "maml_transductive")
+    report = json.loads((tmp_path / "maml" / "evaluation" / "evaluation.json").read_text())
+    steps = report["agents"]["maml_classification"]["adaptation"]
+    assert len(steps) == 11 and report["trained_with"]["agent.inner_steps"] == 1
+    filled = cells["maml"]["agents"]["maml_classification"]["blocks"]
+    assert {block: each["mean"] for block, each in filled.items()} == {
+        str(block): steps[block]["mean"] for block in (0, 1, 3, 5, 10)
+    }
+    assert cells["maml_transductive"]["from"] == "maml"
+    rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *("agent", "---", "maml", "nearest_neighbour", "maml_transductive")
+    ]
+    mean, low, high = (steps[10][end] for end in ("mean", "low", "high"))
+    assert f"| {mean:.3f} ± {(high - low) / 2:.3f} |  |" in rows[2]  # and nothing after 50 blocks
+    monkeypatch.setattr(module, "evaluate_run", no_evaluation)
+    assert fill_few_shot(tmp_path, "maml") == cells  # an evaluation with the changes of its cell fills it
+    with pytest.raises(UserError, match="expected none, because agents of this table have no core"):
+        with_core(load_paper("few-shot-glyphs"), "lstm")
+
+
+def test_every_cell_of_the_table_of_blocks_has_the_same_law() -> None:
+    paper = load_paper("few-shot-glyphs")
+    configs = [read_config(cell.config, cell.overrides) for cell in paper.cells.values()]
+    assert len({str(config.distribution) for config in configs}) == 1
+    assert {config.agent_name for config in configs} == {
+        *("maml_classification", "pretrained_classification", "reptile")
+    }
 
 
 def test_what_is_there_is_used_and_the_rest_added(tmp_path: Path) -> None:

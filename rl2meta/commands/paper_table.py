@@ -11,6 +11,8 @@ from rl2meta.commands.progress import say
 from rl2meta.experiments.components import row_name
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.group_folder import first_run, is_group, members
+from rl2meta.experiments.judging import trained_with
+from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.papers import Paper
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -37,7 +39,7 @@ class _OverSeeds(BaseModel):
 
 
 class _Block(BaseModel):
-    """What evaluation.json says of the episodes between two adaptations: their mean return."""
+    """The mean reward of an episode in a block of episodes, with its 95 % interval."""
 
     mean: _Number
     low: _Number
@@ -52,8 +54,8 @@ class _Judged(BaseModel):
     mean_return: _Number
     return_standard_error: _Number
     constants: dict[str, _Count | _Number] = {}
-    over_seeds: _OverSeeds | None = None
     adaptation: list[_Block] = []
+    over_seeds: _OverSeeds | None = None
 
 
 class _Said(BaseModel):
@@ -83,6 +85,7 @@ def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
         return None
     config = load_run_config(RunFolder.open(first_run(run_dir)))
     settings = config.settings
+    wanted = trained_with(config, judged(config, paper.cells[run_dir.name].judged_with))
     with reading(run_dir):
         paths = sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.lstat().st_mtime)
     for path in reversed(paths):
@@ -92,7 +95,7 @@ def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
             continue
         final = (settings.training.updates, settings.evaluation.seed) == (said.update, said.seed)
         whole = not is_group(run_dir) or _seeds_of(said) == _begun(run_dir)
-        if final and whole and not said.trained_with and tasks in (None, said.num_tasks):
+        if final and whole and said.trained_with == wanted and tasks in (None, said.num_tasks):
             return said
     return None
 
@@ -156,13 +159,19 @@ def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
             "mean_return": judged.mean_return,
             "standard_error": judged.return_standard_error,
             "constants": judged.constants,
+            **_at_blocks(paper, judged),
             **_of_seeds(judged.over_seeds),
-            **_of_blocks(paper, judged),
         }
         for (name, judged), column in zip(said.agents.items(), paper.agents.values(), strict=True)
     }
     facts = ("num_tasks", "seed", "update", "env_steps", "bayes_optimal_return", "oracle_return")
     return {**said.model_dump(include=set(facts)), "from": paper.cells[cell].begins_from, "agents": rows}
+
+
+def _at_blocks(paper: Paper, said: _Judged) -> dict[str, Any]:
+    """Return the blocks of the table by their numbers, those that the trial has; nothing for other tables."""
+    known = {block: said.adaptation[block] for block in paper.blocks if block < len(said.adaptation)}
+    return {"blocks": {block: each.model_dump() for block, each in known.items()}} if paper.blocks else {}
 
 
 def _of_seeds(level: _OverSeeds | None) -> dict[str, Any]:
@@ -172,16 +181,12 @@ def _of_seeds(level: _OverSeeds | None) -> dict[str, Any]:
     return {"seeds": level.seeds, "over_seeds": {"low": level.returns.low, "high": level.returns.high}}
 
 
-def _of_blocks(paper: Paper, judged: _Judged) -> dict[str, Any]:
-    """Return the blocks that the table shows; nothing for a table that shows none."""
-    known = judged.adaptation
-    shown = {str(after): known[after].model_dump() for after in paper.after if after < len(known)}
-    return {"after": shown} if paper.after else {}
-
-
 def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"# {paper.source}\n"
     yield from (f"- {note}" for note in paper.notes)
+    if paper.blocks:
+        yield from _by_block(paper, cells)
+        return
     for cell, filled in cells.items():
         begun = "" if filled["from"] is None else f", and began with the trained weights of {filled['from']}"
         yield f"\n## {cell}\n"
@@ -190,24 +195,30 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
             f"trained on {filled['env_steps']:,} environment steps{begun}.\n"
         )
         yield from _rows(filled)
-        yield from _blocks(paper, filled)
         yield from _groups(filled)
 
 
-def _blocks(paper: Paper, filled: dict[str, Any]) -> Iterator[str]:
-    """Yield a table of the mean returns of an episode after some numbers of blocks, with their intervals."""
-    if not paper.after:
-        return
-    yield "\nMean return of an episode, 95 %, after so many blocks of episodes:\n"
-    yield f"| agent | {' | '.join(map(str, paper.after))} |"
-    yield f"| --- |{' ---: |' * len(paper.after)}"
-    for name, row in filled["agents"].items():
-        blocks = [row["after"].get(str(after)) for after in paper.after]
-        yield f"| {name} | {' | '.join('' if block is None else _said_block(block) for block in blocks)} |"
+def _by_block(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield one table of all cells; a reference with the same figures in several cells has one row."""
+    tasks = sorted({f"{filled['num_tasks']:,}" for filled in cells.values()})
+    over = f"{' or '.join(tasks)} held-out tasks"
+    yield f"\nMean reward of an episode ± 95 % over {over}, after so many blocks of episodes.\n"
+    yield f"| agent | environment steps | {' | '.join(map(str, paper.blocks))} |"
+    yield f"| --- | ---: |{' ---: |' * len(paper.blocks)}"
+    seen: set[str] = set()
+    for cell, filled in cells.items():
+        for place, (name, row) in enumerate(filled["agents"].items()):
+            label, steps = (cell, f"{filled['env_steps']:,}") if place == 0 else (name, "0")
+            line = f"| {label} | {steps} | {' | '.join(_said_blocks(paper, row['blocks']))} |"
+            if line not in seen:
+                yield line
+            seen.add(line)
 
 
-def _said_block(block: Mapping[str, float]) -> str:
-    return f"{block['mean']:.3f} ({block['low']:.3f} to {block['high']:.3f})"
+def _said_blocks(paper: Paper, blocks: dict[int, dict[str, float]]) -> Iterator[str]:
+    for block in paper.blocks:
+        each = blocks.get(block)
+        yield "" if each is None else f"{each['mean']:.3f} ± {(each['high'] - each['low']) / 2:.3f}"
 
 
 def _groups(filled: dict[str, Any]) -> Iterator[str]:

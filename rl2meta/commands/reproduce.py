@@ -16,6 +16,7 @@ from rl2meta.experiments import checkpoints
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.config import RunConfig, differing
 from rl2meta.experiments.group_folder import first_run, is_group, members
+from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.papers import Cell, Paper, chosen_cells, load_paper, with_core, with_origins
 from rl2meta.experiments.restore import load_run_config, origin_of
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -30,6 +31,7 @@ class _Experiment(NamedTuple):
         source, overrides, config: the config that it is trained by.
         run_dir: its run folder.
         begins_from: the cell whose trained weights it begins with, or None.
+        judged_with: changes of the config for the evaluation.
     """
 
     cell: str
@@ -38,6 +40,7 @@ class _Experiment(NamedTuple):
     config: RunConfig
     run_dir: Path
     begins_from: str | None
+    judged_with: list[str]
 
 
 class _Seeds(NamedTuple):
@@ -119,7 +122,9 @@ def _experiment(
             )
         overrides.append(f"training.updates={int(budget // steps)}")
         config = read_config(cell.config, overrides)
-    experiment = _Experiment(label, cell.config, overrides, config, folder / label, cell.begins_from)
+    place, origin = folder / label, cell.begins_from
+    experiment = _Experiment(label, cell.config, overrides, config, place, origin, cell.judged_with)
+    judged(config, cell.judged_with)
     _refuse_another_run(experiment)
     return experiment
 
@@ -205,7 +210,7 @@ def _evaluate(paper: Paper, experiment: _Experiment, device: str, threads: int |
     settings = experiment.config.settings.evaluation
     evaluate_run(
         experiment.run_dir,
-        [],
+        experiment.judged_with,
         tasks=settings.tasks,
         seed=settings.seed,
         against=",".join(list(paper.agents)[1:]),

@@ -44,6 +44,14 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.maml_classification:MAML_CLASSIFICATION",
         "initial weights that adapt by a few gradient steps on cross-entropies, learnt by Adam",
     ),
+    "pretrained_classification": Entry(
+        "rl2meta.agents.pretrained_classification:PRETRAINED_CLASSIFICATION",
+        "one network for all training classes at once, fine-tuned on a task or asked for nearest features",
+    ),
+    "reptile": Entry(
+        "rl2meta.agents.reptile:REPTILE",
+        "initial weights near those that a few gradient steps lead to, for any loss; learnt by first order",
+    ),
     "mlsh": Entry(
         "rl2meta.agents.mlsh:MLSH",
         "sub-policies that all tasks share, and a new master for each task that learns to choose among them",

@@ -61,7 +61,7 @@ class Subject(NamedTuple):
     def facts(self) -> dict[str, Any]:
         """Return the length of the training, and the training settings that differ in the evaluation."""
         return {
-            "trained_with": _trained_with(self.trained, self.judged),
+            "trained_with": trained_with(self.trained, self.judged),
             "update": self.update,
             "env_steps": self.env_steps,
         }
@@ -272,7 +272,7 @@ def _learn(contest: Contest, say: Say) -> AgentResult:
     )
 
 
-def _trained_with(trained: RunConfig, judged: RunConfig) -> dict[str, Any]:
+def trained_with(trained: RunConfig, judged: RunConfig) -> dict[str, Any]:
     """Return the training settings that differ in the evaluation, with their values in training."""
     then, now = trained.flat(), judged.flat()
     changed = [key for key in differing(then, now) if key in then and not key.startswith("evaluation.")]
