@@ -343,7 +343,7 @@ def plot(
 
 @app.command()
 def reproduce(
-    table: Annotated[str, typer.Argument(metavar="TABLE", help="duan2016-bandits or duan2016-mdps.")],
+    table: Annotated[str, typer.Argument(metavar="TABLE", help="Such as duan2016-bandits.")],
     cells: Annotated[
         list[str] | None,
         typer.Option(metavar="CELL", help="Such as n=10,k=5; may be given several times. Default: all."),
