@@ -6,7 +6,8 @@ observation is x, the action is the prediction, and the family reveals the targe
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2 and section 5.1.
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import gymnasium as gym
@@ -33,6 +34,7 @@ from rl2meta.beliefs import Amounts, Told
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of, under
 from rl2meta.networks import mlp, stacked
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.spaces import encoding
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Choice, Trajectory, Trial
@@ -161,17 +163,32 @@ class MAMLRegressionLearner:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step on the last phase, through the inner steps before it."""
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Take one outer step on the shards of a batch, which have the same number of tasks."""
         cfg = self.config
-        phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
-        state = self.inner.replay(named(self.meta), phases)[-1]
-        loss = self.inner.losses(state, phases[-1]).mean()  # [num_tasks] -> []
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = [partial(self._lost, trial) for trial in trials]
+        told = set_gradients(list(self.meta.parameters()), losses, shards)
         self.optimizer.step()
-        return {"loss": float(loss.detach()), "learning_rate": rate}
+        return {"loss": float(told["loss"]), "learning_rate": rate}
+
+    def _lost(self, trial: Trial) -> Lost:
+        """Return the loss of the last phase of a trial on each task, after the inner steps before it."""
+        lanes = self.config.episodes_per_phase
+        phases = [self.inner.objective.rows(phase, lanes) for phase in trial.phases]
+        state = self.inner.replay(named(self.meta), phases)[-1]
+        loss = self.inner.losses(state, phases[-1]).mean()  # [num_tasks] -> []
+        return Lost(loss, torch.ones_like(loss), {"loss": loss})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights and the optimiser's state as named tensors."""

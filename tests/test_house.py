@@ -48,6 +48,7 @@ AGENTS_MAY = {
     "layers",
     "images",
     "learner_state",
+    "shards",
     "training",
     "deprecation",
     "spaces",

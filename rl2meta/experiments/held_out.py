@@ -14,6 +14,7 @@ from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.sections import TrainingConfig
 from rl2meta.randomness import derive
+from rl2meta.ranks import ONE, Ranks
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.trial import Agent
@@ -37,6 +38,7 @@ class HeldOut:
         num_episodes: in a trial.
         seed: of the held-out tasks and of the luck.
         evaluate: judges an agent.
+        ranks: the processes that share the tasks.
     """
 
     def __init__(
@@ -47,8 +49,9 @@ class HeldOut:
         num_episodes: int,
         seed: int,
         evaluate: Callable[..., AgentResult] = evaluate,
+        ranks: Ranks = ONE,
     ) -> None:
-        self._law, self._device, self._evaluate = law, device, evaluate
+        self._law, self._device, self._evaluate, self._ranks = law, device, evaluate, ranks
         self._num_tasks, self._num_episodes, self._seed = num_tasks, num_episodes, seed
         self._worker: RolloutWorker | None = None
 
@@ -61,7 +64,8 @@ class HeldOut:
         """Run the agent through one trial on every held-out task."""
         if self._worker is None:
             self._worker = RolloutWorker(self._law, self._device)
-        return self._evaluate(agent, self._worker, self.tasks, self._num_episodes, self._seed)
+        given = agent, self._worker, self.tasks, self._num_episodes, self._seed
+        return self._evaluate(*given, ranks=self._ranks)
 
     def metrics(self, agent: Agent[Any]) -> dict[str, float]:
         """Return ``held_out_return`` and, where the optimum is known, ``held_out_regret``.
@@ -85,7 +89,7 @@ class HeldOut:
             self._worker = None
 
 
-def held_out_of(config: RunConfig, device: torch.device) -> HeldOut:
+def held_out_of(config: RunConfig, device: torch.device, ranks: Ranks = ONE) -> HeldOut:
     """Return the held-out tasks of a training, ``training.evaluation_tasks`` ones.
 
     They come from the test branch of a seed s = derive(seed, "held_out"), where ``seed`` is that of the run.
@@ -100,9 +104,10 @@ def held_out_of(config: RunConfig, device: torch.device) -> HeldOut:
     Args:
         config: the experiment; a trial has as many episodes as in its evaluation.
         device: of the environments and the agent.
+        ranks: the processes that share the tasks.
     """
     num_tasks, seed = config.settings.training.evaluation_tasks, derive(config.settings.seed, "held_out")
-    return HeldOut(config.distribution, device, num_tasks, judged_episodes(config), seed)
+    return HeldOut(config.distribution, device, num_tasks, judged_episodes(config), seed, ranks=ranks)
 
 
 def is_due(training: TrainingConfig, update: int) -> bool:
