@@ -140,7 +140,7 @@ def set_gradients(
         names, told = list(found.told), [each.detach() for each in found.told.values()]
         if shards.total == 1:
             return dict(zip(names, told, strict=True))
-        rows.append(torch.cat([*map(_flat_gradient, weights), torch.stack(told)]))
+        rows.append(torch.cat([*map(_flat_gradient, weights), *(each.reshape(1) for each in told)]))
         shares.append(found.weight)
     mean = shards.mean(rows, shares)
     sizes = [*(weight.numel() for weight in weights), len(names)]
