@@ -251,4 +251,5 @@ def _join() -> Ranks:
 
 
 def _said(error: BaseException) -> str:
-    return str(error) if isinstance(error, UserError) else f"{type(error).__name__}: {error}"
+    plain = isinstance(error, UserError) or not isinstance(error, Exception)  # the latter: a signal
+    return str(error) if plain else f"{type(error).__name__}: {error}"

@@ -1,8 +1,8 @@
 """Starts ranks quickly: a process that has imported everything once forks each of them.
 
 It reads requests from its standard input, one JSON object a line, and answers with the ids of the processes;
-the request ``{"wait": [ids]}`` is answered with their exit codes. Each rank runs the command line as
-``python -m rl2meta`` would, after the code that the request gives for it.
+the request ``{"wait": [ids]}`` is answered with their exit codes. Each rank runs the code that the request
+gives for it, and then the command line as ``python -m rl2meta`` would.
 """
 
 import json
@@ -14,26 +14,22 @@ from typing import Any
 
 def main() -> None:
     """Serve until the input ends."""
-    import matplotlib.pyplot
-    import stable_baselines3.common.logger
-    import torch
-    import torch.distributed
-    import torch.utils.tensorboard
-
-    import rl2meta.agents.maml_regression
-    import rl2meta.agents.maml_trpo
-    import rl2meta.agents.rl2
-    import rl2meta.cli
-    import rl2meta.commands.evaluate
-    import rl2meta.commands.train
-
-    torch.set_num_threads(1)
-    if os.environ.get("SAY"):
-        print("import", sum(os.times()[:2]), file=sys.stderr)
+    _import_everything()
     for line in sys.stdin:
         request = json.loads(line)
         answer = [_exit_code(pid) for pid in request["wait"]] if "wait" in request else _started(request)
         print(json.dumps(answer), flush=True)
+
+
+def _import_everything() -> None:
+    import torch
+    import torch.distributed
+    import torch.utils.tensorboard
+
+    torch.set_num_threads(1)
+    torch.func.grad(lambda x: torch.func.vmap(torch.sin)(x).sum())(
+        torch.ones(2)
+    )  # the first use imports much
 
 
 def _started(request: dict[str, Any]) -> list[int]:
@@ -60,8 +56,8 @@ def _run(rank: dict[str, Any]) -> int:
         os.dup2(os.open(path, os.O_RDWR | os.O_CREAT), number)
     os.environ |= rank["env"]
     sys.argv = ["rl2meta", *rank["argv"]]
-    exec(rank["first"], {})
     try:
+        exec(rank["first"], {})
         main()
     except SystemExit as stop:
         return int(stop.code or 0)
@@ -70,8 +66,8 @@ def _run(rank: dict[str, Any]) -> int:
 
 def _exit_code(pid: int) -> int:
     _, status, used = os.wait4(pid, 0)
-    if os.environ.get("SAY"):
-        print(pid, "cpu", used.ru_utime + used.ru_stime, file=sys.stderr)
+    if "SAY" in os.environ:
+        print(f"rank {pid}: {used.ru_utime + used.ru_stime:.2f} s", file=sys.stderr)
     return os.waitstatus_to_exitcode(status)
 
 

@@ -75,7 +75,7 @@ def share(ranks: Ranks, run: Run) -> None:
 
 def _state_digest(state: dict[str, Tensor]) -> str:
     found = hashlib.sha256()
-    for name, tensor in state.items():
+    for name, tensor in sorted(state.items()):  # an order that loading a state may have changed
         found.update(name.encode())
         found.update(tensor.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())
     return found.hexdigest()[:16]
