@@ -18,7 +18,7 @@ from torch import Tensor
 from rl2meta.errors import UserError
 from rl2meta.workers.faults import EnvironmentFault
 
-TIMEOUT = "RL2META_RANK_TIMEOUT"
+TIMEOUT = "RANK_TIMEOUT"
 """The environment variable with the seconds that a rank waits for the others."""
 Result = TypeVar("Result")
 _SECONDS = 600.0

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.errors import UserError
-from rl2meta.ranks import ONE, Ranks
+from rl2meta.ranks import ONE, Ranks, Result
 from rl2meta.returns import explained_variance, masked_mean, mean_or_zero, standardised
 
 
@@ -46,6 +46,10 @@ class Shards:
     def names(self) -> list[tuple[str | int, ...]]:
         """The names of the own shards' random streams; a single shard needs none."""
         return [()] if self.total == 1 else [("shard", number) for number in self.own]
+
+    def together(self, call: Callable[[], Result]) -> Result:
+        """Return the result of ``call``; where it raises on one rank, it does on all (``Ranks.together``)."""
+        return call() if self.ranks.size == 1 else self.ranks.together(call)
 
     def gather(self, values: Sequence[Tensor]) -> list[Tensor]:
         """Return the tensors of all V shards, of the same shape, in the order of the shards."""

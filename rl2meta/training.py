@@ -187,7 +187,7 @@ def meta_train(
     for update in range(start, budget.updates):
         began = time.perf_counter()
         # A rank whose environments fail says so here, where no learner has changed yet.
-        trials = shards.ranks.together(partial(_lived, learner, worker, budget, seed, update, shards))
+        trials = shards.together(partial(_lived, learner, worker, budget, seed, update, shards))
         metrics = _learnt(learner, trials, update / budget.updates, seed, update, shards)
         if isinstance(distribution.action_space, gym.spaces.Box):
             phases = [phase for trial in trials for phase in trial.phases]

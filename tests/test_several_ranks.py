@@ -228,7 +228,7 @@ def test_a_signal_to_one_rank_stops_all_of_them(server: Server, alone: Path, tmp
     [
         ("", {1: ["seed=5"]}, "seed is 0 on rank 0, 5 on rank 1"),
         ("import rl2meta.experiments.agreement as a; a._code_digest = lambda: 'other'", {}, "the code of"),
-        ("", dict.fromkeys(range(2), ["training.shards=3"]), "expected a multiple of the 2 ranks, got 3"),
+        ("", {rank: ["training.shards=3"] for rank in range(2)}, "expected a multiple of the 2 ranks, got 3"),
     ],
     ids=["config", "code", "shards"],
 )

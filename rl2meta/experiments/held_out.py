@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -38,7 +38,6 @@ class HeldOut:
         num_episodes: in a trial.
         seed: of the held-out tasks and of the luck.
         evaluate: judges an agent.
-        ranks: the processes that share the tasks.
     """
 
     def __init__(
@@ -49,9 +48,8 @@ class HeldOut:
         num_episodes: int,
         seed: int,
         evaluate: Callable[..., AgentResult] = evaluate,
-        ranks: Ranks = ONE,
     ) -> None:
-        self._law, self._device, self._evaluate, self._ranks = law, device, evaluate, ranks
+        self._law, self._device, self._evaluate = law, device, evaluate
         self._num_tasks, self._num_episodes, self._seed = num_tasks, num_episodes, seed
         self._worker: RolloutWorker | None = None
 
@@ -64,8 +62,7 @@ class HeldOut:
         """Run the agent through one trial on every held-out task."""
         if self._worker is None:
             self._worker = RolloutWorker(self._law, self._device)
-        given = agent, self._worker, self.tasks, self._num_episodes, self._seed
-        return self._evaluate(*given, ranks=self._ranks)
+        return self._evaluate(agent, self._worker, self.tasks, self._num_episodes, self._seed)
 
     def metrics(self, agent: Agent[Any]) -> dict[str, float]:
         """Return ``held_out_return`` and, where the optimum is known, ``held_out_regret``.
@@ -106,8 +103,9 @@ def held_out_of(config: RunConfig, device: torch.device, ranks: Ranks = ONE) -> 
         device: of the environments and the agent.
         ranks: the processes that share the tasks.
     """
+    judge = evaluate if ranks.size == 1 else partial(evaluate, ranks=ranks)
     num_tasks, seed = config.settings.training.evaluation_tasks, derive(config.settings.seed, "held_out")
-    return HeldOut(config.distribution, device, num_tasks, judged_episodes(config), seed, ranks=ranks)
+    return HeldOut(config.distribution, device, num_tasks, judged_episodes(config), seed, judge)
 
 
 def is_due(training: TrainingConfig, update: int) -> bool:
