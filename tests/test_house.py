@@ -347,6 +347,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/new_family.md",
         "docs/your_own_environment.md",
         "docs/results.md",
+        "docs/several_machines.md",
         "docs/watch.md",
         "docs/zoo.md",
     ):
