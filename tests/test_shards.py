@@ -17,7 +17,7 @@ from rl2meta.experiments.components import make_learner, read_config
 from rl2meta.randomness import generator
 from rl2meta.ranks import Ranks
 from rl2meta.rollout import RolloutWorker
-from rl2meta.shards import ALONE, Shards
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.tasks import TaskDistribution, sample_tasks
 from rl2meta.training import ShardedLearner, refuse_shards
 from rl2meta.trial import Trial
@@ -94,6 +94,19 @@ def test_the_mean_is_added_in_the_order_of_the_shards() -> None:
     rows = [torch.tensor([1.0]), torch.tensor([1e8]), torch.tensor([-1e8])]
     assert float(Shards(3).mean(rows)) == 0.0
     assert float(Shards(3).mean(rows[1:] + rows[:1])) == pytest.approx(1 / 3)
+
+
+def test_a_weight_without_a_gradient_in_some_shard_has_the_gradient_zero_there() -> None:
+    """Weighted by what counts: 3 steps of the first shard, and 1 of the second, which does not use b."""
+    a, b = (torch.nn.Parameter(torch.zeros(2)) for _ in range(2))
+    losses = [
+        lambda: Lost((2 * a + 4 * b).sum(), torch.tensor(3.0), {"x": torch.tensor(1.0)}),
+        lambda: Lost(10 * a.sum(), torch.tensor(1.0), {"x": torch.tensor(5.0)}),
+    ]
+    told = set_gradients([a, b], losses, Shards(2))
+    assert told["x"] == 2.0
+    assert a.grad is not None and a.grad.tolist() == [4.0, 4.0]
+    assert b.grad is not None and b.grad.tolist() == [3.0, 3.0]
 
 
 def test_a_rank_owns_whole_shards() -> None:

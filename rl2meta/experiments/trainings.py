@@ -236,7 +236,7 @@ def _train(
             where = "" if folder is None else f". Its checkpoints are in {folder.path}"
             raise UserError(f"training diverged at {error}{where}") from None
         except EnvironmentFault as error:
-            raise _stopped_by(error, run, recorder) from None
+            raise (_stopped_by(error, run, recorder) if ranks.leads else UserError(str(error))) from None
     return run
 
 
