@@ -19,7 +19,6 @@ import rl2meta.evaluation
 import rl2meta.experiments.contest
 from rl2meta.ranks import TIMEOUT
 
-HERE = Path(__file__).parent
 BATCH = ["device=cpu", "training.shards=4", "training.trials_per_update=8"]
 PULLS = ["training.updates=3", "training.episodes_per_trial=3", "agent.epochs=2"]
 TRPO = [
@@ -72,8 +71,8 @@ class Server:
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
         self._process = subprocess.Popen(
-            [sys.executable, str(HERE / "rank_server.py")],
-            cwd=HERE.parent,
+            [sys.executable, "-m", "tests.rank_server"],
+            cwd=Path(__file__).parents[1],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -160,6 +159,16 @@ def test_four_ranks_and_two_have_the_bits_of_one(server: Server, alone: Path, tm
             assert _bits(folder / name) == _bits(alone / name), name
     newest = _bits(alone / "rl2")[1][-1]
     assert "held_out_return" in newest and newest["env_steps"] == 3 * 8 * 3
+
+
+def test_every_rank_has_workers_of_its_own(server: Server, tmp_path: Path) -> None:
+    settings = ["device=cpu", "training.shards=2", "training.updates=2", "training.trials_per_update=4"]
+    settings += ["training.episodes_per_trial=2", "distribution.horizon=5"]
+    for size, processes in ((1, 0), (2, 1)):
+        run = [f"workers.processes={processes}", "--run-dir", tmp_path / str(size)]
+        ended = server.run(size, "train", "rl2_cartpole", *settings, *run)
+        assert [each.code for each in ended] == [0] * size, ended
+    assert _bits(tmp_path / "1") == _bits(tmp_path / "2")
 
 
 def test_shards_have_tasks_of_their_own(server: Server, alone: Path, tmp_path: Path) -> None:
