@@ -163,8 +163,8 @@ class Ranks:
                 self._store.set(_FAILED, f"rank {self.number}: {_said(error)}")
 
     def linger(self) -> None:
-        """Wait until the others have heard: the message may be in the memory of this process."""
-        if self._store is None:
+        """Wait until the others have heard, if what they read is in the memory of this process."""
+        if self._store is None or not self.leads or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
         with suppress(RuntimeError):
             others = [f"{_ALIVE}{number}" for number in range(self.size) if number != self.number]
@@ -178,10 +178,14 @@ class Ranks:
             if self._until(lambda: self._store.check([_FAILED])):
                 return str(self._store.get(_FAILED).decode())
             missing = [each for each in range(self.size) if not self._store.check([f"{_ALIVE}{each}"])]
-        which = f"rank {', '.join(map(str, missing))}" if missing else "another rank"
+        which = f"rank {' or '.join(map(str, missing))}" if missing else "another rank"
+        late = "imed out" in str(error)
+        why = (
+            f"it hangs, after {self._seconds:g} s" if late else "it was killed, for lack of memory or by hand"
+        )
         return (
-            f"expected an answer of every rank within {self._seconds:g} s, got none of {which}: it was "
-            f"killed, or hangs ({str(error).splitlines()[0]:.100}); start again with --resume"
+            f"expected an answer of every rank, got none of {which}: {why}; continue with --resume "
+            f"({str(error).splitlines()[0]:.120})"
         )
 
     def _until(self, condition: Callable[[], bool]) -> bool:
@@ -200,9 +204,9 @@ def world_size() -> int:
     return int(os.environ.get("WORLD_SIZE") or 1)
 
 
-def is_restarted() -> bool:
-    """Return whether ``torchrun --max-restarts`` has started this process again."""
-    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0) > 0
+def restarts() -> int:
+    """Return how often ``torchrun --max-restarts`` has started the ranks again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT") or 0)
 
 
 @contextmanager
@@ -239,6 +243,7 @@ def _join() -> Ranks:
     wait = timedelta(seconds=seconds)
     try:
         store, number, size = next(rendezvous("env://", timeout=wait))
+        store = PrefixStore(f"attempt {restarts()}", store)  # torchrun keeps what the attempt before wrote
         group = PrefixStore("group", store)
         backend = "cpu:gloo,cuda:nccl" if torch.cuda.is_available() else "gloo"
         distributed.init_process_group(backend, store=group, rank=number, world_size=size, timeout=wait)

@@ -14,7 +14,7 @@ from rl2meta.experiments.entry import train
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import has_run
 from rl2meta.experiments.trainings import quoted, resume, resume_command
-from rl2meta.ranks import Ranks, is_restarted, joined
+from rl2meta.ranks import Ranks, joined, restarts
 
 
 class Terminal:
@@ -78,7 +78,7 @@ def start_run(
     If ``torchrun`` has started the ranks again after a failure, they go on with the run in the folder.
     """
     with joined() as ranks:
-        if is_restarted() and ranks.of_the_leader(lambda: "there" if has_run(run_dir) else ""):
+        if restarts() and ranks.of_the_leader(lambda: "there" if has_run(run_dir) else ""):
             return _resumed(run_dir, source, overrides, trust, ranks)
         terminal = Terminal(ranks)
         return _shown(
