@@ -5,30 +5,31 @@
 Other files define the loss of a task and the outer step that learns θ: ``maml_trpo`` adapts by policy
 gradients and learns by a trust region, ``maml_regression`` adapts by squared errors and learns by Adam.
 
+Other rules may take the place of the gradient step (``rules``).
+
 Source: Finn et al. 2017, *Model-Agnostic Meta-Learning for Fast Adaptation of Deep Networks*
-(arXiv 1703.03400), algorithms 1 and 3. Learnt step sizes: Li et al. 2017 (arXiv 1707.09835).
+(arXiv 1703.03400), algorithms 1 and 3.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, NamedTuple, Protocol
+from typing import Annotated, Any, NamedTuple, Protocol, Self
 
 import torch
-from pydantic import BaseModel, ConfigDict, Field
+from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
 from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
+from rl2meta.agents.rule import Rule, State, Weights
+from rl2meta.agents.rules import SGD, AnyRule, MetaSGD
 from rl2meta.beliefs import Told
 from rl2meta.learner_state import under
 from rl2meta.networks import legal_only
 from rl2meta.parts import in_parts
-from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
+from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, over_fields
 
-Weights = Mapping[str, Tensor]
-
-
-AT_TEST = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "support_phases")
+AT_TEST = ("episodes_per_phase", "inner_learning_rates", "inner_steps", "rule", "support_phases")
 """The keys of an ``InnerConfig`` that may change after training: how the agent adapts."""
 
 
@@ -44,9 +45,8 @@ class InnerConfig(BaseModel):
     inner_learning_rates: Annotated[list[Positive], Field(min_length=1)] = Field(
         [0.1], description="α of the first, second, … inner step; later inner steps use the last α"
     )
-    learn_inner_rates: bool = Field(
-        False, description="learn a factor of α for each weight of the network, as Meta-SGD does"
-    )
+    rule: AnyRule = Field(SGD(), description="how a gradient changes the weights: its name and its settings")
+    learn_inner_rates: bool = Field(False, description="true: the same as rule meta_sgd instead of sgd")
     inner_steps: Annotated[int, Field(ge=0, le=2**20)] | None = Field(
         None, description="maximum number of gradient steps; null: one after every phase"
     )
@@ -58,6 +58,24 @@ class InnerConfig(BaseModel):
     first_order: bool = Field(
         False, description="ignore the derivative of the inner gradient with respect to θ (FOMAML)"
     )
+
+    @field_validator("rule", mode="before")
+    @classmethod
+    def _named(cls, rule: Any) -> Any:
+        return {"name": rule} if isinstance(rule, str) else rule
+
+    @model_validator(mode="after")
+    def _one_rule(self) -> Self:
+        if self.learn_inner_rates and self.rule.name not in ("sgd", "meta_sgd"):
+            raise ValueError(
+                f"learn_inner_rates: expected false with rule {self.rule.name}, got true; it stands for the "
+                "rule meta_sgd, so set one of the two"
+            )
+        return self
+
+    def inner_rule(self) -> Rule:
+        """Return the rule of the inner steps."""
+        return MetaSGD() if self.learn_inner_rates else self.rule
 
 
 class Rows(NamedTuple):
@@ -118,20 +136,19 @@ class TaskNetwork(Protocol):
         """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
         ...
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the network of one task."""
+        ...
+
 
 class MetaWeights(nn.Module):
-    """The parameters of the outer loop: θ and, for Meta-SGD, a factor of α for each weight, initially 1.
-
-    All inner steps share the factors, so inner steps beyond those of training can use them too.
-    """
+    """The parameters of the outer loop: θ, and what it learns of the rule of the inner steps."""
 
     def __init__(self, network: nn.Module, config: InnerConfig) -> None:
         super().__init__()
         self.network = network
-        weights = network.named_parameters() if config.learn_inner_rates else ()
-        self.factors = nn.ParameterDict(
-            {name.replace(".", "/"): torch.ones_like(value) for name, value in weights}
-        )
+        for name, part in config.inner_rule().learnt(network).items():
+            self.add_module(name, part)
 
 
 class Adapted(NamedTuple):
@@ -139,21 +156,24 @@ class Adapted(NamedTuple):
 
     Attributes:
         weights: the network's parameters by name, stacked over tasks: [num_tasks, ...] each.
-        factors: factors of α for each weight, shared by all tasks; empty if they are not learnt.
+        learnt: the parameters of the rule, by name, shared by all tasks; empty if nothing of it is learnt.
+        state: what the rule remembers of the steps before, tensors [num_tasks, ...].
         steps: number of gradient steps taken.
         kept: the last support phase, which later inner steps use again; None if there is none.
     """
 
     weights: Weights
-    factors: Weights
+    learnt: Weights
+    state: State
     steps: int
     kept: Rows | None
 
     def of(self, tasks: slice) -> "Adapted":
         """Return the state of a slice of the tasks."""
         weights = {name: value[tasks] for name, value in self.weights.items()}
+        state = over_fields(lambda field: field[tasks], self.state)
         kept = None if self.kept is None else self.kept.of(tasks)
-        return self._replace(weights=weights, kept=kept)
+        return self._replace(weights=weights, state=state, kept=kept)
 
 
 @dataclass(frozen=True)
@@ -174,11 +194,15 @@ class InnerLoop:
 
     def begin(self, meta: Weights, num_tasks: int) -> Adapted:
         """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
-        theta, learnt = under("network.", meta), under("factors.", meta)
-        factors = {name.replace("/", "."): factor for name, factor in learnt.items()}
+        theta = under("network.", meta)
         # [...] -> [num_tasks, ...]
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
-        return Adapted(weights, factors, 0, None)
+        learnt = {name: value for name, value in meta.items() if not name.startswith("network.")}
+        return self.start(weights, learnt)
+
+    def start(self, weights: Weights, learnt: Weights) -> Adapted:
+        """Return the state before the first step from weights [num_tasks, ...]; see ``Adapted``."""
+        return Adapted(weights, learnt, self.config.inner_rule().begin(weights), 0, None)
 
     def outputs(self, adapted: Adapted, observation: Tensor, legal: Tensor | None = None) -> Tensor:
         """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size].
@@ -189,24 +213,27 @@ class InnerLoop:
 
     def losses(self, adapted: Adapted, rows: Rows) -> Tensor:
         """Return the loss of each task, [num_tasks]."""
-        return self._losses(adapted.weights, rows)
+        return self._loss_of(self.outputs(adapted, rows.observation, rows.legal), rows)
 
     def advance(self, adapted: Adapted, rows: Rows) -> Adapted:
-        """Take one gradient step on every task: θ' = θ − α ∇L(θ)."""
+        """Take one step of the rule on every task: θ' = θ − α ∇L(θ) for sgd."""
         cfg = self.config
         if cfg.inner_steps is not None and adapted.steps >= cfg.inner_steps:
             return adapted
         if adapted.kept is not None and adapted.steps >= (cfg.support_phases or 0):
             rows = adapted.kept
-        # The loss of a task depends on its own weights only, so one gradient of the sum serves all tasks.
-        gradients = grad(lambda weights: self._losses(weights, rows).sum())(dict(adapted.weights))
         rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
-        weights = {
-            name: weight - rate * adapted.factors.get(name, 1.0) * self._treated(gradients[name])
-            for name, weight in adapted.weights.items()
-        }
+        gradients = self._gradients(adapted.weights, rows)
+        rule, learnt = cfg.inner_rule(), adapted.learnt
+        weights, state = rule.step(adapted.weights, adapted.state, gradients, rate, learnt)
         kept = None if cfg.support_phases is None else rows
-        return Adapted(weights, adapted.factors, adapted.steps + 1, kept)
+        return Adapted(weights, learnt, state, adapted.steps + 1, kept)
+
+    def _gradients(self, weights: Weights, rows: Rows) -> dict[str, Tensor]:
+        """Return the gradient of each task's loss, by name, [num_tasks, ...] each."""
+        # The loss of a task depends on its own weights only, so one gradient of the sum serves all tasks.
+        gradients = grad(lambda theta: self._losses(theta, rows).sum())(dict(weights))
+        return {name: g.detach() for name, g in gradients.items()} if self.config.first_order else gradients
 
     def replay(self, meta: Weights, phases: Sequence[Rows]) -> list[Adapted]:
         """Repeat the inner steps of a trial; return the state that acted in each phase.
@@ -226,11 +253,14 @@ class InnerLoop:
     def _losses(self, weights: Weights, rows: Rows) -> Tensor:
         # [num_tasks, rows, P]
         outputs = legal_only(self.network.stacked(weights, rows.observation), rows.legal)
-        losses: Tensor = vmap(self.objective.loss)(outputs, rows)  # [num_tasks]
+        return self._loss_of(outputs, rows)
+
+    def _loss_of(self, outputs: Tensor, rows: Rows) -> Tensor:
+        losses: Tensor = vmap(self.objective.loss)(outputs, rows)  # [num_tasks, rows, P] -> [num_tasks]
         return losses
 
-    def _treated(self, gradient: Tensor) -> Tensor:
-        return gradient.detach() if self.config.first_order else gradient
+
+Start = Callable[[int, torch.Generator], Adapted]
 
 
 class MAMLCarry(NamedTuple):
@@ -241,15 +271,22 @@ class MAMLCarry(NamedTuple):
 
 
 class MAMLAgent:
-    """Acts with fixed weights during a phase, and adapts them by one inner step between phases."""
+    """Acts with fixed weights during a phase, and adapts them by one inner step between phases.
 
-    def __init__(self, meta: MetaWeights, inner: InnerLoop) -> None:
+    Args:
+        meta: the parameters of the outer loop.
+        inner: the inner loop.
+        start: (number of tasks, generator) -> the state at the start of a trial; None: copies of θ.
+    """
+
+    def __init__(self, meta: nn.Module, inner: InnerLoop, start: Start | None = None) -> None:
         self.meta, self.inner = meta, inner
+        self._start = start or (lambda num_tasks, _: inner.begin(named(meta), num_tasks))
         self.phase = Phase(episodes=1, lanes_per_task=inner.config.episodes_per_phase)
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> MAMLCarry:
-        """Return θ for every task."""
-        return MAMLCarry(self.inner.begin(named(self.meta), num_tasks), generator)
+        """Return the initial weights of every task."""
+        return MAMLCarry(self._start(num_tasks, generator), generator)
 
     def act(self, carry: MAMLCarry, step: TimeStep) -> tuple[Choice, MAMLCarry]:
         """Choose an action in every lane with the weights of its task."""
@@ -274,7 +311,7 @@ class MAMLAgent:
             self._adapt_some(carry.adapted, trajectory, tasks)
             for tasks in in_parts(num_tasks, self.numbers_per_task(trajectory))
         ]
-        return carry._replace(adapted=parts[0] if len(parts) == 1 else _joined(parts))
+        return carry._replace(adapted=parts[0] if len(parts) == 1 else rejoined(parts))
 
     def _adapt_some(self, adapted: Adapted, trajectory: Trajectory, tasks: slice) -> Adapted:
         lanes = self.phase.lanes_per_task
@@ -286,9 +323,9 @@ class MAMLAgent:
     def numbers_per_task(self, trajectory: Trajectory) -> int:
         """Estimate how many numbers an inner step holds per task; its derivative holds twice as many."""
         rows = len(trajectory.mask) * self.phase.lanes_per_task
-        units = sum(weight.shape[-1] for weight in self.meta.network.parameters())
-        weights = sum(weight.numel() for weight in self.meta.network.parameters())
-        return 4 * rows * units + 2 * weights
+        units = sum(weight.shape[-1] for weight in self.inner.network.parameters())
+        weights = sum(weight.numel() for weight in self.inner.network.parameters())
+        return 4 * rows * units + (2 + self.inner.config.inner_rule().numbers_per_weight) * weights
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:
@@ -322,9 +359,10 @@ def normalised(weight: Tensor) -> Tensor:
     return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
-def _joined(parts: Sequence[Adapted]) -> Adapted:
+def rejoined(parts: Sequence[Adapted]) -> Adapted:
     """Join the parts of the tasks again, along their first axis."""
     weights = {name: torch.cat([part.weights[name] for part in parts]) for name in parts[0].weights}
     kept = [part.kept for part in parts if part.kept is not None]
     rows = Rows(*(torch.cat(fields) for fields in zip(*kept, strict=True))) if kept else None
-    return parts[0]._replace(weights=weights, kept=rows)
+    state = over_fields(lambda *each: torch.cat(each), *(part.state for part in parts))
+    return parts[0]._replace(weights=weights, state=state, kept=rows)

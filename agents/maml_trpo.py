@@ -6,7 +6,6 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from functools import partial
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -18,13 +17,11 @@ from torch.nn.utils import parameters_to_vector
 from rl2meta.agents.maml import AT_TEST, InnerLoop, MAMLAgent, MetaWeights
 from rl2meta.agents.numbers import Fraction, Positive
 from rl2meta.agents.outer_problem import OuterProblem, Sharded, joined, unflatten
-from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, PolicyNetwork, vector_size
+from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_network
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
-from rl2meta.networks import LOOKED_UP
 from rl2meta.returns import RewardSignal, reward_signal
 from rl2meta.shards import ALONE, Shards
-from rl2meta.spaces import num_looked_up
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
@@ -106,19 +103,10 @@ class MAMLTRPOLearner:
         dtype: torch.dtype = torch.float32,
     ) -> None:
         self.config = config
-        rows = num_looked_up(observation_space)
-        make = partial(
-            PolicyNetwork,
-            LOOKED_UP if rows else vector_size(observation_space),
-            action_space,
-            config.hidden_sizes,
-            config.initial_deviation,
-            config,
-            rows,
-        )
-        network = seeded(make, seed)
+        spaces = observation_space, action_space
+        network = seeded(lambda: policy_network(*spaces, config.hidden_sizes, config), seed)
         network.to(device, dtype)
-        self.meta = MetaWeights(network, config).to(device, dtype)
+        self.meta = seeded(lambda: MetaWeights(network, config), seed).to(device, dtype)
         self.objective = PolicyGradient(observation_space, network, config)
         self.objective.units.to(device)
         self.inner = InnerLoop(network, self.objective, config)

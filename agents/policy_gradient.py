@@ -15,7 +15,7 @@ from rl2meta.beliefs import Told, policy_told
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
 from rl2meta.learner_state import under
-from rl2meta.networks import ActionDistribution, Lookup, Tanh, action_head, mlp, stacked
+from rl2meta.networks import LOOKED_UP, ActionDistribution, Lookup, Tanh, action_head, mlp, stacked
 from rl2meta.returns import discounted_lengths, discounted_returns, gae, masked_mean, standardised
 from rl2meta.shards import ALONE, Shards
 from rl2meta.spaces import encoding, input_encoding, num_looked_up
@@ -23,8 +23,8 @@ from rl2meta.trial import Choice, Trajectory, Trial
 from rl2meta.units import RAW, ObservationUnits, RewardUnits, UnitsConfig, action_units
 
 
-class PolicyGradientConfig(InnerConfig, UnitsConfig):
-    """The settings of inner steps by policy gradients."""
+class AdvantageConfig(UnitsConfig):
+    """The settings of a policy and of the advantages that its gradient follows."""
 
     initial_deviation: Positive = Field(
         1.0,
@@ -43,6 +43,10 @@ class PolicyGradientConfig(InnerConfig, UnitsConfig):
         description="scale the advantages of each task to mean 0 and standard deviation 1; false keeps "
         "their size, which may tell the agent something about the task",
     )
+
+
+class PolicyGradientConfig(InnerConfig, AdvantageConfig):
+    """The settings of MAML's inner steps by policy gradients."""
 
 
 def vector_size(observation_space: gym.Space[Any]) -> int:
@@ -116,6 +120,22 @@ class PolicyNetwork(nn.Module):
         return self.head.stacked(under("head.", weights), features)  # [N, rows, P]
 
 
+def policy_network(
+    observation_space: gym.Space[Any],
+    action_space: gym.Space[Any],
+    hidden_sizes: list[int],
+    config: AdvantageConfig,
+) -> PolicyNetwork:
+    """Return the network of a policy for the spaces of one environment.
+
+    Raises:
+        UserError: for image observations.
+    """
+    rows = num_looked_up(observation_space)
+    size = LOOKED_UP if rows else vector_size(observation_space)
+    return PolicyNetwork(size, action_space, hidden_sizes, config.initial_deviation, config, rows)
+
+
 class PolicyGradient:
     """The inner loop's objective for reinforcement learning: L = −E[Â log π(a | o)], with sampled rewards.
 
@@ -135,7 +155,7 @@ class PolicyGradient:
     """
 
     def __init__(
-        self, observation_space: gym.Space[Any], network: PolicyNetwork, config: PolicyGradientConfig
+        self, observation_space: gym.Space[Any], network: PolicyNetwork, config: AdvantageConfig
     ) -> None:
         self._observation = input_encoding(observation_space)
         self._dtype = network.head.linear.weight.dtype

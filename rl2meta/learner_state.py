@@ -6,7 +6,7 @@ from typing import TypeVar
 import torch
 from torch import Tensor, nn
 
-Network = TypeVar("Network", bound=nn.Module)
+Network = TypeVar("Network")
 
 
 def state_of(network: nn.Module, optimizer: torch.optim.Optimizer | None = None) -> dict[str, Tensor]:

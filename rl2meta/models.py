@@ -243,7 +243,41 @@ class PayingPoint:
         return len(self.moves)
 
 
-Model = BernoulliArms | GaussianArms | DependentArms | TwoStepTask | TabularMDP | HiddenGoals | PayingPoint
+@dataclass(frozen=True)
+class LabelledExamples:
+    """Classes that are told apart from examples; an episode is one example, and the action is its class.
+
+    The step's ``target`` is the correct class. The first ``num_actions × shots`` episodes of a trial are the
+    support, ``shots`` examples of each class.
+
+    Attributes:
+        num_actions: number of classes.
+        shots: number of examples of each class in the support.
+
+    Raises:
+        ValueError: for counts below 1.
+    """
+
+    num_actions: int
+    shots: int
+    horizon: ClassVar[int] = 1
+    num_observations: ClassVar[None] = None
+
+    def __post_init__(self) -> None:
+        counts = (self.num_actions, self.shots)
+        _require(min(counts) >= 1, "num_actions and shots >= 1", counts)
+
+
+Model = (
+    BernoulliArms
+    | GaussianArms
+    | DependentArms
+    | TwoStepTask
+    | TabularMDP
+    | HiddenGoals
+    | PayingPoint
+    | LabelledExamples
+)
 
 
 def said_model(family: Any) -> Model | None:

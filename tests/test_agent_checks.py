@@ -13,6 +13,7 @@ import torch
 import rl2meta
 from rl2meta.agents.maml_regression import MAML_REGRESSION
 from rl2meta.agents.maml_trpo import MAML_TRPO
+from rl2meta.agents.reptile import REPTILE
 from rl2meta.agents.rl2 import RL2
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
@@ -80,6 +81,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (RL2, {"distribution": PLANE, "config": RL2.config(core={"name": "lstm", "num_layers": 2})}),
         (MAML_TRPO, {"distribution": PLANE, "config": FEW, "num_tasks": 5}),
         (MAML_REGRESSION, {"distribution": Sinusoids()}),
+        (REPTILE, {"distribution": Sinusoids()}),
         (MAML_REGRESSION, {}),  # the bandits do not fit, nor does the plane
     ],
 )

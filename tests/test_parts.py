@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from rl2meta.agents.maml import MAMLAgent
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, maml_regression_learner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.references.catalogue import references_on
 from rl2meta.agents.references.tabular import tabular_references
@@ -79,7 +79,7 @@ def _maml(law: TaskDistribution) -> MAMLAgent:
 
 def _regression(law: TaskDistribution) -> MAMLAgent:
     config = MAMLRegressionConfig(episodes_per_phase=3, inner_learning_rates=[0.1])
-    return MAMLRegressionLearner(law.observation_space, law.action_space, config).agent
+    return maml_regression_learner(law.observation_space, law.action_space, config).agent
 
 
 def _greedy(law: TabularMDPs) -> Agent[Any]:

@@ -57,7 +57,12 @@ def fill(
     return table
 
 
-TABLES = [(name, core) for name in papers() for core in (load_paper(name).core, *load_paper(name).cores)]
+TABLES = [
+    (name, core)
+    for name in papers()
+    for core in (load_paper(name).core, *load_paper(name).cores)
+    if core  # the tables of RL²
+]
 
 
 @pytest.mark.parametrize(("name", "core"), TABLES)
@@ -78,6 +83,17 @@ def test_every_cell_names_an_experiment_and_agents_that_exist(name: str, core: s
             assert config.distribution.num_arms == int(said["k"])
 
 
+def test_the_cells_of_learned_optimisers_have_their_agents_and_steps() -> None:
+    paper = load_paper("andrychowicz2016")
+    for cell in paper.cells.values():
+        config = read_config(cell.config, cell.overrides)
+        assert config.agent.rule.name == "lstm"
+        known = references_of(config, config.settings.training.episodes_per_trial)
+        assert [config.agent_name, *known] == [*list(paper.agents)[:1], "random", *list(paper.agents)[1:]]
+        phases = config.settings.training.episodes_per_trial // config.agent.episodes_per_phase
+        assert phases == max(paper.blocks) + 1
+
+
 def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) -> None:
     table = fill(tmp_path, "n=10,k=5")
     assert list(table["cells"]) == ["n=10,k=5"]
@@ -94,6 +110,47 @@ def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) 
     mean, error = gittins["mean_return"], gittins["standard_error"]
     share = mean / cell["bayes_optimal_return"]
     assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {share:.1%} |  |" in text
+
+
+def fill_few_shot(out: Path, *cells: str) -> dict[str, Any]:
+    """One update of 16 tasks with 15 examples each, and then three tasks."""
+    usual = {"core": None, "budget": 240.0, "tasks": 3, "device": "cpu", "threads": 1}
+    assert reproduce("few-shot-glyphs", cells=cells, out=out, **usual) == 0  # type: ignore[arg-type]
+    table: dict[str, Any] = json.loads((out / "table.json").read_text())
+    return table["cells"]
+
+
+def test_a_table_of_blocks_has_one_row_for_each_agent_and_no_reference_twice(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    cells = fill_few_shot(tmp_path, "maml", "maml_transductive")
+    report = json.loads((tmp_path / "maml" / "evaluation" / "evaluation.json").read_text())
+    steps = report["agents"]["maml_classification"]["adaptation"]
+    assert len(steps) == 11 and report["trained_with"]["agent.inner_steps"] == 1
+    filled = cells["maml"]["agents"]["maml_classification"]["blocks"]
+    assert {block: each["mean"] for block, each in filled.items()} == {
+        str(block): steps[block]["mean"] for block in (0, 1, 3, 5, 10)
+    }
+    assert cells["maml_transductive"]["from"] == "maml"
+    rows = [line for line in (tmp_path / "table.md").read_text().splitlines() if line.startswith("| ")]
+    assert [row.split("|")[1].strip() for row in rows] == [
+        *("agent", "---", "maml", "nearest_neighbour", "maml_transductive")
+    ]
+    mean, low, high = (steps[10][end] for end in ("mean", "low", "high"))
+    assert f"| {mean:.3f} ± {(high - low) / 2:.3f} |  |" in rows[2]  # and nothing after 50 blocks
+    monkeypatch.setattr(module, "evaluate_run", no_evaluation)
+    assert fill_few_shot(tmp_path, "maml") == cells  # an evaluation with the changes of its cell fills it
+    with pytest.raises(UserError, match="expected none, because agents of this table have no core"):
+        with_core(load_paper("few-shot-glyphs"), "lstm")
+
+
+def test_every_cell_of_the_table_of_blocks_has_the_same_law() -> None:
+    paper = load_paper("few-shot-glyphs")
+    configs = [read_config(cell.config, cell.overrides) for cell in paper.cells.values()]
+    assert len({str(config.distribution) for config in configs}) == 1
+    assert {config.agent_name for config in configs} == {
+        *("maml_classification", "pretrained_classification", "reptile")
+    }
 
 
 def test_what_is_there_is_used_and_the_rest_added(tmp_path: Path) -> None:
@@ -310,6 +367,8 @@ def test_a_cell_with_several_seeds_goes_on_and_gets_more(tmp_path: Path) -> None
     assert "rl2 (slot): a mean over 2 training seeds; 95 % over seeds and tasks: " in text
     folders = {path.name for path in (tmp_path / "n=10,k=5").glob("evaluation*")}
     assert folders == {"evaluation", "evaluation_2"}
+    table = wide(seeds="3,5", tasks=20)  # the number of tasks to judge on is none of the training's settings
+    assert table["cells"]["n=10,k=5"]["num_tasks"] == 20
     with pytest.raises(UserError, match="add --seeds 3,5"):
         wide()
     newest = max((tmp_path / "n=10,k=5" / "seed5" / "checkpoints").iterdir())

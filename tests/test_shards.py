@@ -6,9 +6,11 @@ import gymnasium as gym
 import pytest
 import torch
 
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, maml_regression_learner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
+from rl2meta.agents.reptile import ReptileConfig, ReptileLearner
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
+from rl2meta.agents.rules import AdamRule
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
@@ -37,7 +39,11 @@ def learner_of(kind: str) -> tuple[TaskDistribution, Any]:
     if kind == "maml_regression":
         law = Sinusoids()
         given = MAMLRegressionConfig(hidden_sizes=[8], episodes_per_phase=3)
-        return law, MAMLRegressionLearner(law.observation_space, law.action_space, given)
+        return law, maml_regression_learner(law.observation_space, law.action_space, given)
+    if kind == "reptile":
+        law = Sinusoids()
+        moved = ReptileConfig(hidden_sizes=[8], episodes_per_phase=3, rule=AdamRule(), keep_moments=True)
+        return law, ReptileLearner(law.observation_space, law.action_space, moved)
     law = PointNavigation(horizon=4)
     trpo = MAMLTRPOConfig(
         hidden_sizes=[8], episodes_per_phase=3, standardise=False, curvature_fraction=1.0, max_kl=0.05
@@ -45,7 +51,7 @@ def learner_of(kind: str) -> tuple[TaskDistribution, Any]:
     return law, MAMLTRPOLearner(law.observation_space, law.action_space, trpo, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", ["rl2", "all_actions", "maml_regression", "maml_trpo"])
+@pytest.mark.parametrize("kind", ["rl2", "all_actions", "maml_regression", "maml_trpo", "reptile"])
 def test_an_update_in_shards_is_that_of_the_whole_batch(kind: str) -> None:
     """Advantages, units, gradients, trust region: means over all shards are means over all tasks."""
     (law, whole), (_, parts) = learner_of(kind), learner_of(kind)

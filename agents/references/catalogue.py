@@ -8,6 +8,7 @@ import gymnasium as gym
 from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.bandits import bernoulli_references, gaussian_references
 from rl2meta.agents.references.dependent_bandits import dependent_references
+from rl2meta.agents.references.examples import example_references
 from rl2meta.agents.references.mazes import hidden_goal_references
 from rl2meta.agents.references.points import paying_point_references
 from rl2meta.agents.references.reference import Reference
@@ -19,6 +20,7 @@ from rl2meta.models import (
     DependentArms,
     GaussianArms,
     HiddenGoals,
+    LabelledExamples,
     Model,
     PayingPoint,
     TabularMDP,
@@ -45,6 +47,7 @@ FACTORIES: Mapping[type[Model], Factory] = {
         m.next_cell, m.distances, m.goals, m.num_goals, m.columns
     ),
     PayingPoint: lambda m, episodes: paying_point_references(m),
+    LabelledExamples: lambda m, episodes: example_references(m),
 }
 """Type of model -> function that builds its references from (model, episodes in a trial)."""
 
@@ -55,6 +58,7 @@ NAMES = (
     *("psrl", "opsrl", "beb", "ucrl2", "greedy_step", "beb_step", "bonus_step", "fading_bonus_step"),
     *("psrl_resampling", "greedy_mean0", "epsilon_greedy_mean0", "psrl_mean0", "opsrl_mean0", "beb_mean0"),
     "explorer",
+    "nearest_neighbour",
 )
 """All references; the place of a name gives its colour in figures, so new ones come last."""
 

@@ -11,6 +11,8 @@ from rl2meta.commands.progress import say
 from rl2meta.experiments.components import row_name
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.group_folder import first_run, is_group, members
+from rl2meta.experiments.judging import trained_with
+from rl2meta.experiments.overrides import judged
 from rl2meta.experiments.papers import Paper
 from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run_folder import RunFolder, has_run
@@ -36,6 +38,14 @@ class _OverSeeds(BaseModel):
     returns: _Ends = Field(alias="return")
 
 
+class _Block(BaseModel):
+    """The mean reward of an episode in a block of episodes, with its 95 % interval."""
+
+    mean: _Number
+    low: _Number
+    high: _Number
+
+
 class _Judged(BaseModel):
     """What evaluation.json must say of an agent."""
 
@@ -44,6 +54,7 @@ class _Judged(BaseModel):
     mean_return: _Number
     return_standard_error: _Number
     constants: dict[str, _Count | _Number] = {}
+    adaptation: list[_Block] = []
     over_seeds: _OverSeeds | None = None
 
 
@@ -74,6 +85,7 @@ def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
         return None
     config = load_run_config(RunFolder.open(first_run(run_dir)))
     settings = config.settings
+    wanted = trained_with(config, judged(config, paper.cells[run_dir.name].judged_with))
     with reading(run_dir):
         paths = sorted(run_dir.glob("evaluation*/evaluation.json"), key=lambda p: p.lstat().st_mtime)
     for path in reversed(paths):
@@ -83,7 +95,7 @@ def evaluation(paper: Paper, run_dir: Path, tasks: int | None) -> _Said | None:
             continue
         final = (settings.training.updates, settings.evaluation.seed) == (said.update, said.seed)
         whole = not is_group(run_dir) or _seeds_of(said) == _begun(run_dir)
-        if final and whole and not said.trained_with and tasks in (None, said.num_tasks):
+        if final and whole and said.trained_with == wanted and tasks in (None, said.num_tasks):
             return said
     return None
 
@@ -147,12 +159,19 @@ def _filled(paper: Paper, cell: str, said: _Said) -> dict[str, Any]:
             "mean_return": judged.mean_return,
             "standard_error": judged.return_standard_error,
             "constants": judged.constants,
+            **_at_blocks(paper, judged),
             **_of_seeds(judged.over_seeds),
         }
         for (name, judged), column in zip(said.agents.items(), paper.agents.values(), strict=True)
     }
     facts = ("num_tasks", "seed", "update", "env_steps", "bayes_optimal_return", "oracle_return")
     return {**said.model_dump(include=set(facts)), "from": paper.cells[cell].begins_from, "agents": rows}
+
+
+def _at_blocks(paper: Paper, said: _Judged) -> dict[str, Any]:
+    """Return the blocks of the table by their numbers, those that the trial has; nothing for other tables."""
+    known = {block: said.adaptation[block] for block in paper.blocks if block < len(said.adaptation)}
+    return {"blocks": {block: each.model_dump() for block, each in known.items()}} if paper.blocks else {}
 
 
 def _of_seeds(level: _OverSeeds | None) -> dict[str, Any]:
@@ -165,6 +184,9 @@ def _of_seeds(level: _OverSeeds | None) -> dict[str, Any]:
 def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"# {paper.source}\n"
     yield from (f"- {note}" for note in paper.notes)
+    if paper.blocks:
+        yield from _by_block(paper, cells)
+        return
     for cell, filled in cells.items():
         begun = "" if filled["from"] is None else f", and began with the trained weights of {filled['from']}"
         yield f"\n## {cell}\n"
@@ -174,6 +196,29 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
         )
         yield from _rows(filled)
         yield from _groups(filled)
+
+
+def _by_block(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
+    """Yield one table of all cells; a reference with the same figures in several cells has one row."""
+    tasks = sorted({f"{filled['num_tasks']:,}" for filled in cells.values()})
+    over = f"{' or '.join(tasks)} held-out tasks"
+    yield f"\nMean reward of an episode ± 95 % over {over}, after so many blocks of episodes.\n"
+    yield f"| agent | environment steps | {' | '.join(map(str, paper.blocks))} |"
+    yield f"| --- | ---: |{' ---: |' * len(paper.blocks)}"
+    seen: set[str] = set()
+    for cell, filled in cells.items():
+        for place, (name, row) in enumerate(filled["agents"].items()):
+            label, steps = (cell, f"{filled['env_steps']:,}") if place == 0 else (name, "0")
+            line = f"| {label} | {steps} | {' | '.join(_said_blocks(paper, row['blocks']))} |"
+            if line not in seen:
+                yield line
+            seen.add(line)
+
+
+def _said_blocks(paper: Paper, blocks: dict[int, dict[str, float]]) -> Iterator[str]:
+    for block in paper.blocks:
+        each = blocks.get(block)
+        yield "" if each is None else f"{each['mean']:.3f} ± {(each['high'] - each['low']) / 2:.3f}"
 
 
 def _groups(filled: dict[str, Any]) -> Iterator[str]:

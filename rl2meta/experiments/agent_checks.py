@@ -153,7 +153,7 @@ def _check_kind(kind: Any) -> Iterator[str]:
     except ValidationError as error:
         keys = ", ".join(".".join(map(str, fault["loc"])) for fault in error.errors())
         yield f"config: expected defaults that make a config, got none for {keys}"
-    for key in (key for key in kind.at_test if key not in kind.config.model_fields):
+    for key in (key for key in kind.at_test if key.split(".")[0] not in kind.config.model_fields):
         yield f"at_test: expected keys of the config, got {key!r}{suggestion(key, kind.config.model_fields)}"
 
 

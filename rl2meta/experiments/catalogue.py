@@ -36,6 +36,22 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.maml_regression:MAML_REGRESSION",
         "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     ),
+    "learned_optimiser": Entry(
+        "rl2meta.agents.learned_optimiser:LEARNED_OPTIMISER",
+        "a rule of gradient steps, such as an LSTM, that trains networks from random initial weights",
+    ),
+    "maml_classification": Entry(
+        "rl2meta.agents.maml_classification:MAML_CLASSIFICATION",
+        "initial weights that adapt by a few gradient steps on cross-entropies, learnt by Adam",
+    ),
+    "pretrained_classification": Entry(
+        "rl2meta.agents.pretrained_classification:PRETRAINED_CLASSIFICATION",
+        "one network for all training classes at once, fine-tuned on a task or asked for nearest features",
+    ),
+    "reptile": Entry(
+        "rl2meta.agents.reptile:REPTILE",
+        "initial weights near those that a few gradient steps lead to, for any loss; learnt by first order",
+    ),
     "mlsh": Entry(
         "rl2meta.agents.mlsh:MLSH",
         "sub-policies that all tasks share, and a new master for each task that learns to choose among them",
@@ -87,6 +103,18 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     "sinusoids": Entry(
         "rl2meta.envs.sinusoids:Sinusoids",
         "Curves y = A sin(x − φ); the agent must learn the amplitude A and the phase φ from a few points.",
+    ),
+    "quadratics": Entry(
+        "rl2meta.envs.quadratics:Quadratics",
+        "Quadratics L(θ) = ‖Wθ − y‖² with p × p matrices W and vectors y of random numbers.",
+    ),
+    "digits": Entry(
+        "rl2meta.envs.digits:Digits",
+        "Handwritten digits of 8 × 8 pixels, drawn with replacement; all tasks have the same 1,797 pictures.",
+    ),
+    "few_shot": Entry(
+        "rl2meta.envs.few_shot:FewShot",
+        "N classes that the agent must tell apart after K examples of each; training never has test classes.",
     ),
     "gymnasium": Entry(
         "rl2meta.envs.gym_tasks:GymnasiumTasks",

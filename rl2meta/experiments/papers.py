@@ -18,6 +18,7 @@ class Training(BaseModel):
         config, overrides: the config of the experiment, and changes of it.
         begins_from: ``from`` in the file: the cell whose trained weights this training begins with; None for
             weights of its own seed.
+        judged_with: changes of the config for the evaluation alone.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid", validate_by_name=True)
@@ -25,6 +26,7 @@ class Training(BaseModel):
     config: str
     overrides: list[str] = []
     begins_from: str | None = Field(None, alias="from")
+    judged_with: list[str] = []
 
 
 class Cell(Training):
@@ -34,7 +36,7 @@ class Cell(Training):
         published: the paper's name of a column -> its mean return.
     """
 
-    published: dict[str, float]
+    published: dict[str, float] = {}
 
 
 class Paper(BaseModel):
@@ -44,9 +46,11 @@ class Paper(BaseModel):
         source: the paper and the table.
         notes: what a reader must know before comparing the figures.
         agents: our name -> the paper's, or None if the paper has no such column; the trained agent is first.
-        core: the core of the agent in the configs of ``cells``.
+        core: the core of the agent in the configs of ``cells``; "" for agents without one.
         cells: by name.
         cores: another core -> how the cells are trained with it, by name.
+        blocks: the table has one row for each agent of each cell, with the mean reward of an episode after so
+            many blocks of episodes; empty for a table of returns for each cell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
@@ -54,9 +58,10 @@ class Paper(BaseModel):
     source: str
     notes: list[str]
     agents: dict[str, str | None]
-    core: str
+    core: str = ""
     cells: dict[str, Cell]
     cores: dict[str, dict[str, Training]] = {}
+    blocks: list[int] = []
 
     @model_validator(mode="after")
     def _origins_stand_before(self) -> Self:
@@ -97,6 +102,8 @@ def with_core(paper: Paper, core: str) -> Paper:
     """
     if core == paper.core:
         return paper
+    if not paper.core:
+        raise UserError(f"--core: expected none, because agents of this table have no core, got {core!r}")
     if core not in paper.cores:
         raise UserError(f"--core: unknown core {core!r}{suggestion(core, [paper.core, *paper.cores])}")
     cells = {

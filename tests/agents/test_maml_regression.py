@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.maml import InnerLoop, Rows, named
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner, SquaredError
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, SquaredError, maml_regression_learner
+from rl2meta.agents.outer_adam import OuterAdam
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.errors import UserError
@@ -23,17 +24,17 @@ from rl2meta.trial import Trial
 CURVES = Sinusoids()
 
 
-def learner_of(**settings: Any) -> MAMLRegressionLearner:
+def learner_of(**settings: Any) -> OuterAdam:
     config = MAMLRegressionConfig(**{"hidden_sizes": [8], "episodes_per_phase": 5, **settings})
-    return MAMLRegressionLearner(CURVES.observation_space, CURVES.action_space, config, seed=0)
+    return maml_regression_learner(CURVES.observation_space, CURVES.action_space, config, seed=0)
 
 
-def lived(learner: MAMLRegressionLearner, phases: int, num_tasks: int = 3) -> Trial:
+def lived(learner: OuterAdam, phases: int, num_tasks: int = 3) -> Trial:
     tasks = sample_tasks(CURVES, num_tasks, 0, "train")
     return RolloutWorker(CURVES).run(learner.agent, tasks, phases * learner.config.episodes_per_phase, 0)
 
 
-def rows_of(learner: MAMLRegressionLearner, trial: Trial) -> list[Rows]:
+def rows_of(learner: OuterAdam, trial: Trial) -> list[Rows]:
     lanes = learner.config.episodes_per_phase
     return [learner.inner.objective.rows(phase, lanes) for phase in trial.phases]
 
@@ -125,7 +126,7 @@ def test_a_resumed_learner_goes_on_to_the_bit() -> None:
 def test_families_that_reveal_nothing_are_refused() -> None:
     bandits = BernoulliBandits(num_arms=2)
     with pytest.raises(UserError, match="expected predictions, a Box of one axis"):
-        MAMLRegressionLearner(bandits.observation_space, gym.spaces.Discrete(2), MAMLRegressionConfig())
+        maml_regression_learner(bandits.observation_space, gym.spaces.Discrete(2), MAMLRegressionConfig())
     learner = learner_of()
     phase = lived(learner, 1).phases[0]
     with pytest.raises(UserError, match="expected targets to learn from"):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.cores.core import Seen
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, maml_regression_learner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.ppo import PPO, PPOAgent, PPOCarry
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
@@ -187,7 +187,7 @@ def test_learns_what_a_picture_means() -> None:
     assert rewards is not None and rewards.sum(dim=1).mean() > 5.0
 
 
-@pytest.mark.parametrize("learner", [MAMLTRPOLearner, MAMLRegressionLearner])
+@pytest.mark.parametrize("learner", [MAMLTRPOLearner, maml_regression_learner])
 def test_maml_refuses_images_and_says_who_takes_them(learner: Any) -> None:
     config = MAMLTRPOConfig() if learner is MAMLTRPOLearner else MAMLRegressionConfig()
     action_space = gym.spaces.Box(-1, 1, (2,))

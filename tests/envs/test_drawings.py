@@ -21,6 +21,7 @@ from rl2meta.envs.four_rooms import FourRooms
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
 from rl2meta.envs.moving_bandits import MOVES, MovingBandits
 from rl2meta.envs.navigation import PointNavigation
+from rl2meta.envs.quadratics import Quadratics
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
@@ -86,6 +87,18 @@ def _points() -> Case:
     return Sinusoids(), tasks, History((*lived, waiting), 1)
 
 
+def _quadratic() -> Case:
+    entries = np.sin(np.arange(20)).reshape(1, 4, 5)
+    tasks = {"matrix": torch.tensor(entries[..., :4]), "vector": torch.tensor(entries[..., 4])}
+    rewards = -3 * 0.7 ** np.arange(43)
+    lived = [_record([[0.0] * 4] * 2, [[0.0]], [reward]) for reward in rewards]
+    return (
+        Quadratics(4),
+        TensorTasks({name: value.float() for name, value in tasks.items()}),
+        History(tuple(lived[:41]), 1),
+    )
+
+
 def _two_points() -> Case:
     law, places = MovingBandits(), torch.tensor([[[-0.6, 0.4], [0.7, 0.5]]])
     actions = [np.array([1, 3] * 6 + [1, 0]), np.array([2, 3, 2, 2])]
@@ -134,6 +147,7 @@ def _cases() -> dict[str, Case]:
             History(paths, 100),
         ),
         "sinusoid": _points(),
+        "quadratic": _quadratic(),
         "moving_bandits": _two_points(),
         "four_rooms": (FourRooms(), TensorTasks({"goal": torch.tensor([105])}), History(slip, 100)),
     }

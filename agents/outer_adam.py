@@ -1,0 +1,107 @@
+"""The outer loop of MAML for supervised tasks: Adam on the loss after adaptation.
+
+    min over θ of E_tasks[Lᵢ(θ'ᵢ)], with θ'ᵢ from the inner steps on the support and Lᵢ on the queries
+
+``maml_regression`` and ``maml_classification`` share it; they differ in network and loss.
+
+Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2.
+"""
+
+from collections.abc import Mapping, Sequence
+from functools import partial
+
+import torch
+from pydantic import Field
+from torch import Tensor
+
+from rl2meta.adam import Adam
+from rl2meta.agents.maml import (
+    Adapted,
+    InnerConfig,
+    InnerLoop,
+    MAMLAgent,
+    MetaWeights,
+    Rows,
+    named,
+    normalised,
+)
+from rl2meta.agents.numbers import Count, Positive
+from rl2meta.learner_state import load_state, state_of
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
+from rl2meta.training import linear
+from rl2meta.trial import Trial
+
+
+class OuterAdamConfig(InnerConfig):
+    """The settings of inner steps on examples, and of Adam."""
+
+    support_phases: Count | None = Field(
+        1,
+        description="number of support phases; inner steps beyond this number use the last of them again; "
+        "null: each inner step uses the phase before it",
+    )
+    learning_rate: Positive = Field(1e-3, description="Adam's learning rate at the start of training")
+    final_learning_rate: Positive | None = Field(
+        None, description="Adam's learning rate at the end of training; null: no change"
+    )
+
+
+class OuterAdam:
+    """The learner of an agent that adapts to examples.
+
+    Args:
+        meta: θ, and what is learnt of the rule of the inner steps.
+        inner: the inner loop.
+        config: hyper-parameters.
+    """
+
+    def __init__(self, meta: MetaWeights, inner: InnerLoop, config: OuterAdamConfig) -> None:
+        self.meta, self.inner, self.config = meta, inner, config
+        self.agent = MAMLAgent(meta, inner)
+        self.optimizer = Adam(meta.parameters(), lr=config.learning_rate, fused=True)
+
+    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
+        """Take one outer step on the phases after the last inner step, through the inner steps."""
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Take one outer step on the shards of a batch, which have the same number of tasks."""
+        cfg = self.config
+        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate
+        losses = [partial(self._lost, trial) for trial in trials]
+        told = set_gradients(list(self.meta.parameters()), losses, shards)
+        self.optimizer.step()
+        return {"loss": float(told["loss"]), "learning_rate": rate}
+
+    def _lost(self, trial: Trial) -> Lost:
+        """Return the loss after adaptation."""
+        lanes = self.config.episodes_per_phase
+        phases = [self.inner.objective.rows(phase, lanes) for phase in trial.phases]
+        states = self.inner.replay(named(self.meta), phases)
+        loss = self.inner.losses(states[-1], judged(states, phases)).mean()  # [num_tasks] -> []
+        return Lost(loss, torch.ones_like(loss), {"loss": loss})
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Return the weights and the optimiser's state as named tensors."""
+        return state_of(self.meta, self.optimizer)
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Load the weights and the optimiser's state; names and shapes must match exactly."""
+        load_state(state, self.meta, self.optimizer)
+
+
+def judged(states: Sequence[Adapted], phases: Sequence[Rows]) -> Rows:
+    """Return the rows of all phases in which the last weights acted: one, or more after ``inner_steps``."""
+    last = [rows for state, rows in zip(states, phases, strict=True) if state is states[-1]]
+    if len(last) == 1:
+        return last[0]
+    together = Rows(*(torch.cat(fields, dim=1) for fields in zip(*last, strict=True)))
+    return together._replace(weight=normalised(together.weight))
