@@ -294,7 +294,7 @@ def test_settings_that_would_do_nothing_or_harm_are_refused(settings: Any, messa
 
 
 def test_what_does_not_fit_is_explained() -> None:
-    with pytest.raises(ValueError, match="training_steps: expected null without a minibatch, got 3"):
+    with pytest.raises(ValueError, match="training_steps null without a minibatch, got 3"):
         ReptileConfig(training_steps=3)
     learner = learner_on(CURVES, minibatch=9)
     with pytest.raises(UserError, match="expected at most the 8 examples of a trial"):
