@@ -11,7 +11,7 @@ Source: Finn et al. 2017, *Model-Agnostic Meta-Learning for Fast Adaptation of D
 (arXiv 1703.03400), algorithms 1 and 3.
 """
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, NamedTuple, Protocol, Self
 
@@ -21,7 +21,8 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
-from rl2meta.agents.rules import SGD, AnyRule, MetaSGD, Rule, State, Weights
+from rl2meta.agents.rule import Rule, State, Weights
+from rl2meta.agents.rules import SGD, AnyRule, MetaSGD
 from rl2meta.beliefs import Told
 from rl2meta.learner_state import under
 from rl2meta.networks import legal_only
@@ -135,6 +136,10 @@ class TaskNetwork(Protocol):
         """Return [num_tasks, rows, P] for encoded observations [num_tasks, rows, size]."""
         ...
 
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Return the parameters of the network of one task."""
+        ...
+
 
 class MetaWeights(nn.Module):
     """The parameters of the outer loop: θ, and what it learns of the rule of the inner steps."""
@@ -193,6 +198,10 @@ class InnerLoop:
         # [...] -> [num_tasks, ...]
         weights = {name: value.expand(num_tasks, *value.shape) for name, value in theta.items()}
         learnt = {name: value for name, value in meta.items() if not name.startswith("network.")}
+        return self.start(weights, learnt)
+
+    def start(self, weights: Weights, learnt: Weights) -> Adapted:
+        """Return the state before the first step from weights [num_tasks, ...]; see ``Adapted``."""
         return Adapted(weights, learnt, self.config.inner_rule().begin(weights), 0, None)
 
     def outputs(self, adapted: Adapted, observation: Tensor, legal: Tensor | None = None) -> Tensor:
@@ -251,6 +260,9 @@ class InnerLoop:
         return losses
 
 
+Start = Callable[[int, torch.Generator], Adapted]
+
+
 class MAMLCarry(NamedTuple):
     """What a MAML agent has learnt in the trial, the adapted weights of each task; and its random stream."""
 
@@ -259,15 +271,22 @@ class MAMLCarry(NamedTuple):
 
 
 class MAMLAgent:
-    """Acts with fixed weights during a phase, and adapts them by one inner step between phases."""
+    """Acts with fixed weights during a phase, and adapts them by one inner step between phases.
 
-    def __init__(self, meta: MetaWeights, inner: InnerLoop) -> None:
+    Args:
+        meta: the parameters of the outer loop.
+        inner: the inner loop.
+        start: (number of tasks, generator) -> the state at the start of a trial; None: copies of θ.
+    """
+
+    def __init__(self, meta: nn.Module, inner: InnerLoop, start: Start | None = None) -> None:
         self.meta, self.inner = meta, inner
+        self._start = start or (lambda num_tasks, _: inner.begin(named(meta), num_tasks))
         self.phase = Phase(episodes=1, lanes_per_task=inner.config.episodes_per_phase)
 
     def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> MAMLCarry:
-        """Return θ for every task."""
-        return MAMLCarry(self.inner.begin(named(self.meta), num_tasks), generator)
+        """Return the initial weights of every task."""
+        return MAMLCarry(self._start(num_tasks, generator), generator)
 
     def act(self, carry: MAMLCarry, step: TimeStep) -> tuple[Choice, MAMLCarry]:
         """Choose an action in every lane with the weights of its task."""
@@ -304,8 +323,8 @@ class MAMLAgent:
     def numbers_per_task(self, trajectory: Trajectory) -> int:
         """Estimate how many numbers an inner step holds per task; its derivative holds twice as many."""
         rows = len(trajectory.mask) * self.phase.lanes_per_task
-        units = sum(weight.shape[-1] for weight in self.meta.network.parameters())
-        weights = sum(weight.numel() for weight in self.meta.network.parameters())
+        units = sum(weight.shape[-1] for weight in self.inner.network.parameters())
+        weights = sum(weight.numel() for weight in self.inner.network.parameters())
         return 4 * rows * units + (2 + self.inner.config.inner_rule().numbers_per_weight) * weights
 
 

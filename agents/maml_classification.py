@@ -156,7 +156,7 @@ def maml_classification_learner(
         UserError: if actions are not numbers of classes, or observations are not images.
     """
     network = seeded(lambda: classifier(observation_space, action_space, config), seed)
-    meta = MetaWeights(network, config).to(device)
+    meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
     return OuterAdam(meta, loop_of(config)(network, CrossEntropy(observation_space), config), config)
 
 

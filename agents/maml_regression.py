@@ -150,7 +150,7 @@ def maml_regression_learner(
     """
     spaces = observation_space, action_space
     network = seeded(lambda: regression_network(*spaces, config.hidden_sizes, config.activation), seed)
-    meta = MetaWeights(network, config).to(device)
+    meta = seeded(lambda: MetaWeights(network, config), seed).to(device)
     return OuterAdam(meta, InnerLoop(network, SquaredError(observation_space), config), config)
 
 

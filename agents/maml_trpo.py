@@ -104,7 +104,7 @@ class MAMLTRPOLearner:
         spaces = observation_space, action_space
         network = seeded(lambda: policy_network(*spaces, config.hidden_sizes, config), seed)
         network.to(device, dtype)
-        self.meta = MetaWeights(network, config).to(device, dtype)
+        self.meta = seeded(lambda: MetaWeights(network, config), seed).to(device, dtype)
         self.objective = PolicyGradient(observation_space, network, config)
         self.objective.units.to(device)
         self.inner = InnerLoop(network, self.objective, config)

@@ -36,7 +36,8 @@ from rl2meta.agents.maml import (
 )
 from rl2meta.agents.numbers import Count, NonNegative, Positive
 from rl2meta.agents.objectives import ObjectiveConfig, SquaredErrorConfig, learnt_from
-from rl2meta.agents.rules import SGD, AnyRule, Rule, State, Weights
+from rl2meta.agents.rule import Rule, State, Weights
+from rl2meta.agents.rules import SGD, AnyRule
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.parts import in_parts

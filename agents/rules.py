@@ -10,66 +10,18 @@ Sources: Polyak 1964 (momentum); Sutskever et al. 2013 (Nesterov's momentum, in 
 Kingma & Ba 2015 (arXiv 1412.6980, Adam); Li et al. 2017 (arXiv 1707.09835, Meta-SGD).
 """
 
-from collections.abc import Mapping
-from typing import Annotated, Any, ClassVar, Literal, NamedTuple, Protocol
+from typing import Annotated, ClassVar, Literal, NamedTuple
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 
+from rl2meta.agents.lstm_rule import LSTMRule
 from rl2meta.agents.numbers import Positive
-
-Weights = Mapping[str, Tensor]
-State = Any
-"""What a rule remembers of a trial: tensors [num_tasks, ...], in mappings and named tuples."""
+from rl2meta.agents.rule import State, Stepped, Weights
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 _Decay = Annotated[float, Field(ge=0, lt=1)]
-
-
-class Stepped(NamedTuple):
-    """The result of a step.
-
-    Attributes:
-        weights: θ', by name, [num_tasks, ...] each.
-        state: s'.
-    """
-
-    weights: dict[str, Tensor]
-    state: State
-
-
-class Rule(Protocol):
-    """How a gradient changes the weights of a task; a rule is its own config.
-
-    Attributes:
-        numbers_per_weight: how many numbers a step holds for each weight of a task, beside the weight and
-            its gradient; an estimate.
-    """
-
-    numbers_per_weight: ClassVar[int]
-
-    def learnt(self, network: nn.Module) -> dict[str, nn.Module]:
-        """Return what the outer loop learns of the rule, by name, for the network that it will change."""
-        ...
-
-    def begin(self, weights: Weights) -> State:
-        """Return the state before the first step, for weights [num_tasks, ...]."""
-        ...
-
-    def step(
-        self, weights: Weights, state: State, gradients: Weights, rate: float, learnt: Weights
-    ) -> Stepped:
-        """Return the weights and the state after one step.
-
-        Args:
-            weights: θ, by name, [num_tasks, ...] each.
-            state: s, from ``begin`` or the step before.
-            gradients: ∇L(θ), in the shapes of the weights.
-            rate: α, the step size.
-            learnt: the named parameters of what ``learnt`` returned, [...] each.
-        """
-        ...
 
 
 class SGD(BaseModel):
@@ -235,7 +187,7 @@ class AdamRule(BaseModel):
         return Stepped(new, AdamState(first, second, steps))
 
 
-AnyRule = Annotated[SGD | Momentum | RMSprop | AdamRule | MetaSGD, Field(discriminator="name")]
+AnyRule = Annotated[SGD | Momentum | RMSprop | AdamRule | MetaSGD | LSTMRule, Field(discriminator="name")]
 
 
 def _zeros(weights: Weights) -> dict[str, Tensor]:

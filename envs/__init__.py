@@ -24,6 +24,7 @@ FAMILIES = {
     "rl2meta/FourRooms-v0": "rl2meta.envs.four_rooms:FourRooms",
     "rl2meta/PointNavigation-v0": "rl2meta.envs.navigation:PointNavigation",
     "rl2meta/Sinusoid-v0": "rl2meta.envs.sinusoids:Sinusoids",
+    "rl2meta/Quadratic-v0": "rl2meta.envs.quadratics:Quadratics",
     "rl2meta/FewShot-v0": "rl2meta.envs.few_shot:FewShot",
 }
 

@@ -108,13 +108,19 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], sign: str = "") -> None:
         sign: ``+`` to write the sign of positive values, too.
     """
     (first, last), (bottom, top) = axes.get_xlim(), axes.get_ylim()
-    heights = [(label.value - bottom) / (top - bottom) for label in labels]
+    heights = _heights(axes, [label.value for label in labels])
     digits = decimals(label.value for label in labels) if not sign else decimals((bottom, top))
     for label, height, place in zip(labels, heights, spread(heights, _LINE), strict=True):
         end = 1.0 if label.end is None else (label.end - first) / (last - first)
         _write_label(
             axes, f"{short(label.name)}  {label.value:{sign}.{digits}f}", label.style, (end, height), place
         )
+
+
+def _heights(axes: Axes, values: Sequence[float]) -> list[float]:
+    """Return where values stand on the vertical axis, of any scale: 0 at its lower end, 1 at its top."""
+    to_axis = axes.transData + axes.transAxes.inverted()
+    return [float(to_axis.transform((axes.get_xlim()[0], value))[1]) for value in values]
 
 
 def _write_label(

@@ -79,6 +79,17 @@ def knows_regret(folder: Path) -> bool:
         return all(agent["mean_regret"] is not None for agent in said["agents"].values())
 
 
+def is_loss(folder: Path) -> bool:
+    """Return whether the optimum of the tasks is 0 and no return is above it: returns are minus losses.
+
+    Raises:
+        UserError: if there is no evaluation in ``folder``.
+    """
+    with _said(folder) as said:
+        returns = [block["mean"] for agent in said["agents"].values() for block in agent["adaptation"]]
+        return bool(said["oracle_return"] == 0 and max(returns) < 0)
+
+
 def read_evaluation(folder: Path, curves: str) -> EvaluationReport:
     """Return what evaluation.json and the cumulative curves in the file called ``curves`` say.
 

@@ -54,6 +54,12 @@ def _no_variant(config: Any) -> str:
     return ""
 
 
+def _no_references(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any], config: Any
+) -> Mapping[str, Any]:
+    return {}
+
+
 @dataclass(frozen=True)
 class AgentKind:
     """A trainable agent, which a config selects by ``agent.name``.
@@ -73,6 +79,8 @@ class AgentKind:
         network: the keys of its config that decide what the network computes from its weights, even where no
             shape depends on them, such as ``("core",)``; a run may begin only with the weights of a run that
             has the same values of them.
+        references: (observation space, action space, config) -> references that need the agent's config, by
+            name, such as ones that train the same network; beside those that the family's model has.
     """
 
     line: str
@@ -83,6 +91,7 @@ class AgentKind:
     training_only: tuple[str, ...] = ()
     variant: Callable[[Any], str] = _no_variant
     network: tuple[str, ...] = ()
+    references: Callable[[gym.Space[Any], gym.Space[Any], Any], Mapping[str, Any]] = _no_references
 
 
 @dataclass(frozen=True)

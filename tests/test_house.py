@@ -260,6 +260,10 @@ def test_a_shipped_config_is_complete_and_trains(name: str) -> None:
         text["agent"]["name"] == "rl2" and text["training"]["episodes_per_trial"] > 10
     ):  # long trials take long
         overrides += ["training.episodes_per_trial=10"]
+    if text["agent"]["name"] == "learned_optimiser":  # a few of its hundred steps
+        overrides += [f"training.episodes_per_trial={4 * text['agent']['episodes_per_phase']}"]
+    if text["distribution"]["name"] == "digits":
+        pytest.importorskip("sklearn")
     config = read_config(name, overrides)
     written = yaml.safe_load(read_config(name, []).to_yaml())
     shipped = yaml.safe_load(shipped_configs()[name])
@@ -341,11 +345,13 @@ def test_no_document_is_left_behind() -> None:
         "docs/commands.md",
         "docs/families.md",
         "docs/glossary.md",
+        "docs/learned_optimisers.md",
         "docs/many_runs.md",
         "docs/new_agent.md",
         "docs/new_family.md",
         "docs/pretraining.md",
         "docs/your_own_environment.md",
+        "docs/reliability.md",
         "docs/results.md",
         "docs/watch.md",
         "docs/zoo.md",

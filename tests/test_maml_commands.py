@@ -171,3 +171,17 @@ def test_each_run_of_a_comparison_may_adapt_with_rates_of_its_own(runs: Path, tm
             compare_runs(paths, **options, out=tmp_path / "none", settings=[fault])
     with pytest.raises(UserError, match="the agent itself cannot change after training"):
         compare_runs(paths, **options, out=tmp_path / "none", settings=["maml:agent.hidden_sizes=[3]"])
+
+
+def test_the_rule_may_change_after_training_unless_it_was_learnt(tmp_path: Path) -> None:
+    sinusoid = [*LITTLE, "training.trials_per_update=3"]
+    for rule in ("sgd", "meta_sgd"):
+        assert start_run("maml_sinusoid", [*sinusoid, f"agent.rule={rule}"], tmp_path / rule) == 0
+    short = "evaluation.episodes_per_trial=15"
+    _judge(tmp_path / "sgd", short, "agent.rule={name: adam, beta1: 0.5}", out=tmp_path / "adam")
+    said = _said(tmp_path / "adam")
+    assert said["trained_with"]["agent.rule.name"] == "sgd"
+    first, second, _ = said["agents"]["maml_regression"]["adaptation"]
+    assert first["mean"] != second["mean"]
+    with pytest.raises(UserError, match="expected agent settings that fit what was trained"):
+        _judge(tmp_path / "meta_sgd", short, "agent.rule=adam", out=tmp_path / "none")

@@ -83,6 +83,17 @@ def test_every_cell_names_an_experiment_and_agents_that_exist(name: str, core: s
             assert config.distribution.num_arms == int(said["k"])
 
 
+def test_the_cells_of_learned_optimisers_have_their_agents_and_steps() -> None:
+    paper = load_paper("andrychowicz2016")
+    for cell in paper.cells.values():
+        config = read_config(cell.config, cell.overrides)
+        assert config.agent.rule.name == "lstm"
+        known = references_of(config, config.settings.training.episodes_per_trial)
+        assert [config.agent_name, *known] == [*list(paper.agents)[:1], "random", *list(paper.agents)[1:]]
+        phases = config.settings.training.episodes_per_trial // config.agent.episodes_per_phase
+        assert phases == max(paper.blocks) + 1
+
+
 def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) -> None:
     table = fill(tmp_path, "n=10,k=5")
     assert list(table["cells"]) == ["n=10,k=5"]
@@ -356,6 +367,8 @@ def test_a_cell_with_several_seeds_goes_on_and_gets_more(tmp_path: Path) -> None
     assert "rl2 (slot): a mean over 2 training seeds; 95 % over seeds and tasks: " in text
     folders = {path.name for path in (tmp_path / "n=10,k=5").glob("evaluation*")}
     assert folders == {"evaluation", "evaluation_2"}
+    table = wide(seeds="3,5", tasks=20)  # the number of tasks to judge on is none of the training's settings
+    assert table["cells"]["n=10,k=5"]["num_tasks"] == 20
     with pytest.raises(UserError, match="add --seeds 3,5"):
         wide()
     newest = max((tmp_path / "n=10,k=5" / "seed5" / "checkpoints").iterdir())

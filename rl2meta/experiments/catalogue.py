@@ -36,6 +36,10 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.maml_regression:MAML_REGRESSION",
         "initial weights that adapt by a few gradient steps on squared errors, learnt by Adam",
     ),
+    "learned_optimiser": Entry(
+        "rl2meta.agents.learned_optimiser:LEARNED_OPTIMISER",
+        "a rule of gradient steps, such as an LSTM, that trains networks from random initial weights",
+    ),
     "maml_classification": Entry(
         "rl2meta.agents.maml_classification:MAML_CLASSIFICATION",
         "initial weights that adapt by a few gradient steps on cross-entropies, learnt by Adam",
@@ -99,6 +103,14 @@ DISTRIBUTIONS: Mapping[str, Entry] = {
     "sinusoids": Entry(
         "rl2meta.envs.sinusoids:Sinusoids",
         "Curves y = A sin(x − φ); the agent must learn the amplitude A and the phase φ from a few points.",
+    ),
+    "quadratics": Entry(
+        "rl2meta.envs.quadratics:Quadratics",
+        "Quadratics L(θ) = ‖Wθ − y‖² with p × p matrices W and vectors y of random numbers.",
+    ),
+    "digits": Entry(
+        "rl2meta.envs.digits:Digits",
+        "Handwritten digits of 8 × 8 pixels, drawn with replacement; all tasks have the same 1,797 pictures.",
     ),
     "few_shot": Entry(
         "rl2meta.envs.few_shot:FewShot",

@@ -68,17 +68,19 @@ def judged_episodes(config: RunConfig) -> int:
 
 
 def references_of(config: RunConfig, num_episodes: int) -> dict[str, Reference]:
-    """Return the references that are defined on the model of the experiment's family, by name.
+    """Return the references of the experiment, by name: those of its family's model, and of its agent's kind.
 
     The result is empty if the task is revealed, because references read the family's own observations. For a
-    family without a model it is ``random``, which ignores observations.
+    family without a model the first are ``random``, which ignores observations.
 
     Raises:
         UserError: for a model that does not fit the family.
     """
     if config.settings.reveal_task:
         return {}
-    return references_on(model_of(config.law), config.law.action_space, num_episodes)
+    law = config.law
+    of_kind = AGENTS[config.agent_name].references(law.observation_space, law.action_space, config.agent)
+    return references_on(model_of(law), law.action_space, num_episodes) | dict(of_kind)
 
 
 def references_of_family(family: Any) -> dict[str, Reference] | None:

@@ -1,6 +1,7 @@
 """The evaluation protocol: the same held-out tasks and the same luck for every agent."""
 
 import itertools
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import Any
@@ -77,7 +78,8 @@ class Contest:
             agent = reference.build(**constants)
             luck = derive(seed, "tuning")  # differs from the luck of the evaluation, for any seed
             result = evaluate(agent, self.worker, tuning, self.episodes, luck, self.played)
-            return float(result.returns().mean())
+            mean = float(result.returns().mean())
+            return mean if math.isfinite(mean) else -math.inf  # some constants make an agent diverge
 
         return max(grid, key=score)
 

@@ -34,6 +34,7 @@ from rl2meta.experiments.trainings import Overrides
 from rl2meta.experiments.trust import modules_named
 from rl2meta.experiments.yaml_text import overrides_of
 from rl2meta.experiments.zoo import results_of
+from rl2meta.reports import is_loss
 
 Against = str | Sequence[str]
 
@@ -90,18 +91,22 @@ class Evaluation:
 
         Args:
             name: ``regret`` or ``returns``, cumulative over the trial; ``adaptation``, the return of an
-                episode over the number of episodes before it; or ``profile``, which share of the trials'
-                returns lies above each value.
+                episode over the number of episodes before it; ``loss``, minus that on a logarithmic scale, if
+                the optimum of the tasks is 0; or ``profile``, which share of the trials' returns lies above
+                each value.
 
         Raises:
-            UserError: for another name, and for ``regret`` if the family's optimum is unknown.
+            UserError: for another name, for ``regret`` if the family's optimum is unknown, and for ``loss``
+                if it is not 0.
         """
+        from rl2meta.loss_plot import plot_loss
         from rl2meta.plotting import plot_adaptation, plot_regret, plot_returns  # loads matplotlib
 
         plots: dict[str, Callable[[Path], Path]] = {
             "regret": plot_regret,
             "returns": plot_returns,
             "adaptation": plot_adaptation,
+            "loss": plot_loss,
             "profile": self._plot_profile,
         }
         if name not in plots:
@@ -275,4 +280,6 @@ def _written(evaluation: Evaluation) -> Evaluation:
         regret = any(result.regrets is not None for result in evaluation.results.values())
         evaluation.figure("regret" if regret else "returns")
         evaluation.figure("adaptation")
+        if is_loss(evaluation.path):
+            evaluation.figure("loss")
     return evaluation

@@ -137,11 +137,19 @@ def _make_subject(name: str, run: Run, judged: RunConfig, contest: Contest) -> S
     """Return the trained agent of a run, with the settings of the evaluation.
 
     Raises:
-        UserError: if the trial cannot be divided into the agent's phases.
+        UserError: if the trial cannot be divided into the agent's phases, or the settings do not fit the
+            trained weights.
     """
     learner = make_learner(replace(run.config, agent=judged.agent), contest.worker.device)
-    learner.load_state_dict(_moved(run, contest.worker.device))
     place = "" if run.path is None else f" ({run.path})"
+    try:
+        learner.load_state_dict(_moved(run, contest.worker.device))
+    except RuntimeError as error:
+        lines = " ".join(str(error).split())
+        raise UserError(
+            f"{name}{place}: expected agent settings that fit what was trained, got some that change which "
+            f"weights there are ({lines:.300}); leave these settings as they were, or train with them"
+        ) from None
     key = f"{name}{place}: evaluation.episodes_per_trial, or --episodes of `rl2meta compare`"
     fill(learner.agent.phase, contest.episodes, key)
     return Subject(run.config, judged, learner.agent, run.update, run.env_steps)

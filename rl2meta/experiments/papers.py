@@ -36,7 +36,7 @@ class Cell(Training):
         published: the paper's name of a column -> its mean return.
     """
 
-    published: dict[str, float]
+    published: dict[str, float] = {}
 
 
 class Paper(BaseModel):

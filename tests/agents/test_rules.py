@@ -1,5 +1,6 @@
 """The rules of the inner loop, against torch's optimisers and central differences."""
 
+import math
 from typing import Any
 
 import pytest
@@ -8,7 +9,8 @@ from pydantic import ValidationError
 from torch import Tensor, nn
 
 from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, named, normalised
-from rl2meta.agents.maml_regression import MAMLRegressionConfig, MAMLRegressionLearner, SquaredError
+from rl2meta.agents.maml_regression import MAMLRegressionConfig, SquaredError, maml_regression_learner
+from rl2meta.agents.outer_adam import OuterAdam
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.parts import at_most
 from rl2meta.rollout import RolloutWorker
@@ -24,6 +26,8 @@ RULES: dict[str, dict[str, Any]] = {
     "rmsprop": {"name": "rmsprop", "decay": 0.8, "epsilon": 0.1},
     "adam": {"name": "adam", "beta1": 0.5, "epsilon": 0.1},  # with a small ε, curvature is as large as 1 / ε
     "meta_sgd": {"name": "meta_sgd"},
+    "lstm": {"name": "lstm", "hidden_size": 2, "log_range": 3.0},
+    "lstm_raw": {"name": "lstm", "hidden_size": 2, "num_layers": 1, "log_range": None},
 }
 TORCHS: dict[str, Any] = {
     "sgd": lambda weights: torch.optim.SGD(weights, RATE),
@@ -35,13 +39,13 @@ TORCHS: dict[str, Any] = {
 }
 
 
-def learner_of(rule: str, **settings: Any) -> MAMLRegressionLearner:
+def learner_of(rule: str, **settings: Any) -> OuterAdam:
     settings = {"hidden_sizes": [4], "episodes_per_phase": 5, "support_phases": None, **settings}
     config = MAMLRegressionConfig(rule=RULES[rule], inner_learning_rates=[RATE], **settings)
-    return MAMLRegressionLearner(CURVES.observation_space, CURVES.action_space, config, seed=0)
+    return maml_regression_learner(CURVES.observation_space, CURVES.action_space, config, seed=0)
 
 
-def lived(learner: MAMLRegressionLearner, phases: int) -> Trial:
+def lived(learner: OuterAdam, phases: int) -> Trial:
     return RolloutWorker(CURVES).run(learner.agent, sample_tasks(CURVES, 3, 0, "train"), phases * 5, 0)
 
 
@@ -58,7 +62,7 @@ class Case:
         self.inner = InnerLoop(self.network, SquaredError(CURVES.observation_space), learner.config)
 
 
-@pytest.mark.parametrize("rule", RULES)
+@pytest.mark.parametrize("rule", TORCHS)
 def test_steps_are_those_of_torch(rule: str) -> None:
     case = Case(rule, phases=5)
     ours = case.inner.replay(named(case.meta), case.rows)[-1].weights
@@ -79,7 +83,7 @@ def test_steps_are_those_of_torch(rule: str) -> None:
 def test_meta_gradient_is_that_of_central_differences(rule: str) -> None:
     case = Case(rule, phases=4)
     noise = torch.Generator().manual_seed(1)
-    meta = {
+    meta = {  # Meta-SGD's factors begin as equals; a little noise tells them apart
         name: (value + 0.1 * torch.randn(value.shape, generator=noise, dtype=value.dtype)).detach()
         for name, value in named(case.meta).items()
     }
@@ -88,20 +92,22 @@ def test_meta_gradient_is_that_of_central_differences(rule: str) -> None:
     def loss(weights: dict[str, Tensor]) -> Tensor:
         return case.inner.losses(case.inner.replay(weights, case.rows)[-1], case.rows[-1]).mean()
 
-    exact = torch.autograd.grad(loss(free), list(free.values()))
-    numeric = [central_differences(loss, meta, name) for name in meta]
-    error = torch.cat([(one - other).flatten() for one, other in zip(exact, numeric, strict=True)]).norm()
-    assert error <= 1e-6 * torch.cat([each.flatten() for each in numeric]).norm()
+    exact = torch.cat([g.flatten() for g in torch.autograd.grad(loss(free), list(free.values()))])
+    numeric = central_differences(loss, meta)
+    assert float((exact - numeric).norm()) <= 1e-6 * float(numeric.norm())
 
 
-def central_differences(loss: Any, meta: dict[str, Tensor], name: str, width: float = 1e-6) -> Tensor:
-    steps = width * torch.eye(meta[name].numel(), dtype=torch.float64)
-    ends = [
-        [float(loss({**meta, name: meta[name] + sign * step.reshape(meta[name].shape)})) for sign in (1, -1)]
-        for step in steps
+def central_differences(loss: Any, meta: dict[str, Tensor], width: float = 1e-6) -> Tensor:
+    """Return the derivative of a loss with respect to all numbers in ``meta``, [numbers]."""
+    sizes = [value.numel() for value in meta.values()]
+    steps = width * torch.eye(sum(sizes), dtype=torch.float64)
+    around = torch.cat([value.flatten() for value in meta.values()]) + torch.cat([steps, -steps])
+    parts = [
+        part.reshape(-1, *value.shape)
+        for part, value in zip(around.split(sizes, dim=1), meta.values(), strict=True)
     ]
-    up, down = torch.tensor(ends, dtype=torch.float64).T
-    return ((up - down) / (2 * width)).reshape(meta[name].shape)
+    up, down = torch.func.vmap(loss)(dict(zip(meta, parts, strict=True))).detach().chunk(2)
+    return (up - down) / (2 * width)
 
 
 @pytest.mark.parametrize("rule", ["rmsprop", "adam"])
@@ -126,6 +132,26 @@ def test_parts_of_the_tasks_adapt_as_all_together(rule: str) -> None:
         parts = agent.adapt(agent.adapt(carry, phase), phase).adapted
     for name, value in whole.weights.items():
         torch.testing.assert_close(value, parts.weights[name])
+
+
+def test_the_lstm_is_that_of_torch_on_every_coordinate() -> None:
+    case = Case("lstm", phases=4)
+    states = case.inner.replay(named(case.meta), case.rows)
+    lstm: Any = case.meta.lstm
+    name, place = "trunk.0.weight", (2, 1, 0)  # of one weight of one task
+    memory = [(torch.zeros(1, 2).double(), torch.zeros(1, 2).double()) for _ in lstm.layers]
+    for before, after, rows in zip(states, states[1:], case.rows, strict=False):
+        weights = {key: value.detach().requires_grad_() for key, value in before.weights.items()}
+        loss = case.inner.losses(before._replace(weights=weights), rows).sum()
+        g = torch.autograd.grad(loss, weights[name])[0][place]
+        large = float(g.abs()) >= math.exp(-3)
+        x = torch.stack([g.abs().log() / 3, g.sign()] if large else [-torch.ones_like(g), math.exp(3) * g])
+        x = x.unsqueeze(0)
+        for layer, cell in enumerate(lstm.layers):
+            memory[layer] = cell(x, memory[layer])
+            x = memory[layer][0]
+        step = after.weights[name][place] - before.weights[name][place]
+        torch.testing.assert_close(step, RATE * lstm.out(x)[0, 0])
 
 
 def test_first_order_treats_the_gradient_as_a_number() -> None:
