@@ -5,7 +5,7 @@ RUN ?= runs/demo
 BIN := $(VENV)/bin
 SETUP := setup.cfg pyproject.toml constraints.txt
 
-.PHONY: demo test check format clean
+.PHONY: demo test check format soak clean
 
 demo: $(VENV)/installed  ## train RL² on bandits, evaluate it on held-out ones, draw the figure
 	@if [ -e $(RUN)/config.yaml ]; then $(BIN)/rl2meta train --resume --run-dir $(RUN); \
@@ -19,6 +19,9 @@ check: $(VENV)/installed-for-tests
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+
+soak: $(VENV)/installed-for-tests  ## kill, damage and refuse for half an hour; write what held into docs/reliability.md
+	$(BIN)/python tests/soak --out docs/reliability.md
 
 format: $(VENV)/installed-for-tests
 	$(BIN)/ruff check --fix .

@@ -543,7 +543,10 @@ app.add_typer(zoo_app, name="zoo", hidden=True)
 def benchmark(
     suite: Suites = "train",
     seconds: Annotated[float, typer.Option(help="Seconds to measure each workload, in all.")] = 30.0,
-    against: Annotated[str | None, typer.Option(help="A rival: sb3 (sb3-contrib's RecurrentPPO).")] = None,
+    against: Annotated[
+        str | None,
+        typer.Option(help="A rival: sb3 (sb3-contrib's RecurrentPPO), or jax (the same, jitted)."),
+    ] = None,
     configs: LearningConfigs = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each config of learning; default 3.")] = None,
     turns: Annotated[int | None, typer.Option(help="Turns of each workload; default 5.")] = None,

@@ -67,6 +67,18 @@ def append(path: Path, data: bytes) -> None:
         os.close(descriptor)
 
 
+def make_folder(path: Path) -> None:
+    """Make a folder and its parents, unless they are there, and wait until the disk has their names.
+
+    Raises:
+        OSError: if one of them cannot be made.
+    """
+    new = [folder for folder in (path, *path.parents) if not folder.exists()]
+    path.mkdir(parents=True, exist_ok=True)
+    for folder in reversed(new):
+        sync_folder(folder.parent)
+
+
 def sync_folder(path: Path) -> None:
     """Wait until the disk has the names in folder ``path``; a rename survives a power cut only after that."""
     if os.name == "nt":  # Windows opens no folders

@@ -52,6 +52,7 @@ MINIATURE = Measurement(
         "references": partial(references_suite, config="smoke", tasks=20, tuning_tasks=20),
         "workers": partial(worker_suite, environments=2, steps=2),
     },
+    rivals={"sb3": {"train": partial(train_suite, against="sb3", base=BASE, growth=GROWTH)}},
     turns=TURNS,
     instruments=Instruments(
         peaks=partial(peaks, size=32, copied=2**12, timed=partial(median_seconds, seconds=0.0))

@@ -351,6 +351,7 @@ def test_no_document_is_left_behind() -> None:
         "docs/new_family.md",
         "docs/pretraining.md",
         "docs/your_own_environment.md",
+        "docs/reliability.md",
         "docs/results.md",
         "docs/watch.md",
         "docs/zoo.md",

@@ -367,6 +367,8 @@ def test_a_cell_with_several_seeds_goes_on_and_gets_more(tmp_path: Path) -> None
     assert "rl2 (slot): a mean over 2 training seeds; 95 % over seeds and tasks: " in text
     folders = {path.name for path in (tmp_path / "n=10,k=5").glob("evaluation*")}
     assert folders == {"evaluation", "evaluation_2"}
+    table = wide(seeds="3,5", tasks=20)  # the number of tasks to judge on is none of the training's settings
+    assert table["cells"]["n=10,k=5"]["num_tasks"] == 20
     with pytest.raises(UserError, match="add --seeds 3,5"):
         wide()
     newest = max((tmp_path / "n=10,k=5" / "seed5" / "checkpoints").iterdir())

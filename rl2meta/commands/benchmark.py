@@ -35,7 +35,7 @@ def run_benchmark(
     names = _named(suite, [*measurement.suites, LEARNING])
     _refuse_values(seconds, precision, {"--threads": threads, "--seeds": seeds, "--turns": turns})
     if against is not None:
-        _refuse_against(against, names)
+        _refuse_against(against, names, measurement.rivals)
     _refuse_configs(configs, names, measurement.learning.targets)
     if seeds is not None:
         _refuse_without("--seeds", LEARNING, names, "leave it out")
@@ -84,10 +84,15 @@ def _refuse_values(seconds: float, precision: str, numbers: Mapping[str, int | N
         raise UserError(f"--precision: expected {' or '.join(get_args(Precision))}, got {precision!r}")
 
 
-def _refuse_against(against: str, names: Sequence[str]) -> None:
-    if against != "sb3":
-        raise UserError(f"--against: expected 'sb3', got {against!r}")
-    _refuse_without("--against", "train", names, "sb3 has no rival for it")
+def _refuse_against(against: str, names: Sequence[str], rivals: Mapping[str, Mapping[str, Any]]) -> None:
+    if against not in rivals:
+        raise UserError(f"--against: expected {' or '.join(map(repr, rivals))}, got {against!r}")
+    suites = rivals[against]
+    if not set(suites) & set(names):
+        known = " or ".join(f"--suite {name}" for name in suites)
+        raise UserError(
+            f"--against: expected {known} beside it, got {','.join(names)!r}; {against} has no rival for it"
+        )
 
 
 def _refuse_configs(configs: Sequence[str], names: Sequence[str], targets: Mapping[str, float]) -> None:

@@ -28,7 +28,8 @@ class _Experiment(NamedTuple):
 
     Attributes:
         cell: its name.
-        source, overrides, config: the config that it is trained by.
+        source, overrides: the config that it is trained by.
+        config: the same with the settings of the evaluation, which never concern the training.
         run_dir: its run folder.
         begins_from: the cell whose trained weights it begins with, or None.
         judged_with: changes of the config for the evaluation.
@@ -78,12 +79,11 @@ def reproduce(
     resolve_device(device)
     group = None if seeds is None else _Seeds(seeds_of(seeds), jobs)
     common = [f"device={device}", *([] if threads is None else [f"threads={threads}"])]
+    sized = [] if tasks is None else [f"evaluation.tasks={tasks}"]
     # All cells are checked first: a mistake in the last cell must not appear after hours of training.
-    if tasks is not None:
-        common.append(f"evaluation.tasks={tasks}")
     wanted = chosen_cells(paper, list(cells))
     needed = with_origins(paper, wanted).items()
-    experiments = [_experiment(label, cell, budget, common, folder) for label, cell in needed]
+    experiments = [_experiment(label, cell, budget, common, sized, folder) for label, cell in needed]
     if group is None:
         _refuse_groups(experiments)
     else:
@@ -108,11 +108,16 @@ def reproduce(
 
 
 def _experiment(
-    label: str, cell: Cell, budget: float | None, common: Sequence[str], folder: Path
+    label: str,
+    cell: Cell,
+    budget: float | None,
+    common: Sequence[str],
+    sized: Sequence[str],
+    folder: Path,
 ) -> _Experiment:
     """Return the cell's experiment; ``budget`` limits its environment steps and so its updates."""
     overrides = [*cell.overrides, *common]
-    config = read_config(cell.config, overrides)
+    config = read_config(cell.config, [*overrides, *sized])
     if budget is not None:
         training = config.settings.training
         steps = training.trials_per_update * training.episodes_per_trial * config.distribution.horizon
@@ -121,7 +126,7 @@ def _experiment(
                 f"--budget: expected at least the {steps:,} environment steps of one update, got {budget:g}"
             )
         overrides.append(f"training.updates={int(budget // steps)}")
-        config = read_config(cell.config, overrides)
+        config = read_config(cell.config, [*overrides, *sized])
     place, origin = folder / label, cell.begins_from
     experiment = _Experiment(label, cell.config, overrides, config, place, origin, cell.judged_with)
     judged(config, cell.judged_with)

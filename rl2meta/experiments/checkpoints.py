@@ -21,7 +21,7 @@ from rl2meta.experiments.checkpoint_files import (
     name_of,
     read,
 )
-from rl2meta.files import reading, sync_folder, write_durably, writing
+from rl2meta.files import make_folder, reading, sync_folder, write_durably, writing
 
 __all__ = [
     "STATE",
@@ -54,7 +54,7 @@ def save(folder: Path, checkpoint: Checkpoint) -> Path:
     target = folder / name_of(checkpoint.update)
     files = encode(checkpoint)
     with writing(target):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         _clean(folder)
         if not _holds(target, files):
             _put(target, files)

@@ -11,7 +11,15 @@ from rl2meta.experiments import trust
 from rl2meta.experiments.run_folder import LARGEST_CONFIG, LOCK, has_run, locked
 from rl2meta.experiments.yaml_text import parse, text_of
 from rl2meta.experiments.zoo import refuse_results_in_zoo, refuse_zoo
-from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
+from rl2meta.files import (
+    is_leftover,
+    make_folder,
+    read_text,
+    reading,
+    remove_leftovers,
+    write_atomically,
+    writing,
+)
 
 GROUP = "group.yaml"
 """The file with the settings of all runs of a group, and their seeds."""
@@ -45,7 +53,7 @@ class GroupFolder:
         _refuse_used(path)
         folder = cls(path)
         with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         if is_group(path) and set(seeds) <= set(folder.members()):
             return folder
         with folder.locked():  # another command may add seeds, too

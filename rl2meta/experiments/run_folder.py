@@ -14,7 +14,15 @@ from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints, trust
 from rl2meta.experiments.metrics import MetricsFile
 from rl2meta.experiments.zoo import located, refuse_results_in_zoo, refuse_zoo
-from rl2meta.files import is_leftover, read_text, reading, remove_leftovers, write_atomically, writing
+from rl2meta.files import (
+    is_leftover,
+    make_folder,
+    read_text,
+    reading,
+    remove_leftovers,
+    write_atomically,
+    writing,
+)
 
 CONFIG = "config.yaml"
 """The file with the config that a run was started with."""
@@ -56,7 +64,7 @@ class RunFolder:
         _refuse_used(path)
         folder = cls(path)
         with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
+            make_folder(path)
         with folder.locked():
             _refuse_used(path)  # again: another process may have created it meanwhile
             with writing(path):

@@ -50,10 +50,10 @@ def measure(
     Returns:
         ``setting`` of the suite; ``machine``, with a list of figures for each turn of each workload;
         ``contestants``, the figures of each workload by its name, lists with one figure per turn; and
-        ``ratios``, by the name of each rival the first workload's speed over the rival's, turn by turn.
+        ``ratios``, by the name of each rival the speed of ours over the rival's, turn by turn.
     """
     work = {name: work_of(each.unit) for name, each in suite.workloads.items() if each.countable}
-    memory = {name: instruments.memory(each.unit, device) for name, each in suite.workloads.items()}
+    memory = {name: _memory(each, device, instruments) for name, each in suite.workloads.items()}
     machine: dict[str, list[Peaks]] = {name: [] for name in suite.workloads}
     speeds: dict[str, list[float]] = {name: [] for name in suite.workloads}
     for _ in range(turns):
@@ -85,6 +85,13 @@ def _seen(machine: list[Peaks]) -> dict[str, list[float]]:
     }
 
 
+def _memory(workload: Workload, device: torch.device, instruments: Instruments) -> int | None:
+    if workload.here:
+        return instruments.memory(workload.unit, device)
+    workload.unit()  # once, as all others: it may have something to compile
+    return None
+
+
 def _speed(workload: Workload, device: torch.device, seconds: float, clock: Callable[[], float]) -> float:
     steps, began = 0, clock()
     while not steps or clock() - began < seconds:
@@ -107,9 +114,10 @@ def _used(work: Work | None, speeds: list[float], machine: list[Peaks]) -> dict[
 
 
 def _ratios(workloads: Mapping[str, Workload], speeds: Mapping[str, list[float]]) -> dict[str, list[float]]:
-    ours = next(iter(speeds.values()))
-    rivals = [name for name, each in workloads.items() if each.rival]
-    return {name: [a / b for a, b in zip(ours, speeds[name], strict=True)] for name in rivals}
+    pairs = {name: each.rival_of for name, each in workloads.items() if each.rival_of is not None}
+    return {
+        name: [a / b for a, b in zip(speeds[ours], speeds[name], strict=True)] for name, ours in pairs.items()
+    }
 
 
 def table(report: Mapping[str, Any]) -> list[str]:

@@ -16,7 +16,7 @@ from rl2meta.errors import UserError
 from rl2meta.interop import TrialEnv
 from rl2meta.rollout import RolloutWorker
 from rl2meta.speed.suites import Suite, Workload, training
-from rl2meta.tasks import sample_tasks
+from rl2meta.tasks import TaskDistribution, sample_tasks
 
 NUM_ARMS, EPOCHS, MINIBATCHES = 5, 3, 4
 _LAW = BernoulliBandits(num_arms=NUM_ARMS)
@@ -111,17 +111,18 @@ def _named(shape: Shape) -> str:
     return f"LSTM {shape.hidden_size}, k={NUM_ARMS}, n={shape.pulls}, {shape.trials:,} trials"
 
 
-def _learner(shape: Shape, device: torch.device) -> PPO:
+def learner_of(shape: Shape, device: torch.device, law: TaskDistribution = _LAW) -> PPO:
+    """Return RL² with an LSTM of the shape's size for the spaces of a law."""
     config = RL2Config(core=LSTMConfig(hidden_size=shape.hidden_size), epochs=EPOCHS, minibatches=MINIBATCHES)
-    return rl2_learner(_LAW.observation_space, _LAW.action_space, config, device)
+    return rl2_learner(law.observation_space, law.action_space, config, device)
 
 
 def _trained(shape: Shape, worker: RolloutWorker) -> Callable[[], int]:
-    return training(_learner(shape, worker.device), _LAW, worker, shape.trials, shape.pulls)
+    return training(learner_of(shape, worker.device), _LAW, worker, shape.trials, shape.pulls)
 
 
 def _rolled_out(shape: Shape, worker: RolloutWorker) -> Callable[[], int]:
-    agent, seeds = _learner(shape, worker.device).agent, count()
+    agent, seeds = learner_of(shape, worker.device).agent, count()
     tasks = sample_tasks(_LAW, shape.trials, 0, "train").to(worker.device)
 
     def unit() -> int:
@@ -156,7 +157,9 @@ def _sb3_workloads(base: Shape, device: torch.device) -> dict[str, Workload]:
         "RecurrentPPO, TrialEnv": DummyVecEnv([trial] * base.trials),
         "RecurrentPPO, our batched environment": batched,
     }
-    return {name: Workload(_recurrent_ppo(each, base, device), rival=True) for name, each in envs.items()}
+    return {
+        name: Workload(_recurrent_ppo(each, base, device), rival_of="rl2meta") for name, each in envs.items()
+    }
 
 
 def _recurrent_ppo(envs: Any, shape: Shape, device: torch.device) -> Callable[[], int]:

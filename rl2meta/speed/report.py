@@ -13,6 +13,7 @@ import torch
 
 from rl2meta.files import write_atomically, writing
 from rl2meta.speed.envs import env_suite
+from rl2meta.speed.jax_rivals import maml_beside_jax, train_beside_jax
 from rl2meta.speed.learning import Judged, LearningSuite, measure_learning
 from rl2meta.speed.learning_figure import plot_learning
 from rl2meta.speed.maml import maml_suite
@@ -30,7 +31,12 @@ SUITES: Mapping[str, Callable[..., Suite]] = {
     "references": references_suite,
     "workers": worker_suite,
 }
-"""By name: makes the suite on a device; "train" also takes ``against``."""
+"""By name: makes the suite on a device."""
+RIVALS: Mapping[str, Mapping[str, Callable[..., Suite]]] = {
+    "sb3": {"train": partial(train_suite, against="sb3")},
+    "jax": {"train": train_beside_jax, "maml": maml_beside_jax},
+}
+"""By the name of a rival: the suites that have it."""
 LEARNING = "learning"
 """The name of the suite that measures whole trainings, and not speed."""
 
@@ -41,12 +47,14 @@ class Measurement:
 
     Attributes:
         suites: as ``SUITES``.
+        rivals: as ``RIVALS``.
         learning: the suite called ``LEARNING``.
         turns: how many turns each workload has.
         instruments: what measures time, memory and the machine.
     """
 
     suites: Mapping[str, Callable[..., Suite]] = field(default_factory=lambda: SUITES)
+    rivals: Mapping[str, Mapping[str, Callable[..., Suite]]] = field(default_factory=lambda: RIVALS)
     learning: LearningSuite = field(default_factory=LearningSuite)
     turns: int = 5
     instruments: Instruments = field(default_factory=Instruments)
@@ -97,7 +105,7 @@ def make_report(
         device: where everything runs.
         precision: of products on a GPU, for the report.
         seconds: how long each workload is measured in all its turns together.
-        against: "sb3" for a rival in the suite "train".
+        against: the name of a rival in the suites that have it.
         configs: what ``LEARNING`` trains; all of its targets if there are none.
         seeds: how often ``LEARNING`` trains each of them.
         out: the JSON file that the report is saved to, after every suite and after every training; the
@@ -144,8 +152,8 @@ def _measured(
     measurement: Measurement,
     callbacks: Callbacks,
 ) -> dict[str, Any]:
-    make = measurement.suites[name]
-    suite = make(device, against=against) if name == "train" else make(device)
+    rivals = measurement.rivals[against] if against is not None else {}
+    suite = rivals.get(name, measurement.suites[name])(device)
     callbacks.begun(suite.title)
     return measure(suite, device, seconds, turns=measurement.turns, instruments=measurement.instruments)
 

@@ -15,15 +15,17 @@ class Workload(NamedTuple):
         unit: does one whole piece of work, such as an update with its rollout, and returns the number of
             environment steps in it.
         setting: the values in which this workload differs from the suite's setting.
-        rival: whether the suite's first workload is compared with this one.
+        rival_of: the name of the workload that is compared with this one, or None.
         countable: whether its operations can be counted, which needs work that consists of torch's
             operations.
+        here: whether the work is done in this process, so that its memory can be measured.
     """
 
     unit: Callable[[], int]
     setting: Mapping[str, Any] = {}
-    rival: bool = False
+    rival_of: str | None = None
     countable: bool = True
+    here: bool = True
 
 
 class Suite(NamedTuple):

@@ -28,7 +28,7 @@ def worker_suite(device: torch.device, *, environments: int = 64, steps: int = 2
     """
     workloads = {
         "rl2meta": _ours(None, environments, steps),
-        "rl2meta in one process": _ours(0, environments, steps)._replace(rival=True),
+        "rl2meta in one process": _ours(0, environments, steps)._replace(rival_of="rl2meta"),
         "Gymnasium's AsyncVectorEnv": _gymnasium(_async, environments, steps),
         "Gymnasium's SyncVectorEnv": _gymnasium(_sync, environments, steps),
     }
@@ -49,7 +49,7 @@ def _gymnasium(make: Callable[[Any], Any], environments: int, steps: int) -> Wor
     envs = make([lambda: gym.make(_ID, max_episode_steps=_HORIZON, disable_env_checker=True)] * environments)
     envs.reset(seed=0)
     unit = _unit(envs.step, cycle(_actions(environments)), steps, environments)
-    return Workload(unit, rival=True, countable=False)
+    return Workload(unit, rival_of="rl2meta", countable=False)
 
 
 def _async(makers: Any) -> Any:
