@@ -43,7 +43,7 @@ def few_shot_suite(
             {"first_order": True},
             countable=False,
         ),
-        LOOP: Workload(_loop(law, config, tasks, episodes, device), rival=True, countable=False),
+        LOOP: Workload(_loop(law, config, tasks, episodes, device), rival_of="rl2meta", countable=False),
     }
     setting = {"tasks": tasks, "ways": law.ways, "shots": law.shots, "inner_steps": steps}
     setting |= {"size": law.size, "filters": config.filters, "episodes": episodes}
