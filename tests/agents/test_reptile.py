@@ -106,7 +106,7 @@ def test_an_update_on_images_is_that_of_a_plain_loop_over_tasks(tmp_path: Path) 
             mine = slice(3 * task, 3 * task + 3)
             optimizer.zero_grad()
             logits = alone(phase.inputs.observation[0, mine].flatten(1))
-            nn.functional.cross_entropy(logits, phase.truth["target"][0, mine]).backward()
+            nn.functional.cross_entropy(logits, phase.truth["target"][0, mine]).backward()  # type: ignore[no-untyped-call]
             optimizer.step()
         total = [sum_ + weight.detach() for sum_, weight in zip(total, alone.parameters(), strict=True)]
     learner.update(trial, 0.0, generator(0))
