@@ -230,6 +230,13 @@ def test_a_pass_takes_every_example_of_a_trial_once() -> None:
     assert len(more) == 6 and counts.sum() == 30 and counts.min() >= 2 and counts.max() <= 3
 
 
+def test_guesses_in_training_change_nothing_that_is_learnt_from_examples() -> None:
+    one, other = (learner_on(CURVES, minibatch=3, inner_steps=steps) for steps in (None, 0))
+    for learner in (one, other):
+        learner.update(lived(learner, CURVES, 3), 0.0, generator(0))
+    assert all(torch.equal(*pair) for pair in zip(weights_of(one), weights_of(other), strict=True))
+
+
 def test_parts_of_the_tasks_change_nothing() -> None:
     one, other = (learner_on(PLANE, **POLICY, rule=ADAM, keep_moments=True) for _ in range(2))
     trial = lived(one, PLANE, 2, num_tasks=40)
@@ -287,7 +294,7 @@ def test_settings_that_would_do_nothing_or_harm_are_refused(settings: Any, messa
 
 
 def test_what_does_not_fit_is_explained() -> None:
-    with pytest.raises(ValueError, match="training_steps: expected null without a minibatch, got 3"):
+    with pytest.raises(ValueError, match="training_steps null without a minibatch, got 3"):
         ReptileConfig(training_steps=3)
     learner = learner_on(CURVES, minibatch=9)
     with pytest.raises(UserError, match="expected at most the 8 examples of a trial"):
