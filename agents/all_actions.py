@@ -4,6 +4,7 @@ Where a family reveals the regret of every action, u_t(a) = −regret, the immed
 expectation over all actions, and only what follows from the agent's greater knowledge is sampled.
 """
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -16,11 +17,9 @@ from rl2meta.networks import Categorical
 from rl2meta.returns import (
     discounted_lengths,
     discounted_returns,
-    explained_variance,
-    masked_mean,
-    mean_or_zero,
 )
-from rl2meta.trial import Trajectory
+from rl2meta.shards import ALONE, Shards
+from rl2meta.trial import TimeStep, Trajectory
 
 
 class AllActions(NamedTuple):
@@ -44,13 +43,29 @@ class Judged(NamedTuple):
         immediate: advantages of all actions, in units of their spread, [T, B, A].
         future: advantages of the actions taken, in the same unit, around 0, [T, B].
         value_target: G_t per step that may follow, in the unit of the value, [T, B].
-        explained: the part of the variance of G that W explains, 1 − Var(G − W) / Var(G); 0 without variance.
     """
 
     immediate: Tensor
     future: Tensor
     value_target: Tensor
-    explained: Tensor
+
+
+class Given(NamedTuple):
+    """A batch of trials, with what the network said of it.
+
+    Attributes:
+        trajectory: with ``regrets`` in its truth.
+        inputs: in units of the network.
+        known: what the critic sees.
+        log_probs: of all actions, under the policy that acted, [T, B, A].
+        value: W_t per step that may follow, by the agent's value head, [T, B]; used without a critic.
+    """
+
+    trajectory: Trajectory
+    inputs: TimeStep
+    known: Known
+    log_probs: Tensor
+    value: Tensor
 
 
 def sees_all(config: PPOConfig, trajectory: Trajectory) -> bool:
@@ -88,48 +103,72 @@ def refuse_unused(config: PPOConfig, known: bool) -> None:
 
 
 def judged(
-    trajectory: Trajectory,
-    known: Known,
-    log_probs: Tensor,
-    value: Tensor,
+    given: Sequence[Given],
     scale: Tensor,
     gamma: float,
     trace: float,
     critic: PrivilegedCritic | None,
-    generator: torch.Generator,
-) -> Judged:
+    generators: Sequence[torch.Generator],
+    shards: Shards = ALONE,
+) -> tuple[list[Judged], Tensor]:
     """Return the advantages of a batch; teach the critic what followed.
 
     Args:
-        trajectory: with ``regrets`` in its truth.
-        known: what the critic sees.
-        log_probs: of all actions, under the policy that acted, [T, B, A].
-        value: W_t per step that may follow, by the agent's value head, [T, B]; used without a critic.
+        given: the trials of each own shard.
         scale: unit of the value, a scalar.
         gamma: γ, across the episodes of a trial.
         trace: λ.
         critic: estimates W_t per step that may follow.
-        generator: of the critic's minibatches.
+        generators: of the critic's minibatches, one for each own shard.
+        shards: of the batch.
+
+    Returns:
+        The advantages of each own shard, and the part of the variance of G that W explains,
+        1 − Var(G − W) / Var(G); 0 without variance.
     """
-    mask, left = trajectory.mask.float(), trajectory.steps_left()
+    found = [_following(each, scale, gamma, trace, critic) for each in given]
+    follows = [each.may_follow for each in found]
+    if critic is not None and gamma > 0:
+        targets = [each.target for each in found]
+        critic.learn([each.known for each in given], targets, follows, generators, shards)
+    immediate, log_probs = [each.advantages.immediate for each in found], [each.log_probs for each in given]
+    spread = _spread(immediate, log_probs, [each.trajectory.mask.float() for each in given], shards) + 1e-8
+    futures = [each.advantages.future for each in found]
+    mean = shards.mean_or_zero(futures, follows)
+    centred = [(future - mean) * may_follow for future, may_follow in zip(futures, follows, strict=True)]
+    explained = shards.explained_variance([each.advantages.returns for each in found], futures, follows)
+    pairs = zip(found, centred, strict=True)
+    return [
+        Judged(each.advantages.immediate / spread, future / spread, each.target) for each, future in pairs
+    ], explained
+
+
+class _Following(NamedTuple):
+    """The advantages of a shard in the unit of rewards, the target of W, and where a step may follow."""
+
+    advantages: AllActions
+    target: Tensor
+    may_follow: Tensor
+
+
+def _following(
+    given: Given, scale: Tensor, gamma: float, trace: float, critic: PrivilegedCritic | None
+) -> _Following:
+    mask, left = given.trajectory.mask.float(), given.trajectory.steps_left()
     discount = gamma * torch.cat([mask[1:], torch.zeros_like(mask[:1])])  # [T, B], 0 at a trial's last step
     # Whether a step may follow does not depend on the action. If W were 0 wherever an action has ended the
     # trial, it would hide what that action avoids.
     may_follow = (left > 1).float()  # [T, B], 0 on padding
     # W is predicted per step that may follow, as it falls to 0 with their number.
     length = scale * gamma * discounted_lengths(left - 1, gamma) * may_follow
+    value = given.value
     if critic is not None:
         with torch.no_grad():
-            value = critic(known)
-    regrets = trajectory.truth["regrets"]
-    found = all_action_advantages(regrets, log_probs, value * length, discount, trace)
+            value = critic(given.known)
+    regrets = given.trajectory.truth["regrets"]
+    found = all_action_advantages(regrets, given.log_probs, value * length, discount, trace)
     target = found.returns / length.clamp(min=1e-8) * (length > 0)
-    if critic is not None and gamma > 0:
-        critic.learn(known, target, may_follow, generator)
-    spread = _spread(found.immediate, log_probs, mask) + 1e-8
-    future = (found.future - mean_or_zero(found.future, may_follow)) * may_follow
-    explained = explained_variance(found.returns, found.future, may_follow)
-    return Judged(found.immediate / spread, future / spread, target, explained)
+    return _Following(found, target, may_follow)
 
 
 def all_action_advantages(
@@ -169,6 +208,10 @@ def all_action_surrogate(
     return torch.min(new * immediate, clipped * immediate).sum(dim=-1)
 
 
-def _spread(immediate: Tensor, log_probs: Tensor, mask: Tensor) -> Tensor:
+def _spread(
+    immediate: Sequence[Tensor], log_probs: Sequence[Tensor], masks: Sequence[Tensor], shards: Shards
+) -> Tensor:
     """Return the root mean square of immediate advantages under the policy, √E Σₐ π(a) A(a)²."""
-    return masked_mean((log_probs.exp() * immediate.square()).sum(dim=-1), mask).sqrt()
+    pairs = zip(immediate, log_probs, strict=True)
+    squares = [(each.exp() * advantage.square()).sum(dim=-1) for advantage, each in pairs]
+    return shards.masked_mean(squares, masks).sqrt()

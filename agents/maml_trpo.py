@@ -4,7 +4,8 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 3, with the outer step of
 (arXiv 1502.05477).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -15,11 +16,12 @@ from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.maml import AT_TEST, InnerLoop, MAMLAgent, MetaWeights
 from rl2meta.agents.numbers import Fraction, Positive
-from rl2meta.agents.outer_problem import OuterProblem, joined, unflatten
+from rl2meta.agents.outer_problem import OuterProblem, Sharded, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_network
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
-from rl2meta.returns import RewardSignal, reward_signal, standardised
+from rl2meta.returns import RewardSignal, reward_signal
+from rl2meta.shards import ALONE, Shards
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial
 from rl2meta.trust_region import line_search, longest_step
@@ -112,12 +114,24 @@ class MAMLTRPOLearner:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step."""
-        cfg, whole = self.config, self.outer_problem(trial)
-        problem = whole.parts(self._numbers_per_task(trial))
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Take one outer step on the shards of a batch."""
+        cfg, wholes = self.config, self._outer_problems(trials, shards)
+        pairs = zip(wholes, trials, strict=True)
+        problem = Sharded(tuple(whole.parts(self._numbers_per_task(trial)) for whole, trial in pairs), shards)
         start = parameters_to_vector(self.meta.parameters()).detach()
         gradient, old, before = problem.linearised(start)
-        index = _some(whole.support[0].weight.shape[1], cfg.curvature_fraction, generator)
-        metric = problem.metric(start, index.to(start.device))
+        rows = [whole.support[0].weight.shape[1] for whole in wholes]
+        some = [_some(n, cfg.curvature_fraction, each) for n, each in zip(rows, generators, strict=True)]
+        metric = problem.metric(start, [index.to(start.device) for index in some])
         radius = linear(cfg.max_kl, cfg.final_max_kl, progress)
         step = longest_step(lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients)
         with torch.no_grad():
@@ -134,7 +148,7 @@ class MAMLTRPOLearner:
                 new = unflatten(found.x, self.meta)
                 for name, value in self.meta.named_parameters():
                     value.copy_(new[name])  # in place: a recorded rollout reads this memory
-        self.objective.measure(trial.phases)
+        self.objective.measure(trials, shards)
         return {
             "surrogate": float(found.measured.surrogate),
             "kl": float(found.measured.kl),
@@ -142,12 +156,29 @@ class MAMLTRPOLearner:
             "step_scale": found.scale,
             "gradient_norm": float(gradient.norm()),
             "entropy": float(problem.entropy(old)),
-            "return_before": _episode_return(trial.phases[0]),
-            "return_after": _episode_return(trial.phases[-1]),
+            "return_before": float(shards.mean([_episode_return(trial.phases[0]) for trial in trials])),
+            "return_after": float(shards.mean([_episode_return(trial.phases[-1]) for trial in trials])),
         }
 
     def outer_problem(self, trial: Trial) -> OuterProblem:
         """Return the objective and the constraint of the outer step, for a batch of trials."""
+        return self._outer_problems([trial], ALONE)[0]
+
+    def _outer_problems(self, trials: Sequence[Trial], shards: Shards) -> list[OuterProblem]:
+        problems = [self._with_raw_advantages(trial) for trial in trials]
+        if self.config.standardise:  # within each task, which rows_of does
+            return problems
+        queries = [problem.query for problem in problems]
+        over_all_tasks = shards.standardised(
+            [query.advantage for query in queries], [query.weight for query in queries]
+        )
+        return [
+            replace(problem, query=problem.query._replace(advantage=advantage))
+            for problem, advantage in zip(problems, over_all_tasks, strict=True)
+        ]
+
+    def _with_raw_advantages(self, trial: Trial) -> OuterProblem:
+        """Return the outer problem of a shard, in which advantages are standardised within tasks at most."""
         cfg, lanes = self.config, self.config.episodes_per_phase
         num_phases = len(trial.phases)
         weights = cfg.query_weights or [1.0] * num_phases
@@ -164,8 +195,6 @@ class MAMLTRPOLearner:
         ]
         support = [self.objective.rows(phase, lanes) for phase in trial.phases]
         query = joined(queries, weights)
-        if not cfg.standardise:  # then they are standardised over all tasks together, not within each
-            query = query._replace(advantage=standardised(query.advantage, query.weight))
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
 
     def _numbers_per_task(self, trial: Trial) -> int:
@@ -196,5 +225,5 @@ def _some(rows: int, fraction: float, generator: torch.Generator) -> Tensor:
     return torch.randperm(rows, generator=generator)[: max(1, round(fraction * rows))]
 
 
-def _episode_return(phase: Trajectory) -> float:
-    return float((phase.reward * phase.mask).sum(dim=0).mean())
+def _episode_return(phase: Trajectory) -> Tensor:
+    return (phase.reward * phase.mask).sum(dim=0).mean()

@@ -13,7 +13,8 @@ from rl2meta.agents.maml_classification import ClassifierConfig, CrossEntropy, c
 from rl2meta.agents.maml_regression import Activation, RegressionNetwork, SquaredError, regression_network
 from rl2meta.agents.policy_gradient import AdvantageConfig, PolicyGradient, PolicyNetwork, policy_network
 from rl2meta.errors import UserError
-from rl2meta.trial import Trajectory
+from rl2meta.shards import Shards
+from rl2meta.trial import Trial
 
 _STRICT = ConfigDict(frozen=True, extra="forbid", strict=True)
 
@@ -56,7 +57,7 @@ class Learnt(NamedTuple):
         objective: the loss of a task.
         loop: the inner loop that fits them.
         units: what the objective measures of observations and rewards, part of a learner's state.
-        measure: updates the units by the phases of a batch of trials.
+        measure: updates the units by a batch of trials, of which it gets the own shards.
         on_policy: whether an inner step needs actions that the weights of just this step chose.
     """
 
@@ -64,7 +65,7 @@ class Learnt(NamedTuple):
     objective: Objective
     loop: type[InnerLoop]
     units: nn.Module
-    measure: Callable[[Sequence[Trajectory]], None]
+    measure: Callable[[Sequence[Trial], Shards], None]
     on_policy: bool
 
 
@@ -125,7 +126,7 @@ def _policy_gradient(
     return Learnt(network, objective, InnerLoop, objective.units, objective.measure, on_policy=True)
 
 
-def _nothing(phases: Sequence[Trajectory]) -> None:
+def _nothing(trials: Sequence[Trial], shards: Shards) -> None:
     """Measure nothing."""
 
 

@@ -8,6 +8,7 @@ Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2.
 """
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 
 import torch
 from pydantic import Field
@@ -26,6 +27,7 @@ from rl2meta.agents.maml import (
 )
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.learner_state import load_state, state_of
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.training import linear
 from rl2meta.trial import Trial
 
@@ -60,17 +62,32 @@ class OuterAdam:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one outer step on the phases after the last inner step, through the inner steps."""
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Take one outer step on the shards of a batch, which have the same number of tasks."""
         cfg = self.config
-        phases = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
-        states = self.inner.replay(named(self.meta), phases)
-        loss = self.inner.losses(states[-1], judged(states, phases)).mean()  # [num_tasks] -> []
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
+        losses = [partial(self._lost, trial) for trial in trials]
+        told = set_gradients(list(self.meta.parameters()), losses, shards)
         self.optimizer.step()
-        return {"loss": float(loss.detach()), "learning_rate": rate}
+        return {"loss": float(told["loss"]), "learning_rate": rate}
+
+    def _lost(self, trial: Trial) -> Lost:
+        """Return the loss after adaptation."""
+        lanes = self.config.episodes_per_phase
+        phases = [self.inner.objective.rows(phase, lanes) for phase in trial.phases]
+        states = self.inner.replay(named(self.meta), phases)
+        loss = self.inner.losses(states[-1], judged(states, phases)).mean()  # [num_tasks] -> []
+        return Lost(loss, torch.ones_like(loss), {"loss": loss})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights and the optimiser's state as named tensors."""

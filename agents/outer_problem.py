@@ -15,6 +15,7 @@ from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, normalised
 from rl2meta.agents.policy_gradient import PolicyGradient
 from rl2meta.networks import ActionDistribution
 from rl2meta.parts import in_parts
+from rl2meta.shards import Shards
 from rl2meta.trust_region import Measured, Product, gauss_newton_product
 
 
@@ -130,6 +131,10 @@ def unflatten(vector: Tensor, module: nn.Module) -> dict[str, Tensor]:
     return {name: part.view(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 
+Policies = tuple[ActionDistribution, ...]
+"""π of each part of a problem."""
+
+
 @dataclass(frozen=True)
 class Parts:
     """An outer problem in parts, with some of the tasks in each.
@@ -144,7 +149,7 @@ class Parts:
 
     problems: tuple[OuterProblem, ...]
 
-    def linearised(self, vector: Tensor) -> tuple[Tensor, tuple[ActionDistribution, ...], Measured]:
+    def linearised(self, vector: Tensor) -> tuple[Tensor, Policies, Measured]:
         """Return the gradient at ``vector``, the policies of each part, and the surrogate and KL."""
         points = [problem.linearised(vector) for problem in self.problems]
         gradient = torch.stack([point.gradient for point in points]).sum(dim=0)  # [parts, n] -> [n]
@@ -164,6 +169,44 @@ class Parts:
         """Return the mean entropy of the policies of each part."""
         parts = zip(self.problems, policies, strict=True)
         return torch.stack([(problem.query.weight * each.entropy()).sum() for problem, each in parts]).sum()
+
+
+@dataclass(frozen=True)
+class Sharded:
+    """An outer problem in shards, each with the same number of tasks: results are means over all shards.
+
+    Attributes:
+        own: the problems of the shards of this process.
+        shards: those of all processes.
+    """
+
+    own: tuple[Parts, ...]
+    shards: Shards
+
+    def linearised(self, vector: Tensor) -> tuple[Tensor, tuple[Policies, ...], Measured]:
+        """Return the gradient at ``vector``, the policies of each own shard, and the surrogate and KL."""
+        points = [problem.linearised(vector) for problem in self.own]
+        # one vector [n + 2] for each shard: what is sent in one piece takes less time
+        mean = self.shards.mean(
+            [torch.cat([gradient, torch.stack(measured)]) for gradient, _, measured in points]
+        )
+        return mean[:-2], tuple(policies for _, policies, _ in points), Measured(mean[-2], mean[-1])
+
+    def metric(self, vector: Tensor, indices: Sequence[Tensor]) -> Product:
+        """Return v -> ∇²E KL v, estimated on the steps at the index of each own shard."""
+        pairs = zip(self.own, indices, strict=True)
+        products = [problem.metric(vector, index) for problem, index in pairs]
+        return lambda v: self.shards.mean([product(v) for product in products])
+
+    def measure(self, vector: Tensor, old: Sequence[Policies]) -> Measured:
+        """Return E[ρ A] and E KL(old ‖ π)."""
+        pairs = zip(self.own, old, strict=True)
+        found = [torch.stack(problem.measure(vector, policies)) for problem, policies in pairs]
+        return Measured(*self.shards.mean(found).unbind())
+
+    def entropy(self, policies: Sequence[Policies]) -> Tensor:
+        """Return the mean entropy of the policies of each own shard."""
+        return self.shards.mean([part.entropy(each) for part, each in zip(self.own, policies, strict=True)])
 
 
 def _sum(measured: Sequence[Measured]) -> Measured:

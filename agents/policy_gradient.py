@@ -17,8 +17,9 @@ from rl2meta.images import is_image
 from rl2meta.learner_state import under
 from rl2meta.networks import LOOKED_UP, ActionDistribution, Lookup, Tanh, action_head, mlp, stacked
 from rl2meta.returns import discounted_lengths, discounted_returns, gae, masked_mean, standardised
+from rl2meta.shards import ALONE, Shards
 from rl2meta.spaces import encoding, input_encoding, num_looked_up
-from rl2meta.trial import Choice, Trajectory
+from rl2meta.trial import Choice, Trajectory, Trial
 from rl2meta.units import RAW, ObservationUnits, RewardUnits, UnitsConfig, action_units
 
 
@@ -168,14 +169,15 @@ class PolicyGradient:
         encoded: Tensor = self.units.observations(self._observation.encode(observation))
         return encoded.to(self._dtype)
 
-    def measure(self, phases: Sequence[Trajectory]) -> None:
-        """Measure the units of observations and rewards of a batch of trials."""
-        for phase in phases:
+    def measure(self, trials: Sequence[Trial], shards: Shards = ALONE) -> None:
+        """Measure the units of observations and rewards of a batch; ``trials`` are its own shards."""
+        for phases in zip(*(trial.phases for trial in trials), strict=True):  # one for each own shard
+            masks = [phase.mask for phase in phases]
             if self.units.observations.measured:
-                encoded = self._observation.encode(phase.inputs.observation)  # [T, B, size]
-                self.units.observations.measure(encoded, phase.mask)
+                seen = [self._observation.encode(phase.inputs.observation) for phase in phases]
+                self.units.observations.measure(seen, masks, shards)  # [T, B, size] each
             if self.units.rewards is not None:
-                self.units.rewards.measure(phase.reward, phase.mask)
+                self.units.rewards.measure([phase.reward for phase in phases], masks, shards)
 
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
         """Sample an action from the policy in each row."""

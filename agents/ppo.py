@@ -4,7 +4,8 @@ Source: Schulman et al. 2017, *Proximal Policy Optimization Algorithms* (arXiv 1
 as in Duan et al. 2016 (arXiv 1611.02779). In their code, "first-order TRPO" is PPO's clipped surrogate.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
 from typing import Any, NamedTuple
 
 import gymnasium as gym
@@ -12,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from rl2meta.adam import Adam
-from rl2meta.agents.all_actions import all_action_surrogate, judged, sees_all
+from rl2meta.agents.all_actions import Given, all_action_surrogate, judged, sees_all
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
@@ -22,12 +23,11 @@ from rl2meta.networks import ActionDistribution, Categorical, action_distributio
 from rl2meta.returns import (
     clipped_surrogate,
     discounted_lengths,
-    explained_variance,
     gae,
     masked_mean,
     reward_signal,
-    standardised,
 )
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.spaces import input_encoding
 from rl2meta.training import linear
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
@@ -217,6 +217,13 @@ class Batch(NamedTuple):
         return part
 
 
+class Estimate(NamedTuple):
+    """What the rewards of a shard say, [T, B] each: advantages, and returns per remaining step."""
+
+    advantage: Tensor
+    per_step: Tensor
+
+
 class PPO:
     """PPO on whole trials, with backpropagation through time over all of each trial.
 
@@ -253,28 +260,40 @@ class PPO:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
-        (trajectory,) = trial.phases
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Learn from the shards of a batch; a minibatch has trials of every shard."""
+        trajectories = [trial.phases[0] for trial in trials]  # the whole trial is one phase
         cfg = self.config
-        if cfg.surrogate != "sampled" and sees_all(cfg, trajectory):
-            batch, told = self.all_action_batch(trajectory, progress, generator)
+        if cfg.surrogate != "sampled" and sees_all(cfg, trajectories[0]):
+            batches, told = self.all_action_batches(trajectories, progress, generators, shards)
         else:
-            batch = self.batch(trajectory, progress)
-            error = batch.value_target - trajectory.notes["value"]
-            told = {"explained_variance": explained_variance(batch.value_target, error, batch.mask)}
+            batches = self.batches(trajectories, progress, shards)
+            told = {"explained_variance": _explained(batches, trajectories, shards)}
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         for group in self.optimizer.param_groups:
             group["lr"] = rate * (min(1.0, progress / cfg.warm_up + 0.01) if cfg.warm_up else 1.0)
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
-        length = trajectory.most_steps
-        steps = [self.step(part, entropy_weight, length) for part in self.minibatches(batch, generator)]
-        self._measure_inputs(trajectory)
+        length = trajectories[0].most_steps
+        orders = [self.minibatches(*pair) for pair in zip(batches, generators, strict=True)]
+        steps = [self.step(parts, entropy_weight, length, shards) for parts in zip(*orders, strict=True)]
+        self._measure_inputs(trajectories, shards)
         means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0)
         values = torch.cat([means, torch.stack(list(told.values()))]).tolist()  # the only read-back
         rate = float(self.optimizer.param_groups[0]["lr"])
         return dict(zip([*steps[0], *told], values, strict=True)) | {"learning_rate": rate}
 
-    def batch(self, trajectory: Trajectory, progress: float = 0.0) -> Batch:
-        """Return advantages and value targets for the phase of a trial of a ``PPOAgent``.
+    def batches(
+        self, trajectories: Sequence[Trajectory], progress: float = 0.0, shards: Shards = ALONE
+    ) -> list[Batch]:
+        """Return advantages and value targets for the phases of trials of a ``PPOAgent``, one for each shard.
 
         The first batch with a reward other than 0 also sets ``reward_scale`` and, unless rewards are raw,
         ``reward_centre``.
@@ -282,6 +301,34 @@ class PPO:
         Raises:
             ValueError: if the notes of the agent lack ``log_prob`` or ``value``.
         """
+        net, signal = self.network, self.config.reward_signal
+        signals = [reward_signal(trajectory, signal) for trajectory in trajectories]
+        masks = [trajectory.mask for trajectory in trajectories]
+        if net.reward_units is not None:
+            set_once(net.reward_centre, net.reward_scale, signals, masks, shards)
+        estimates = [self._estimated(*pair, progress) for pair in zip(trajectories, signals, strict=True)]
+        if net.reward_units is None:
+            self._measure_scale([each.per_step for each in estimates], masks, shards)
+        counted = [mask.float() for mask in masks]
+        advantages = shards.standardised([each.advantage for each in estimates], counted)
+        return [
+            Batch(
+                inputs=net.in_units(trajectory.inputs),  # [T, B, ...]
+                action=trajectory.action,
+                log_prob=trajectory.notes["log_prob"],
+                advantage=advantage.float(),
+                value_target=(
+                    (estimate.per_step - net.reward_centre) / net.reward_scale.clamp(min=1e-8)
+                ).float(),
+                mask=mask,
+            )
+            for trajectory, estimate, advantage, mask in zip(
+                trajectories, estimates, advantages, counted, strict=True
+            )
+        ]
+
+    def _estimated(self, trajectory: Trajectory, signal: Tensor, progress: float) -> Estimate:
+        """Return the advantages of one shard, before they are standardised."""
         if not {"log_prob", "value"} <= trajectory.notes.keys():
             raise ValueError(
                 "expected a trial whose agent noted log_prob and value, as PPOAgent does, got notes of "
@@ -289,9 +336,6 @@ class PPO:
             )
         net, measured = self.network, self.network.reward_units is not None
         mask = trajectory.mask.float()  # [T, B]
-        signal = reward_signal(trajectory, self.config.reward_signal)
-        if measured:
-            set_once(net.reward_centre, net.reward_scale, signal, trajectory.mask)
         dtype = torch.float64 if measured else torch.float32  # a far zero must not swallow small differences
         reward = signal.to(dtype) * mask
         # γ also where an episode ends; 0 at the last step of the trial, before the padding.
@@ -301,63 +345,65 @@ class PPO:
         value = trajectory.notes["value"].to(dtype) * mask * remaining * net.reward_scale
         value = value + mask * remaining * net.reward_centre.to(dtype)
         advantage = gae(reward, discount, value, self.config.gae_trace)
-        per_step = (advantage + value) / remaining
-        if not measured:
-            self._measure_scale(per_step, mask)
-        inputs = trajectory.inputs
-        return Batch(
-            inputs=net.in_units(inputs),  # [T, B, ...]
-            action=trajectory.action,
-            log_prob=trajectory.notes["log_prob"],
-            advantage=standardised(advantage, mask).float(),
-            value_target=((per_step - net.reward_centre) / net.reward_scale.clamp(min=1e-8)).float(),
-            mask=mask,
-        )
+        return Estimate(advantage, (advantage + value) / remaining)
 
-    def all_action_batch(
-        self, trajectory: Trajectory, progress: float, generator: torch.Generator
-    ) -> tuple[Batch, dict[str, Tensor]]:
-        """Return a batch with advantages of all actions, and ``explained_variance``; teach the critic."""
-        net, cfg = self.network, self.config
-        self._measure_scale(trajectory.truth["regrets"].mean(dim=-1), trajectory.mask.float())
-        inputs, scale = net.in_units(trajectory.inputs), net.reward_scale.clamp(min=1e-8)
-        with torch.no_grad():
-            seen = Seen(*inputs[:4], trajectory.most_steps)
-            output = net.core(seen)
-            policy, value = net.judged(output, inputs.legal)
-        assert isinstance(policy, Categorical)  # only families of discrete actions reveal their regrets
-        known = Known(
-            output.features, trajectory.truth["regrets"] / scale, policy.log_probs.exp(), seen.elapsed
-        )
+    def all_action_batches(
+        self,
+        trajectories: Sequence[Trajectory],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards = ALONE,
+    ) -> tuple[list[Batch], dict[str, Tensor]]:
+        """Return batches with advantages of all actions, and ``explained_variance``; teach the critic."""
+        cfg = self.config
+        means = [trajectory.truth["regrets"].mean(dim=-1) for trajectory in trajectories]
+        self._measure_scale(means, [trajectory.mask for trajectory in trajectories], shards)
+        scale = self.network.reward_scale.clamp(min=1e-8)
         gamma = linear(cfg.discount, cfg.final_discount, progress)
-        found = judged(
-            *(trajectory, known, policy.log_probs, value, scale),
-            *(gamma, cfg.gae_trace, self.critic, generator),
-        )
-        batch = Batch(
-            inputs=inputs,
-            action=trajectory.action,
-            log_prob=trajectory.notes["log_prob"],
-            advantage=found.future,
-            value_target=found.value_target,
-            mask=trajectory.mask.float(),
-            log_probs=policy.log_probs,
-            immediate=found.immediate,
-        )
-        return batch, {"explained_variance": found.explained}
+        given = [self._given(trajectory, scale) for trajectory in trajectories]
+        found, explained = judged(given, scale, gamma, cfg.gae_trace, self.critic, generators, shards)
+        batches = [
+            Batch(
+                inputs=own.inputs,
+                action=trajectory.action,
+                log_prob=trajectory.notes["log_prob"],
+                advantage=each.future,
+                value_target=each.value_target,
+                mask=trajectory.mask.float(),
+                log_probs=own.log_probs,
+                immediate=each.immediate,
+            )
+            for trajectory, own, each in zip(trajectories, given, found, strict=True)
+        ]
+        return batches, {"explained_variance": explained}
 
-    def _measure_scale(self, reward: Tensor, mask: Tensor) -> None:
+    @torch.no_grad()
+    def _given(self, trajectory: Trajectory, scale: Tensor) -> Given:
+        """Return what the present network says of a shard, for the advantages of all actions."""
+        net = self.network
+        inputs = net.in_units(trajectory.inputs)
+        seen = Seen(*inputs[:4], trajectory.most_steps)
+        output = net.core(seen)
+        policy, value = net.judged(output, inputs.legal)
+        assert isinstance(policy, Categorical)  # only families of discrete actions reveal their regrets
+        regrets = trajectory.truth["regrets"] / scale
+        known = Known(output.features, regrets, policy.log_probs.exp(), seen.elapsed)
+        return Given(trajectory, inputs, known, policy.log_probs, value)
+
+    def _measure_scale(self, rewards: Sequence[Tensor], masks: Sequence[Tensor], shards: Shards) -> None:
         """Set the unit of the value once: the mean absolute return per step of the first paying batch."""
         scale = self.network.reward_scale
-        scale.copy_(torch.where(scale == 0, masked_mean(reward.abs(), mask), scale))
+        size = shards.masked_mean([reward.abs() for reward in rewards], [mask.float() for mask in masks])
+        scale.copy_(torch.where(scale == 0, size, scale))
 
-    def _measure_inputs(self, trajectory: Trajectory) -> None:
+    def _measure_inputs(self, trajectories: Sequence[Trajectory], shards: Shards) -> None:
         """Measure the units of the network's input after the steps, which must see what the agent saw."""
-        net = self.network
+        net, masks = self.network, [trajectory.mask for trajectory in trajectories]
         if net.reward_units is not None:
-            net.reward_units.measure(trajectory.reward, trajectory.mask)
+            net.reward_units.measure([trajectory.reward for trajectory in trajectories], masks, shards)
         if net.observation_units.measured:
-            net.observation_units.measure(net.encode(trajectory.inputs.observation), trajectory.mask)
+            seen = [net.encode(trajectory.inputs.observation) for trajectory in trajectories]
+            net.observation_units.measure(seen, masks, shards)
 
     def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
         """Yield each trial once in every pass, in minibatches of random order."""
@@ -367,8 +413,22 @@ class PPO:
             for index in order.chunk(self.config.minibatches):
                 yield batch.trials(index)  # [T, B, ...] -> [T, B / minibatches, ...]
 
-    def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
-        """Take one gradient step; return the metrics of the minibatch."""
+    def step(
+        self,
+        parts: Sequence[Batch],
+        entropy_weight: float,
+        trial_length: int | None = None,
+        shards: Shards = ALONE,
+    ) -> dict[str, Tensor]:
+        """Take one gradient step on a minibatch, with a part of each shard; return its metrics."""
+        losses = [partial(self._lost, part, entropy_weight, trial_length) for part in parts]
+        told = set_gradients(self._weights, losses, shards)
+        norm = nn.utils.clip_grad_norm_(self._weights, self.config.max_gradient_norm)
+        self.optimizer.step()
+        return told | {"gradient_norm": norm}
+
+    def _lost(self, batch: Batch, entropy_weight: float, trial_length: int | None) -> Lost:
+        """Return the loss of a part of a minibatch, and its metrics."""
         output = self.network.core(Seen(*batch.inputs[:4], trial_length))
         policy, value = self.network.judged(output, batch.inputs.legal)  # [T, B, ...] -> [T, B]
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
@@ -386,13 +446,9 @@ class PPO:
         if self.auxiliary is not None and batch.immediate is not None:
             told["auxiliary_loss"] = self._auxiliary_loss(output.features, batch.immediate, batch.mask)
             loss = loss + self.config.auxiliary_coefficient * told["auxiliary_loss"]
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self._weights, self.config.max_gradient_norm)
-        self.optimizer.step()
         metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, **told}
         metrics |= self._movement(log_ratio.detach(), batch.mask)
-        return {name: metric.detach() for name, metric in metrics.items()} | {"gradient_norm": norm}
+        return Lost(loss, batch.mask.sum(), metrics)
 
     def _movement(self, log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return how far π is from π_old: the KL, and the part of the actions taken whose ρ is clipped.
@@ -423,6 +479,14 @@ class PPO:
             self.critic.load(under("critic.", state))
         if self.auxiliary is not None:
             self.auxiliary.load_state_dict(under("auxiliary.", state))
+
+
+def _explained(batches: Sequence[Batch], trajectories: Sequence[Trajectory], shards: Shards) -> Tensor:
+    """Return which part of the variance of the value targets the agent's values explain."""
+    targets, masks = [batch.value_target for batch in batches], [batch.mask for batch in batches]
+    pairs = zip(targets, trajectories, strict=True)
+    errors = [target - trajectory.notes["value"] for target, trajectory in pairs]
+    return shards.explained_variance(targets, errors, masks)
 
 
 def _after_start(raw: Tensor, seen: Tensor) -> Tensor:

@@ -6,7 +6,8 @@ knows. What the agent cannot know explains much of the luck of a trial, so the g
 Source: Pinto et al. 2018, *Asymmetric Actor Critic for Image-Based Robot Learning* (arXiv 1710.06542).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,6 +16,7 @@ from torch import Tensor, nn
 from rl2meta.adam import Adam
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.returns import mean_or_zero
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 
 _CHUNKS = 4  # minibatches of a pass
 
@@ -74,18 +76,31 @@ class PrivilegedCritic(nn.Module):
         value: Tensor = self.value(torch.cat(together, dim=-1)).squeeze(-1)  # [T, B, 1] -> [T, B]
         return value
 
-    def learn(self, known: Known, target: Tensor, mask: Tensor, generator: torch.Generator) -> None:
-        """Take ``epochs`` passes over a batch of trials, in minibatches, towards ``target`` [T, B]."""
+    def learn(
+        self,
+        known: Sequence[Known],
+        targets: Sequence[Tensor],
+        masks: Sequence[Tensor],
+        generators: Sequence[torch.Generator],
+        shards: Shards = ALONE,
+    ) -> None:
+        """Take ``epochs`` passes over a batch of trials, in minibatches, towards ``targets`` [T, B]."""
+        weights = list(self.parameters())
         for _ in range(self.epochs):
-            order = torch.randperm(mask.shape[1], generator=generator).to(mask.device)
-            for index in order.chunk(_CHUNKS):
-                error, counted = self(known.trials(index)) - target[:, index], mask[:, index]
-                self._optimizer.zero_grad()
-                # In a trial of one step nothing counts; then there is nothing to learn.
-                loss = mean_or_zero(error.square(), counted)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(self.parameters(), 1.0)
+            orders = [
+                torch.randperm(mask.shape[1], generator=source).to(mask.device).chunk(_CHUNKS)
+                for mask, source in zip(masks, generators, strict=True)
+            ]
+            for parts in zip(*orders, strict=True):
+                rows = zip(known, targets, masks, parts, strict=True)
+                set_gradients(weights, [partial(self._lost, *row) for row in rows], shards)
+                nn.utils.clip_grad_norm_(weights, 1.0)
                 self._optimizer.step()
+
+    def _lost(self, known: Known, target: Tensor, mask: Tensor, index: Tensor) -> Lost:
+        error, counted = self(known.trials(index)) - target[:, index], mask[:, index]
+        # In a trial of one step nothing counts; then there is nothing to learn.
+        return Lost(mean_or_zero(error.square(), counted), counted.sum(), {})
 
     def state(self) -> dict[str, Tensor]:
         """Return the states of network and optimiser as named tensors."""

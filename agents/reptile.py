@@ -41,6 +41,7 @@ from rl2meta.agents.rules import SGD, AnyRule
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.parts import in_parts
+from rl2meta.shards import ALONE, Shards
 from rl2meta.training import AgentKind, linear
 from rl2meta.trial import Trajectory, Trial, over_fields
 
@@ -96,8 +97,8 @@ class ReptileConfig(BaseModel):
     def _used(self) -> Self:
         if self.training_steps is not None and self.minibatch is None:
             raise ValueError(
-                f"training_steps: expected null without a minibatch, got {self.training_steps}; set "
-                "minibatch, or more phases by training.episodes_per_trial"
+                f"training_steps null without a minibatch, got {self.training_steps}; set minibatch, or more "
+                "phases by training.episodes_per_trial"
             )
         return self
 
@@ -128,11 +129,12 @@ class Moments(nn.Module):
         kept = self.buffers()
         return over_fields(lambda part: next(kept).expand_as(part), blank)
 
-    def keep(self, state: State) -> None:
-        """Remember the state at the end of an update, [num_tasks, ...]."""
-        for kept, part in zip(self.buffers(), _tensors(state), strict=True):
+    def keep(self, states: Sequence[State], shards: Shards = ALONE) -> None:
+        """Remember the state at the end of an update, [num_tasks, ...]; one for each own shard."""
+        for kept, *parts in zip(self.buffers(), *map(_tensors, states), strict=True):
             # Numbers of steps are the same for all tasks; in place: a recorded rollout reads this memory.
-            kept.copy_(part.mean(dim=0) if part.is_floating_point() else part[0])
+            means = [part.mean(dim=0) if part.is_floating_point() else part[0] for part in parts]
+            kept.copy_(shards.mean(means) if kept.is_floating_point() else means[0])
 
 
 def _tensors(state: State) -> Iterator[Tensor]:
@@ -197,24 +199,38 @@ class ReptileLearner:
         self.inner = self.learnt.loop(network, objective, config.inner())
         self.agent = ReptileAgent(self.meta, self.inner, self.moments)
 
-    @torch.no_grad()
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take the inner steps on every task, and move φ towards the mean of where they lead."""
-        cfg, lanes = self.config, self.config.episodes_per_phase
-        phases = [self.learnt.objective.rows(phase, lanes) for phase in trial.phases]
-        numbers = len(phases) * self.agent.numbers_per_task(trial.phases[0])
-        reached = self.reached(self.batches(phases, generator), numbers)
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    @torch.no_grad()
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Do what ``update`` does with a batch in shards."""
+        cfg = self.config
+        reached = [self._reached_by(*pair) for pair in zip(trials, generators, strict=True)]
         step = linear(cfg.meta_step, cfg.final_meta_step, progress)
-        distance = self._move(reached.weights, step)
+        distance = self._move([each.weights for each in reached], step, shards)
         if self.moments is not None:
-            self.moments.keep(reached.state)
-        self.learnt.measure(trial.phases)
+            self.moments.keep([each.state for each in reached], shards)
+        self.learnt.measure(trials, shards)
         return {
             "meta_step": step,
             "distance": distance,
-            "return_before": _episode_return(trial.phases[0]),
-            "return_after": _episode_return(trial.phases[-1]),
+            "return_before": float(shards.mean([_episode_return(trial.phases[0]) for trial in trials])),
+            "return_after": float(shards.mean([_episode_return(trial.phases[-1]) for trial in trials])),
         }
+
+    def _reached_by(self, trial: Trial, generator: torch.Generator) -> Adapted:
+        lanes = self.config.episodes_per_phase
+        phases = [self.learnt.objective.rows(phase, lanes) for phase in trial.phases]
+        numbers = len(phases) * self.agent.numbers_per_task(trial.phases[0])
+        return self.reached(self.batches(phases, generator), numbers)
 
     def batches(self, phases: Sequence[Rows], generator: torch.Generator) -> Sequence[Rows]:
         """Return the examples of each inner step: the phases, or minibatches of all of them together.
@@ -261,11 +277,12 @@ class ReptileLearner:
             parts.append(state)
         return rejoined(parts)
 
-    def _move(self, reached: Weights, step: float) -> float:
-        """Take the outer step in place; return the distance from φ to the mean of φ̃."""
+    def _move(self, reached: Sequence[Weights], step: float, shards: Shards) -> float:
+        """Take the outer step in place; return the distance from φ to the mean of φ̃ over all shards."""
         squared = torch.zeros((), dtype=torch.float64)
         for name, weight in self.learnt.network.named_parameters():
-            difference = reached[name].mean(dim=0) - weight  # [num_tasks, ...] -> [...]
+            mean = shards.mean([each[name].mean(dim=0) for each in reached])  # [num_tasks, ...] -> [...]
+            difference = mean - weight
             weight.add_(step * difference)  # in place: a recorded rollout reads this memory
             squared += difference.double().square().sum().cpu()
         return float(squared.sqrt())
@@ -302,8 +319,8 @@ def _refuse_unfit(config: ReptileConfig, rule: Rule, network: nn.Module, on_poli
         )
 
 
-def _episode_return(phase: Trajectory) -> float:
-    return float((phase.reward * phase.mask).sum(dim=0).mean())
+def _episode_return(phase: Trajectory) -> Tensor:
+    return (phase.reward * phase.mask).sum(dim=0).mean()
 
 
 REPTILE = AgentKind(

@@ -8,7 +8,13 @@ from typing import Annotated
 import typer
 
 from rl2meta import __version__
-from rl2meta.commands.limits import current_folder, message_of, refuse_little_memory, refuse_undecoded
+from rl2meta.commands.limits import (
+    current_folder,
+    message_of,
+    refuse_little_memory,
+    refuse_ranks,
+    refuse_undecoded,
+)
 from rl2meta.commands.options import (
     Device,
     Iqm,
@@ -97,12 +103,15 @@ def _show_version(wanted: bool) -> None:
 
 @app.callback()
 def _root(
+    context: typer.Context,
     version: Annotated[
         bool, typer.Option("--version", callback=_show_version, is_eager=True, help="Print the version.")
     ] = False,
 ) -> None:
     """Train agents that learn to learn, and judge them on tasks they have never seen."""
     refuse_little_memory()
+    if (command := context.invoked_subcommand) not in ("train", "evaluate", "compare"):
+        refuse_ranks(f"rl2meta {command}")
     show_warnings()
 
 
@@ -157,6 +166,7 @@ def train(
     if seeds is not None or (resume and (run_dir / "group.yaml").is_file()):
         from rl2meta.commands.train_group import start_or_resume
 
+        refuse_ranks("--seeds")
         raise typer.Exit(
             start_or_resume(config, overrides or [], seeds, run_dir, jobs, start_from, resume, trust or [])
         )

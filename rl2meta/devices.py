@@ -10,12 +10,19 @@ from rl2meta.errors import UserError
 Precision = Literal["float32", "tf32"]
 
 
-def resolve_device(name: str) -> torch.device:
+def resolve_device(name: str, rank: int | None = None) -> torch.device:
     """Return the device called ``name``; ``auto`` is the first GPU, or the CPU where there is none.
+
+    Args:
+        name: as in a config.
+        rank: number of this process among those of its machine that compute together: each has a GPU of its
+            own, whatever number ``name`` says; None for a process alone.
 
     Raises:
         UserError: if the device does not exist. No other device silently replaces it.
     """
+    if rank is not None and name != "cpu" and (torch.cuda.is_available() or name != "auto"):
+        name = f"cuda:{rank}"
     there = ["cpu", *(f"cuda:{index}" for index in range(torch.cuda.device_count()))]
     wanted = {"auto": there[min(1, len(there) - 1)], "cuda": "cuda:0"}.get(name, name)
     if wanted not in there:
@@ -48,5 +55,6 @@ def set_threads(threads: int | None) -> int:
 
 
 def cores() -> int:
-    """Return how many CPU cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    """Return how many CPU cores this process may use; ranks of one machine share its cores."""
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    return max(1, there // int(os.environ.get("LOCAL_WORLD_SIZE") or 1))

@@ -6,10 +6,12 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 
 from rl2meta.distinct import Labels, repeated
 from rl2meta.randomness import derive
+from rl2meta.ranks import ONE, Ranks
 from rl2meta.rollout import RolloutWorker
 from rl2meta.statistics import Interval, mean_interval
 from rl2meta.tasks import TaskDistribution, Tasks, TensorTasks, sample_tasks
@@ -91,6 +93,7 @@ def evaluate(
     num_episodes: int,
     seed: int,
     played: Callable[[int], None] = lambda trials: None,
+    ranks: Ranks = ONE,
 ) -> AgentResult:
     """Run one trial on every task and keep the expected reward and the regret of each episode.
 
@@ -105,9 +108,12 @@ def evaluate(
     environments of 1.2 MB take 2.4 GB in the workers.
 
     After each batch, ``played`` is called with its number of trials.
+
+    Ranks share the batches, each of which one of them runs; all return the results of all.
     """
     began = time.perf_counter()
-    parts = list(_batches(agent, worker, tasks, num_episodes, seed, played))
+    dealt = _batches(agent, worker, tasks, num_episodes, seed, played, ranks)
+    parts = _gathered(ranks.together(lambda: dict(dealt)), ranks)
     whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
     seconds = time.perf_counter() - began
     block = (agent.phase.episodes or 1) * agent.phase.lanes_per_task
@@ -138,13 +144,28 @@ def _batches(
     num_episodes: int,
     seed: int,
     played: Callable[[int], None],
-) -> Iterator[dict[str, Array]]:
-    """Yield the results of each batch; its trial, which is much larger, is not kept."""
+    ranks: Ranks,
+) -> Iterator[tuple[int, dict[str, Array]]]:
+    """Yield the first task and the results of each batch of this rank; the trial is larger, and not kept."""
     together = TENSORS_TOGETHER if isinstance(tasks, TensorTasks) else SINGLES_TOGETHER
-    for start in range(0, len(tasks), together):
+    for number, start in enumerate(range(0, len(tasks), together)):
         part = tasks[start : start + together]
-        yield _per_episode(worker.run(agent, part, num_episodes, derive(seed, "evaluate", start)))
+        if number % ranks.size == ranks.number:
+            trial = worker.run(agent, part, num_episodes, derive(seed, "evaluate", start))
+            yield start, _per_episode(trial)
         played(len(part))
+
+
+def _gathered(own: Mapping[int, dict[str, Array]], ranks: Ranks) -> list[dict[str, Array]]:
+    """Return the results of the batches of all ranks, in the order of the tasks."""
+    if ranks.size == 1:
+        return list(own.values())
+    mine = {f"{start} {name}": torch.from_numpy(x) for start, part in own.items() for name, x in part.items()}
+    parts: dict[int, dict[str, Array]] = {}
+    for key, tensor in (pair for given in ranks.gather_tensors(mine) for pair in given.items()):
+        start, name = key.split(" ")
+        parts.setdefault(int(start), {})[name] = tensor.numpy()
+    return [parts[start] for start in sorted(parts)]
 
 
 def _per_episode(trial: Trial) -> dict[str, Array]:

@@ -2,17 +2,20 @@
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol
+from functools import partial
+from typing import Any, Protocol, runtime_checkable
 
 import gymnasium as gym
 import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
 from rl2meta.rollout import Worker
+from rl2meta.shards import ALONE, Shards
 from rl2meta.tasks import TaskDistribution, sample_tasks
 from rl2meta.trial import Agent, Trial
 from rl2meta.units import warn_of_clipped
@@ -48,6 +51,43 @@ class Learner(Protocol):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load a state from ``state_dict``."""
         ...
+
+
+@runtime_checkable
+class ShardedLearner(Learner, Protocol):
+    """A learner that can learn from a batch in shards, of which other processes own some."""
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> Mapping[str, float]:
+        """Learn from the shards of a batch as ``update`` learns from a whole one.
+
+        Afterwards the learner is the same to the bit in all processes, and so are the metrics.
+
+        Args:
+            trials: one record for each own shard.
+            progress: the completed fraction of training, in [0, 1).
+            generators: one CPU generator for each own shard.
+            shards: adds up what the shards of all processes contribute.
+        """
+        ...
+
+
+def refuse_shards(learner: Learner, shards: Shards) -> None:
+    """Refuse shards for a learner that cannot learn from them.
+
+    Raises:
+        UserError: with the number of shards.
+    """
+    if shards.total > 1 and not isinstance(learner, ShardedLearner):
+        raise UserError(
+            f"training.shards: expected 1 for {type(learner).__name__}, which learns from whole batches, got "
+            f"{shards.total}; train in one process, or write its update_shards (rl2meta.training)"
+        )
 
 
 def _no_variant(config: Any) -> str:
@@ -126,11 +166,13 @@ def meta_train(
     callback: Callable[[dict[str, Any]], bool],
     start: int = 0,
     env_steps: int = 0,
+    shards: Shards = ALONE,
 ) -> None:
     """Train ``learner`` on tasks from the training branch of ``seed``.
 
-    The random streams of update u have names with (seed, u). So a run that starts at ``start``, with the
-    learner's state after that update, continues exactly like a run without interruption.
+    The random streams of update u have names with (seed, u), and with the shard if there are several. So a
+    run that starts at ``start``, with the learner's state after that update, continues exactly like a run
+    without interruption.
 
     Args:
         learner: in training.
@@ -143,27 +185,60 @@ def meta_train(
             stop.
         start: number of updates already done.
         env_steps: number of environment steps already made.
+        shards: of each batch; each has the same part of the trials of an update.
 
     Raises:
         TrainingDiverged: if a metric is not finite; the callback is not called for this update.
+        UserError: if the learner cannot learn from shards.
     """
+    refuse_shards(learner, shards)
     told_of_clipped: set[int] = set()
     for update in range(start, budget.updates):
         began = time.perf_counter()
-        tasks = sample_tasks(distribution, budget.trials_per_update, derive(seed, "train", update), "train")
-        trial = worker.run(
-            learner.agent, tasks, budget.episodes_per_trial, derive(seed, "train", update, "rollout")
-        )
-        metrics = learner.update(trial, update / budget.updates, generator(seed, "train", update, "learner"))
+        # A rank whose environments fail says so here, where no learner has changed yet.
+        trials = shards.together(partial(_lived, learner, worker, budget, seed, update, shards))
+        metrics = _learnt(learner, trials, update / budget.updates, seed, update, shards)
         if isinstance(distribution.action_space, gym.spaces.Box):
-            warn_of_clipped(trial.phases, distribution.action_space, told_of_clipped)
-        steps, mean_return = trial.num_steps(), _mean_return(trial)
+            phases = [phase for trial in trials for phase in trial.phases]
+            warn_of_clipped(phases, distribution.action_space, told_of_clipped)
+        steps, mean_return = _count(trials, shards)
         seconds = time.perf_counter() - began
         env_steps += steps
         row = {"update": update + 1, "env_steps": env_steps, "mean_return": mean_return, **metrics}
         _refuse_non_finite(row)
         if callback({**row, "seconds": seconds, "env_steps_per_second": steps / seconds}):
             return
+
+
+def _lived(
+    learner: Learner, worker: Worker, budget: Budget, seed: int, update: int, shards: Shards
+) -> list[Trial]:
+    """Return a trial on every task of each own shard."""
+    trials, num_tasks = [], budget.trials_per_update // shards.total
+    for name in shards.names:
+        path = ("train", update, *name)
+        tasks = sample_tasks(worker.distribution, num_tasks, derive(seed, *path), "train")
+        length = budget.episodes_per_trial
+        trials.append(worker.run(learner.agent, tasks, length, derive(seed, *path, "rollout")))
+    return trials
+
+
+def _learnt(
+    learner: Learner, trials: Sequence[Trial], progress: float, seed: int, update: int, shards: Shards
+) -> Mapping[str, float]:
+    """Let the learner learn from the own shards; return its metrics."""
+    streams = [generator(seed, "train", update, *name, "learner") for name in shards.names]
+    if shards.total == 1:
+        return learner.update(trials[0], progress, streams[0])
+    assert isinstance(learner, ShardedLearner)  # refuse_shards
+    return learner.update_shards(trials, progress, streams, shards)
+
+
+def _count(trials: Sequence[Trial], shards: Shards) -> tuple[int, float]:
+    """Return the number of environment steps, and the mean return, of all shards."""
+    facts = [torch.tensor([trial.num_steps(), _mean_return(trial)], dtype=torch.float64) for trial in trials]
+    steps, returns = torch.stack(shards.gather(facts)).unbind(dim=1)  # [V, 2] -> [V] each
+    return int(steps.sum()), float(returns.mean())
 
 
 def _mean_return(trial: Trial) -> float:

@@ -17,6 +17,7 @@ from pydantic import BaseModel, Field
 from torch import Tensor, nn
 
 from rl2meta.images import is_image
+from rl2meta.shards import ALONE, Shards
 from rl2meta.trial import Trajectory
 
 _LARGEST = 10.0  # units; an observation or a reward further away is seen as this far away
@@ -133,20 +134,33 @@ class ObservationUnits(nn.Module):
         return seen.to(observation.dtype)
 
     @torch.no_grad()
-    def measure(self, observation: Tensor, mask: Tensor) -> None:
-        """Add observations [..., size] where the mask [...] is true; mean and deviation are those of all.
+    def measure(
+        self, observations: Sequence[Tensor], masks: Sequence[Tensor], shards: Shards = ALONE
+    ) -> None:
+        """Add observations [..., size] where the masks [...] are true; mean and deviation are those of all.
+
+        Args:
+            observations: [..., size], one for each own shard.
+            masks: [...], one for each own shard.
+            shards: of the batch.
+        """
+        if not self.measured:
+            return
+        pairs = zip(observations, masks, strict=True)
+        for moments in shards.gather([_moments(*pair) for pair in pairs]):
+            self._add(*moments)
+
+    def _add(self, number: Tensor, mean: Tensor, square: Tensor) -> None:
+        """Add ``number`` observations with their mean and their sum of squares around it, [size] each.
 
         Source: Chan, Golub & LeVeque 1979, *Updating Formulae and a Pairwise Algorithm for Computing Sample
         Variances*, equation 2.1.
         """
-        if not self.measured:
-            return
-        new = observation[mask].double()  # [n, size]
-        count = self.count + len(new)
-        difference = new.mean(dim=0) - self.mean
-        self.square += (new - new.mean(dim=0)).square().sum(dim=0)
-        self.square += difference.square() * self.count * len(new) / count
-        self.mean += difference * len(new) / count
+        count = self.count + number[0]
+        difference = mean - self.mean
+        self.square += square
+        self.square += difference.square() * self.count * number / count
+        self.mean += difference * number / count
         self.count.copy_(count)  # in place, as all of them: a recorded rollout reads this memory
         deviation = (self.square / count).sqrt()
         self.centre.copy_(torch.where(self.open, self.mean, self.centre))
@@ -174,28 +188,51 @@ class RewardUnits(nn.Module):
         return seen.to(reward.dtype)
 
     @torch.no_grad()
-    def measure(self, reward: Tensor, mask: Tensor) -> None:
-        """Measure rewards [...] where the mask is true; a second measurement changes nothing."""
-        set_once(self.centre, self.scale, reward, mask)
+    def measure(self, rewards: Sequence[Tensor], masks: Sequence[Tensor], shards: Shards = ALONE) -> None:
+        """Measure rewards [...] where the masks are true; a second measurement changes nothing."""
+        set_once(self.centre, self.scale, rewards, masks, shards)
 
 
 @torch.no_grad()
-def set_once(centre: Tensor, scale: Tensor, reward: Tensor, mask: Tensor) -> None:
+def set_once(
+    centre: Tensor,
+    scale: Tensor,
+    rewards: Sequence[Tensor],
+    masks: Sequence[Tensor],
+    shards: Shards = ALONE,
+) -> None:
     """Set centre and scale in place to mean and deviation of rewards, unless the scale is set already.
 
     Args:
         centre: [].
         scale: [], 0 if it is not set.
-        reward: [...]; constant rewards have their size as scale.
-        mask: [...], true where rewards count.
+        rewards: [...], one for each own shard; constant rewards have their size as scale.
+        masks: [...], true where rewards count.
+        shards: of the batch.
     """
-    paid = reward[mask].double()  # [n]
-    mean, deviation = paid.mean(), paid.std(correction=0)
+    paid = [reward[mask].double() for reward, mask in zip(rewards, masks, strict=True)]  # [n] each
+    mean, deviation = _level(paid, shards)
     constant = deviation <= 1e-9 * mean.abs()  # but for the rounding of the mean
     size = torch.where(constant, mean.abs(), deviation)
     new = (scale == 0) & (size > 0)
     centre.copy_(torch.where(new, mean, centre))
     scale.copy_(torch.where(new, size, scale))
+
+
+def _moments(observation: Tensor, mask: Tensor) -> Tensor:
+    """Return number, mean and sum of squares around the mean of observations, [3, size]."""
+    new = observation[mask].double()  # [n, size]
+    mean = new.mean(dim=0)
+    return torch.stack([torch.full_like(mean, len(new)), mean, (new - mean).square().sum(dim=0)])
+
+
+def _level(paid: Sequence[Tensor], shards: Shards) -> tuple[Tensor, Tensor]:
+    """Return mean and standard deviation of the rewards of all shards, [n] each."""
+    if shards.total == 1:
+        return paid[0].mean(), paid[0].std(correction=0)
+    counts = [torch.full((), len(each), dtype=each.dtype, device=each.device) for each in paid]
+    mean = shards.mean([each.mean() for each in paid], counts)
+    return mean, shards.mean([(each - mean).square().mean() for each in paid], counts).sqrt()
 
 
 def warn_of_clipped(phases: Sequence[Trajectory], space: gym.spaces.Box, told: set[int]) -> None:

@@ -165,7 +165,7 @@ def test_observations_have_the_unit_of_their_bounds_or_of_what_was_seen() -> Non
     seen = torch.randn(3, 40, 3) * torch.tensor([1.0, 1.0, 50.0]) + 1000
     mask = torch.rand(3, 40) < 0.7
     for part, some in zip(seen, mask, strict=True):  # in three batches
-        units.measure(part, some)
+        units.measure([part], [some])
     ours = seen[mask][:, 2]
     got = units(torch.tensor([[50.0, 0.0, float(ours.mean() + ours.std(correction=0))]]))
     torch.testing.assert_close(got, torch.tensor([[0.0, 0.0, 1.0]]), rtol=1e-4, atol=1e-4)
@@ -179,13 +179,13 @@ def test_rewards_are_measured_once() -> None:
     units = RewardUnits()
     reward, mask = torch.tensor([[5.0, 7.0], [99.0, 9.0]]), torch.tensor([[True, True], [False, True]])
     assert units(reward).tolist() == [[0, 0], [0, 0]]  # nothing is known yet
-    units.measure(torch.zeros(2, 2), mask)
+    units.measure([torch.zeros(2, 2)], [mask])
     assert units.scale == 0  # nothing was paid
-    units.measure(reward, mask)
-    units.measure(reward * 9, mask)
+    units.measure([reward], [mask])
+    units.measure([reward * 9], [mask])
     assert units.centre == 7 and units.scale == pytest.approx((8 / 3) ** 0.5)
     constant = RewardUnits()
-    constant.measure(torch.full((4,), -0.1), torch.ones(4, dtype=torch.bool))
+    constant.measure([torch.full((4,), -0.1)], [torch.ones(4, dtype=torch.bool)])
     assert constant.scale == pytest.approx(0.1)
 
 

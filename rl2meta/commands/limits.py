@@ -65,6 +65,20 @@ def refuse_little_memory() -> None:
         )
 
 
+def refuse_ranks(what: str) -> None:
+    """Refuse what runs in one process, where a launcher such as torchrun has started several.
+
+    Raises:
+        UserError: with the number of processes.
+    """
+    ranks = os.environ.get("WORLD_SIZE", "")
+    if ranks.isdigit() and int(ranks) > 1:
+        raise UserError(
+            f"{what}: expected one process, got {ranks} (WORLD_SIZE); start it without torchrun, which can "
+            "train one run, evaluate and compare"
+        )
+
+
 def refuse_undecoded(words: Sequence[str]) -> None:
     """Refuse names that are not text: YAML, JSON and TensorBoard cannot hold them.
 

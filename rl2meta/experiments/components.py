@@ -48,16 +48,26 @@ def make_worker(config: RunConfig, device: torch.device) -> RolloutWorker:
     return RolloutWorker(config.distribution, device)
 
 
-def make_training_worker(config: RunConfig, device: torch.device) -> Worker:
+def make_training_worker(config: RunConfig, device: torch.device, shards: int = 1) -> Worker:
     """Return the worker of an experiment's training; with ``cuda_graphs``, it replays a CUDA graph.
 
+    Args:
+        config: the experiment.
+        device: of the environments.
+        shards: number of shards of this process, each with a trial that lasts as long as an update.
+
     Raises:
-        UserError: if the config asks for CUDA graphs and the device is not a GPU.
+        UserError: if the config asks for CUDA graphs and the device is no GPU, or there are several shards.
     """
     if not config.settings.cuda_graphs:
         return make_worker(config, device)
     if device.type != "cuda":
         raise UserError(f"cuda_graphs: expected a GPU, got device {device}; set cuda_graphs=false")
+    if shards > 1:  # a replay would overwrite the trial of the shard before
+        raise UserError(
+            f"cuda_graphs: expected one shard in each process, got {shards}; start as many ranks as "
+            "training.shards, or set cuda_graphs=false"
+        )
     return GraphWorker(config.distribution, device)
 
 

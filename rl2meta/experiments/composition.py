@@ -7,6 +7,8 @@ import torch
 
 from rl2meta.experiments.components import make_training_worker
 from rl2meta.experiments.config import RunConfig
+from rl2meta.ranks import ONE, Ranks
+from rl2meta.shards import ALONE, Shards
 from rl2meta.training import Budget, Learner, meta_train
 
 
@@ -20,6 +22,7 @@ def train_learner(
     env_steps: int = 0,
     budget: Budget | None = None,
     seed: int | None = None,
+    ranks: Ranks = ONE,
 ) -> None:
     """Train a learner on the tasks of an experiment.
 
@@ -30,15 +33,17 @@ def train_learner(
         callback: called after each update with its metrics; returns true to stop.
         start: number of updates already done.
         env_steps: number of environment steps already made.
-        budget: number of updates, trials and episodes; None: as in the config.
+        budget: number of updates, trials and episodes, in one shard; None: as in the config.
         seed: of all random draws; None: as in the config.
+        ranks: the processes that train together.
 
     Raises:
         UserError: if the worker that the config asks for is not available.
         TrainingDiverged: if a metric is not finite.
     """
     settings = config.settings
-    worker = make_training_worker(config, device)
+    shards = ALONE if budget is not None else Shards(settings.training.shards, ranks)
+    worker = make_training_worker(config, device, len(shards.own))
     try:
         meta_train(
             learner,
@@ -49,6 +54,7 @@ def train_learner(
             callback,
             start=start,
             env_steps=env_steps,
+            shards=shards,
         )
     finally:
         worker.close()

@@ -12,6 +12,7 @@ from rl2meta.evaluation import AgentResult, Ceilings, ceilings, evaluate
 from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
 from rl2meta.randomness import derive
+from rl2meta.ranks import ONE, Ranks
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import sample_tasks
 from rl2meta.trial import Agent
@@ -31,6 +32,7 @@ class Contest:
         num_tasks: the number of held-out tasks.
         scratch: the number of these tasks on which an agent learns from scratch.
         tuning_tasks: the most training tasks on which constants are chosen; None for ``TUNING_TASKS``.
+        ranks: the processes that share the tasks.
     """
 
     def __init__(
@@ -42,7 +44,9 @@ class Contest:
         scratch: int = 0,
         *,
         tuning_tasks: int | None = None,
+        ranks: Ranks = ONE,
     ) -> None:
+        self.ranks = ranks
         self._tuning_tasks = TUNING_TASKS if tuning_tasks is None else tuning_tasks
         self.config, self.worker, self.seed, self.scratch = config, worker, seed, scratch
         self.episodes = judged_episodes(config)
@@ -52,7 +56,8 @@ class Contest:
 
     def evaluate(self, agent: Agent[Any], worker: RolloutWorker | None = None) -> AgentResult:
         """Run the agent on the held-out tasks, with its own ``worker`` if it observes them differently."""
-        result = evaluate(agent, worker or self.worker, self.held_out, self.episodes, self.seed, self.played)
+        given = agent, worker or self.worker, self.held_out, self.episodes, self.seed
+        result = evaluate(*given, self.played, self.ranks)
         return replace(result, labels=self.labels)
 
     def num_trials(self, reference: Reference) -> int:
@@ -77,7 +82,7 @@ class Contest:
         def score(constants: dict[str, Any]) -> float:
             agent = reference.build(**constants)
             luck = derive(seed, "tuning")  # differs from the luck of the evaluation, for any seed
-            result = evaluate(agent, self.worker, tuning, self.episodes, luck, self.played)
+            result = evaluate(agent, self.worker, tuning, self.episodes, luck, self.played, self.ranks)
             mean = float(result.returns().mean())
             return mean if math.isfinite(mean) else -math.inf  # some constants make an agent diverge
 

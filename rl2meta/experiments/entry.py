@@ -10,6 +10,7 @@ from rl2meta.experiments.group_folder import is_group
 from rl2meta.experiments.groups import Group
 from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.trainings import Config, Overrides
+from rl2meta.ranks import ONE, Ranks
 
 
 @overload
@@ -24,6 +25,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
     trust: Collection[str] = (),
+    ranks: Ranks = ONE,
 ) -> Run: ...
 
 
@@ -39,6 +41,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
     trust: Collection[str] = (),
+    ranks: Ranks = ONE,
 ) -> Group: ...
 
 
@@ -53,6 +56,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
     trust: Collection[str] = (),
+    ranks: Ranks = ONE,
 ) -> Run | Group:
     """Train the agent of an experiment, once or with several seeds.
 
@@ -76,6 +80,7 @@ def train(
         on_start: called with the run before its first update.
         trust: modules that ``start_from`` may import beyond those of ``config``, if it was trained elsewhere;
             also those of a ``config`` that is the config.yaml of a run folder.
+        ranks: the processes that train one run together; see ``rl2meta.ranks.joined``.
 
     Returns:
         The run, or the group; unfinished if a callback stopped it.
@@ -85,6 +90,7 @@ def train(
             that diverges.
     """
     if seeds is not None:
+        _refuse_ranks(ranks)
         return groups.train_group(
             config,
             overrides,
@@ -108,6 +114,7 @@ def train(
         callbacks=callbacks,
         on_start=on_start,
         trust=trust,
+        ranks=ranks,
     )
 
 
@@ -120,6 +127,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
     trust: Collection[str] = (),
+    ranks: Ranks = ONE,
 ) -> Run | Group:
     """Continue the run or the group in a folder from its newest checkpoints; a finished one stays as it is.
 
@@ -131,14 +139,16 @@ def resume(
         callbacks: as for ``train``.
         on_start: called with the run before its next update; not called for a finished run.
         trust: modules that a folder from elsewhere may import, beyond those that ``config`` names.
+        ranks: as for ``train``.
 
     Raises:
         UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
     if not is_group(run_dir):
         return trainings.resume(
-            run_dir, config, overrides, callbacks=callbacks, on_start=on_start, trust=trust
+            run_dir, config, overrides, callbacks=callbacks, on_start=on_start, trust=trust, ranks=ranks
         )
+    _refuse_ranks(ranks)
     if config is not None or overrides:
         raise UserError(
             "resume: expected no config for a group; to check it, call train(..., seeds=...) again"
@@ -160,6 +170,19 @@ def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ())
     """
     load = groups.load_group if is_group(path) else restore.load_run
     return load(path, device, trust)
+
+
+def _refuse_ranks(ranks: Ranks) -> None:
+    """Refuse ranks for a group, whose runs are trained side by side without them.
+
+    Raises:
+        UserError: with the number of ranks.
+    """
+    if ranks.size > 1:
+        raise UserError(
+            f"--seeds: expected one process for a group of runs, got {ranks.size} ranks; train each seed "
+            "alone, or the group without torchrun"
+        )
 
 
 def _single(start_from: Run | Group | str | Path | None) -> Run | str | Path | None:

@@ -4,7 +4,7 @@ import shutil
 import tempfile
 import weakref
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -12,6 +12,7 @@ from typing import Any
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings
 from rl2meta.evaluation_files import write_evaluation
+from rl2meta.experiments.agreement import refuse_others
 from rl2meta.experiments.comparing import field_of, together
 from rl2meta.experiments.components import chosen_references, row_name
 from rl2meta.experiments.entry import load_run
@@ -34,6 +35,7 @@ from rl2meta.experiments.trainings import Overrides
 from rl2meta.experiments.trust import modules_named
 from rl2meta.experiments.yaml_text import overrides_of
 from rl2meta.experiments.zoo import results_of
+from rl2meta.ranks import ONE, Ranks
 from rl2meta.reports import is_loss
 
 Against = str | Sequence[str]
@@ -150,6 +152,7 @@ def evaluate(
     trust: Collection[str] = (),
     say: Say = silent,
     watch: Watch = unwatched,
+    ranks: Ranks = ONE,
 ) -> Evaluation:
     """Evaluate a trained agent by its regret on held-out tasks, beside references and exact ceilings.
 
@@ -173,6 +176,7 @@ def evaluate(
         trust: modules that a run folder from elsewhere may import, beyond those that ``overrides`` name.
         say: called with one line of text before each step.
         watch: called after each batch of trials with the number of trials done, and of all.
+        ranks: the processes that share the tasks; each calls this function, and only the first writes.
 
     Raises:
         UserError: for a folder without a run, an option out of range, or an override that does not fit.
@@ -182,14 +186,17 @@ def evaluate(
     configs = [judged(each.config, changes) for each in group.runs]
     config = configs[0]
     references = chosen_references(config, _names_of(against))
-    contest = make_contest(config, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch)
+    options: dict[str, Any] = {"tasks": tasks, "seed": seed, "threads": threads, "scratch": scratch}
+    ranks.agree({"the overrides": changes, "the updates": [each.update for each in group.runs], **options})
+    refuse_others(ranks, config)
+    contest = make_contest(config, device=device, ranks=ranks, **options)
     name = row_name(config)
     methods = {name: make_method(name, group.runs, configs, contest)}
     default = None if group.path is None else results_of(group.path, "evaluation")
-    with _target(default, out) as target:
+    with _target(default, out, ranks) as target:
         results, ceilings = play(contest, methods, references, say, watch)
         facts = {**facts_of(contest, methods, references), **methods[name].facts()}
-        return _written(Evaluation(results, ceilings, facts, target))
+        return ranks.together(lambda: _written(Evaluation(results, ceilings, facts, target)))
 
 
 def compare(
@@ -207,6 +214,7 @@ def compare(
     trust: Collection[str] = (),
     say: Say = silent,
     watch: Watch = unwatched,
+    ranks: Ranks = ONE,
 ) -> Evaluation:
     """Evaluate several trained agents side by side, on the same held-out tasks and with the same luck.
 
@@ -230,6 +238,7 @@ def compare(
         trust: modules that run folders from elsewhere may import.
         say: called with one line of text before each step.
         watch: called after each batch of trials with the number of trials done, and of all.
+        ranks: the processes that share the tasks; each calls this function, and only the first writes.
 
     Raises:
         UserError: for fewer than two runs, different task distributions, or an option out of range.
@@ -240,17 +249,19 @@ def compare(
         labels, loaded = together(loaded)
     rivals = field_of(labels, loaded, episodes, settings)
     references = chosen_references(rivals.common, _names_of(against))
-    contest = make_contest(
-        rivals.common, tasks=tasks, seed=seed, device=device, threads=threads, scratch=scratch
-    )
+    options: dict[str, Any] = {"tasks": tasks, "seed": seed, "threads": threads, "scratch": scratch}
+    updates = [each.update for group in loaded for each in group.runs]
+    ranks.agree({"the settings": list(settings), "the updates": updates, **options})
+    refuse_others(ranks, rivals.common)
+    contest = make_contest(rivals.common, device=device, ranks=ranks, **options)
     methods = {
         name: make_method(name, group.runs, configs, contest)
         for name, (group, configs) in rivals.named(references).items()
     }
-    with _target(rivals.default_folder(), out) as target:
+    with _target(rivals.default_folder(), out, ranks) as target:
         results, ceilings = play(contest, methods, references, say, watch)
         facts = {**facts_of(contest, methods, references), "runs": rivals.facts(methods)}
-        return _written(Evaluation(results, ceilings, facts, target))
+        return ranks.together(lambda: _written(Evaluation(results, ceilings, facts, target)))
 
 
 def _loaded(run: Run | Group | str | Path, trust: Collection[str]) -> Group:
@@ -264,13 +275,15 @@ def _names_of(against: Against | None) -> Sequence[str] | None:
 
 
 @contextmanager
-def _target(default: Path | None, out: str | Path | None) -> Iterator[Path | None]:
-    """Make the folder for the results; yield None if there is neither a default nor ``out``."""
-    if default is None and out is None:
-        yield None
-        return
-    with new_folder(default or Path("evaluation"), None if out is None else Path(out)) as folder:
-        yield folder
+def _target(default: Path | None, out: str | Path | None, ranks: Ranks) -> Iterator[Path | None]:
+    """Make the folder for the results; yield None if there is neither a default nor ``out``.
+
+    Only the leader makes and gets one.
+    """
+    wanted = ranks.leads and not (default is None and out is None)
+    with ExitStack() as stack:
+        folder = new_folder(default or Path("evaluation"), None if out is None else Path(out))
+        yield ranks.together(lambda: stack.enter_context(folder) if wanted else None)
 
 
 def _written(evaluation: Evaluation) -> Evaluation:

@@ -3,7 +3,7 @@
 import logging
 import math
 from collections.abc import Callable
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -14,6 +14,7 @@ from rl2meta.experiments.components import judged_episodes
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.sections import TrainingConfig
 from rl2meta.randomness import derive
+from rl2meta.ranks import ONE, Ranks
 from rl2meta.rollout import RolloutWorker
 from rl2meta.tasks import TaskDistribution, Tasks, sample_tasks
 from rl2meta.trial import Agent
@@ -85,7 +86,7 @@ class HeldOut:
             self._worker = None
 
 
-def held_out_of(config: RunConfig, device: torch.device) -> HeldOut:
+def held_out_of(config: RunConfig, device: torch.device, ranks: Ranks = ONE) -> HeldOut:
     """Return the held-out tasks of a training, ``training.evaluation_tasks`` ones.
 
     They come from the test branch of a seed s = derive(seed, "held_out"), where ``seed`` is that of the run.
@@ -100,9 +101,11 @@ def held_out_of(config: RunConfig, device: torch.device) -> HeldOut:
     Args:
         config: the experiment; a trial has as many episodes as in its evaluation.
         device: of the environments and the agent.
+        ranks: the processes that share the tasks.
     """
+    judge = evaluate if ranks.size == 1 else partial(evaluate, ranks=ranks)
     num_tasks, seed = config.settings.training.evaluation_tasks, derive(config.settings.seed, "held_out")
-    return HeldOut(config.distribution, device, num_tasks, judged_episodes(config), seed)
+    return HeldOut(config.distribution, device, num_tasks, judged_episodes(config), seed, judge)
 
 
 def is_due(training: TrainingConfig, update: int) -> bool:

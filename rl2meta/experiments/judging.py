@@ -22,6 +22,7 @@ from rl2meta.experiments.rehearsal import fill
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.sizes import refuse_evaluation, refuse_tasks, room_on
 from rl2meta.levels import merged
+from rl2meta.ranks import ONE, Ranks
 from rl2meta.tasks import shares_tasks
 from rl2meta.trial import Agent
 
@@ -101,6 +102,7 @@ def make_contest(
     device: str,
     threads: int | None,
     scratch: int,
+    ranks: Ranks = ONE,
 ) -> Contest:
     """Return the contest for the options; options that are None are taken from the config.
 
@@ -112,11 +114,13 @@ def make_contest(
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
     if scratch:  # a single task gives no interval
         within("--scratch", scratch, 2, num_tasks)
-    where = resolve_device(device)
+        if ranks.size > 1:
+            raise UserError(f"--scratch: expected one process, got {ranks.size} ranks; leave it out")
+    where = resolve_device(device, ranks.on_machine)
     refuse_evaluation(config, num_tasks, room_on(where))
     refuse_tasks(config, num_tasks, seed)
     worker = make_worker(config, where)
-    contest = Contest(config, worker, seed, num_tasks, scratch)
+    contest = Contest(config, worker, seed, num_tasks, scratch, ranks=ranks)
     set_precision(config.settings.precision)
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
     return contest

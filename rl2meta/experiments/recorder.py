@@ -44,12 +44,6 @@ class Recorder:
         with writing(self._folder.tensorboard_path):
             self._logger.dump(step=row["env_steps"])
 
-    def save_if_due(self, stopping: bool) -> None:
-        """Save a checkpoint at the config's interval, after the last update, and before a stop."""
-        run, every = self._run, self._run.config.settings.training.checkpoint_every
-        if stopping or run.finished or run.update % every == 0:
-            self.save()
-
     def save(self) -> None:
         """Save the present state of the run, unless it is already saved."""
         run, path = self._run, self._folder.checkpoints_path
@@ -63,6 +57,11 @@ class Recorder:
         """Close the TensorBoard file."""
         with writing(self._folder.tensorboard_path):
             self._logger.close()
+
+
+def must_save(run: Run, stopping: bool) -> bool:
+    """Return whether a checkpoint is due: at the config's interval, after the last update, before a stop."""
+    return stopping or run.finished or run.update % run.config.settings.training.checkpoint_every == 0
 
 
 def _curve(name: str) -> str:

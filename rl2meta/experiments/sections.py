@@ -3,7 +3,7 @@
 import re
 from typing import Annotated
 
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from rl2meta.devices import Precision
 from rl2meta.training import Budget
@@ -37,6 +37,19 @@ class TrainingConfig(_Section):
     evaluation_tasks: Annotated[int, Field(ge=2, le=10**7)] = Field(
         300, description="number of held-out tasks of these evaluations"
     )
+    shards: Count = Field(
+        1,
+        description="number of equal parts of the batch of an update, each with its own random streams; "
+        "several processes share them, and a run's numbers depend on the shards, not on the processes",
+    )
+
+    @field_validator("shards")
+    @classmethod
+    def _equal_parts(cls, shards: int, info: ValidationInfo) -> int:
+        trials = info.data.get("trials_per_update")
+        if trials is not None and trials % shards:
+            raise ValueError(f"a divisor of training.trials_per_update={trials}")
+        return shards
 
     def budget(self) -> Budget:
         """Return the part that ``meta_train`` needs."""

@@ -1,38 +1,37 @@
 """Train an experiment, or resume a run that stopped."""
 
 import logging
-import platform
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from rl2meta import __version__
 from rl2meta.devices import resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
+from rl2meta.experiments.agreement import refuse_drift, refuse_others, share, versions
 from rl2meta.experiments.components import COMPONENTS, chosen_references, make_learner, read_config
 from rl2meta.experiments.composition import train_learner
 from rl2meta.experiments.config import JUDGED, WHERE, WORKERS, RunConfig, differing, load_config
 from rl2meta.experiments.held_out import HeldOut, held_out_of, is_due
 from rl2meta.experiments.inheriting import begin_with
-from rl2meta.experiments.recorder import Recorder, checkpoint_of, save_first
+from rl2meta.experiments.recorder import Recorder, checkpoint_of, must_save, save_first
 from rl2meta.experiments.rehearsal import rehearse
 from rl2meta.experiments.restore import load_run, load_run_config, origin_of, restore
 from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import overrides_of, text_of
-from rl2meta.training import TrainingDiverged
+from rl2meta.ranks import ONE, Ranks
+from rl2meta.shards import Shards
+from rl2meta.training import TrainingDiverged, refuse_shards
 from rl2meta.workers.faults import EnvironmentFault
 
 Config = str | Path | Mapping[str, Any]
 Overrides = Mapping[str, Any] | Sequence[str]
-_PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 _FREE = (WORKERS, *JUDGED)  # settings that a resumed run may be given
 _log = logging.getLogger("rl2meta")
 
@@ -46,6 +45,7 @@ def train(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
     trust: Collection[str] = (),
+    ranks: Ranks = ONE,
 ) -> Run:
     """Train the agent of an experiment.
 
@@ -64,29 +64,41 @@ def train(
         on_start: called with the run before its first update.
         trust: modules that ``start_from`` may import beyond those of ``config``, if it was trained elsewhere;
             also those of a ``config`` that is the config.yaml of a run folder.
+        ranks: the processes that train together (``rl2meta.ranks.joined``); each calls this function. Only
+            the first reads ``start_from`` and writes the folder.
 
     Returns:
-        The run; it is unfinished if a callback stopped it.
+        The run; it is unfinished if a callback stopped it on any rank.
 
     Raises:
-        UserError: for a config with faults, a folder that is in use, weights that do not fit, or a training
-            that diverges.
+        UserError: for a config with faults, a folder that is in use, weights that do not fit, a training
+            that diverges, or ranks that differ or fail.
     """
-    experiment, text, device = settled(read_config(config, overrides_of(overrides), trust))
+    experiment, text, device = settled(read_config(config, overrides_of(overrides), trust), ranks)
+    refuse_others(ranks, experiment)
     rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
     chosen_references(experiment)  # finds a mistyped name now and not after hours of training
     learner = make_learner(experiment, device)
+    refuse_shards(learner, Shards(experiment.settings.training.shards, ranks))
     run = Run(experiment, learner)
-    if start_from is not None:
-        run.origin = begin_with(run, _loaded(start_from, {*trust, *modules_in(experiment.flat())}))
-        text += text_of({"started_from": run.origin._asdict()})
-    if run_dir is None:
-        return _train(run, None, device, callbacks, on_start)
-    first = checkpoint_of(experiment, learner, 0, 0)
-    folder = RunFolder.create(Path(run_dir), text, lambda new: save_first(new, first))
-    run.path = folder.path
-    with folder.locked():
-        return _train(run, folder, device, callbacks, on_start)
+
+    def begin() -> RunFolder | None:
+        said = ""
+        if start_from is not None:
+            run.origin = begin_with(run, _loaded(start_from, {*trust, *modules_in(experiment.flat())}))
+            said = text_of({"started_from": run.origin._asdict()})
+        if run_dir is None:
+            return None
+        first = checkpoint_of(experiment, learner, 0, 0)
+        return RunFolder.create(Path(run_dir), text + said, lambda new: save_first(new, first))
+
+    folder = ranks.together(lambda: begin() if ranks.leads else None)
+    share(ranks, run)
+    with ExitStack() as stack:
+        if folder is not None:
+            run.path = folder.path
+            stack.enter_context(folder.locked())
+        return _train(run, folder, device, callbacks, on_start, ranks)
 
 
 def resume(
@@ -97,6 +109,7 @@ def resume(
     callbacks: Sequence[Callback] = (),
     on_start: Callable[[Run], None] | None = None,
     trust: Collection[str] = (),
+    ranks: Ranks = ONE,
 ) -> Run:
     """Continue the run in a folder from its newest checkpoint; return a finished run without changes.
 
@@ -109,15 +122,46 @@ def resume(
         callbacks: as for ``train``.
         on_start: called with the run before its next update; not called for a finished run.
         trust: modules that a folder from elsewhere may import, beyond those that ``config`` names.
+        ranks: the processes that train together, as many as at the start of the run or not; only the first
+            needs the folder.
 
     Raises:
         UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
-    folder, given = RunFolder.open(Path(run_dir)), overrides_of(overrides)
+    given, path = overrides_of(overrides), Path(run_dir)
+    text = ranks.of_the_leader(lambda: _config_of(path, config, given, trust).to_yaml())
+    experiment = load_config(text, "config.yaml", (), COMPONENTS)
+    set_threads(experiment.settings.threads)
+    set_precision(experiment.settings.precision)
+    device = resolve_device(experiment.settings.device, ranks.on_machine)
+    ranks.agree({"settings": given})
+    refuse_others(ranks, experiment)
+    with ExitStack() as stack:
+        run = ranks.together(
+            lambda: (
+                _continued(path, experiment, device, stack)
+                if ranks.leads
+                else Run(experiment, make_learner(experiment, device))
+            )
+        )
+        share(ranks, run)
+        if run.finished:
+            return run
+        return _train(run, RunFolder(path) if ranks.leads else None, device, callbacks, on_start, ranks)
+
+
+def _config_of(
+    run_dir: Path, config: Config | None, given: Sequence[str], trust: Collection[str]
+) -> RunConfig:
+    """Return the experiment of a run folder, with the settings that a resumed run may be given.
+
+    Raises:
+        UserError: if there is no run, or ``config`` or other settings differ from those of the run.
+    """
     where = [override for override in given if override.startswith(_FREE)]
     named = None if config is None else read_config(config, given, trust)
     known = {*trust, *(() if named is None else modules_in(named.flat()))}
-    experiment = load_run_config(folder, where, known)
+    experiment = load_run_config(RunFolder.open(run_dir), where, known)
     if named is not None:
         _refuse_changes(experiment, named)
     elif where != given:
@@ -126,35 +170,39 @@ def resume(
             f"--resume continues a run as it was started: expected no override but {WORKERS}KEY and "
             f"{', '.join(JUDGED)}, got {others}"
         )
-    set_threads(experiment.settings.threads)
-    set_precision(experiment.settings.precision)
-    device = resolve_device(experiment.settings.device)
-    with folder.locked():
-        learner, saved = restore(folder, experiment, device, fresh_if_never_saved=True)
-        steps = saved.state["env_steps"]
-        run = Run(experiment, learner, folder.path, saved.update, steps, origin=origin_of(folder))
-        checkpoints.prune(folder.checkpoints_path, experiment.settings.training.keep_checkpoints)
-        if run.finished:
-            return run
-        if folder.truncate_metrics(run.update) < run.update:
-            _log.warning("%s lacks rows of updates before %d", folder.metrics_path, run.update)
-        return _train(run, folder, device, callbacks, on_start)
+    return experiment
+
+
+def _continued(run_dir: Path, experiment: RunConfig, device: torch.device, stack: ExitStack) -> Run:
+    """Return the run in a folder, in the state of its newest checkpoint; ``stack`` keeps it locked."""
+    folder = RunFolder.open(run_dir)
+    stack.enter_context(folder.locked())
+    learner, saved = restore(folder, experiment, device, fresh_if_never_saved=True)
+    steps = saved.state["env_steps"]
+    run = Run(experiment, learner, folder.path, saved.update, steps, origin=origin_of(folder))
+    checkpoints.prune(folder.checkpoints_path, experiment.settings.training.keep_checkpoints)
+    if not run.finished and folder.truncate_metrics(run.update) < run.update:
+        _log.warning("%s lacks rows of updates before %d", folder.metrics_path, run.update)
+    return run
 
 
 def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
     return run if isinstance(run, Run) else load_run(run, trust=trust)
 
 
-def settled(config: RunConfig) -> tuple[RunConfig, str, torch.device]:
+def settled(config: RunConfig, ranks: Ranks = ONE) -> tuple[RunConfig, str, torch.device]:
     """Set threads and precision; return the experiment with its actual device and threads.
+
+    A run in shards has one thread, unless the config says another number: so its numbers are the same with
+    any number of ranks.
 
     Returns:
         The experiment, its text for a run folder, and the device.
     """
-    device = resolve_device(config.settings.device)
-    threads = set_threads(config.settings.threads)
+    device = resolve_device(config.settings.device, ranks.on_machine)
+    threads = set_threads(config.settings.threads or (1 if config.settings.training.shards > 1 else None))
     set_precision(config.settings.precision)
-    text = config.to_yaml(device=str(device), threads=threads, versions=_versions())
+    text = config.to_yaml(device=str(device), threads=threads, versions=versions())
     return load_config(text, "config.yaml", (), COMPONENTS), text, device
 
 
@@ -164,12 +212,13 @@ def _train(
     device: torch.device,
     callbacks: Sequence[Callback],
     on_start: Callable[[Run], None] | None,
+    ranks: Ranks,
 ) -> Run:
     with ExitStack() as stack:
         recorder = None if folder is None else Recorder(run, folder)
         if recorder is not None:
             stack.callback(recorder.close)
-        held_out = held_out_of(run.config, device)
+        held_out = held_out_of(run.config, device, ranks)
         stack.callback(held_out.close)
         if on_start is not None:
             on_start(run)
@@ -178,15 +227,16 @@ def _train(
                 run.config,
                 run.learner,
                 device,
-                lambda row: _after_update(run, held_out, recorder, callbacks, row),
+                lambda row: _after_update(run, held_out, recorder, callbacks, row, ranks),
                 start=run.update,
                 env_steps=run.env_steps,
+                ranks=ranks,
             )
         except TrainingDiverged as error:
             where = "" if folder is None else f". Its checkpoints are in {folder.path}"
             raise UserError(f"training diverged at {error}{where}") from None
         except EnvironmentFault as error:
-            raise _stopped_by(error, run, recorder) from None
+            raise (_stopped_by(error, run, recorder) if ranks.leads else UserError(str(error))) from None
     return run
 
 
@@ -196,20 +246,24 @@ def _after_update(
     recorder: Recorder | None,
     callbacks: Sequence[Callback],
     row: dict[str, Any],
+    ranks: Ranks,
 ) -> bool:
     """Judge the agent if it is due, record the update, call the callbacks, and return whether to stop."""
     run.update, run.env_steps = row["update"], row["env_steps"]
+    record = run.rows.append if recorder is None else recorder.record
     try:
         if is_due(run.config.settings.training, run.update):
             row |= held_out.metrics(run.agent)
     finally:  # if its environments fail, the run is saved after this update, and so needs its row
-        if recorder is None:
-            run.rows.append(row)
-        else:
-            recorder.record(row)
-    stop = any([callback(run, row) is False for callback in callbacks])  # calls all of them
-    if recorder is not None:
-        recorder.save_if_due(stop)
+        ranks.together(lambda: record(row))
+    # If any rank stops, all do.
+    wish = ranks.together(
+        lambda: [callback(run, row) is False for callback in callbacks]
+    )  # calls all of them
+    stop = bool(ranks.largest(any(wish)))
+    if must_save(run, stop):
+        refuse_drift(ranks, run.learner, run.update)
+        ranks.together(lambda: None if recorder is None else recorder.save())
     return stop
 
 
@@ -249,11 +303,3 @@ def _changes(ours: Mapping[str, Any], theirs: Mapping[str, Any]) -> Iterator[str
     for key in differing(ours, theirs):
         if not key.startswith((*WHERE, *JUDGED)):
             yield f"{key} is {ours.get(key)!r}, not {theirs.get(key)!r}"
-
-
-def _versions() -> dict[str, str]:
-    return {
-        "rl2meta": __version__,
-        "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
-    }

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.all_actions import (
+    Given,
     _spread,
     all_action_advantages,
     all_action_surrogate,
@@ -25,6 +26,7 @@ from rl2meta.errors import UserError
 from rl2meta.networks import Categorical
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
+from rl2meta.shards import ALONE
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import Budget, meta_train
 from rl2meta.trial import TimeStep, Trajectory, Trial
@@ -83,7 +85,7 @@ def test_advantages_are_the_sums_of_what_follows() -> None:
 def test_the_spread_is_the_standard_deviation_of_the_immediate_part() -> None:
     log_probs, regrets = torch.full((1, 1, 2), 0.5).log(), torch.tensor([[[0.0, 2.0]]])
     found = all_action_advantages(regrets, log_probs, torch.zeros(1, 1), torch.zeros(1, 1), 1.0)
-    assert float(_spread(found.immediate, log_probs, torch.ones(1, 1))) == 1.0
+    assert float(_spread([found.immediate], [log_probs], [torch.ones(1, 1)], ALONE)) == 1.0
 
 
 def test_a_baseline_does_not_know_that_an_action_ended_the_trial() -> None:
@@ -95,7 +97,8 @@ def test_a_baseline_does_not_know_that_an_action_ended_the_trial() -> None:
     ends = Trajectory(inputs, nothing.long(), nothing, last, mask, {}, {"regrets": regrets}, 3, 1)
     log_probs, value = torch.full((3, 2, 2), 0.5).log(), torch.full((3, 2), -0.7)
     known = Known(torch.zeros(3, 2, 0), regrets, log_probs.exp(), torch.zeros(3, 2, 2))
-    found = judged(ends, known, log_probs, value, torch.tensor(1.0), 1.0, 1.0, None, generator(0))
+    given = Given(ends, inputs, known, log_probs, value)
+    (found,), _ = judged([given], torch.tensor(1.0), 1.0, 1.0, None, [generator(0)])
     spread = 0.5  # of ±0.5, so the regret of two more steps is 2 units
     assert float(found.future[0, 0] - found.future[0, 1]) == pytest.approx(2 * 0.5 / spread)
     assert not found.future[-1].any() and not found.future[1:, 0].any()
@@ -185,7 +188,7 @@ def test_the_critic_does_not_change_the_expected_gradient_but_its_noise() -> Non
 def test_without_a_future_the_gradient_is_that_of_the_expected_regret() -> None:
     learner = learner_of(discount=0.0, entropy_coefficient=0.0, max_gradient_norm=1e6)
     trajectory = lived(learner)
-    batch, _ = learner.all_action_batch(trajectory, 0.0, generator(0))
+    (batch,), _ = learner.all_action_batches([trajectory], 0.0, [generator(0)])
     assert not batch.advantage.any()
     policy, _ = learner.network(learner.network.seen(trajectory.inputs, trajectory.most_steps))
     regret = (policy.log_probs.exp() * trajectory.truth["regrets"]).sum(-1).mean()
@@ -193,7 +196,7 @@ def test_without_a_future_the_gradient_is_that_of_the_expected_regret() -> None:
         batch.immediate[0, 0].abs().max() / _immediate(trajectory, policy.log_probs)[0, 0].abs().max()
     )
     wanted = gradient(learner, regret)
-    learner.step(batch, 0.0, trajectory.most_steps)
+    learner.step([batch], 0.0, trajectory.most_steps)
     got = torch.cat(
         [w.grad.flatten() for n, w in learner.network.named_parameters() if not n.startswith("value.")]  # type: ignore[union-attr]
     )
@@ -294,8 +297,8 @@ def test_the_auxiliary_layer_learns_what_actions_cost_and_is_no_part_of_the_agen
     core = {"name": "gru", "hidden_size": 16}  # the features of a slot core do not tell actions apart
     learner = learner_of(core=core, critic="privileged", auxiliary_coefficient=1.0)
     worker = RolloutWorker(BANDITS)
-    batch, _ = learner.all_action_batch(lived(learner, tasks=64), 0.0, generator(0))
-    losses = [float(learner.step(batch, 0.0)["auxiliary_loss"]) for _ in range(200)]
+    (batch,), _ = learner.all_action_batches([lived(learner, tasks=64)], 0.0, [generator(0)])
+    losses = [float(learner.step([batch], 0.0)["auxiliary_loss"]) for _ in range(200)]
     assert losses[-1] < 0.9 * losses[0]
     assert not any(name.startswith("auxiliary") for name, _ in learner.agent.network.named_parameters())
     other = learner_of(core=core, critic="privileged", auxiliary_coefficient=1.0, seed=1)

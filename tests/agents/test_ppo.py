@@ -2,6 +2,7 @@
 
 import math
 import re
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -17,6 +18,7 @@ from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.randomness import generator
 from rl2meta.returns import clipped_surrogate, discounted_lengths
 from rl2meta.rollout import RolloutWorker
+from rl2meta.shards import ALONE, Shards
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.training import Budget, meta_train
 from rl2meta.trial import Trajectory, Trial, over_fields
@@ -70,10 +72,10 @@ def test_an_update_learns_from_what_was_expected_while_acting() -> None:
     """With λ = 0 and γ = 0 the advantage is the reward less the recorded value; so is the log-probability."""
     learner = _with_opinions(_learner(discount=0.0, gae_trace=0.0, reward_signal="sampled"))
     (trajectory,) = _trial(learner).phases
-    learner.batch(trajectory)  # measures the reward's scale
+    learner.batches([trajectory])[0]  # measures the reward's scale
     value = torch.randn(trajectory.reward.shape, generator=generator(6, "value"))
     log_prob = -torch.rand(trajectory.reward.shape, generator=generator(7, "log_prob"))
-    batch = learner.batch(replace(trajectory, notes={"value": value, "log_prob": log_prob}))
+    batch = learner.batches([replace(trajectory, notes={"value": value, "log_prob": log_prob})])[0]
     surprise = trajectory.reward - learner.network.reward_scale * value
     wanted = (surprise - surprise.mean()) / surprise.std(unbiased=False)
     torch.testing.assert_close(batch.advantage, wanted, atol=1e-5, rtol=1e-5)
@@ -87,7 +89,7 @@ def test_a_trial_whose_agent_noted_too_little_is_refused(noted: list[str]) -> No
     assert set(trajectory.notes) == {"log_prob", "value"}
     poor = replace(trajectory, notes={name: trajectory.notes[name] for name in noted})
     with pytest.raises(ValueError, match=re.escape(f"PPOAgent does, got notes of {noted}")):
-        learner.batch(poor)
+        learner.batches([poor])[0]
 
 
 @pytest.mark.parametrize("gamma", [0.0, 0.5, 0.9, 0.999, 1.0])
@@ -103,7 +105,7 @@ def test_advantages_cross_the_ends_of_episodes() -> None:
     """With λ = γ = 1 and a value of 0 the first advantage is the return of the whole trial."""
     learner = _learner(discount=1.0, gae_trace=1.0, reward_signal="sampled", reward_units="raw")
     trial = _trial(learner)
-    batch = learner.batch(trial.phases[0])
+    batch = learner.batches([trial.phases[0]])[0]
     returns = trial.phases[0].reward.flip(0).cumsum(0).flip(0)
     remaining = torch.arange(6, 0, -1).unsqueeze(1)
     want = returns / remaining
@@ -118,7 +120,8 @@ def test_the_discount_moves_from_start_to_end(progress: float, gamma: float) -> 
     still = _learner(discount=gamma, gae_trace=1.0, reward_signal="sampled")
     (trajectory,) = _trial(moving).phases
     torch.testing.assert_close(
-        moving.batch(trajectory, progress).advantage, still.batch(trajectory, progress).advantage
+        moving.batches([trajectory], progress)[0].advantage,
+        still.batches([trajectory], progress)[0].advantage,
     )
 
 
@@ -135,7 +138,7 @@ def test_padding_changes_nothing() -> None:
     assert set(short.truth) == {"expected_reward", "regret", "regrets"}
     mask = trajectory.mask.clone()
     mask[4:] = False
-    padded, want = learner.batch(replace(trajectory, mask=mask)), learner.batch(short)
+    padded, want = learner.batches([replace(trajectory, mask=mask)])[0], learner.batches([short])[0]
     torch.testing.assert_close(padded.advantage[:4], want.advantage)
     torch.testing.assert_close(padded.value_target[:4], want.value_target)
     losses = [_metrics_of_a_step(batch) for batch in (padded, want)]
@@ -143,7 +146,7 @@ def test_padding_changes_nothing() -> None:
 
 
 def _metrics_of_a_step(batch: Batch) -> Tensor:
-    metrics = _learner().step(batch, 0.01)
+    metrics = _learner().step([batch], 0.01)
     return torch.stack([metrics[name] for name in ("policy_loss", "value_loss", "entropy", "gradient_norm")])
 
 
@@ -159,8 +162,8 @@ def test_the_first_step_of_an_update_is_the_policy_gradient() -> None:
     """At ρ = 1 the gradient of the surrogate is E[A ∇ log π] (checked against autograd of that)."""
     learner = _learner(entropy_coefficient=0.0, value_coefficient=0.0, max_gradient_norm=1e6)
     (trajectory,) = _trial(learner).phases
-    batch = learner.batch(trajectory)
-    learner.step(batch, 0.0)
+    batch = learner.batches([trajectory])[0]
+    learner.step([batch], 0.0)
     fresh = _learner()
     policy, _ = fresh.network(Seen(*batch.inputs))
     (-(policy.log_prob(batch.action) * batch.advantage).mean()).backward()
@@ -172,36 +175,36 @@ def test_the_first_step_of_an_update_is_the_policy_gradient() -> None:
 def test_beyond_the_clip_range_nothing_pulls() -> None:
     """With ρ far outside 1 ± ε on the side that A rewards, the surrogate's gradient is zero."""
     learner = _learner(value_coefficient=0.0)
-    batch = learner.batch(_trial(learner).phases[0])
+    batch = learner.batches([_trial(learner).phases[0]])[0]
     far = batch._replace(
         log_prob=batch.log_prob - batch.advantage.sign()
     )  # ρ = e where A > 0, 1/e where A < 0
-    assert learner.step(far, 0.0)["gradient_norm"] == 0
-    assert learner.step(batch, 0.0)["gradient_norm"] > 0
+    assert learner.step([far], 0.0)["gradient_norm"] == 0
+    assert learner.step([batch], 0.0)["gradient_norm"] > 0
 
 
 def test_the_kl_estimate_is_exact_for_a_known_shift() -> None:
     learner = _learner()
-    batch = learner.batch(_trial(learner).phases[0])
+    batch = learner.batches([_trial(learner).phases[0]])[0]
     shifted = batch._replace(log_prob=batch.log_prob - 0.1)  # log ρ = 0.1 everywhere
-    assert float(learner.step(shifted, 0.0)["kl"]) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+    assert float(learner.step([shifted], 0.0)["kl"]) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
 
 
 def test_the_clip_fraction_counts_the_steps_whose_ratio_left_the_range() -> None:
     """Half of the trials were acted with 1.5 times the probability, a quarter with 0.9 times."""
     learner = _learner()
-    batch = learner.batch(_trial(learner).phases[0])
+    batch = learner.batches([_trial(learner).phases[0]])[0]
     factor = torch.ones_like(batch.log_prob)
     factor[:, :8], factor[:, 8:12] = 1.5, 0.9
-    told = learner.step(batch._replace(log_prob=batch.log_prob + factor.log()), 0.0)
+    told = learner.step([batch._replace(log_prob=batch.log_prob + factor.log())], 0.0)
     assert told["clip_fraction"] == 0.5  # ρ is 2/3, 10/9 and 1
-    assert learner.step(batch, 0.0)["clip_fraction"] == 0
+    assert learner.step([batch], 0.0)["clip_fraction"] == 0
 
 
 def test_an_update_tells_its_learning_rate_and_what_its_value_explained() -> None:
     learner = _with_opinions(_learner(learning_rate=1e-2, final_learning_rate=0.0))
     trial = _trial(learner)
-    batch = learner.batch(trial.phases[0])
+    batch = learner.batches([trial.phases[0]])[0]
     target, value = batch.value_target.numpy(), trial.phases[0].notes["value"].numpy()
     told = learner.update(trial, 0.25, generator(0))
     assert told["learning_rate"] == pytest.approx(0.75e-2)
@@ -210,8 +213,8 @@ def test_an_update_tells_its_learning_rate_and_what_its_value_explained() -> Non
 
 def test_the_entropy_bonus_raises_entropy() -> None:
     learner = _learner(value_coefficient=0.0, entropy_coefficient=1.0, epochs=1, minibatches=1)
-    batch = learner.batch(_trial(learner).phases[0])._replace(advantage=torch.zeros(6, 16))
-    entropies = [float(learner.step(batch, 1.0)["entropy"]) for _ in range(20)]
+    batch = learner.batches([_trial(learner).phases[0]])[0]._replace(advantage=torch.zeros(6, 16))
+    entropies = [float(learner.step([batch], 1.0)["entropy"]) for _ in range(20)]
     assert entropies[-1] > entropies[0] and entropies[-1] > 0.999 * math.log(3)
 
 
@@ -220,7 +223,13 @@ class Weighed(PPO):
 
     told: list[tuple[float, int | None]]
 
-    def step(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> dict[str, Tensor]:
+    def step(
+        self,
+        parts: Sequence[Batch],
+        entropy_weight: float,
+        trial_length: int | None = None,
+        shards: Shards = ALONE,
+    ) -> dict[str, Tensor]:
         self.told.append((entropy_weight, trial_length))
         return {"x": torch.zeros(())}
 
@@ -236,7 +245,7 @@ def test_the_entropy_bonus_falls_over_training_and_every_step_knows_the_trials_l
 
 def test_an_update_passes_over_every_trial_in_every_epoch() -> None:
     learner = _learner(epochs=3, minibatches=4)
-    batch = learner.batch(_trial(learner).phases[0])
+    batch = learner.batches([_trial(learner).phases[0]])[0]
     parts = list(learner.minibatches(batch, generator(0, "order")))
     assert len(parts) == 12 and all(part.action.shape == (6, 4) for part in parts)
     for epoch in range(3):
@@ -248,12 +257,12 @@ def test_an_update_passes_over_every_trial_in_every_epoch() -> None:
 def test_the_value_is_scaled_by_the_first_batch_that_pays() -> None:
     learner = _learner(reward_signal="sampled")
     (trajectory,) = _trial(learner).phases
-    learner.batch(replace(trajectory, reward=torch.zeros_like(trajectory.reward)))
+    learner.batches([replace(trajectory, reward=torch.zeros_like(trajectory.reward))])[0]
     assert learner.network.reward_scale == 0  # nothing measured yet, and nothing divided by it
-    learner.batch(trajectory)
+    learner.batches([trajectory])[0]
     scale = learner.network.reward_scale.clone()
     assert 0.1 < scale < 1
-    learner.batch(replace(trajectory, reward=trajectory.reward * 100))
+    learner.batches([replace(trajectory, reward=trajectory.reward * 100)])[0]
     assert learner.network.reward_scale == scale
 
 

@@ -81,7 +81,7 @@ def test_the_loss_sees_the_probabilities_by_which_actions_were_taken() -> None:
     law = plugged(Games("choices"))
     learner = learners(law)["rl2"]
     (phase,) = lived(law, learner.agent).phases
-    batch = learner.batch(phase)
+    batch = learner.batches([phase])[0]
     policy, _ = learner.network(learner.network.seen(phase.inputs, phase.most_steps), phase.inputs.legal)
     torch.testing.assert_close(policy.log_prob(batch.action), batch.log_prob)
     unmasked, _ = learner.network(learner.network.seen(phase.inputs, phase.most_steps))
