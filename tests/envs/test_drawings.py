@@ -88,6 +88,18 @@ def _points() -> Case:
     return Sinusoids(), tasks, History((*lived, waiting), 1)
 
 
+def _quadratic() -> Case:
+    entries = np.sin(np.arange(20)).reshape(1, 4, 5)
+    tasks = {"matrix": torch.tensor(entries[..., :4]), "vector": torch.tensor(entries[..., 4])}
+    rewards = -3 * 0.7 ** np.arange(40)
+    lived = [_record([[0.0] * 4] * 2, [[0.0]], [reward]) for reward in rewards]
+    return (
+        Quadratics(4),
+        TensorTasks({name: value.float() for name, value in tasks.items()}),
+        History(tuple(lived), 1),
+    )
+
+
 def _examples() -> Case:
     """Two strokes for each class; the picture reads nothing of a task but the labels."""
     label = torch.tensor([[2, 0, 4, 1, 3, 3, 1, 0, 2, 4, *range(5), *range(5), *range(5), *range(5)]])
@@ -106,18 +118,6 @@ def _examples() -> Case:
     waiting = EpisodeRecord(image(4)[None], np.zeros(0), np.zeros(0), None, np.zeros(0))
     drawn = TensorTasks({**tasks, "jitter": torch.zeros(1, 30, 6)})
     return FewShot(), drawn, History((*lived, waiting), 1)
-
-
-def _quadratic() -> Case:
-    entries = np.sin(np.arange(20)).reshape(1, 4, 5)
-    tasks = {"matrix": torch.tensor(entries[..., :4]), "vector": torch.tensor(entries[..., 4])}
-    rewards = -3 * 0.7 ** np.arange(43)
-    lived = [_record([[0.0] * 4] * 2, [[0.0]], [reward]) for reward in rewards]
-    return (
-        Quadratics(4),
-        TensorTasks({name: value.float() for name, value in tasks.items()}),
-        History(tuple(lived[:41]), 1),
-    )
 
 
 def _two_points() -> Case:
@@ -168,8 +168,8 @@ def _cases() -> dict[str, Case]:
             History(paths, 100),
         ),
         "sinusoid": _points(),
-        "few_shot": _examples(),
         "quadratic": _quadratic(),
+        "few_shot": _examples(),
         "moving_bandits": _two_points(),
         "four_rooms": (FourRooms(), TensorTasks({"goal": torch.tensor([105])}), History(slip, 100)),
     }
