@@ -11,7 +11,7 @@ OTHERS = (
     *("#8A8A8A", "#56B4E9", "#E69F00", "#2AA6A6", "#7FB800", "#B5835A", "#4D4D4D", "#A9B665"),
     *("#9E9E6B", "#F4A582", "#C77C7C", "#7FC97F", "#6497B1", "#A58FD0", "#A3785E", "#D4B017"),
     *("#8FA8DE", "#74A089", "#B58FC0", "#7FAFD6", "#D9B24C", "#D49A9A", "#8DBF8D", "#8FAEBF"),
-    "#C9A27E",
+    *("#C9A27E", "#5E8C7A"),
 )
 """Of all others; references have theirs by their place in the catalogue."""
 
