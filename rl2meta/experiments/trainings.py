@@ -4,6 +4,7 @@ import logging
 import shlex
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -78,9 +79,8 @@ def train(
     refuse_others(ranks, experiment)
     rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
     chosen_references(experiment)  # finds a mistyped name now and not after hours of training
-    learner = make_learner(experiment, device)
-    refuse_shards(learner, Shards(experiment.settings.training.shards, ranks))
-    run = Run(experiment, learner)
+    run = _new(experiment, device)
+    refuse_shards(run.learner, Shards(experiment.settings.training.shards, ranks))
 
     def begin() -> RunFolder | None:
         said = ""
@@ -89,7 +89,7 @@ def train(
             said = text_of({"started_from": run.origin._asdict()})
         if run_dir is None:
             return None
-        first = checkpoint_of(experiment, learner, 0, 0)
+        first = checkpoint_of(experiment, run.learner, 0, 0)
         return RunFolder.create(Path(run_dir), text + said, lambda new: save_first(new, first))
 
     folder = ranks.together(lambda: begin() if ranks.leads else None)
@@ -137,13 +137,8 @@ def resume(
     ranks.agree({"settings": given})
     refuse_others(ranks, experiment)
     with ExitStack() as stack:
-        run = ranks.together(
-            lambda: (
-                _continued(path, experiment, device, stack)
-                if ranks.leads
-                else Run(experiment, make_learner(experiment, device))
-            )
-        )
+        new = partial(_continued, path, stack) if ranks.leads else _new
+        run = ranks.together(lambda: new(experiment, device))
         share(ranks, run)
         if run.finished:
             return run
@@ -173,7 +168,11 @@ def _config_of(
     return experiment
 
 
-def _continued(run_dir: Path, experiment: RunConfig, device: torch.device, stack: ExitStack) -> Run:
+def _new(experiment: RunConfig, device: torch.device) -> Run:
+    return Run(experiment, make_learner(experiment, device))
+
+
+def _continued(run_dir: Path, stack: ExitStack, experiment: RunConfig, device: torch.device) -> Run:
     """Return the run in a folder, in the state of its newest checkpoint; ``stack`` keeps it locked."""
     folder = RunFolder.open(run_dir)
     stack.enter_context(folder.locked())
@@ -256,11 +255,8 @@ def _after_update(
             row |= held_out.metrics(run.agent)
     finally:  # if its environments fail, the run is saved after this update, and so needs its row
         ranks.together(lambda: record(row))
-    # If any rank stops, all do.
-    wish = ranks.together(
-        lambda: [callback(run, row) is False for callback in callbacks]
-    )  # calls all of them
-    stop = bool(ranks.largest(any(wish)))
+    wishes = ranks.together(lambda: [callback(run, row) is False for callback in callbacks])  # calls all
+    stop = bool(ranks.largest(any(wishes)))  # if one rank stops, all do
     if must_save(run, stop):
         refuse_drift(ranks, run.learner, run.update)
         ranks.together(lambda: None if recorder is None else recorder.save())
