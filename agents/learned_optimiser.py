@@ -129,7 +129,8 @@ def inner_loop(
             f"agent.name: expected outputs of a network, a Box of one axis, got the action space "
             f"{action_space}; use a family that reveals targets, such as quadratics, digits or sinusoids"
         )
-    network = Optimisee(vector_size(observation_space), action_space.shape[0], config)
+    sizes = vector_size(observation_space), action_space.shape[0]
+    network = seeded(lambda: Optimisee(*sizes, config), 0)  # any seed: its own weights are never used
     objective = {"squared_error": SquaredError, "cross_entropy": CrossEntropy}[config.loss]
     return network, InnerLoop(network, objective(observation_space), config)
 
@@ -168,8 +169,7 @@ class LearnedOptimiserLearner:
         seed: int = 0,
     ) -> None:
         self.config = config
-        with torch.random.fork_rng(devices=[]):  # the optimisee's own weights are never used
-            self.network, self.inner = inner_loop(observation_space, action_space, config)
+        self.network, self.inner = inner_loop(observation_space, action_space, config)
         rule = config.inner_rule()
         self.learnt = seeded(lambda: nn.ModuleDict(rule.learnt(self.network)), seed).to(device)
         if not list(self.learnt.parameters()):

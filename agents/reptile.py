@@ -97,8 +97,8 @@ class ReptileConfig(BaseModel):
     def _used(self) -> Self:
         if self.training_steps is not None and self.minibatch is None:
             raise ValueError(
-                f"training_steps: expected null without a minibatch, got {self.training_steps}; set "
-                "minibatch, or more phases by training.episodes_per_trial"
+                f"training_steps null without a minibatch, got {self.training_steps}; set minibatch, or more "
+                "phases by training.episodes_per_trial"
             )
         return self
 

@@ -49,7 +49,7 @@ class Quadratics:
     @property
     def observation_space(self) -> gym.Space[Any]:
         """√p times a row of W."""
-        return gym.spaces.Box(-np.inf, np.inf, (self.dimension,), np.float32)
+        return gym.spaces.Box(-_WIDEST, _WIDEST, (self.dimension,), np.float32)
 
     @property
     def action_space(self) -> gym.Space[Any]:

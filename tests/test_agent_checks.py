@@ -11,6 +11,7 @@ import pytest
 import torch
 
 import rl2meta
+from rl2meta.agents.learned_optimiser import LEARNED_OPTIMISER
 from rl2meta.agents.maml_regression import MAML_REGRESSION
 from rl2meta.agents.maml_trpo import MAML_TRPO
 from rl2meta.agents.reptile import REPTILE
@@ -22,6 +23,7 @@ from rl2meta.experiments.agent_checks import CHECKS, AgentConformanceError, agen
 
 BANDITS, PLANE = BernoulliBandits(num_arms=3), PointNavigation(horizon=5)
 FEW = MAML_TRPO.config(episodes_per_phase=4, hidden_sizes=[8])
+SMALL = LEARNED_OPTIMISER.config(episodes_per_phase=3, rule={"name": "lstm", "hidden_size": 3})
 
 # Each agent, and what is said of it: that alone.
 FAULTS = {
@@ -81,6 +83,7 @@ def faulty(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
         (RL2, {"distribution": PLANE, "config": RL2.config(core={"name": "lstm", "num_layers": 2})}),
         (MAML_TRPO, {"distribution": PLANE, "config": FEW, "num_tasks": 5}),
         (MAML_REGRESSION, {"distribution": Sinusoids()}),
+        (LEARNED_OPTIMISER, {"distribution": Sinusoids(), "config": SMALL}),
         (REPTILE, {"distribution": Sinusoids()}),
         (MAML_REGRESSION, {}),  # the bandits do not fit, nor does the plane
     ],

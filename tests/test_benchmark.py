@@ -12,17 +12,23 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import gymnasium as gym
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl2meta import cli
+from rl2meta.agents.maml import Rows, named
+from rl2meta.agents.maml_classification import MAMLClassificationConfig, maml_classification_learner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig
 from rl2meta.commands import benchmark as command
+from rl2meta.envs.few_shot import FewShot
 from rl2meta.memory import keep_memory
 from rl2meta.speed import maml
 from rl2meta.speed.envs import env_suite
+from rl2meta.speed.few_shot import LOOP, adapted, few_shot_suite, of_layers
 from rl2meta.speed.machine import Peaks, median_seconds, peak_memory, peaks
 from rl2meta.speed.measuring import Instruments, measure, table
 from rl2meta.speed.recurrent import Shape, rollout_suite, train_suite
@@ -49,6 +55,7 @@ MINIATURE = Measurement(
             growth={name: shape._replace(tasks=2, horizon=3) for name, shape in maml.GROWTH.items()},
             config=MAMLTRPOConfig(conjugate_gradients=2, line_searches=2),
         ),
+        "few_shot": partial(few_shot_suite, law=FewShot(ways=2, queries=2, size=4), tasks=2),
         "references": partial(references_suite, config="smoke", tasks=20, tuning_tasks=20),
         "workers": partial(worker_suite, environments=2, steps=2),
     },
@@ -191,6 +198,36 @@ def test_maml_and_references_are_benchmarked_in_one_run(benchmark: Benchmark) ->
     assert {"random", "gittins", "thompson"} <= report["suites"]["references"]["contestants"].keys()
 
 
+def test_images_are_benchmarked_beside_a_loop_over_tasks(benchmark: Benchmark) -> None:
+    said, report = benchmark("--suite", "few_shot")
+    suite = report["suites"]["few_shot"]
+    _check(said, suite, counted=False)
+    assert list(suite["contestants"]) == ["rl2meta", "first order", LOOP] and list(suite["ratios"]) == [LOOP]
+
+
+def test_the_loop_over_tasks_computes_what_all_tasks_at_once_compute() -> None:
+    """Loss and meta-gradient after two inner steps, of the layers that both networks share."""
+    config = MAMLClassificationConfig(filters=4, transductive=True)
+    space = gym.spaces.Box(0.0, 1.0, (1, 8, 8), np.float32)
+    learner = maml_classification_learner(space, gym.spaces.Discrete(5), config)
+    pixels, label = torch.rand(3, 2, 5, 64), torch.arange(5).expand(3, 2, 5)
+    ones = torch.full((3, 5), 0.2)
+    phases = [Rows(pixels[:, i], label[:, i], ones, ones, torch.ones(3, 5, 0) > 0) for i in (0, 0, 1)]
+    ours = learner.inner.losses(learner.inner.replay(named(learner.meta), phases)[-1], phases[-1])
+    shared = [value for name, value in named(learner.meta).items() if ".norms." not in name]
+    gradient = torch.autograd.grad(ours.mean(), shared)
+    network = of_layers(learner.meta.network)  # type: ignore[arg-type]
+    theirs = []
+    for task in range(3):
+        weights = adapted(network, pixels[task, 0].reshape(5, 1, 8, 8), label[task, 0], 0.4, 2)
+        logits = torch.func.functional_call(network, weights, (pixels[task, 1].reshape(5, 1, 8, 8),))
+        theirs.append(torch.nn.functional.cross_entropy(logits, label[task, 1]))
+    torch.testing.assert_close(ours, torch.stack(theirs), rtol=1e-3, atol=1e-4)
+    other = torch.autograd.grad(torch.stack(theirs).mean(), shared)
+    for one, another in zip(gradient, other, strict=True):
+        torch.testing.assert_close(one, another, rtol=1e-2, atol=1e-4)
+
+
 def test_the_benchmark_of_workers_steps_everyones_environments(benchmark: Benchmark) -> None:
     said, report = benchmark("--suite", "workers")
     suite = report["suites"]["workers"]
@@ -198,7 +235,9 @@ def test_the_benchmark_of_workers_steps_everyones_environments(benchmark: Benchm
     assert len(suite["contestants"]) == 4 and list(suite["ratios"]) == list(suite["contestants"])[1:]
 
 
-@pytest.mark.parametrize(("name", "make"), [("rollout", rollout_suite), ("maml", maml.maml_suite)])
+@pytest.mark.parametrize(
+    ("name", "make"), [("rollout", rollout_suite), ("maml", maml.maml_suite), ("few_shot", few_shot_suite)]
+)
 def test_the_shipped_sizes_are_those_of_the_published_figures(
     name: str, make: Callable[[torch.device], Suite]
 ) -> None:

@@ -48,8 +48,8 @@ Trust = Annotated[
 Suites = Annotated[
     str,
     typer.Option(
-        help="Suites to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), references, "
-        "workers, learning (seconds of training to a score)."
+        help="Suites to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), "
+        "few_shot (MAML on images), references, workers, learning (seconds of training to a score)."
     ),
 ]
 LearningConfigs = Annotated[

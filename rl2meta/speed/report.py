@@ -13,6 +13,7 @@ import torch
 
 from rl2meta.files import write_atomically, writing
 from rl2meta.speed.envs import env_suite
+from rl2meta.speed.few_shot import few_shot_suite
 from rl2meta.speed.jax_rivals import maml_beside_jax, train_beside_jax
 from rl2meta.speed.learning import Judged, LearningSuite, measure_learning
 from rl2meta.speed.learning_figure import plot_learning
@@ -28,6 +29,7 @@ SUITES: Mapping[str, Callable[..., Suite]] = {
     "rollout": rollout_suite,
     "train": train_suite,
     "maml": maml_suite,
+    "few_shot": few_shot_suite,
     "references": references_suite,
     "workers": worker_suite,
 }

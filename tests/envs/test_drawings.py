@@ -17,6 +17,7 @@ from PIL import Image
 from rl2meta.envs import FAMILIES
 from rl2meta.envs.bandits import BernoulliBandits, GaussianBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
+from rl2meta.envs.few_shot import FewShot
 from rl2meta.envs.four_rooms import FourRooms
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
 from rl2meta.envs.moving_bandits import MOVES, MovingBandits
@@ -90,13 +91,33 @@ def _points() -> Case:
 def _quadratic() -> Case:
     entries = np.sin(np.arange(20)).reshape(1, 4, 5)
     tasks = {"matrix": torch.tensor(entries[..., :4]), "vector": torch.tensor(entries[..., 4])}
-    rewards = -3 * 0.7 ** np.arange(43)
+    rewards = -3 * 0.7 ** np.arange(40)
     lived = [_record([[0.0] * 4] * 2, [[0.0]], [reward]) for reward in rewards]
     return (
         Quadratics(4),
         TensorTasks({name: value.float() for name, value in tasks.items()}),
-        History(tuple(lived[:41]), 1),
+        History(tuple(lived), 1),
     )
+
+
+def _examples() -> Case:
+    """Two strokes for each class; the picture reads nothing of a task but the labels."""
+    label = torch.tensor([[2, 0, 4, 1, 3, 3, 1, 0, 2, 4, *range(5), *range(5), *range(5), *range(5)]])
+    tasks = {"classes": torch.arange(5).unsqueeze(0), "label": label, "image": torch.zeros_like(label)}
+
+    def image(kind: int) -> Any:
+        pixels = np.zeros((1, 14, 14), np.float32)
+        pixels[0, 2 + 2 * kind, 2:12], pixels[0, 2:12, 11 - 2 * kind] = 1.0, 0.6
+        return pixels
+
+    guesses = [0] * 5 + [3, 1, 4, 2]
+    lived = [
+        _record([image(kind)] * 2, [guess], [float(kind == guess)])
+        for kind, guess in zip(label[0].tolist(), guesses, strict=False)
+    ]
+    waiting = EpisodeRecord(image(4)[None], np.zeros(0), np.zeros(0), None, np.zeros(0))
+    drawn = TensorTasks({**tasks, "jitter": torch.zeros(1, 30, 6)})
+    return FewShot(), drawn, History((*lived, waiting), 1)
 
 
 def _two_points() -> Case:
@@ -148,6 +169,7 @@ def _cases() -> dict[str, Case]:
         ),
         "sinusoid": _points(),
         "quadratic": _quadratic(),
+        "few_shot": _examples(),
         "moving_bandits": _two_points(),
         "four_rooms": (FourRooms(), TensorTasks({"goal": torch.tensor([105])}), History(slip, 100)),
     }
@@ -244,6 +266,9 @@ def test_a_text_has_what_is_hidden(name: str) -> None:
 @pytest.mark.parametrize("id", sorted(FAMILIES))
 @pytest.mark.filterwarnings("ignore:.*we recommend using a symmetric and normalized:UserWarning")
 @pytest.mark.filterwarnings("ignore:.*We recommend you to use a symmetric and normalized:UserWarning")
+@pytest.mark.filterwarnings("ignore:It seems that your observation  is an image but its `dtype`:UserWarning")
+@pytest.mark.filterwarnings("ignore:It seems that your observation space  is an image but the:UserWarning")
+@pytest.mark.filterwarnings("ignore:The minimal resolution for an image is 36x36:UserWarning")
 def test_both_checkers_are_content_with_rendering(id: str) -> None:
     from gymnasium.utils.env_checker import check_env
     from stable_baselines3.common.env_checker import check_env as check_sb3
