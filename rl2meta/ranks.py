@@ -24,6 +24,7 @@ Result = TypeVar("Result")
 _SECONDS = 600.0
 _FAILED, _ALIVE = "failed", "alive"  # keys of the store
 _GRACE = 3.0  # seconds until a rank has told the others why it failed
+_LONGER = 60.0  # seconds until all others, which may be in the middle of a rollout, have heard of it
 _MOST = 5  # differences in a message
 _FAULT = "environment: "  # begins what is said of an environment that failed, for which runs are saved
 
@@ -156,26 +157,31 @@ class Ranks:
                 "ranks with the same command, files and versions, on equal machines"
             )
 
-    def tell(self, error: BaseException) -> None:
-        """Leave a message for the ranks that wait for this one, which is about to fail."""
-        if self._store is not None and not isinstance(error, RankFailed):
-            with suppress(RuntimeError):
-                self._store.set(_FAILED, f"rank {self.number}: {_said(error)}")
+    def leave(self, error: BaseException | None = None) -> None:
+        """Leave the group; if it is for an error, first leave a message for the ranks that wait for this one.
 
-    def linger(self) -> None:
-        """Wait until the others have heard, if what they read is in the memory of this process."""
-        if self._store is None or not self.leads or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
+        Without torchrun, the messages are in the memory of rank 0, which then waits until all have left.
+        """
+        from torch import distributed
+
+        with suppress(RuntimeError):
+            if error is not None and not isinstance(error, RankFailed):
+                self._store.set(_FAILED, f"rank {self.number}: {_said(error)}")
+            self._store.set(f"{_ALIVE}{self.number}", "")
+        distributed.destroy_process_group()  # those who wait for this rank now see that it has gone
+        if error is None or not self.leads or os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True":
             return
         with suppress(RuntimeError):
-            others = [f"{_ALIVE}{number}" for number in range(self.size) if number != self.number]
-            self._until(lambda: all(self._store.check([other]) for other in others))
+            others = [f"{_ALIVE}{number}" for number in range(self.size)]
+            seconds = _GRACE if isinstance(error, RankFailed) else min(_LONGER, self._seconds)
+            self._until(lambda: all(self._store.check([other]) for other in others), seconds)
 
     def _reason(self, error: RuntimeError) -> str:
         """Return why the others do not answer: the message of one, or which of them are missing."""
         missing: list[int] = []
         with suppress(RuntimeError):  # rank 0 may have taken the store with it
             self._store.set(f"{_ALIVE}{self.number}", "")
-            if self._until(lambda: self._store.check([_FAILED])):
+            if self._until(lambda: self._store.check([_FAILED]), _GRACE):
                 return str(self._store.get(_FAILED).decode())
             missing = [each for each in range(self.size) if not self._store.check([f"{_ALIVE}{each}"])]
         which = f"rank {' or '.join(map(str, missing))}" if missing else "another rank"
@@ -188,8 +194,8 @@ class Ranks:
             f"({str(error).splitlines()[0]:.120})"
         )
 
-    def _until(self, condition: Callable[[], bool]) -> bool:
-        end = time.monotonic() + _GRACE
+    def _until(self, condition: Callable[[], bool], seconds: float) -> bool:
+        end = time.monotonic() + seconds
         while not (met := condition()) and time.monotonic() < end:
             time.sleep(0.05)
         return met
@@ -222,17 +228,13 @@ def joined() -> Iterator[Ranks]:
     if world_size() == 1:
         yield ONE
         return
-    from torch import distributed
-
     ranks = _join()
     try:
         yield ranks
     except BaseException as error:
-        ranks.tell(error)
-        distributed.destroy_process_group()
-        ranks.linger()
+        ranks.leave(error)
         raise
-    distributed.destroy_process_group()
+    ranks.leave()
 
 
 def _join() -> Ranks:

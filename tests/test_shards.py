@@ -21,7 +21,7 @@ from rl2meta.ranks import Ranks
 from rl2meta.rollout import RolloutWorker
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.tasks import TaskDistribution, sample_tasks
-from rl2meta.training import ShardedLearner, refuse_shards
+from rl2meta.training import Budget, ShardedLearner, meta_train, refuse_shards
 from rl2meta.trial import Trial
 from rl2meta.units import ObservationUnits, RewardUnits
 
@@ -80,6 +80,36 @@ def split(trial: Trial, number: int) -> list[Trial]:
         )
         for part in parts
     ]
+
+
+def test_shards_have_tasks_and_streams_of_their_own() -> None:
+    """Together they have as many trials as a batch without shards, and no two are alike."""
+    heard: list[tuple[list[Trial], list[int]]] = []
+
+    class Listener:
+        agent = learner_of("rl2")[1].agent
+
+        def update(self, *given: Any) -> dict[str, float]:
+            raise AssertionError("expected update_shards")
+
+        def update_shards(self, trials: Any, progress: float, streams: Any, _: Shards) -> dict[str, float]:
+            heard.append((trials, [int(torch.randint(10**9, (), generator=each)) for each in streams]))
+            return {}
+
+        def state_dict(self) -> dict[str, torch.Tensor]:
+            return {}
+
+        def load_state_dict(self, state: Any) -> None:
+            pass
+
+    law = BernoulliBandits(num_arms=3)
+    rows: list[Any] = []
+    keep: Any = lambda row: rows.append(row)  # noqa: E731
+    meta_train(Listener(), law, RolloutWorker(law), Budget(2, 6, 5), 0, keep, shards=Shards(3))
+    tasks: list[Any] = [trial.tasks for trials, _ in heard for trial in trials]
+    assert torch.cat([each.parameters["means"] for each in tasks]).flatten().unique().numel() == 2 * 6 * 3
+    assert len({draw for _, draws in heard for draw in draws}) == 2 * 3
+    assert [row["env_steps"] for row in rows] == [30, 60]
 
 
 def test_units_are_those_of_all_shards() -> None:
