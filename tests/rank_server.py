@@ -5,11 +5,21 @@ the request ``{"wait": [ids]}`` is answered with their exit codes. Each rank run
 gives for it, and then the command line as ``python -m rl2meta`` would.
 """
 
+import importlib
 import json
 import os
 import sys
 import traceback
 from typing import Any
+
+import torch
+
+IMPORTED = (
+    *("stable_baselines3.common.logger", "torch.distributed", "torch.utils.tensorboard"),
+    *("rl2meta.cli", "rl2meta.commands.train", "rl2meta.experiments.evaluations"),
+    *("rl2meta.agents.rl2", "rl2meta.agents.maml_trpo", "rl2meta.agents.maml_regression"),
+)
+"""What a rank would import otherwise, which takes seconds."""
 
 
 def main() -> None:
@@ -22,14 +32,11 @@ def main() -> None:
 
 
 def _import_everything() -> None:
-    import torch
-    import torch.distributed
-    import torch.utils.tensorboard
-
+    for name in IMPORTED:
+        importlib.import_module(name)
     torch.set_num_threads(1)
-    torch.func.grad(lambda x: torch.func.vmap(torch.sin)(x).sum())(
-        torch.ones(2)
-    )  # the first use imports much
+    # what the first use imports
+    torch.func.grad(lambda x: torch.func.vmap(torch.sin)(x).sum())(torch.ones(2))
 
 
 def _started(request: dict[str, Any]) -> list[int]:
