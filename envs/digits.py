@@ -1,7 +1,7 @@
 """Pictures of handwritten digits, batch after batch, for networks that learn from random initial weights."""
 
 import functools
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar
 
 import gymnasium as gym
 import numpy as np
@@ -46,6 +46,8 @@ class Digits:
     Raises:
         pydantic.ValidationError: for numbers out of range.
     """
+
+    steady: ClassVar[bool] = False  # each episode shows the next example
 
     classes: Annotated[int, Field(ge=2, le=_CLASSES, description="number of digits, from 0 on")] = _CLASSES
 

@@ -1,7 +1,7 @@
 """N-way K-shot classification with episodes of one step: see an image, guess its class, then get it."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal, Self
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 import gymnasium as gym
 import numpy as np
@@ -51,6 +51,8 @@ class FewShot:
     Raises:
         pydantic.ValidationError: for numbers out of range, or folders without a path.
     """
+
+    steady: ClassVar[bool] = False  # each episode shows the next example
 
     source: Annotated[Source, Field(description="where the images come from")] = "glyphs"
     path: Annotated[str | None, Field(description="of image_folders: the folder with the classes")] = None

@@ -1,7 +1,7 @@
 """Quadratic functions of ten numbers, which an agent minimises by examples: rows of a matrix, and targets."""
 
 import math
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal
 
 import gymnasium as gym
 import numpy as np
@@ -40,6 +40,8 @@ class Quadratics:
     Raises:
         pydantic.ValidationError: for numbers out of range.
     """
+
+    steady: ClassVar[bool] = False  # each episode shows the next example
 
     dimension: Annotated[int, Field(ge=1, le=1000, description="p: entries of θ, and rows of W")] = 10
     law: Annotated[

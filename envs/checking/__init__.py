@@ -15,7 +15,7 @@ class ConformanceError(AssertionError):
 
 
 def check_distribution(
-    distribution: TaskDistribution, *, num_tasks: int = 8, seed: int = 0, steady: bool = True
+    distribution: TaskDistribution, *, num_tasks: int = 8, seed: int = 0, steady: bool | None = None
 ) -> None:
     """Check that a family keeps the contract of ``TaskDistribution``, ``Tasks`` and ``TaskVectorEnv``.
 
@@ -27,7 +27,8 @@ def check_distribution(
         num_tasks: number of tasks, and of environments side by side, >= 2.
         seed: of all random numbers.
         steady: expect a task to be the same in each of its episodes. Use False for families that change from
-            one episode to the next: then the suite does not check whether a restart keeps the task.
+            one episode to the next: then the suite does not check whether a restart keeps the task. None: as
+            the family's attribute ``steady`` says, and True if it has none.
 
     Raises:
         ConformanceError: if anything is wrong; the message lists every failure, not only the first.
@@ -45,7 +46,7 @@ def findings(
     *,
     num_tasks: int = 8,
     seed: int = 0,
-    steady: bool = True,
+    steady: bool | None = None,
     most_steps: int | None = None,
     say: Callable[[str], None] = lambda name: None,
 ) -> Iterator[str]:
@@ -67,7 +68,8 @@ def findings(
     """
     if num_tasks < 2:
         raise ValueError(f"expected num_tasks >= 2 (tasks are compared with each other), got {num_tasks}")
-    case = Case(distribution, num_tasks, seed, steady, most_steps)
+    same = getattr(distribution, "steady", True) if steady is None else steady
+    case = Case(distribution, num_tasks, seed, same, most_steps)
     missing = _failures(law.check_attributes, case)
     yield from missing
     for check in () if missing else _CHECKS:

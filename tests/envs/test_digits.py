@@ -26,7 +26,7 @@ def test_without_scikit_learn_it_says_what_to_install(monkeypatch: pytest.Monkey
 def test_family_keeps_the_contract() -> None:
     pytest.importorskip("sklearn")
     digits()  # the import of scikit-learn draws random numbers
-    check_distribution(Digits(classes=3), steady=False)
+    check_distribution(Digits(classes=3))
 
 
 def test_scores_cost_their_cross_entropy() -> None:

@@ -57,7 +57,7 @@ def lived(law: FewShot, tasks: TensorTasks, episodes: int) -> dict[str, torch.Te
 
 
 def test_the_family_keeps_the_contract(law: FewShot) -> None:
-    check_distribution(law, steady=False)  # every episode of a task has its own image
+    check_distribution(law)  # it says that it is not steady: every episode of a task has its own image
 
 
 def test_support_and_queries_share_no_image_and_say_the_truth(law: FewShot) -> None:

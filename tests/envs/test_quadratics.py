@@ -15,7 +15,7 @@ CPU = torch.device("cpu")
 
 @pytest.mark.parametrize("family", [Quadratics(dimension=3), Quadratics(2, "uniform")], ids=str)
 def test_family_keeps_the_contract(family: Quadratics) -> None:
-    check_distribution(family, steady=False)  # the rows of a task come one after another
+    check_distribution(family)  # it says that it is not steady: the rows of a task come one after another
 
 
 def test_the_mean_loss_of_the_rows_is_the_quadratic() -> None:
