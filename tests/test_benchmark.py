@@ -505,7 +505,7 @@ def test_ratios_and_fractions_are_those_of_each_turn(at_rest: Instruments) -> No
     counting = 100.0  # seconds of the unit whose work is counted, which belongs to no turn
     workloads = {
         "ours": Workload(clock.lasting(counting, 0.5, 0.125), {"size": 1}),  # 8 steps per second, then 32
-        "theirs": Workload(clock.lasting(1.0, 0.5), rival=True, countable=False),  # 4, then 8
+        "theirs": Workload(clock.lasting(1.0, 0.5), rival_of="ours", countable=False),  # 4, then 8
         "more": Workload(clock.lasting(counting, 4.0, 4.0)),
     }
     instruments = replace(at_rest, clock=lambda: clock.now)

@@ -375,7 +375,7 @@ def test_bad_input_ends_with_code_2_and_one_message(run: Run, trained: Path, tmp
         (("evaluate", trained, "--seed", -1), "--seed: expected a number from 0"),
         (("evaluate", trained, "--device", "cuda:7"), "it is not there"),
         (("evaluate", trained, "--device", "tpu"), "it is not there"),
-        (("benchmark", "--against", "sb4"), "--against: expected 'sb3', got 'sb4'"),
+        (("benchmark", "--against", "sb4"), "--against: expected 'sb3' or 'jax', got 'sb4'"),
         (("benchmark", "--suite", "mam"), "--suite: unknown suite 'mam'; did you mean 'maml'?"),
         (("benchmark", "--suite", "maml", "--against", "sb3"), "--against: expected --suite train"),
         (("benchmark", "--seconds", 0), "--seconds: expected a number more than 0"),

@@ -66,7 +66,8 @@ def test_what_is_written_out_reads_back_the_same() -> None:
         (
             "name: rl2, ",
             "",
-            "agent: expected a section with a name, one of maml_regression, maml_trpo, mlsh, rl2, "
+            "agent: expected a section with a name, one of learned_optimiser, maml_classification, "
+            "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, "
             "got {'learning_rate': 0.001}",
         ),
         ("seed: 1", "seed: 2020-99-99", "seed: expected a valid integer, got '2020-99-99'"),
@@ -122,7 +123,8 @@ def test_what_is_no_config(text: str, message: str) -> None:
         ("seed=", "seed: expected a valid integer, got None"),
         (
             "agent=rl2",
-            "agent: expected a section with a name, one of maml_regression, maml_trpo, mlsh, rl2, got 'rl2'",
+            "agent: expected a section with a name, one of learned_optimiser, maml_classification, "
+            "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, got 'rl2'",
         ),
     ],
 )

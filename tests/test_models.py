@@ -208,6 +208,7 @@ def test_what_is_listed_is_what_the_built_in_families_have() -> None:
         "dark_rooms",
         "key_to_door",
         "moving_bandits",
+        "few_shot",
     ]
     assert [name for name, references in listed.items() if references is None] == [
         "gymnasium",

@@ -20,7 +20,8 @@ from rl2meta.randomness import generator
 from rl2meta.tasks import TensorTasks, sample_tasks
 
 CPU = torch.device("cpu")
-CONTINUOUS = {"rl2meta/PointNavigation-v0", "rl2meta/Sinusoid-v0"}  # whose actions are clipped, not refused
+CONTINUOUS = {"rl2meta/PointNavigation-v0", "rl2meta/Sinusoid-v0", "rl2meta/Quadratic-v0"}
+"""Families whose actions are clipped, not refused."""
 SMALL = TabularMDPs(num_states=4, num_actions=3, horizon=5)
 
 

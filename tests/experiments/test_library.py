@@ -150,7 +150,7 @@ def test_runs_are_compared_under_the_names_they_are_given(
 
 def test_an_unknown_figure_is_refused(in_memory: rl2meta.Run) -> None:
     evaluation = rl2meta.evaluate(in_memory, tasks=10, against="none")
-    with pytest.raises(rl2meta.UserError, match="adaptation, profile, got 'regrets'"):
+    with pytest.raises(rl2meta.UserError, match="adaptation, loss, profile, got 'regrets'"):
         evaluation.figure("regrets")
     steps = np.ones((10, 10), np.float32)
     silent = rl2meta.Evaluation(

@@ -42,6 +42,19 @@ class Outcome(NamedTuple):
     tensors: dict[str, bytes]
 
 
+def differences(one: Outcome, other: Outcome) -> str:
+    """Return in words what differs between two outcomes; nothing if they are equal."""
+    files = sorted({*one.files} ^ {*other.files})
+    tensors = [name for name in one.tensors if one.tensors[name] != other.tensors.get(name)]
+    parts = {
+        "files": files,
+        "rows": [] if one.rows == other.rows else [len(one.rows), len(other.rows)],
+        "updates": [] if one.update == other.update else [one.update, other.update],
+        "tensors": tensors,
+    }
+    return "; ".join(f"{name} {found}" for name, found in parts.items() if found)
+
+
 def write_config(name: str, folder: Path, **training: int) -> Path:
     """Write the config of a kind of training, and return its path."""
     config = {**KINDS[name], "training": {**KINDS[name]["training"], **training}}
