@@ -1,4 +1,4 @@
-"""Kills, damage, refusals and power cuts, counted: python tests/soak [--short] [--seed N] [--out FILE.md].
+"""Kills, damage, refusals and power cuts: python tests/soak [--short] [--part P] [--seed N] [--out FILE].
 
 It takes about half an hour, with --short some seconds; it needs Linux. It prints each failure with file, step
 and signal. With --out it replaces the table in that document. The exit code is 1 if anything failed.
@@ -33,6 +33,7 @@ def main() -> int:
     """Run all probes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--short", action="store_true", help="a few tries of each kind")
+    parser.add_argument("--part", type=float, default=1.0, help="the part of the half hour to take")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
     parser.add_argument("--out", type=Path, help="a document whose table is replaced")
     options = parser.parse_args()
@@ -42,7 +43,7 @@ def main() -> int:
     with tempfile.TemporaryDirectory() as home:
         os.environ["XDG_STATE_HOME"] = str(Path(home, "state"))
         _import_everything()
-        rows = _probe(Path(home), options.short, random.Random(seed))
+        rows = _probe(Path(home), options.short, options.part, random.Random(seed))
     text = table(rows)
     print(text)
     if options.out is not None:
@@ -50,16 +51,20 @@ def main() -> int:
     return int(any(row.failures for row in rows))
 
 
-def _probe(home: Path, short: bool, chance: random.Random) -> list[Row]:
+def _probe(home: Path, short: bool, part: float, chance: random.Random) -> list[Row]:
+    def tries(few: int, many: int) -> int:
+        return few if short else max(few, round(part * many))
+
+    every = 40 if short else max(1, round(1 / part))
     probes = {
-        "kills": lambda at: random_kills(at, 2 if short else 100, chance),
-        "operations": lambda at: kills_at_file_operations(at, 40 if short else 1, chance),
-        "checkpoints": lambda at: damaged_checkpoints(at, 50 if short else 1300, chance),
-        "folders": lambda at: damaged_run_folders(at, 3 if short else 300, chance),
-        "refusals": lambda at: refused_operations(at, 40 if short else 1, chance),
-        "sizes": lambda at: too_large_files(at, 1 if short else 40, chance),
+        "kills": lambda at: random_kills(at, tries(2, 100), chance),
+        "operations": lambda at: kills_at_file_operations(at, every, chance),
+        "checkpoints": lambda at: damaged_checkpoints(at, tries(50, 1300), chance),
+        "folders": lambda at: damaged_run_folders(at, tries(3, 300), chance),
+        "refusals": lambda at: refused_operations(at, every, chance),
+        "sizes": lambda at: too_large_files(at, tries(1, 40), chance),
         "outputs": places_and_outputs,
-        "power": lambda at: power_cuts(at, 10 if short else 200, chance),
+        "power": lambda at: power_cuts(at, tries(10, 200), chance),
     }
     rows = []
     for name, probe in probes.items():

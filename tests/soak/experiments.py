@@ -72,7 +72,11 @@ def words_to_go_on(config: Path, run: Path) -> list[object]:
 
 def outcome(run: Path) -> Outcome:
     """Read what a run ended with."""
-    files = sorted(str(path.relative_to(run)) for path in run.rglob("*") if "tfevents" not in path.name)
+    # A run that was asked to stop saved then; which updates its last checkpoints have depends on that.
+    names = sorted(path.name for path in (run / "checkpoints").iterdir() if path.name[7:].isdigit())
+    numbered = {name: f"checkpoint {number}" for number, name in enumerate(names)}
+    found = [path.relative_to(run).parts for path in run.rglob("*") if "tfevents" not in path.name]
+    files = sorted("/".join(numbered.get(part, part) for part in parts) for parts in found)
     rows = [
         {key: value for key, value in row.items() if "second" not in key}
         for row in rl2meta.load_run(run, trust=["walks"]).metrics
