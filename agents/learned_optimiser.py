@@ -22,18 +22,19 @@ from torch.nn import functional
 
 from rl2meta.adam import Adam
 from rl2meta.agents.lstm_rule import LSTMRule
-from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, Rows, named, rejoined
+from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, named, rejoined
 from rl2meta.agents.maml_regression import SquaredError
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.policy_gradient import vector_size
 from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
+from rl2meta.agents.rows import Rows
 from rl2meta.agents.rule import Rule
 from rl2meta.agents.rules import SGD, AdamRule, AnyRule, Momentum, RMSprop
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of, under
 from rl2meta.networks import stacked
 from rl2meta.parts import in_parts
-from rl2meta.training import AgentKind, linear
+from rl2meta.training import AgentKind, linear, set_rate
 from rl2meta.trial import Trial, over_fields
 
 ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
@@ -184,8 +185,7 @@ class LearnedOptimiserLearner:
         """Walk along the trial from new initial weights, as often as ``passes`` says."""
         cfg = self.config
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         batches = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
         if len(batches) < 2:
             raise UserError(

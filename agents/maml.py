@@ -21,6 +21,7 @@ from torch import Tensor, nn
 from torch.func import grad, vmap
 
 from rl2meta.agents.numbers import Count, Positive
+from rl2meta.agents.rows import Rows
 from rl2meta.agents.rule import Rule, State, Weights
 from rl2meta.agents.rules import SGD, AnyRule, MetaSGD
 from rl2meta.beliefs import Told
@@ -76,33 +77,6 @@ class InnerConfig(BaseModel):
     def inner_rule(self) -> Rule:
         """Return the rule of the inner steps."""
         return MetaSGD() if self.learn_inner_rates else self.rule
-
-
-class Rows(NamedTuple):
-    """The steps of one phase as training examples, without a time axis: tensors [num_tasks, rows, ...].
-
-    Attributes:
-        observation: encoded, [num_tasks, rows, size].
-        label: the action that the agent took, or the target of a supervised task, [num_tasks, rows, ...].
-        advantage: of the action, [num_tasks, rows]; 1 for supervised tasks.
-        weight: sums to 1 over the rows of a task; 0 on padding, [num_tasks, rows].
-        legal: bool, true for the legal actions, [num_tasks, rows, A]; [num_tasks, rows, 0] if all are.
-    """
-
-    observation: Tensor
-    label: Tensor
-    advantage: Tensor
-    weight: Tensor
-    legal: Tensor
-
-    def of(self, tasks: slice) -> "Rows":
-        """Return the rows of a slice of the tasks."""
-        return Rows(*(field[tasks] for field in self))
-
-    def take(self, index: Tensor) -> "Rows":
-        """Return the rows at ``index``, the same for every task, with weights that sum to 1 again."""
-        part = Rows(*(field[:, index] for field in self))  # [num_tasks, rows, ...] -> [num_tasks, index, ...]
-        return part._replace(weight=normalised(part.weight))
 
 
 class Objective(Protocol):
@@ -331,32 +305,6 @@ class MAMLAgent:
 def named(module: nn.Module) -> dict[str, Tensor]:
     """Return the parameters of a module by name."""
     return dict(module.named_parameters())
-
-
-def legal_rows(trajectory: Trajectory, lanes: int) -> Tensor:
-    """Return which actions were legal, bool [num_tasks, rows, A]; A = 0 if all always were."""
-    legal = trajectory.inputs.legal
-    return by_row(trajectory.mask.new_zeros(*trajectory.mask.shape, 0) if legal is None else legal, lanes)
-
-
-def by_row(field: Tensor, lanes: int) -> Tensor:
-    """Lay the steps of all lanes of a task in one row axis, lane after lane.
-
-    [T, num_tasks × lanes, ...] -> [num_tasks, lanes × T, ...].
-    """
-    laned = by_lane(field, lanes).movedim(0, 2)  # [num_tasks, lanes, T, ...]
-    return laned.flatten(1, 2)  # [num_tasks, lanes × T, ...]
-
-
-def by_lane(field: Tensor, lanes: int) -> Tensor:
-    """Split columns into tasks and lanes: [T, num_tasks × lanes, ...] -> [T, num_tasks, lanes, ...]."""
-    num_tasks = field.shape[1] // lanes  # reshape cannot tell it from -1 if an axis has length 0
-    return field.reshape(len(field), num_tasks, lanes, *field.shape[2:])
-
-
-def normalised(weight: Tensor) -> Tensor:
-    """Return weights [num_tasks, rows] that sum to 1 over the rows of each task."""
-    return weight / weight.sum(dim=1, keepdim=True).clamp(min=1e-12)
 
 
 def rejoined(parts: Sequence[Adapted]) -> Adapted:

@@ -17,18 +17,10 @@ from pydantic import BaseModel, Field
 from torch import Tensor
 
 from rl2meta.agents.image_classifier import ImageClassifier
-from rl2meta.agents.maml import (
-    AT_TEST,
-    Adapted,
-    InnerLoop,
-    MetaWeights,
-    Rows,
-    by_row,
-    legal_rows,
-    normalised,
-)
+from rl2meta.agents.maml import AT_TEST, Adapted, InnerLoop, MetaWeights
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.outer_adam import OuterAdam, OuterAdamConfig
+from rl2meta.agents.rows import Rows, labelled_rows
 from rl2meta.beliefs import Probabilities, Told
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
@@ -92,22 +84,9 @@ class CrossEntropy:
         Raises:
             UserError: for a family that reveals no targets, or a phase with support and queries.
         """
-        if "target" not in trajectory.truth:
-            raise UserError(
-                "agent.name: expected targets to learn from, got a trajectory without targets; use a family "
-                "that reveals them, such as few_shot, or use rl2 (Stable-Baselines3's predict provides no "
-                "targets: use a rollout)"
-            )
+        rows = labelled_rows(trajectory, lanes, self.encode, "few_shot, or use rl2")
         _refuse_mixed(trajectory)
-        mask = by_row(trajectory.mask.float(), lanes)  # [T, num_tasks × lanes] -> [num_tasks, rows]
-        observation = self.encode(trajectory.inputs.observation)  # [T, num_tasks × lanes, pixels]
-        return Rows(
-            by_row(observation, lanes),  # [num_tasks, rows, pixels]
-            by_row(trajectory.truth["target"], lanes),  # [num_tasks, rows]
-            torch.ones_like(mask),
-            normalised(mask),
-            legal_rows(trajectory, lanes),
-        )
+        return rows
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Return −Σ w log softmax(f(x))_y."""

@@ -14,10 +14,11 @@ import torch
 from pydantic import Field
 from torch import Tensor, nn
 
-from rl2meta.agents.maml import AT_TEST, InnerLoop, MetaWeights, Rows, by_row, legal_rows, normalised
+from rl2meta.agents.maml import AT_TEST, InnerLoop, MetaWeights
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.outer_adam import OuterAdam, OuterAdamConfig
 from rl2meta.agents.policy_gradient import vector_size
+from rl2meta.agents.rows import Rows, labelled_rows
 from rl2meta.beliefs import Amounts, Told
 from rl2meta.errors import UserError
 from rl2meta.learner_state import seeded, under
@@ -68,21 +69,8 @@ class SquaredError:
         Raises:
             UserError: for a family that reveals no targets.
         """
-        if "target" not in trajectory.truth:
-            raise UserError(
-                "agent.name: expected targets to learn from, got a trajectory without targets; use a family "
-                "that reveals them, such as sinusoids, or use maml_trpo, or agent.objective=policy_gradient "
-                "with reptile (Stable-Baselines3's predict provides no targets: use a rollout)"
-            )
-        mask = by_row(trajectory.mask.float(), lanes)  # [T, num_tasks × lanes] -> [num_tasks, rows]
-        observation = self.encode(trajectory.inputs.observation)  # [T, num_tasks × lanes, size]
-        return Rows(
-            by_row(observation, lanes),  # [num_tasks, rows, size]
-            by_row(trajectory.truth["target"], lanes),  # [num_tasks, rows, out_features]
-            torch.ones_like(mask),
-            normalised(mask),
-            legal_rows(trajectory, lanes),
-        )
+        advice = "sinusoids, or use maml_trpo, or agent.objective=policy_gradient with reptile"
+        return labelled_rows(trajectory, lanes, self.encode, advice)
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
         """Return Σ w (f(x) − y)²."""

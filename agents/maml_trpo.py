@@ -18,12 +18,13 @@ from rl2meta.agents.maml import AT_TEST, InnerLoop, MAMLAgent, MetaWeights
 from rl2meta.agents.numbers import Fraction, Positive
 from rl2meta.agents.outer_problem import OuterProblem, Sharded, joined, unflatten
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_network
+from rl2meta.agents.rows import episode_return
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.returns import RewardSignal, reward_signal
 from rl2meta.shards import ALONE, Shards
 from rl2meta.training import AgentKind, linear
-from rl2meta.trial import Trajectory, Trial
+from rl2meta.trial import Trial
 from rl2meta.trust_region import line_search, longest_step
 from rl2meta.units import FORMER_UNITS, UNITS
 
@@ -156,8 +157,8 @@ class MAMLTRPOLearner:
             "step_scale": found.scale,
             "gradient_norm": float(gradient.norm()),
             "entropy": float(problem.entropy(old)),
-            "return_before": float(shards.mean([_episode_return(trial.phases[0]) for trial in trials])),
-            "return_after": float(shards.mean([_episode_return(trial.phases[-1]) for trial in trials])),
+            "return_before": float(shards.mean([episode_return(trial.phases[0]) for trial in trials])),
+            "return_after": float(shards.mean([episode_return(trial.phases[-1]) for trial in trials])),
         }
 
     def outer_problem(self, trial: Trial) -> OuterProblem:
@@ -223,7 +224,3 @@ MAML_TRPO = AgentKind(
 
 def _some(rows: int, fraction: float, generator: torch.Generator) -> Tensor:
     return torch.randperm(rows, generator=generator)[: max(1, round(fraction * rows))]
-
-
-def _episode_return(phase: Trajectory) -> Tensor:
-    return (phase.reward * phase.mask).sum(dim=0).mean()

@@ -33,7 +33,7 @@ from rl2meta.returns import (
     reward_signal,
     standardised,
 )
-from rl2meta.training import AgentKind, linear
+from rl2meta.training import AgentKind, linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -211,8 +211,7 @@ class MLSHLearner:
         """Learn from the joint phases of one batch of trials."""
         cfg = self.config
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
+        set_rate(self.optimizer, linear(cfg.learning_rate, cfg.final_learning_rate, progress))
         batch = self.steps(trial)
         metrics = [self._step(part, entropy_weight) for part in self._minibatches(batch, generator)]
         told = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}

@@ -13,8 +13,8 @@ from pydantic import BaseModel, ConfigDict, Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rl2meta.agents.maml import by_row
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
+from rl2meta.agents.rows import by_row
 from rl2meta.learner_state import seeded
 from rl2meta.networks import Tanh, mlp, stacked
 from rl2meta.returns import clipped_surrogate, discounted_lengths, gae, masked_mean

@@ -15,20 +15,12 @@ from pydantic import Field
 from torch import Tensor
 
 from rl2meta.adam import Adam
-from rl2meta.agents.maml import (
-    Adapted,
-    InnerConfig,
-    InnerLoop,
-    MAMLAgent,
-    MetaWeights,
-    Rows,
-    named,
-    normalised,
-)
+from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, MetaWeights, named
 from rl2meta.agents.numbers import Count, Positive
+from rl2meta.agents.rows import Rows, normalised
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
-from rl2meta.training import linear
+from rl2meta.training import linear, set_rate
 from rl2meta.trial import Trial
 
 
@@ -74,8 +66,7 @@ class OuterAdam:
         """Take one outer step on the shards of a batch, which have the same number of tasks."""
         cfg = self.config
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         losses = [partial(self._lost, trial) for trial in trials]
         told = set_gradients(list(self.meta.parameters()), losses, shards)
         self.optimizer.step()

@@ -11,8 +11,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, normalised
+from rl2meta.agents.maml import InnerLoop, MetaWeights
 from rl2meta.agents.policy_gradient import PolicyGradient
+from rl2meta.agents.rows import Rows, normalised
 from rl2meta.networks import ActionDistribution
 from rl2meta.parts import in_parts
 from rl2meta.shards import Shards

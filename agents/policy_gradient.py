@@ -9,8 +9,9 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rl2meta.agents.linear_baseline import linear_baseline
-from rl2meta.agents.maml import InnerConfig, Rows, by_lane, by_row, legal_rows, normalised
+from rl2meta.agents.maml import InnerConfig
 from rl2meta.agents.numbers import Fraction, Positive
+from rl2meta.agents.rows import Rows, by_lane, by_row, legal_rows, normalised
 from rl2meta.beliefs import Told, policy_told
 from rl2meta.errors import UserError
 from rl2meta.images import is_image

@@ -29,7 +29,7 @@ from rl2meta.returns import (
 )
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.spaces import input_encoding
-from rl2meta.training import linear
+from rl2meta.training import linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
 from rl2meta.units import RAW, ActionUnits, ObservationUnits, RewardUnits, UnitsConfig, action_units, set_once
 
@@ -278,8 +278,8 @@ class PPO:
             batches = self.batches(trajectories, progress, shards)
             told = {"explained_variance": _explained(batches, trajectories, shards)}
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate * (min(1.0, progress / cfg.warm_up + 0.01) if cfg.warm_up else 1.0)
+        warmed = min(1.0, progress / cfg.warm_up + 0.01) if cfg.warm_up else 1.0
+        set_rate(self.optimizer, rate * warmed)
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         length = trajectories[0].most_steps
         orders = [self.minibatches(*pair) for pair in zip(batches, generators, strict=True)]

@@ -12,7 +12,8 @@ Few-shot Classification* (arXiv 1904.04232).
 """
 
 from collections.abc import Mapping
-from typing import Any, NamedTuple
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import torch
@@ -21,7 +22,7 @@ from torch import Tensor, nn
 
 from rl2meta.adam import Adam
 from rl2meta.agents.image_classifier import ImageClassifier
-from rl2meta.agents.maml import AT_TEST, MAMLAgent, MetaWeights, by_row, named
+from rl2meta.agents.maml import AT_TEST, MAMLAgent, MetaWeights, named
 from rl2meta.agents.maml_classification import (
     CrossEntropy,
     MAMLClassificationConfig,
@@ -29,11 +30,12 @@ from rl2meta.agents.maml_classification import (
     loop_of,
 )
 from rl2meta.agents.numbers import Count
-from rl2meta.agents.references.examples import nearest
+from rl2meta.agents.references.examples import NearestNeighbour, nearest
+from rl2meta.agents.rows import by_row
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
-from rl2meta.training import AgentKind, linear
-from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
+from rl2meta.training import AgentKind, linear, set_rate
+from rl2meta.trial import Trajectory, Trial
 
 
 class PretrainedConfig(MAMLClassificationConfig):
@@ -45,60 +47,6 @@ class PretrainedConfig(MAMLClassificationConfig):
     nearest: bool = Field(
         False, description="true: answer with the class of the nearest example in features; false: fine-tune"
     )
-
-
-class Features(NamedTuple):
-    """The carry of an agent that compares features: the support of each task.
-
-    Attributes:
-        support: flat pixels, [num_tasks, support, pixels]; None before the end of the support.
-        labels: the correct classes, int64 [num_tasks, support].
-    """
-
-    support: Tensor | None
-    labels: Tensor
-
-
-class FeatureNeighbours:
-    """Answers with the class of the example of the support whose features have the largest cosine.
-
-    Args:
-        network: gives the features.
-        config: says how long a phase is.
-    """
-
-    def __init__(self, network: ImageClassifier, config: PretrainedConfig) -> None:
-        self.network, self.phase = network, Phase(episodes=1, lanes_per_task=config.episodes_per_phase)
-
-    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Features:
-        """Return an empty memory."""
-        return Features(None, torch.zeros(num_tasks, 0, dtype=torch.int64, device=generator.device))
-
-    def act(self, carry: Features, step: TimeStep) -> tuple[Choice, Features]:
-        """Answer in every lane; with class 0 before the support has been seen."""
-        if carry.support is None:
-            answer = torch.zeros(len(step.reward), dtype=torch.int64, device=step.reward.device)
-            return Choice(answer, answer), carry
-        examples = carry.support.shape[1]
-        together = torch.cat([carry.support, self._by_task(step.observation)], dim=1)
-        features = features_of(self.network, together, examples)  # [num_tasks, support + lanes, features]
-        unit = nn.functional.normalize(features, dim=-1)  # the nearest on the sphere has the largest cosine
-        answer = nearest(unit[:, examples:], unit[:, :examples], carry.labels).flatten()
-        return Choice(answer, answer), carry
-
-    def adapt(self, carry: Features, trajectory: Trajectory) -> Features:
-        """Keep the first phase."""
-        if carry.support is not None:
-            return carry
-        labels = trajectory.truth["target"][0].reshape(
-            len(carry.labels), -1
-        )  # [1, B] -> [num_tasks, support]
-        return Features(self._by_task(trajectory.inputs.observation[0]), labels)
-
-    def _by_task(self, observation: Tensor) -> Tensor:
-        """[num_tasks × lanes, ...] -> [num_tasks, lanes, pixels]."""
-        flat = observation.flatten(1)
-        return flat.reshape(-1, self.phase.lanes_per_task, flat.shape[1])
 
 
 class PretrainingLearner:
@@ -133,9 +81,10 @@ class PretrainingLearner:
         features = self.network.head.in_features
         self.all_classes = seeded(lambda: nn.Linear(features, config.classes), seed).to(device)
         inner = loop_of(config)(self.network, CrossEntropy(observation_space), config)
-        self.agent: MAMLAgent | FeatureNeighbours = MAMLAgent(self.meta, inner)
+        self.agent: MAMLAgent | NearestNeighbour = MAMLAgent(self.meta, inner)
         if config.nearest:
-            self.agent = FeatureNeighbours(self.network, config)
+            answer = partial(nearest_in_features, self.network)
+            self.agent = NearestNeighbour(config.episodes_per_phase, answer)
         weights = [*self.meta.parameters(), *self.all_classes.parameters()]
         self.optimizer = Adam(weights, lr=config.learning_rate, fused=True)
 
@@ -152,8 +101,7 @@ class PretrainingLearner:
         logits = self.all_classes(features)  # [num_tasks, rows, classes]
         loss = nn.functional.cross_entropy(logits.flatten(0, 1), classes.flatten())
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        set_rate(self.optimizer, rate)
         self.optimizer.zero_grad()
         loss.backward()  # type: ignore[no-untyped-call]
         self.optimizer.step()
@@ -168,6 +116,23 @@ class PretrainingLearner:
         """Load the weights and the optimiser's state; names and shapes must match exactly."""
         self.all_classes.load_state_dict(under("all_classes.", state))
         load_state(state, self.meta, self.optimizer)
+
+
+def nearest_in_features(
+    network: ImageClassifier, queries: Tensor, examples: Tensor, labels: Tensor
+) -> Tensor:
+    """Return the class of the example whose features have the largest cosine, [num_tasks, queries].
+
+    Args:
+        network: gives the features.
+        queries: flat pixels, [num_tasks, queries, pixels].
+        examples: flat pixels, [num_tasks, examples, pixels].
+        labels: of the examples, [num_tasks, examples].
+    """
+    support = examples.shape[1]
+    features = features_of(network, torch.cat([examples, queries], dim=1), support)  # [.., .., features]
+    unit = nn.functional.normalize(features, dim=-1)  # the nearest on the sphere has the largest cosine
+    return nearest(unit[:, support:], unit[:, :support], labels)
 
 
 def features_of(network: ImageClassifier, pixels: Tensor, support: int) -> Tensor:

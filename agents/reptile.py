@@ -30,12 +30,12 @@ from rl2meta.agents.maml import (
     MAMLAgent,
     MAMLCarry,
     MetaWeights,
-    Rows,
     named,
     rejoined,
 )
 from rl2meta.agents.numbers import Count, NonNegative, Positive
 from rl2meta.agents.objectives import ObjectiveConfig, SquaredErrorConfig, learnt_from
+from rl2meta.agents.rows import Rows, episode_return
 from rl2meta.agents.rule import Rule, State, Weights
 from rl2meta.agents.rules import SGD, AnyRule
 from rl2meta.errors import UserError
@@ -43,7 +43,7 @@ from rl2meta.learner_state import load_state, named_under, seeded, state_of, und
 from rl2meta.parts import in_parts
 from rl2meta.shards import ALONE, Shards
 from rl2meta.training import AgentKind, linear
-from rl2meta.trial import Trajectory, Trial, over_fields
+from rl2meta.trial import Trial, over_fields
 
 
 class ReptileConfig(BaseModel):
@@ -222,8 +222,8 @@ class ReptileLearner:
         return {
             "meta_step": step,
             "distance": distance,
-            "return_before": float(shards.mean([_episode_return(trial.phases[0]) for trial in trials])),
-            "return_after": float(shards.mean([_episode_return(trial.phases[-1]) for trial in trials])),
+            "return_before": float(shards.mean([episode_return(trial.phases[0]) for trial in trials])),
+            "return_after": float(shards.mean([episode_return(trial.phases[-1]) for trial in trials])),
         }
 
     def _reached_by(self, trial: Trial, generator: torch.Generator) -> Adapted:
@@ -317,10 +317,6 @@ def _refuse_unfit(config: ReptileConfig, rule: Rule, network: nn.Module, on_poli
             "a policy gradient needs actions of the weights that it changes, so each inner step takes a "
             "phase; their number is training.episodes_per_trial / agent.episodes_per_phase"
         )
-
-
-def _episode_return(phase: Trajectory) -> Tensor:
-    return (phase.reward * phase.mask).sum(dim=0).mean()
 
 
 REPTILE = AgentKind(

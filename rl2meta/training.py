@@ -26,6 +26,12 @@ def linear(start: float, end: float | None, progress: float) -> float:
     return start if end is None else start + (end - start) * progress
 
 
+def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
+    """Take ``rate`` as the learning rate of all weights."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+
+
 class Learner(Protocol):
     """Trains an agent: changes it between trials."""
 

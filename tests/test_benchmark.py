@@ -20,9 +20,10 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from rl2meta import cli
-from rl2meta.agents.maml import Rows, named
+from rl2meta.agents.maml import named
 from rl2meta.agents.maml_classification import MAMLClassificationConfig, maml_classification_learner
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig
+from rl2meta.agents.rows import Rows
 from rl2meta.commands import benchmark as command
 from rl2meta.envs.few_shot import FewShot
 from rl2meta.memory import keep_memory

@@ -1,5 +1,6 @@
 """Nearest neighbour: a reference for families that reveal the classes of examples."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -25,50 +26,6 @@ class Memory(NamedTuple):
     labels: Tensor
 
 
-@dataclass(frozen=True)
-class NearestNeighbour:
-    """Answers with the class of the example of the support that is nearest in Euclidean distance.
-
-    Before it has seen the support, it answers with class 0.
-
-    Attributes:
-        model: says how long the support is.
-    """
-
-    model: LabelledExamples
-
-    @property
-    def phase(self) -> Phase:
-        """The support, and then as many queries at a time, all in parallel."""
-        return Phase(episodes=1, lanes_per_task=self.model.num_actions * self.model.shots)
-
-    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Memory:
-        """Return an empty memory."""
-        return Memory(None, torch.zeros(num_tasks, 0, dtype=torch.int64, device=generator.device))
-
-    def act(self, carry: Memory, step: TimeStep) -> tuple[Choice, Memory]:
-        """Answer in every lane."""
-        if carry.examples is None:
-            answer = torch.zeros(len(step.reward), dtype=torch.int64, device=step.reward.device)
-        else:
-            answer = nearest(self._by_task(step.observation), carry.examples, carry.labels).flatten()
-        return Choice(answer, answer), carry
-
-    def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
-        """Keep the first phase."""
-        if carry.examples is not None:
-            return carry
-        labels = trajectory.truth["target"][0].reshape(
-            len(carry.labels), -1
-        )  # [1, B] -> [num_tasks, support]
-        return Memory(self._by_task(trajectory.inputs.observation[0]), labels)
-
-    def _by_task(self, observation: Tensor) -> Tensor:
-        """[num_tasks × lanes, ...] -> [num_tasks, lanes, numbers]."""
-        flat = observation.float().flatten(1)
-        return flat.reshape(-1, self.phase.lanes_per_task, flat.shape[1])
-
-
 def nearest(queries: Tensor, examples: Tensor, labels: Tensor) -> Tensor:
     """Return the class of the nearest example of each query, [num_tasks, queries].
 
@@ -81,11 +38,56 @@ def nearest(queries: Tensor, examples: Tensor, labels: Tensor) -> Tensor:
     return labels.gather(1, place)
 
 
+@dataclass(frozen=True)
+class NearestNeighbour:
+    """Answers with the class of the example of the support that is nearest.
+
+    Before it has seen the support, it answers with class 0.
+
+    Attributes:
+        length: number of examples in the support.
+        answer: (queries, examples, labels) -> classes, as ``nearest``, which takes Euclidean distances.
+    """
+
+    length: int
+    answer: Callable[[Tensor, Tensor, Tensor], Tensor] = nearest
+
+    @property
+    def phase(self) -> Phase:
+        """The support, and then as many queries at a time, all in parallel."""
+        return Phase(episodes=1, lanes_per_task=self.length)
+
+    def begin(self, num_tasks: int, generator: torch.Generator, num_steps: int | None = None) -> Memory:
+        """Return an empty memory."""
+        return Memory(None, torch.zeros(num_tasks, 0, dtype=torch.int64, device=generator.device))
+
+    def act(self, carry: Memory, step: TimeStep) -> tuple[Choice, Memory]:
+        """Answer in every lane."""
+        if carry.examples is None:
+            answer = torch.zeros(len(step.reward), dtype=torch.int64, device=step.reward.device)
+        else:
+            answer = self.answer(self._by_task(step.observation), carry.examples, carry.labels).flatten()
+        return Choice(answer, answer), carry
+
+    def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
+        """Keep the first phase."""
+        if carry.examples is not None:
+            return carry
+        target = trajectory.truth["target"][0]  # [B]
+        labels = target.reshape(len(carry.labels), -1)  # [num_tasks, support]
+        return Memory(self._by_task(trajectory.inputs.observation[0]), labels)
+
+    def _by_task(self, observation: Tensor) -> Tensor:
+        """[num_tasks × lanes, ...] -> [num_tasks, lanes, numbers]."""
+        flat = observation.float().flatten(1)
+        return flat.reshape(-1, self.phase.lanes_per_task, flat.shape[1])
+
+
 def example_references(model: LabelledExamples) -> dict[str, Reference]:
     """Return the references of families with labelled examples, by name."""
     neighbour = Reference(
         "the class of the example of the support that looks most alike, pixel by pixel",
-        lambda: NearestNeighbour(model),
+        lambda: NearestNeighbour(model.num_actions * model.shots),
         prior=KNOWS_NOTHING,
     )
     return random_references(gym.spaces.Discrete(model.num_actions)) | {"nearest_neighbour": neighbour}

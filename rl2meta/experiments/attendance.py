@@ -15,7 +15,7 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from rl2meta.files import writing
+from rl2meta.files import make_folder, writing
 
 _BEAT = 10.0  # seconds between two signs of life
 SILENCE = 120.0
@@ -43,7 +43,7 @@ class Attendance:
         name = f"{os.getpid()}-{uuid.uuid4().hex[:8]}@{self._host}"
         path, done = self._folder / name, threading.Event()
         with writing(path):
-            self._folder.mkdir(parents=True, exist_ok=True)
+            make_folder(self._folder)
             lock = FileLock(path)
             lock.acquire(timeout=0)
         self._held[name] = lock

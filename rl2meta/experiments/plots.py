@@ -31,7 +31,7 @@ from rl2meta.experiments.restore import load_run_config
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.run_folder import RunFolder, has_run
 from rl2meta.experiments.zoo import located, refuse_results_in_zoo, results_of, zoo_name
-from rl2meta.files import read_file, reading, writing
+from rl2meta.files import make_folder, read_file, reading, writing
 from rl2meta.learning_plot import MADE_BY, LearningCurve, LearningPicture, plot_learning_curves
 
 _CHUNKS = 4096  # bytes at the beginning of a PNG file, in which its text is
@@ -87,7 +87,7 @@ def plot(
     if replaces:
         say(f"replacing the earlier figure {target}")
     with writing(target):
-        target.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(target.parent)
     return Figure(plot_learning_curves(picture, target), owner)
 
 

@@ -252,7 +252,7 @@ def _next_folder(path: Path) -> Path:
 def _new_folder(path: Path) -> Path:
     try:
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
             path.mkdir()
     except UserError as error:
         if isinstance(error.__cause__, FileExistsError):

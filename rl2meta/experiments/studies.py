@@ -18,7 +18,7 @@ from rl2meta.errors import UserError
 from rl2meta.experiments.attendance import Attendance
 from rl2meta.experiments.config import differing, suggestion
 from rl2meta.experiments.search_space import Range, Space, Values
-from rl2meta.files import writing
+from rl2meta.files import make_folder, writing
 from rl2meta.randomness import derive
 
 try:
@@ -97,7 +97,7 @@ class SharedStudy:
         self.settings = settings
         path = settings.storage
         with writing(path):
-            path.parent.mkdir(parents=True, exist_ok=True)
+            make_folder(path.parent)
         self._door = FileLock(path.with_name(f"{path.name}.door"))
         self.attendance = Attendance(path.with_name(f"{path.name}.workers"))
         with self._alone():

@@ -12,7 +12,7 @@ from optuna.trial import TrialState
 from rl2meta.experiments.search_space import settings_text
 from rl2meta.experiments.studies import SharedStudy, chosen, planned_params, quiet, value_of
 from rl2meta.experiments.text_tables import aligned, short_keys
-from rl2meta.files import write_atomically, writing
+from rl2meta.files import make_folder, write_atomically, writing
 
 if TYPE_CHECKING:
     from rl2meta.experiments.tuning_plan import Plan
@@ -23,7 +23,7 @@ _ENOUGH = 4  # completed trials, from which importance can be estimated
 def write_report(shared: SharedStudy, plan: "Plan", folder: Path, figure: bool = True) -> None:
     """Write best.yaml and trials.csv into a folder, new or old; if ``figure`` is true, history.png, too."""
     with writing(folder):
-        folder.mkdir(parents=True, exist_ok=True)
+        make_folder(folder)
         write_atomically(folder / "best.yaml", best_config(shared, plan))
         write_atomically(folder / "trials.csv", table_of_all(shared))
     if figure:

@@ -37,7 +37,7 @@ from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.yaml_text import parse, text_of
 from rl2meta.experiments.zoo import RECORD, ZOO, ZooEntry
 from rl2meta.experiments.zoo_page import size_of
-from rl2meta.files import write_atomically, writing
+from rl2meta.files import make_folder, write_atomically, writing
 
 LARGEST = 1_000_000
 """The largest size of an entry in bytes."""
@@ -168,7 +168,7 @@ def _day(run: Run) -> str:
 def _beside(folder: Path) -> Iterator[Path]:
     """Make a folder beside the place of the entry, and rename it if the block writes all of it."""
     with writing(folder):
-        folder.parent.mkdir(parents=True, exist_ok=True)
+        make_folder(folder.parent)
         new = Path(tempfile.mkdtemp(prefix=".new-", dir=folder.parent))
     try:
         yield new

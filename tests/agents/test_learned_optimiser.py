@@ -14,7 +14,7 @@ from rl2meta.agents.learned_optimiser import (
     LearnedOptimiserLearner,
     hand_made_rules,
 )
-from rl2meta.agents.maml import Rows
+from rl2meta.agents.rows import Rows
 from rl2meta.envs.quadratics import Quadratics
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate

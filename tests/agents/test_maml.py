@@ -11,9 +11,10 @@ from torch.func import functional_call
 from torch.nn.utils import parameters_to_vector
 
 from rl2meta.agents.linear_baseline import linear_baseline
-from rl2meta.agents.maml import MetaWeights, Rows, by_row, named
+from rl2meta.agents.maml import MetaWeights, named
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.outer_problem import OuterProblem, unflatten
+from rl2meta.agents.rows import Rows, by_row
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs

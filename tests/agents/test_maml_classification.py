@@ -10,7 +10,7 @@ from PIL import Image
 from torch import Tensor, nn
 
 from rl2meta.agents.image_classifier import ImageClassifier
-from rl2meta.agents.maml import InnerLoop, Rows, named
+from rl2meta.agents.maml import InnerLoop, named
 from rl2meta.agents.maml_classification import (
     CrossEntropy,
     MAMLClassificationConfig,
@@ -18,6 +18,7 @@ from rl2meta.agents.maml_classification import (
     maml_classification_learner,
 )
 from rl2meta.agents.outer_adam import OuterAdam, judged
+from rl2meta.agents.rows import Rows
 from rl2meta.envs.few_shot import FewShot
 from rl2meta.errors import UserError
 from rl2meta.evaluation import evaluate

@@ -8,9 +8,10 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.maml import InnerLoop, Rows, named
+from rl2meta.agents.maml import InnerLoop, named
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, SquaredError, maml_regression_learner
 from rl2meta.agents.outer_adam import OuterAdam
+from rl2meta.agents.rows import Rows
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.errors import UserError

@@ -11,9 +11,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from rl2meta.agents.maml import InnerConfig, InnerLoop, Rows, named
+from rl2meta.agents.maml import InnerConfig, InnerLoop, named
 from rl2meta.agents.policy_gradient import PolicyGradient
 from rl2meta.agents.reptile import ReptileConfig, ReptileLearner
+from rl2meta.agents.rows import Rows
 from rl2meta.envs.few_shot import FewShot
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids

@@ -8,9 +8,10 @@ import torch
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from rl2meta.agents.maml import InnerLoop, MetaWeights, Rows, named, normalised
+from rl2meta.agents.maml import InnerLoop, MetaWeights, named
 from rl2meta.agents.maml_regression import MAMLRegressionConfig, SquaredError, maml_regression_learner
 from rl2meta.agents.outer_adam import OuterAdam
+from rl2meta.agents.rows import Rows, normalised
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.parts import at_most
 from rl2meta.rollout import RolloutWorker
