@@ -16,6 +16,7 @@ from rl2meta.commands.limits import (
     refuse_undecoded,
 )
 from rl2meta.commands.options import (
+    Commands,
     Device,
     Iqm,
     Jobs,
@@ -25,6 +26,7 @@ from rl2meta.commands.options import (
     Scratch,
     Search,
     Settings,
+    ShortCommand,
     Suites,
     TakesSettings,
     Trust,
@@ -39,6 +41,7 @@ from rl2meta.memory import keep_memory
 
 app = typer.Typer(
     name="rl2meta",
+    cls=Commands,
     help="Train agents that learn to learn, and judge them on tasks they have never seen.",
     no_args_is_help=True,
     add_completion=False,
@@ -529,7 +532,7 @@ def check(
     raise typer.Exit(run_checks(target, overrides or [], trust or [], limit=limit))
 
 
-@app.command("list")
+@app.command("list", cls=ShortCommand)
 def list_components(
     name: Annotated[
         str | None,
