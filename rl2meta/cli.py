@@ -16,6 +16,7 @@ from rl2meta.commands.limits import (
     refuse_undecoded,
 )
 from rl2meta.commands.options import (
+    AgainstCommit,
     Commands,
     Device,
     Iqm,
@@ -554,25 +555,42 @@ app.add_typer(zoo_app, name="zoo", hidden=True)
 
 @app.command()
 def benchmark(
-    suite: Suites = "train",
+    suite: Suites = None,
     seconds: Annotated[float, typer.Option(help="Seconds to measure each workload, in all.")] = 30.0,
     against: Annotated[
         str | None,
         typer.Option(help="A rival: sb3 (sb3-contrib's RecurrentPPO), or jax (the same, jitted)."),
     ] = None,
+    against_commit: AgainstCommit = None,
     configs: LearningConfigs = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each config of learning; default 3.")] = None,
-    turns: Annotated[int | None, typer.Option(help="Turns of each workload; default 5.")] = None,
+    turns: Annotated[int | None, typer.Option(help="Turns of each workload; default 5, or 15.")] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="Precision on a GPU: float32 or tf32.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file to save the figures to.")] = None,
 ) -> None:
     """Measure the speed of every stage, or how many seconds of training reach a score (suite learning)."""
-    from rl2meta.commands.benchmark import run_benchmark
+    from rl2meta.commands.benchmark import run_benchmark, run_guard
 
+    if against_commit is not None:
+        if against is not None or configs or seeds is not None:
+            raise UserError(
+                "--against-commit: expected none of --against, --config and --seeds beside it; leave them out"
+            )
+        code = run_guard(
+            against_commit,
+            suite=suite,
+            seconds=seconds,
+            turns=turns,
+            device=device,
+            precision=precision,
+            threads=threads,
+            out=out,
+        )
+        raise typer.Exit(code)
     run_benchmark(
-        suite=suite,
+        suite=suite or "train",
         seconds=seconds,
         against=against,
         configs=configs or [],

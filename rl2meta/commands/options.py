@@ -46,10 +46,19 @@ Trust = Annotated[
     ),
 ]
 Suites = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Suites to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), "
-        "few_shot (MAML on images), references, workers, learning (seconds of training to a score)."
+        "few_shot (MAML on images), references, workers, learning (seconds of training to a score). Default: "
+        "train; with --against-commit train,rollout,maml."
+    ),
+]
+AgainstCommit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        help="A commit, tag or branch of the git checkout that rl2meta runs from: say if the checkout is "
+        "slower than it, beyond the noise. Exit code 1 if so.",
     ),
 ]
 LearningConfigs = Annotated[
