@@ -19,6 +19,7 @@ from rl2meta.commands.options import (
     AgainstCommit,
     Commands,
     Device,
+    History,
     Iqm,
     Jobs,
     LearningConfigs,
@@ -569,14 +570,16 @@ def benchmark(
     precision: Annotated[str, typer.Option(help="Precision on a GPU: float32 or tf32.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file to save the figures to.")] = None,
+    history: History = None,
 ) -> None:
     """Measure the speed of every stage, or how many seconds of training reach a score (suite learning)."""
     from rl2meta.commands.benchmark import run_benchmark, run_guard
 
     if against_commit is not None:
-        if against is not None or configs or seeds is not None:
+        if against is not None or configs or seeds is not None or history is not None:
             raise UserError(
-                "--against-commit: expected none of --against, --config and --seeds beside it; leave them out"
+                "--against-commit: expected none of --against, --config, --seeds and --history beside it; "
+                "leave them out"
             )
         code = run_guard(
             against_commit,
@@ -600,4 +603,5 @@ def benchmark(
         precision=precision,
         threads=threads,
         out=out,
+        history=history,
     )

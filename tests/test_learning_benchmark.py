@@ -1,10 +1,12 @@
 """``rl2meta benchmark --suite learning``: seconds to a score, counted while training and at no other time."""
 
 import json
+import re
 import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,8 +22,16 @@ from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, evaluate
 from rl2meta.experiments.catalogue import shipped_configs
 from rl2meta.experiments.components import make_learner, make_worker, read_config
-from rl2meta.speed.learning import TARGETS, LearningSuite, learning_table, measure_learning, summary
+from rl2meta.speed.learning import (
+    FEWER_TASKS,
+    TARGETS,
+    LearningSuite,
+    learning_table,
+    measure_learning,
+    summary,
+)
 from rl2meta.speed.learning_figure import plot_learning
+from rl2meta.speed.learning_history import HEAD
 from rl2meta.speed.report import SHIPPED
 from rl2meta.tasks import sample_tasks
 from rl2meta.training import TrainingDiverged, meta_train
@@ -319,3 +329,40 @@ def test_what_does_not_fit_is_refused_before_anything_is_measured(run: Run, tmp_
         code, said, err = run(*options, suite=suite)
         assert (code, said) == (2, "") and message in " ".join(err.split()), (options, err)
     assert sorted(tmp_path.iterdir()) == sorted([*before, tmp_path / "drawn.png"])
+
+
+# The table by date and commit
+
+
+def test_every_measurement_adds_a_row_for_each_config(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "history.md"
+    page.write_text("# Learning\n\n" + HEAD)
+    options = ("--suite", "learning", "--device", "cpu", "--threads", 1, "--seeds", 2, "--history", page)
+    for _ in range(2):
+        code, _, err = run(*options)
+        assert (code, err) == (0, "")
+    title, _, head, rule, *rows = page.read_text().splitlines()
+    assert title == "# Learning" and len(head.split("|")) == len(rule.split("|")) == 10
+    cells = [[cell.strip() for cell in row.strip("|").split("|")] for row in rows]
+    assert [row[2] for row in cells] == ["`easy`", "`impossible`"] * 2
+    today, commit, _, score, seconds, in_all, threads, machine = cells[1]
+    assert date.fromisoformat(today) and re.fullmatch(r"[0-9a-f]{7,}\+?|\?", commit)
+    assert (score, seconds, threads) == ("5.5", "not reached, not reached", "1") and machine
+    assert cells[0][4:6] == ["1.0, 1.0", "10.0, 10.0"] and in_all == "10.0, 10.0"
+
+
+def test_a_page_without_the_table_is_refused_before_anything_is_trained(run: Run, tmp_path: Path) -> None:
+    page = tmp_path / "mine.md"
+    page.write_text("# Mine\n")
+    code, said, err = run("--suite", "learning", "--history", page)
+    assert (code, said) == (2, "") and "--history: expected a new file, or one that ends with a table" in err
+    code, _, err = run("--suite", "train", "--history", tmp_path / "new.md")
+    assert code == 2 and "--history: expected --suite learning beside it" in err
+    assert page.read_text() == "# Mine\n" and not (tmp_path / "new.md").exists()
+
+
+def test_trials_that_take_long_are_judged_on_fewer_tasks() -> None:
+    suite = replace(SUITE, fewer_tasks={"easy": 30})
+    said = measured("easy", "impossible", suite=replace(suite, overrides=[*BRIEF, "training.updates=1"]))
+    assert [said[name]["setting"]["tasks"] for name in said] == [30, 50]
+    assert FEWER_TASKS.keys() <= TARGETS.keys()

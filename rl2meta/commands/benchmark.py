@@ -4,6 +4,7 @@ import math
 import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
+from datetime import date
 from functools import partial
 from pathlib import Path
 from typing import Any, cast, get_args
@@ -15,6 +16,7 @@ from rl2meta.speed.checkouts import checked_out, resolved, root
 from rl2meta.speed.commit_side import MAKERS
 from rl2meta.speed.commits import GUARDED, Plan, comparison_table, guard_report
 from rl2meta.speed.learning import learning_table, point_line
+from rl2meta.speed.learning_history import add_rows, measured_commit, refuse_page
 from rl2meta.speed.measuring import table
 from rl2meta.speed.report import (
     LEARNING,
@@ -41,9 +43,10 @@ def run_benchmark(
     precision: str = "float32",
     threads: int | None,
     out: Path | None,
+    history: Path | None = None,
     measurement: Measurement = SHIPPED,
 ) -> None:
-    """Measure, print a table for each suite, and save all figures to ``out``."""
+    """Measure, print a table for each suite, save all to ``out``, and add what is learnt to ``history``."""
     names = _named(suite, [*measurement.suites, LEARNING])
     _refuse_values(seconds, precision, {"--threads": threads, "--seeds": seeds, "--turns": turns})
     if against is not None:
@@ -51,12 +54,15 @@ def run_benchmark(
     _refuse_configs(configs, names, measurement.learning.targets)
     if seeds is not None:
         _refuse_without("--seeds", LEARNING, names, "leave it out")
+    if history is not None:
+        _refuse_without("--history", LEARNING, names, "leave it out")
+        refuse_page(history)
     if out is not None:
         _refuse_out(out, names)
     where = resolve_device(device)
     set_threads(threads)
     set_precision(cast(Precision, precision))
-    make_report(
+    report = make_report(
         names,
         where,
         precision=precision,
@@ -68,6 +74,8 @@ def run_benchmark(
         measurement=measurement if turns is None else replace(measurement, turns=turns),
         callbacks=Callbacks(begun=_print, measured=_print_table, judged=_print_point),
     )
+    if history is not None:
+        add_rows(history, report, measured_commit(), date.today())
 
 
 def run_guard(

@@ -1,6 +1,7 @@
 """Options of the command line that several commands share, or that have long help texts."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
@@ -59,6 +60,14 @@ AgainstCommit = Annotated[
         metavar="REV",
         help="A commit, tag or branch of the git checkout that rl2meta runs from: say if the checkout is "
         "slower than it, beyond the noise. Exit code 1 if so.",
+    ),
+]
+History = Annotated[
+    Path | None,
+    typer.Option(
+        metavar="FILE.md",
+        help="A page that ends with the table of learning by date and commit, to which rows are added; or a "
+        "new file.",
     ),
 ]
 LearningConfigs = Annotated[

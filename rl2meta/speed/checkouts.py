@@ -47,6 +47,11 @@ def resolved(top: Path, revision: str) -> str:
         ) from None
 
 
+def changed(top: Path) -> bool:
+    """Return whether a file that git knows differs from the commit that is checked out."""
+    return bool(_git(top, "status", "--porcelain", "--untracked-files=no"))
+
+
 @contextmanager
 def checked_out(top: Path, revision: str) -> Iterator[Path]:
     """Yield a new folder that holds the files of a commit, and remove it afterwards.

@@ -20,8 +20,19 @@ TARGETS: Mapping[str, float] = {
     "rl2_bandit": 6.593,  # 99 % of the Bayes-optimal 6.660
     "rl2_bandit_n100_k5": 78.0,
     "rl2_mdp_n10": 156.2,
+    "slot_mdp_n10": 160.0,
+    "slot_mdp_n25": 450.0,
+    "maml_navigation": -1200.0,  # of 60 episodes, of which 20 come before each gradient step
+    "rl2_cartpole": 370.0,  # of two episodes of at most 200
 }
 """By the config's name: the mean return over held-out tasks that its agent is to reach."""
+FEWER_TASKS: Mapping[str, int] = {
+    "slot_mdp_n10": 2_000,
+    "slot_mdp_n25": 1_000,
+    "maml_navigation": 200,
+    "rl2_cartpole": 200,
+}
+"""By the config's name: how many tasks its agent is judged on, where a trial takes long."""
 
 
 @dataclass(frozen=True)
@@ -36,6 +47,7 @@ class LearningSuite:
             or a YAML file.
         overrides: settings that are changed in every config, such as "training.updates=20".
         tasks: the number of held-out tasks that the agent is judged on.
+        fewer_tasks: by config, other numbers of them.
         seed: the seed of these tasks and of every evaluation.
         first_seconds: seconds of training before the first evaluation.
         more_seconds: the fewest seconds from one evaluation to the next.
@@ -47,6 +59,7 @@ class LearningSuite:
     targets: Mapping[str, float] = field(default_factory=lambda: TARGETS)
     overrides: Sequence[str] = ()
     tasks: int = 10_000
+    fewer_tasks: Mapping[str, int] = field(default_factory=lambda: FEWER_TASKS)
     seed: int = 0
     first_seconds: float = 1.0
     more_seconds: float = 1.0
@@ -58,6 +71,10 @@ class LearningSuite:
     def title(self) -> str:
         """One line that says what is measured."""
         return f"seconds of training to a mean return on {self.tasks:,} held-out tasks"
+
+    def tasks_of(self, config: str) -> int:
+        """Return the number of held-out tasks that the agent of a config is judged on."""
+        return self.fewer_tasks.get(config, self.tasks)
 
 
 Judged = Callable[[str, Mapping[str, float]], None]
@@ -100,7 +117,7 @@ def measure_learning(
     for name in configs:
         for seed in range(seeds):
             config = read_config(name, [*suite.overrides, f"seed={seed}"])
-            setting, target = _setting(config, suite.tasks), suite.targets[name]
+            setting, target = _setting(config, suite.tasks_of(name)), suite.targets[name]
             said = report.setdefault(name, {"target": target, "setting": setting, "runs": []})
             said["runs"].append(summary(seed, _curve(name, config, device, suite, judged), target))
             save(report)
@@ -168,7 +185,7 @@ def _curve(
     settings, law = config.settings, config.distribution
     learner = make_learner(config, device)
     episodes = settings.training.episodes_per_trial
-    held_out = HeldOut(law, device, suite.tasks, episodes, suite.seed, suite.evaluate)
+    held_out = HeldOut(law, device, suite.tasks_of(name), episodes, suite.seed, suite.evaluate)
 
     def judge() -> Interval:
         return mean_interval(held_out.judge(learner.agent).returns())

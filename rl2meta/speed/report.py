@@ -117,7 +117,8 @@ def make_report(
 
     Returns:
         ``device``, ``threads``, ``busy`` (the load average of the last minute), ``torch`` (its version),
-        ``precision``, and ``suites``: by name, what ``measure`` or ``measure_learning`` returns.
+        ``processor``, ``precision``, and ``suites``: by name, what ``measure`` or ``measure_learning``
+        returns.
 
     Raises:
         UserError: if a file cannot be written, a rival is not installed, or a training diverges.
@@ -186,7 +187,18 @@ def circumstances(device: torch.device) -> dict[str, Any]:
         "threads": torch.get_num_threads(),
         "busy": os.getloadavg()[0],
         "torch": torch.__version__,
+        "processor": _processor(),
     }
+
+
+def _processor() -> str:
+    """Return the name of the CPU, as Linux tells it; elsewhere its architecture."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text(encoding="utf-8", errors="replace").splitlines()
+    except OSError:
+        lines = []
+    names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
+    return next(names, platform.machine())
 
 
 def _named_device(device: torch.device) -> str:
