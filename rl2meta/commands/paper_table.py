@@ -202,7 +202,7 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _by_block(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield one table of cells with the same tasks; a reference with the same figures in several cells has one row."""
+    """Yield one table of cells; a reference with the same figures in several of them has one row."""
     tasks = sorted({f"{filled['num_tasks']:,}" for filled in cells.values()})
     over = f"{' or '.join(tasks)} held-out tasks"
     yield f"\nMean reward of an episode ± 95 % over {over}, after so many blocks of episodes.\n"

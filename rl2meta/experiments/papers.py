@@ -51,8 +51,8 @@ class Paper(BaseModel):
         core: the core of the agent in the configs of ``cells``; "" for agents without one.
         cells: by name.
         cores: another core -> how the cells are trained with it, by name.
-        blocks: a table of each ``heading`` has one row for each agent of each cell, with the mean reward of an
-            episode after so many blocks of episodes; empty for a table of returns for each cell.
+        blocks: a table for each ``heading`` has one row for each agent of each cell, with the mean reward of
+            an episode after so many blocks of episodes; empty for a table of returns for each cell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")
