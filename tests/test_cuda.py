@@ -171,7 +171,7 @@ def test_maml_adapts_and_learns_as_on_the_cpu(kind: str) -> None:
     assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=1e-3, abs=1e-6)
 
 
-@pytest.mark.parametrize("kind", ["maml", "reptile", "pretrained"])
+@pytest.mark.parametrize("kind", ["maml", "reptile", "pretrained", "snail"])
 def test_few_shot_agents_act_and_learn_as_on_the_cpu(kind: str) -> None:
     """Twice from the same trial: what is measured agrees, so the first update was the same, too."""
     sizes = ["distribution.queries=2", "agent.filters=4"]
