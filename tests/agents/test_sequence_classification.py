@@ -130,6 +130,28 @@ def test_it_learns_to_tell_classes_that_it_never_saw_and_their_numbers_do_not_ma
     assert float((order[guess] == again).float().mean()) > 0.6  # chance: a third
 
 
+@pytest.mark.parametrize("weight", [0.0, 0.5])
+def test_the_second_loss_is_that_of_all_classes_and_belongs_to_training(law: FewShot, weight: float) -> None:
+    learner = learner_of(law, auxiliary_coefficient=weight, core="lstm")
+    trial = lived(law, learner)
+    memory, queries, labels = learner.examples(trial)
+    first = nn.functional.cross_entropy(learner.network(memory, queries).mT, labels)
+    kinds = torch.cat([phase.truth["class"][0].reshape(4, WAYS) for phase in trial.phases], dim=1)
+    of_all = learner.all_classes(learner.network.encoded(memory, queries))
+    second = nn.functional.cross_entropy(of_all.mT, kinds)
+    weights = [*learner.network.parameters(), *learner.all_classes.parameters()]
+    expected = torch.autograd.grad(first + weight * second, weights)
+    told = learner.update(trial, 0.0, generator(0))
+    assert told["loss"] == pytest.approx(float(first.detach()), rel=1e-5)
+    assert told.get("auxiliary_loss") == (pytest.approx(float(second.detach()), rel=1e-5) if weight else None)
+    for mine, gradient in zip(weights, expected, strict=True):
+        found = torch.zeros_like(mine) if mine.grad is None else mine.grad
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
+    other = learner_of(law, auxiliary_coefficient=weight, core="lstm")
+    other.load_state_dict({name: value.clone() for name, value in learner.state_dict().items()})
+    assert other.update(trial, 0.5, generator(0)) == learner.update(trial, 0.5, generator(0))
+
+
 def test_shards_of_a_batch_learn_as_the_whole(law: FewShot) -> None:
     whole, parts = learner_of(law), learner_of(law)
     trial = lived(law, whole)
