@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # as of a job in the background; programs that tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.append(str(Path(__file__).parent / "forked"))  # where tests import ``Forked``
 
 import gymnasium as gym
 import numpy as np

@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import COMMAND, Forked
 
 import rl2meta
 from rl2meta import cli
@@ -179,9 +180,8 @@ def test_a_run_can_be_trained_again_from_its_own_config(run: Run, trained: Path,
 # Stop and go
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rl2meta", "train", *more, "--run-dir", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder: Path, *more: str) -> Forked:
+    return Forked(COMMAND, "train", *more, "--run-dir", folder)
 
 
 def wait_for_update(folder: Path, update: int) -> None:
@@ -208,7 +208,7 @@ def test_a_stopped_run_goes_on_with_the_bits_of_the_undisturbed(
     with start(folder, "smoke", *LONGER) as process:
         wait_for_update(folder, 17)
         os.kill(process.pid, number)
-        said, code = process.communicate()[0], process.returncode
+        said, code = process.communicate(), process.returncode
     assert len(rows(folder)) < 150, "the run was over before the signal came"
     if number != signal.SIGKILL:
         assert code == 128 + number
@@ -270,18 +270,16 @@ def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, r
         for _ in range(2):
             process.terminate()
             time.sleep(0.1)
-        said, code = process.communicate()[0], process.returncode
+        said, code = process.communicate(), process.returncode
     assert code == 128 + signal.SIGTERM and f"rl2meta train --resume --run-dir {folder}" in said
     assert "Traceback" not in said
 
 
 def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:
-    command = [sys.executable, "-m", "rl2meta", "evaluate", str(copy), "--tasks", "1000000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
+    with Forked(COMMAND, "evaluate", copy, "--tasks", 1000000) as process:
         assert "evaluating rl2" in process.stdout.readline()
         process.terminate()
-        said = process.communicate()[0]
+        said = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and "interrupted by SIGTERM" in said
     assert not (copy / "evaluation").exists()
 
@@ -289,7 +287,6 @@ def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:
 def test_an_output_that_is_gone_does_not_stop_training(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start(folder, "smoke", *SMALL) as process:
-        assert process.stdout is not None
         process.stdout.close()
         process.wait()
     assert len(rows(folder)) == 12
