@@ -52,6 +52,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
     return figures
 
 
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered, which takes longer than a small evaluation."""
+    from rl2meta import drawing
+
+    def touch(figure: Any, path: Path, software: str | None = None) -> Path:
+        path.touch()
+        return path
+
+    monkeypatch.setattr(drawing, "save", touch)
+
+
 class Corridor:
     """Walk ``length`` steps to the end: episodes of unequal length, a task that must be remembered.
 
