@@ -125,7 +125,7 @@ def test_what_is_no_config(text: str, message: str) -> None:
         (
             "agent=rl2",
             "agent: expected a section with a name, one of learned_optimiser, maml_classification, "
-            "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, got 'rl2'",
+            "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, sequence_classification, got 'rl2'",
         ),
     ],
 )
