@@ -220,6 +220,7 @@ def test_good_families_are_well(run: Run) -> None:
         ("unfit", "learned_optimiser"),
         ("unfit", "maml_classification"),
         ("unfit", "pretrained_classification"),
+        ("unfit", "sequence_classification"),
         ("unfit", "reptile"),
         ("ok", "mlsh"),
     ]

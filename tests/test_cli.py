@@ -432,11 +432,18 @@ def test_two_processes_never_train_in_one_folder(run: Run, tmp_path: Path) -> No
 # What is shown
 
 
-def test_help_and_version_answer_without_torch(run: Run) -> None:
-    code = "import sys; sys.argv = ['rl2meta', '--help']\nfrom rl2meta import cli\ntry: cli.main()\n"
-    code += "except SystemExit: pass\nprint('HEAVY', {'torch', 'gymnasium', 'numpy'} & sys.modules.keys())"
+@pytest.mark.parametrize("words", ["--help", "train --help", "list"])
+def test_what_only_tells_something_loads_little(words: str) -> None:
+    """They are to answer within half a second of CPU, of which each of these would take a large part."""
+    code = f"import sys; sys.argv = ['rl2meta', *{words.split()}]\nfrom rl2meta import cli\n"
+    code += "try: cli.main()\nexcept SystemExit: pass\n"
+    code += "heavy = {'torch', 'gymnasium', 'numpy', 'pydantic', 'yaml', 'matplotlib', 'scipy'}\n"
+    code += "print('HEAVY', heavy & sys.modules.keys())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
-    assert "HEAVY set()" in said and "evaluate" in said
+    assert "HEAVY set()" in said and ("rl2_bandit" if words == "list" else "Usage") in said
+
+
+def test_the_version_is_told(run: Run) -> None:
     assert run("--version")[1] == "rl2meta 0.1.0\n"
 
 

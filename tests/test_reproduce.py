@@ -128,9 +128,9 @@ def test_a_cell_is_filled_with_published_ours_error_and_ceiling(filled: Path) ->
     assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {share:.1%} |  |" in text
 
 
-def fill_few_shot(out: Path, *cells: str) -> dict[str, Any]:
+def fill_few_shot(out: Path, *cells: str, budget: float = 240.0) -> dict[str, Any]:
     """One update of 16 tasks with 15 examples each, and then three tasks."""
-    usual = {"core": None, "budget": 240.0, "tasks": 3, "device": "cpu", "threads": 1}
+    usual = {"core": None, "budget": budget, "tasks": 3, "device": "cpu", "threads": 1}
     assert reproduce("few-shot-glyphs", cells=cells, out=out, **usual) == 0  # type: ignore[arg-type]
     table: dict[str, Any] = json.loads((out / "table.json").read_text())
     return table["cells"]
@@ -160,13 +160,30 @@ def test_a_table_of_blocks_has_one_row_for_each_agent_and_no_reference_twice(
         with_core(load_paper("few-shot-glyphs"), "lstm")
 
 
-def test_every_cell_of_the_table_of_blocks_has_the_same_law() -> None:
+def test_cells_with_other_tasks_have_a_table_of_their_own(tmp_path: Path) -> None:
+    fill_few_shot(tmp_path, "scratch", "maml_20way_1shot", budget=640.0)
+    text = (tmp_path / "table.md").read_text()
+    one, other = text.split("\n## 5-way 1-shot\n")[1].split("\n## 20-way 1-shot\n")
+    rows = [re.findall(r"^\| (\w+) \| [\d,]+ \|", part, re.MULTILINE) for part in (one, other)]
+    assert rows == [["scratch", "nearest_neighbour"], ["maml_20way_1shot", "nearest_neighbour"]]
+
+
+def test_cells_of_one_table_of_blocks_have_the_same_law_and_whole_phases() -> None:
     paper = load_paper("few-shot-glyphs")
-    configs = [read_config(cell.config, cell.overrides) for cell in paper.cells.values()]
-    assert len({str(config.distribution) for config in configs}) == 1
-    assert {config.agent_name for config in configs} == {
-        *("maml_classification", "pretrained_classification", "reptile")
-    }
+    laws: dict[str, set[tuple[int, int]]] = {}
+    for label, cell in paper.cells.items():
+        config = read_config(cell.config, cell.overrides)
+        law, settings = config.distribution, config.settings
+        laws.setdefault(cell.heading, set()).add((law.ways, law.shots))
+        lanes = config.agent.episodes_per_phase
+        assert lanes == law.ways * law.shots, label
+        assert settings.training.episodes_per_trial % lanes == 0, label
+        assert settings.evaluation.episodes_per_trial // lanes > 10, label  # the table shows ten steps
+        if config.agent_name == "sequence_classification":
+            assert config.agent.core.span == lanes + 1, label
+    assert laws == {"5-way 1-shot": {(5, 1)}, "5-way 5-shot": {(5, 5)}, "20-way 1-shot": {(20, 1)}}
+    names = {read_config(cell.config, []).agent_name for cell in paper.cells.values()}
+    assert names == {"maml_classification", "pretrained_classification", "reptile", "sequence_classification"}
 
 
 def test_what_is_there_is_used_and_the_rest_added(copy: Path) -> None:
