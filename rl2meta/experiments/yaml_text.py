@@ -186,7 +186,7 @@ def _read(text: str) -> Any:
 
 @lru_cache(maxsize=64)
 def _loaded(text: str) -> Any:
-    """Return what a text says, not to be changed in place: an experiment reads the same text several times."""
+    """Return what a text says, not to be changed in place; the same text is read several times."""
     return yaml.load(text, _Loader)  # a SafeLoader
 
 
