@@ -16,6 +16,8 @@ from rl2meta.commands.limits import (
     refuse_undecoded,
 )
 from rl2meta.commands.options import (
+    AgainstCommit,
+    Commands,
     Device,
     Iqm,
     Jobs,
@@ -25,6 +27,7 @@ from rl2meta.commands.options import (
     Scratch,
     Search,
     Settings,
+    ShortCommand,
     Suites,
     TakesSettings,
     Trust,
@@ -39,6 +42,7 @@ from rl2meta.memory import keep_memory
 
 app = typer.Typer(
     name="rl2meta",
+    cls=Commands,
     help="Train agents that learn to learn, and judge them on tasks they have never seen.",
     no_args_is_help=True,
     add_completion=False,
@@ -529,7 +533,7 @@ def check(
     raise typer.Exit(run_checks(target, overrides or [], trust or [], limit=limit))
 
 
-@app.command("list")
+@app.command("list", cls=ShortCommand)
 def list_components(
     name: Annotated[
         str | None,
@@ -551,25 +555,42 @@ app.add_typer(zoo_app, name="zoo", hidden=True)
 
 @app.command()
 def benchmark(
-    suite: Suites = "train",
+    suite: Suites = None,
     seconds: Annotated[float, typer.Option(help="Seconds to measure each workload, in all.")] = 30.0,
     against: Annotated[
         str | None,
         typer.Option(help="A rival: sb3 (sb3-contrib's RecurrentPPO), or jax (the same, jitted)."),
     ] = None,
+    against_commit: AgainstCommit = None,
     configs: LearningConfigs = None,
     seeds: Annotated[int | None, typer.Option(help="Runs of each config of learning; default 3.")] = None,
-    turns: Annotated[int | None, typer.Option(help="Turns of each workload; default 5.")] = None,
+    turns: Annotated[int | None, typer.Option(help="Turns of each workload; default 5, or 15.")] = None,
     device: Device = "auto",
     precision: Annotated[str, typer.Option(help="Precision on a GPU: float32 or tf32.")] = "float32",
     threads: Annotated[int | None, typer.Option(help="CPU threads; default one per core.")] = None,
     out: Annotated[Path | None, typer.Option(help="A new JSON file to save the figures to.")] = None,
 ) -> None:
     """Measure the speed of every stage, or how many seconds of training reach a score (suite learning)."""
-    from rl2meta.commands.benchmark import run_benchmark
+    from rl2meta.commands.benchmark import run_benchmark, run_guard
 
+    if against_commit is not None:
+        if against is not None or configs or seeds is not None:
+            raise UserError(
+                "--against-commit: expected none of --against, --config and --seeds beside it; leave them out"
+            )
+        code = run_guard(
+            against_commit,
+            suite=suite,
+            seconds=seconds,
+            turns=turns,
+            device=device,
+            precision=precision,
+            threads=threads,
+            out=out,
+        )
+        raise typer.Exit(code)
     run_benchmark(
-        suite=suite,
+        suite=suite or "train",
         seconds=seconds,
         against=against,
         configs=configs or [],

@@ -1,5 +1,6 @@
 """Means over tasks and their confidence intervals."""
 
+import math
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -88,6 +89,45 @@ def paired_difference(
     if first.shape != second.shape:
         raise ValueError(f"expected pairs, got arrays of shapes {first.shape} and {second.shape}")
     return mean_interval(first - second, confidence, clusters)
+
+
+def median_interval(samples: ArrayLike, confidence: float = 0.95) -> tuple[float, float, float]:
+    """Return the median of samples, and an interval that covers the true one whatever their distribution is.
+
+        [x₍ₖ₎, x₍ₙ₊₁₋ₖ₎] with the largest k for which 2 P(K < k) ≤ 1 − confidence,  K ~ Binomial(n, 1/2)
+
+    where x₍ₖ₎ is the k-th smallest sample: K counts the samples below the median, if they are independent. So
+    a few samples that are far away, as in timings, do not widen it.
+
+    Args:
+        samples: [n].
+        confidence: the least probability that the interval covers the median, in (0, 1).
+
+    Returns:
+        The median, and the lower and the upper end of the interval.
+
+    Raises:
+        ValueError: if n is less than ``fewest_for_median(confidence)``.
+
+    Source: David and Nagaraja, Order Statistics, 3rd edition (2003), section 7.1.
+    """
+    ordered = np.sort(np.asarray(samples, dtype=np.float64))
+    n = len(ordered)
+    if n < (least := fewest_for_median(confidence)):
+        raise ValueError(f"expected at least {least} samples for {confidence}, got {n}")
+    below = np.cumsum([math.comb(n, k) for k in range(n)]) / 2.0**n  # P(K ≤ k)
+    k = int((2 * below <= 1 - confidence).sum())
+    return float(np.median(ordered)), float(ordered[k - 1]), float(ordered[n - k])
+
+
+def fewest_for_median(confidence: float) -> int:
+    """Return the fewest samples with which the smallest and the largest enclose the median so surely.
+
+    That is the smallest n with 2 · 2⁻ⁿ ≤ 1 − confidence.
+    """
+    if not 0 < confidence < 1:
+        raise ValueError(f"expected a confidence in (0, 1), got {confidence}")
+    return max(1, math.ceil(1 - math.log2(1 - confidence) - 1e-12))
 
 
 def _cluster_sums(values: NDArray[np.float64], clusters: NDArray[Any]) -> NDArray[np.float64]:

@@ -144,6 +144,11 @@ class LSTMCore(nn.Module):
             x = h
         return Output(x), (_stacked(hidden), _stacked(cells))
 
+    def repeated(self, state: LSTMState, times: int) -> LSTMState:
+        """Return the state of every trial ``times`` times, side by side."""
+        hidden, cells = state
+        return hidden.repeat_interleave(times, dim=1), cells.repeat_interleave(times, dim=1)
+
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""
         return Output(self.lstm(self.input(seen))[0])
@@ -183,6 +188,10 @@ class GRUCore(nn.Module):
             x = torch.gru_cell(x, state[layer], *_weights(self.gru, layer))
             hidden.append(x)
         return Output(x), torch.stack(hidden)
+
+    def repeated(self, state: Tensor, times: int) -> Tensor:
+        """Return the state of every trial ``times`` times, side by side."""
+        return state.repeat_interleave(times, dim=1)
 
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""

@@ -1,6 +1,7 @@
 """``rl2meta benchmark``: it refuses options that do not fit, measures, and prints the figures."""
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
@@ -10,9 +11,20 @@ from typing import Any, cast, get_args
 from rl2meta.devices import Precision, resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.experiments.config import suggestion
+from rl2meta.speed.checkouts import checked_out, resolved, root
+from rl2meta.speed.commit_side import MAKERS
+from rl2meta.speed.commits import GUARDED, Plan, comparison_table, guard_report
 from rl2meta.speed.learning import learning_table, point_line
 from rl2meta.speed.measuring import table
-from rl2meta.speed.report import LEARNING, SHIPPED, Callbacks, Measurement, figure_path, make_report
+from rl2meta.speed.report import (
+    LEARNING,
+    SHIPPED,
+    Callbacks,
+    Measurement,
+    figure_path,
+    make_report,
+    write_report,
+)
 
 _print = partial(print, flush=True)
 
@@ -56,6 +68,53 @@ def run_benchmark(
         measurement=measurement if turns is None else replace(measurement, turns=turns),
         callbacks=Callbacks(begun=_print, measured=_print_table, judged=_print_point),
     )
+
+
+def run_guard(
+    revision: str,
+    *,
+    suite: str | None,
+    seconds: float,
+    turns: int | None,
+    device: str,
+    precision: str,
+    threads: int | None,
+    out: Path | None,
+    plan: Plan | None = None,
+    folder: Path | None = None,
+) -> int:
+    """Compare the speed of this checkout with that of another commit; return 1 if it is slower, else 0.
+
+    ``plan`` replaces the usual sizes and workloads, and ``folder`` that of the running package.
+    """
+    usual = plan or Plan({name: {} for name in GUARDED}, "cpu", 1)
+    names = list(usual.suites) if suite is None else _named(suite, list(MAKERS))
+    _refuse_values(seconds, precision, {"--threads": threads, "--turns": turns})
+    if out is not None:
+        _refuse_out(out, names)
+    top = root(folder)
+    commit = resolved(top, revision)
+    where = resolve_device(device)
+    chosen = usual._replace(
+        suites={name: usual.suites.get(name, {}) for name in names},
+        device=str(where),
+        threads=set_threads(threads),
+        precision=precision,
+        seconds=seconds,
+        turns=turns or usual.turns,
+    )
+    what = f"{chosen.clock.replace('cpu', 'CPU')} time, {chosen.threads} threads, {chosen.turns} turns"
+    _print(f"the checkout {top} against {commit}, {what}")
+    with checked_out(top, commit) as there:
+        report = guard_report({"here": top, "there": there}, commit, chosen, _say)
+    if out is not None:
+        write_report(report, out)
+    _print("\n".join(f"  {line}" for line in comparison_table(report["rows"], commit)))
+    return int(any(row["verdict"] == "slower" for row in report["rows"]))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)
 
 
 def _print_table(name: str, report: Mapping[str, Any]) -> None:

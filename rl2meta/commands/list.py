@@ -9,15 +9,14 @@ from typing import TYPE_CHECKING, Any, get_args
 from rich.console import Console
 from rich.table import Table
 
-from rl2meta.commands import list_zoo
 from rl2meta.errors import UserError
 from rl2meta.experiments import catalogue
-from rl2meta.experiments.zoo import PREFIX
 
 if TYPE_CHECKING:  # they take a second to load
     from pydantic.fields import FieldInfo
 
 SETTINGS = "settings"
+ZOO = "zoo"
 
 
 def print_components() -> None:
@@ -32,7 +31,7 @@ def print_components() -> None:
     more = {
         "rl2meta list NAME": "all about one of them: its settings, its references, or its text",
         f"rl2meta list {SETTINGS}": "the settings of every config: training, evaluation, device, workers",
-        f"rl2meta list {list_zoo.LIST}": "trained agents that come with the package",
+        f"rl2meta list {ZOO}": "trained agents that come with the package",
     }
     _print("more", more)
 
@@ -43,8 +42,10 @@ def print_one(name: str) -> None:
     Raises:
         UserError: for an unknown name.
     """
-    printers: dict[str, Callable[[str], None]] = {SETTINGS: _print_settings}
-    printers |= {list_zoo.LIST: list_zoo.print_zoo}
+    from rl2meta.commands import list_zoo  # with YAML, which the short list does without
+    from rl2meta.experiments.zoo import PREFIX
+
+    printers: dict[str, Callable[[str], None]] = {SETTINGS: _print_settings, ZOO: list_zoo.print_zoo}
     if name.startswith(PREFIX):
         printers |= {name: list_zoo.print_entry}
     printers |= dict.fromkeys({**catalogue.shipped_papers(), **catalogue.shipped_configs()}, _print_text)

@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Annotated, Any
 
 import typer
-from typer.core import TyperCommand
+from typer.core import TyperCommand, TyperGroup
 
 Device = Annotated[str, typer.Option(help="auto, cpu, cuda or cuda:N.")]
 Scratch = Annotated[
@@ -46,10 +46,19 @@ Trust = Annotated[
     ),
 ]
 Suites = Annotated[
-    str,
+    str | None,
     typer.Option(
         help="Suites to measure, comma-separated: env, rollout, train (RL²), maml (MAML-TRPO), "
-        "few_shot (MAML on images), references, workers, learning (seconds of training to a score)."
+        "few_shot (MAML on images), references, workers, learning (seconds of training to a score). Default: "
+        "train; with --against-commit train,rollout,maml."
+    ),
+]
+AgainstCommit = Annotated[
+    str | None,
+    typer.Option(
+        metavar="REV",
+        help="A commit, tag or branch of the git checkout that rl2meta runs from: say if the checkout is "
+        "slower than it, beyond the noise. Exit code 1 if so.",
     ),
 ]
 LearningConfigs = Annotated[
@@ -72,6 +81,33 @@ Search = Annotated[
         "repeat the option for several. Default: the shipped search space of the config's agent.",
     ),
 ]
+
+
+class Commands(TyperGroup):
+    """The commands. Without ``--help`` in front of a command, nothing is there to be checked.
+
+    To check a value, Typer loads Pydantic, which takes a quarter of the time that a help page may take. It
+    does so even for a flag that was not given, unless the flag has a default.
+    """
+
+    def get_help_option(self, ctx: Any) -> Any:
+        """Return ``--help`` with the default that it is not given."""
+        option = super().get_help_option(ctx)
+        if option is not None:
+            option.default = False
+        return option
+
+
+class ShortCommand(TyperCommand):
+    """A command that may stand alone: all its parameters then have their defaults, and none is checked."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        """Parse the arguments, if there are any."""
+        if args:
+            return super().parse_args(ctx, args)
+        ctx.params.update({each.name: each.get_default(ctx) for each in self.params})
+        ctx.args = []
+        return []
 
 
 class TakesSettings(TyperCommand):

@@ -122,7 +122,7 @@ def make_report(
     Raises:
         UserError: if a file cannot be written, a rival is not installed, or a training diverges.
     """
-    report = {**_circumstances(device), "precision": precision, "suites": {}}
+    report = {**circumstances(device), "precision": precision, "suites": {}}
 
     def save(name: str, part: Mapping[str, Any]) -> None:
         report["suites"][name] = part
@@ -160,17 +160,26 @@ def _measured(
     return measure(suite, device, seconds, turns=measurement.turns, instruments=measurement.instruments)
 
 
+def write_report(report: Mapping[str, Any], out: Path) -> None:
+    """Save a report as a JSON file.
+
+    Raises:
+        UserError: if it cannot be written.
+    """
+    with writing(out):
+        write_atomically(out, json.dumps(report, indent=1) + "\n")
+
+
 def _write(report: Mapping[str, Any], out: Path | None) -> None:
     """Save the report so far, and draw what there is of ``LEARNING``."""
     if out is None:
         return
-    with writing(out):
-        write_atomically(out, json.dumps(report, indent=1) + "\n")
+    write_report(report, out)
     if LEARNING in report["suites"]:
         plot_learning(report["suites"][LEARNING], figure_path(out))
 
 
-def _circumstances(device: torch.device) -> dict[str, Any]:
+def circumstances(device: torch.device) -> dict[str, Any]:
     """Return where the figures are taken, and how busy the machine is."""
     return {
         "device": _named_device(device),
