@@ -83,7 +83,7 @@ class LearnedOptimiserConfig(InnerConfig):
     )
 
 
-class CrossEntropy(SquaredError):
+class ScoreCrossEntropy(SquaredError):
     """The loss of scores: L = −E[softmax(y) · log softmax(f(x))], for target scores y."""
 
     def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
@@ -132,7 +132,7 @@ def inner_loop(
         )
     sizes = vector_size(observation_space), action_space.shape[0]
     network = seeded(lambda: Optimisee(*sizes, config), 0)  # any seed: its own weights are never used
-    objective = {"squared_error": SquaredError, "cross_entropy": CrossEntropy}[config.loss]
+    objective = {"squared_error": SquaredError, "cross_entropy": ScoreCrossEntropy}[config.loss]
     return network, InnerLoop(network, objective(observation_space), config)
 
 

@@ -31,11 +31,16 @@ from rl2meta.training import AgentKind
 from rl2meta.trial import Choice, Trajectory
 
 
-class ClassifierConfig(BaseModel):
-    """The settings of the network."""
+class ImagesConfig(BaseModel):
+    """The settings of the network's convolutions."""
 
     filters: Count = Field(32, description="channels of each of the four convolutions")
     batch_norm: bool = Field(True, description="normalise each channel by its mean and variance over images")
+
+
+class ClassifierConfig(ImagesConfig):
+    """The settings of the network."""
+
     transductive: bool = Field(
         False,
         description="true: queries are normalised by the statistics of all queries of their phase, so an "
@@ -147,6 +152,18 @@ def classifier(
     Raises:
         UserError: as ``maml_classification_learner``.
     """
+    axes, num_classes = image_classes(observation_space, action_space)
+    return ImageClassifier(axes, num_classes, config.filters, config.batch_norm)
+
+
+def image_classes(
+    observation_space: gym.Space[Any], action_space: gym.Space[Any]
+) -> tuple[tuple[int, int, int], int]:
+    """Return channels, height and width of the images of a family, and its number of classes.
+
+    Raises:
+        UserError: as ``maml_classification_learner``.
+    """
     if not isinstance(action_space, gym.spaces.Discrete):
         raise UserError(
             f"agent.name: expected classes, a Discrete action space, got {action_space}; use maml_regression "
@@ -158,7 +175,7 @@ def classifier(
             f"{observation_space}; use a family such as few_shot"
         )
     channels, height, width = observation_space.shape
-    return ImageClassifier((channels, height, width), int(action_space.n), config.filters, config.batch_norm)
+    return (channels, height, width), int(action_space.n)
 
 
 def _refuse_mixed(trajectory: Trajectory) -> None:

@@ -213,7 +213,7 @@ class Batch(NamedTuple):
 
     def trials(self, index: Tensor) -> "Batch":
         """Return the trials at ``index``, [T, B, ...] -> [T, len(index), ...]."""
-        part: Batch = over_fields(lambda field: field[:, index], self)
+        part: Batch = over_fields(lambda field: field.index_select(1, index), self)
         return part
 
 

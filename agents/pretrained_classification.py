@@ -95,7 +95,7 @@ class PretrainingLearner:
             UserError: for a family that does not say the classes, or has more of them than the config.
         """
         cfg, lanes = self.config, self.config.episodes_per_phase
-        known = [_known(phase, lanes, cfg.classes) for phase in trial.phases]
+        known = [of_all_classes(phase, lanes, cfg.classes) for phase in trial.phases]
         pixels, classes = (torch.cat(parts, dim=1) for parts in zip(*known, strict=True))
         features = features_of(self.network, pixels, 0 if cfg.transductive else lanes)
         logits = self.all_classes(features)  # [num_tasks, rows, classes]
@@ -141,8 +141,17 @@ def features_of(network: ImageClassifier, pixels: Tensor, support: int) -> Tenso
     return network.features(weights, pixels, support)
 
 
-def _known(phase: Trajectory, lanes: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Return the images of a phase and their classes, [num_tasks, rows, pixels] and [num_tasks, rows]."""
+def of_all_classes(phase: Trajectory, lanes: int, classes: int) -> tuple[Tensor, Tensor]:
+    """Return the images of a phase and their classes, [num_tasks, rows, pixels] and [num_tasks, rows].
+
+    Args:
+        phase: with the number among all classes, ``class``, in its truth.
+        lanes: episodes of each task side by side.
+        classes: more than the largest such number.
+
+    Raises:
+        UserError: for a family that does not say the classes, or has more of them.
+    """
     if "class" not in phase.truth:
         raise UserError(
             "agent.name: expected a family that says which class of all an image has, got one without; use "

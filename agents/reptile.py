@@ -14,7 +14,7 @@ Source: Nichol, Achiam & Schulman 2018, *On First-Order Meta-Learning Algorithms
 algorithm 2 and section 5.1. The minibatches and the second moments that stay: the authors' code.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Annotated, Any, Self
 
@@ -33,17 +33,18 @@ from rl2meta.agents.maml import (
     named,
     rejoined,
 )
+from rl2meta.agents.moments import Moments
 from rl2meta.agents.numbers import Count, NonNegative, Positive
 from rl2meta.agents.objectives import ObjectiveConfig, SquaredErrorConfig, learnt_from
 from rl2meta.agents.rows import Rows, episode_return
-from rl2meta.agents.rule import Rule, State, Weights
+from rl2meta.agents.rule import Rule, Weights
 from rl2meta.agents.rules import SGD, AnyRule
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.parts import in_parts
 from rl2meta.shards import ALONE, Shards
 from rl2meta.training import AgentKind, linear
-from rl2meta.trial import Trial, over_fields
+from rl2meta.trial import Trial
 
 
 class ReptileConfig(BaseModel):
@@ -113,35 +114,6 @@ class ReptileConfig(BaseModel):
             support_phases=self.support_phases if as_in_acting else None,
             first_order=True,
         )
-
-
-class Moments(nn.Module):
-    """What a rule remembers from one update to the next: the mean over tasks of its state, [...] each."""
-
-    def __init__(self, rule: Rule, network: nn.Module) -> None:
-        super().__init__()
-        one_task = {name: weight.detach().unsqueeze(0) for name, weight in network.named_parameters()}
-        for index, part in enumerate(_tensors(rule.begin(one_task))):
-            self.register_buffer(f"part{index}", part[0].clone())
-
-    def begin(self, blank: State) -> State:
-        """Return this memory for every task, in the shapes of a new state, [num_tasks, ...] each."""
-        kept = self.buffers()
-        return over_fields(lambda part: next(kept).expand_as(part), blank)
-
-    def keep(self, states: Sequence[State], shards: Shards = ALONE) -> None:
-        """Remember the state at the end of an update, [num_tasks, ...]; one for each own shard."""
-        for kept, *parts in zip(self.buffers(), *map(_tensors, states), strict=True):
-            # Numbers of steps are the same for all tasks; in place: a recorded rollout reads this memory.
-            means = [part.mean(dim=0) if part.is_floating_point() else part[0] for part in parts]
-            kept.copy_(shards.mean(means) if kept.is_floating_point() else means[0])
-
-
-def _tensors(state: State) -> Iterator[Tensor]:
-    """Return the tensors of a rule's state, always in the same order."""
-    found: list[Tensor] = []
-    over_fields(lambda part: found.append(part) or part, state)  # type: ignore[func-returns-value]
-    return iter(found)
 
 
 class ReptileAgent(MAMLAgent):
@@ -250,8 +222,7 @@ class ReptileLearner:
         if rows < size:
             raise UserError(
                 f"agent.minibatch: expected at most the {rows} examples of a trial "
-                f"(training.episodes_per_trial × steps of an episode), got {size}; use fewer, or longer "
-                "trials"
+                f"(training.episodes_per_trial × steps of an episode), got {size}; use fewer, or a longer one"
             )
         steps = steps or rows // size
         passes = -(-steps * size // rows)

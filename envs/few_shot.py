@@ -40,7 +40,8 @@ class FewShot:
     about its centre: a rotation, a shear, a scale of each axis and a shift, all uniform. A trial that is
     repeated has the same images.
 
-    The agents that learn from examples (``maml_classification``) need phases of ways × shots episodes.
+    The agents that learn from examples, such as ``maml_classification``, need phases of ways × shots
+    episodes.
 
     Sources: ``glyphs`` are the letters of ``rl2meta.envs.glyphs``, where Greek, Armenian and Georgian are
     held out; ``digits`` are those of scikit-learn, where 5 to 9 are held out; ``image_folders`` has one

@@ -4,8 +4,7 @@ Cells are numbered in reading order: row · size + column. The actions are stay,
 move into a wall or across the border has no effect. The observation is only the agent's cell.
 """
 
-from collections.abc import Callable, Mapping
-from typing import TYPE_CHECKING, Annotated, Any, NamedTuple
+from typing import TYPE_CHECKING, Annotated, Any
 
 import gymnasium as gym
 import torch
@@ -13,8 +12,9 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 from torch import Tensor
 
-from rl2meta.envs.batched import TensorVectorEnv, Transition
+from rl2meta.envs.batched import TensorVectorEnv
 from rl2meta.envs.maze_layouts import MOVES, Layout, LayoutName, Size, check_fit, layout_of, part_of
+from rl2meta.envs.maze_rules import FETCH, SEARCH, Walk, cells_of, optimum
 from rl2meta.history import History
 from rl2meta.models import HiddenGoals
 from rl2meta.tasks import Split, Tasks, TensorTasks
@@ -88,11 +88,13 @@ class DarkRooms:
 
     def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
         """Return ``num_envs`` mazes that step together on ``device``."""
-        return TensorVectorEnv(self, _Walk(self, _SEARCH, device), num_envs, device)
+        return TensorVectorEnv(
+            self, Walk(self.horizon, self.layout_tables(), SEARCH, device), num_envs, device
+        )
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return max(0, H + 1 − max(1, d(start, goal))), [num_tasks]: a shortest path, then staying."""
-        return _optimum(self, _SEARCH, tasks)
+        return optimum(self.horizon, self.layout_tables(), SEARCH, tasks)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the best order in which to search the cells is a travelling salesman's problem."""
@@ -177,11 +179,13 @@ class KeyToDoor:
 
     def make_envs(self, num_envs: int, device: torch.device) -> TensorVectorEnv:
         """Return ``num_envs`` mazes that step together on ``device``."""
-        return TensorVectorEnv(self, _Walk(self, _FETCH, device), num_envs, device)
+        return TensorVectorEnv(
+            self, Walk(self.horizon, self.layout_tables(), FETCH, device), num_envs, device
+        )
 
     def optimal_return(self, tasks: Tasks) -> Tensor:
         """Return the number of rewards that can be reached in time, first key then door, [num_tasks]."""
-        return _optimum(self, _FETCH, tasks)
+        return optimum(self.horizon, self.layout_tables(), FETCH, tasks)
 
     def bayes_optimal_return(self, num_episodes: int) -> float | None:
         """Return None: the best order in which to search the cells is a travelling salesman's problem."""
@@ -202,122 +206,9 @@ class KeyToDoor:
         return maze_text(maze, history, _title("Key to door", self))
 
 
-Ways = Mapping[str, Tensor]
-"""By goal, the length of a shortest path to it after each move, [B, 5]; ``between`` key and door, [B, 1]."""
-
-
-class _Rules(NamedTuple):
-    """The rules of a family: (reward, key held, episode over) of an arrival in a cell, and Q* of each move.
-
-    With l steps left, a move after which a goal is d steps away reaches it if d < l.
-    """
-
-    arrive: Callable[[TensorTasks, Tensor, Tensor], tuple[Tensor, Tensor, Tensor]]
-    earns: Callable[[Ways, Tensor, Tensor], Tensor]
-
-
-class _Walk:
-    """The dynamics. A state is (2t + held)·n + cell after t steps; held is 1 with the key, else 0."""
-
-    def __init__(self, law: DarkRooms | KeyToDoor, rules: _Rules, device: torch.device) -> None:
-        self._horizon, self._rules = law.horizon, rules
-        self._layout = _on(device, law.layout_tables())
-
-    def prepare(self, tasks: TensorTasks) -> TensorTasks:
-        return _with_between(self._layout, tasks)
-
-    def begin(self, tasks: TensorTasks, episode: Tensor, generator: torch.Generator) -> Tensor:
-        return torch.full_like(episode, self._layout.start)
-
-    def observe(self, state: Tensor) -> Tensor:
-        return state % len(self._layout.next_cell)
-
-    def step(
-        self, tasks: TensorTasks, state: Tensor, action: Tensor, generator: torch.Generator
-    ) -> Transition:
-        num_cells = len(self._layout.next_cell)
-        cell, held, elapsed = state % num_cells, state // num_cells % 2 == 1, state // (2 * num_cells)
-        left = self._horizon - elapsed
-        there = self._layout.next_cell[cell, action]
-        reward, holds, over = self._rules.arrive(tasks, there, held)
-        earns = _earns(self._rules, self._layout, tasks, cell, held, left)
-        regrets = earns.amax(dim=1, keepdim=True) - earns  # V* − Q*, [B, 5]
-        return Transition(
-            state=(2 * (elapsed + 1) + holds) * num_cells + there,
-            reward=reward,
-            terminated=over | (left <= 1),
-            truth={
-                "expected_reward": reward,
-                "regret": regrets.gather(1, action.unsqueeze(1)).squeeze(1),
-                "regrets": regrets,
-            },
-        )
-
-
-def _arrive_searching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    return (cell == tasks.parameters["goal"]).float(), held, torch.zeros_like(held)
-
-
-def _search_earns(ways: Ways, held: Tensor, left: Tensor) -> Tensor:
-    return (left - ways["goal"]).clamp(min=0)  # one reward at the arrival, and one for each step after it
-
-
-def _arrive_fetching(tasks: TensorTasks, cell: Tensor, held: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    opens, holds = held & (cell == tasks.parameters["door"]), held | (cell == tasks.parameters["key"])
-    return (opens | (holds & ~held)).float(), holds, opens
-
-
-def _fetch_earns(ways: Ways, held: Tensor, left: Tensor) -> Tensor:
-    first = torch.where(held, ways["door"], ways["key"])  # the goal to go to
-    second = (first + ways["between"] < left) & ~held
-    return (first < left).float() + second
-
-
-_SEARCH, _FETCH = _Rules(_arrive_searching, _search_earns), _Rules(_arrive_fetching, _fetch_earns)
-
-
-def _earns(
-    rules: _Rules, layout: Layout, tasks: TensorTasks, cell: Tensor, held: Tensor, left: Tensor
-) -> Tensor:
-    """Return Q* of each move from a cell, [B, 5]; the tasks must know ``between``."""
-    table = layout.ahead.flatten(0, 1)  # [cells × cells, 5]
-    goals = {name: goal for name, goal in tasks.parameters.items() if name != "between"}
-    ways = {name: table.index_select(0, goal * len(layout.ahead) + cell) for name, goal in goals.items()}
-    ways["between"] = tasks.parameters["between"].unsqueeze(1)
-    return rules.earns(ways, held.unsqueeze(1), left.unsqueeze(1).float())
-
-
-def _with_between(layout: Layout, tasks: TensorTasks) -> TensorTasks:
-    """Add the distance from the first to the last goal of each task, [B]: 0 if there is only one."""
-    goals = list(tasks.parameters.values())
-    return TensorTasks({**tasks.parameters, "between": layout.distances[goals[0], goals[-1]].float()})
-
-
-def _on(device: torch.device, layout: Layout) -> Layout:
-    tables = {name: getattr(layout, name).to(device) for name in Layout._fields if name != "start"}
-    return layout._replace(**tables)
-
-
-def _optimum(law: DarkRooms | KeyToDoor, rules: _Rules, tasks: Tasks) -> Tensor:
-    """Return V* at the start: the largest Q* of a move."""
-    like = next(iter(_cells(tasks).values()))
-    layout = _on(like.device, law.layout_tables())
-    start, left = torch.full_like(like, layout.start), torch.full_like(like, law.horizon)
-    held = torch.zeros_like(like, dtype=torch.bool)
-    return _earns(rules, layout, _with_between(layout, TensorTasks(_cells(tasks))), start, held, left).amax(
-        dim=1
-    )
-
-
-def _cells(tasks: Tasks) -> Mapping[str, Tensor]:
-    if not isinstance(tasks, TensorTasks):
-        raise TypeError(f"expected TensorTasks of cells, got {type(tasks).__name__}")
-    return tasks.parameters
-
-
 def _hidden(tasks: Tasks, row: int) -> dict[str, int]:
     """Return the cells of what is hidden in a task, by name."""
-    return {name: int(cells[row]) for name, cells in _cells(tasks).items()}
+    return {name: int(cells[row]) for name, cells in cells_of(tasks).items()}
 
 
 def _title(name: str, law: DarkRooms | KeyToDoor) -> str:

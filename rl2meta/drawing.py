@@ -109,9 +109,11 @@ def label_ends(axes: Axes, labels: Sequence[EndLabel], sign: str = "") -> None:
     """
     (first, last), (bottom, top) = axes.get_xlim(), axes.get_ylim()
     heights = _heights(axes, [label.value for label in labels])
-    digits = decimals(label.value for label in labels) if not sign else decimals((bottom, top))
+    shared = decimals(label.value for label in labels) if not sign else decimals((bottom, top))
+    logarithmic = axes.get_yscale() == "log"  # values of any size stand there side by side
     for label, height, place in zip(labels, heights, spread(heights, _LINE), strict=True):
         end = 1.0 if label.end is None else (label.end - first) / (last - first)
+        digits = decimals([label.value]) if logarithmic else shared
         _write_label(
             axes, f"{short(label.name)}  {label.value:{sign}.{digits}f}", label.style, (end, height), place
         )

@@ -12,6 +12,7 @@ from rl2meta.errors import UserError
 from rl2meta.reports import AgentReport, EvaluationReport, is_loss, read_adaptation
 
 _ORDERS = 6  # of magnitude below the largest loss: what lies deeper is cut off
+_GROWN = 2.0  # times the loss before the first adaptation: what lies higher is cut off
 
 
 def plot_loss(folder: Path) -> Path:
@@ -52,7 +53,8 @@ def _draw(axes: Axes, agent: AgentReport, unit: int, agents: int) -> None:
 
 def _finish(axes: Axes, evaluation: EvaluationReport, across: str, unit: int) -> None:
     curves = [-agent.mean for agent in evaluation.agents]
-    top = max(float(curve.max()) for curve in curves)
+    # One task that diverges lifts a mean by powers of ten: its curve leaves the axis, and an arrow says so.
+    top = min(max(float(curve.max()) for curve in curves), _GROWN * max(float(curve[0]) for curve in curves))
     bottom = max(min(float(curve.min()) for curve in curves), top / 10**_ORDERS)
     end = max(1.0, *(float(agent.step[-1]) / unit for agent in evaluation.agents))
     axes.set_yscale("log")

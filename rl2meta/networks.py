@@ -49,34 +49,40 @@ class Categorical:
     """A distribution over {0, ..., A−1}, from logits [..., A].
 
     Unlike torch.distributions, it computes one log-softmax, has no argument checks that read back from the
-    device, and draws with a given generator.
+    device, and draws with a given generator. In memory actions come first, [A, ...]: a processor computes
+    with rows of many states several times as fast as with rows of few actions.
     """
 
     def __init__(self, logits: Tensor) -> None:
-        self.log_probs = torch.log_softmax(logits, dim=-1)
+        self._rows = torch.log_softmax(logits.movedim(-1, 0), dim=0)  # [..., A] -> [A, ...]
+
+    @property
+    def log_probs(self) -> Tensor:
+        """The log-probability of every action, log π(a), [..., A]."""
+        return self._rows.movedim(0, -1)
 
     def sample(self, generator: torch.Generator) -> Tensor:
         """Draw actions [...]: the first a with π(0) + … + π(a) > u, u ~ U[0, 1), up to float32 rounding."""
-        up_to = self.log_probs.exp().cumsum(dim=-1)
-        place = torch.rand(*up_to.shape[:-1], 1, generator=generator, device=up_to.device, dtype=up_to.dtype)
+        up_to = self._rows.exp().cumsum(dim=0)
+        place = torch.rand(1, *up_to.shape[1:], generator=generator, device=up_to.device, dtype=up_to.dtype)
         # u is scaled by the rounded sum, so it stays below it and the result is always a possible action.
-        return (up_to <= place * up_to[..., -1:]).sum(dim=-1)  # [..., A] -> [...]
+        return (up_to <= place * up_to[-1:]).sum(dim=0)  # [A, ...] -> [...]
 
     def log_prob(self, action: Tensor) -> Tensor:
         """Return log π(action), [...]."""
-        return self.log_probs.gather(-1, action.unsqueeze(-1)).squeeze(-1)
+        return self._rows.gather(0, action.unsqueeze(0)).squeeze(0)
 
     def entropy(self) -> Tensor:
         """Return −Σₐ π(a) log π(a), [...]."""
-        return -(self.log_probs.exp() * self.log_probs).sum(dim=-1)
+        return -(self._rows.exp() * self._rows).sum(dim=0)
 
     def mode(self) -> Tensor:
         """Return argmaxₐ π(a), [...]."""
-        return self.log_probs.argmax(dim=-1)
+        return self._rows.max(dim=0).indices  # argmax along the first axis takes several times as long
 
     def kl(self, other: "Categorical") -> Tensor:
         """Return Σₐ π(a) (log π(a) − log π'(a)), [...]."""
-        return (self.log_probs.exp() * (self.log_probs - other.log_probs)).sum(dim=-1)
+        return (self._rows.exp() * (self._rows - other._rows)).sum(dim=0)
 
 
 class Categoricals:

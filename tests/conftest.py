@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import Any
 
@@ -13,6 +14,7 @@ if (
     signal.getsignal(signal.SIGINT) is signal.SIG_IGN
 ):  # as of a job in the background; programs that tests start inherit it
     signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.path.append(str(Path(__file__).parent / "forked"))  # where tests import ``Forked``
 
 import gymnasium as gym
 import numpy as np
@@ -48,6 +50,18 @@ def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
     monkeypatch.setattr(drawing, "save", keep)
     return figures
+
+
+@pytest.fixture
+def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Figures are made and not rendered, which takes longer than a small evaluation."""
+    from rl2meta import drawing
+
+    def touch(figure: Any, path: Path, software: str | None = None) -> Path:
+        path.touch()
+        return path
+
+    monkeypatch.setattr(drawing, "save", touch)
 
 
 class Corridor:

@@ -1,9 +1,7 @@
 """Families that are wrong, each in one way: what is said of them, and that no run is made of them."""
 
 import logging
-import os
 import re
-import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -11,6 +9,7 @@ from typing import Any
 
 import pytest
 import yaml
+from forked import COMMAND, Forked
 
 from rl2meta import cli
 from rl2meta.commands.check import run_checks
@@ -221,6 +220,7 @@ def test_good_families_are_well(run: Run) -> None:
         ("unfit", "learned_optimiser"),
         ("unfit", "maml_classification"),
         ("unfit", "pretrained_classification"),
+        ("unfit", "sequence_classification"),
         ("unfit", "reptile"),
         ("ok", "mlsh"),
     ]
@@ -277,23 +277,11 @@ def test_a_close_that_fails_in_the_workers_is_a_fault(
 @pytest.mark.parametrize("env", ["HangsInReset", "RaisesLate", "Outside"])
 def test_the_same_from_a_shell(tmp_path: Path, env: str) -> None:
     """Where this process's signals, streams and paths are not in play."""
-    said = subprocess.run(
-        [
-            sys.executable,
-            "-m",
-            "rl2meta",
-            "check",
-            "faulty_families:Lamps",
-            f"distribution.env={env}",
-            *QUICK,
-        ],
-        cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(FAULTY), "PYTHONDONTWRITEBYTECODE": "1"},
-        capture_output=True,
-        text=True,
-        timeout=100,
-    )
-    refused((said.returncode, said.stdout + said.stderr), {**EARLY, **TOLERABLE, **DEADLY}[env])
+    program = f"import sys; sys.path.insert(0, {str(FAULTY)!r}); sys.dont_write_bytecode = True\n{COMMAND}"
+    check = "check", "faulty_families:Lamps", f"distribution.env={env}", *QUICK
+    with Forked(program, *check, env={"PYTHONDONTWRITEBYTECODE": "1"}, folder=tmp_path) as process:
+        said = process.communicate()
+    refused((process.returncode, said), {**EARLY, **TOLERABLE, **DEADLY}[env])
 
 
 def test_a_built_in_family_is_checked_without_workers(run: Run) -> None:

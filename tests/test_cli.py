@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
+from forked import COMMAND, Forked
 
 import rl2meta
 from rl2meta import cli
@@ -127,6 +128,7 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert (folder / "regret.csv").read_text().startswith(head)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy: Path) -> None:
     brief = ("--tasks", 300, "--against", "greedy")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -146,6 +148,7 @@ def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy
     assert np.load(copy / "evaluation_2" / "arrays.npz")["rl2/regrets"].shape == (300, 8)
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tmp_path: Path) -> None:
     brief = ("--tasks", 20, "--against", "none")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -158,6 +161,7 @@ def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tm
     assert code == 2 and "expected a new folder" in err
 
 
+@pytest.mark.usefixtures("undrawn")
 def test_the_same_evaluation_twice_gives_the_same_numbers(run: Run, copy: Path) -> None:
     for _ in range(2):
         assert run("evaluate", copy, "--tasks", 50, "--against", "thompson")[0] == 0
@@ -179,9 +183,8 @@ def test_a_run_can_be_trained_again_from_its_own_config(run: Run, trained: Path,
 # Stop and go
 
 
-def start(folder: Path, *more: str) -> subprocess.Popen[str]:
-    command = [sys.executable, "-m", "rl2meta", "train", *more, "--run-dir", str(folder)]
-    return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+def start(folder: Path, *more: str) -> Forked:
+    return Forked(SLOWLY + COMMAND, "train", *more, "--run-dir", folder)
 
 
 def wait_for_update(folder: Path, update: int) -> None:
@@ -197,7 +200,17 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return by_library(tmp_path_factory.mktemp("undisturbed") / "run", LONGER)
 
 
-LONGER = (*SMALL, "training.updates=150")
+LONGER = (*SMALL, "training.updates=40")
+SLOWLY = """
+import time
+from rl2meta.experiments import trainings
+after = trainings._after_update
+def later(*given):
+    time.sleep(0.05)
+    return after(*given)
+trainings._after_update = later
+"""
+"""What gives a test the time to stop a training before it is over."""
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
@@ -206,10 +219,10 @@ def test_a_stopped_run_goes_on_with_the_bits_of_the_undisturbed(
 ) -> None:
     folder = tmp_path / "run"
     with start(folder, "smoke", *LONGER) as process:
-        wait_for_update(folder, 17)
+        wait_for_update(folder, 7)
         os.kill(process.pid, number)
-        said, code = process.communicate()[0], process.returncode
-    assert len(rows(folder)) < 150, "the run was over before the signal came"
+        said, code = process.communicate(), process.returncode
+    assert len(rows(folder)) < 40, "the run was over before the signal came"
     if number != signal.SIGKILL:
         assert code == 128 + number
         assert f"rl2meta train --resume --run-dir {folder}" in said
@@ -270,18 +283,16 @@ def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, r
         for _ in range(2):
             process.terminate()
             time.sleep(0.1)
-        said, code = process.communicate()[0], process.returncode
+        said, code = process.communicate(), process.returncode
     assert code == 128 + signal.SIGTERM and f"rl2meta train --resume --run-dir {folder}" in said
     assert "Traceback" not in said
 
 
 def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:
-    command = [sys.executable, "-m", "rl2meta", "evaluate", str(copy), "--tasks", "1000000"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as process:
-        assert process.stdout is not None
+    with Forked(COMMAND, "evaluate", copy, "--tasks", 1000000) as process:
         assert "evaluating rl2" in process.stdout.readline()
         process.terminate()
-        said = process.communicate()[0]
+        said = process.communicate()
     assert process.returncode == 128 + signal.SIGTERM and "interrupted by SIGTERM" in said
     assert not (copy / "evaluation").exists()
 
@@ -289,7 +300,6 @@ def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:
 def test_an_output_that_is_gone_does_not_stop_training(tmp_path: Path) -> None:
     folder = tmp_path / "run"
     with start(folder, "smoke", *SMALL) as process:
-        assert process.stdout is not None
         process.stdout.close()
         process.wait()
     assert len(rows(folder)) == 12

@@ -68,6 +68,7 @@ def test_what_is_written_out_reads_back_the_same() -> None:
             "",
             "agent: expected a section with a name, one of learned_optimiser, maml_classification, "
             "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, "
+            "sequence_classification, "
             "got {'learning_rate': 0.001}",
         ),
         ("seed: 1", "seed: 2020-99-99", "seed: expected a valid integer, got '2020-99-99'"),
@@ -124,7 +125,8 @@ def test_what_is_no_config(text: str, message: str) -> None:
         (
             "agent=rl2",
             "agent: expected a section with a name, one of learned_optimiser, maml_classification, "
-            "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, got 'rl2'",
+            "maml_regression, maml_trpo, mlsh, pretrained_classification, reptile, rl2, "
+            "sequence_classification, got 'rl2'",
         ),
     ],
 )

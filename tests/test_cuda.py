@@ -24,10 +24,12 @@ from rl2meta.cuda_graphs import GraphWorker
 from rl2meta.devices import set_precision
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.dependent_bandits import DependentBandits
+from rl2meta.envs.few_shot import FewShot
 from rl2meta.envs.mazes import DarkRooms, KeyToDoor
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.tabular import TabularMDPs
 from rl2meta.envs.two_step import TwoStep
+from rl2meta.experiments.components import make_learner, read_config
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker, Stage, Worker
 from rl2meta.speed.envs import env_suite
@@ -167,6 +169,29 @@ def test_maml_adapts_and_learns_as_on_the_cpu(kind: str) -> None:
         metrics[device] = learner.update(trials[device], 0.0, generator(0))
     torch.testing.assert_close(gradients["cuda"], gradients["cpu"], rtol=1e-6, atol=1e-9)
     assert metrics["cuda"] == pytest.approx(metrics["cpu"], rel=1e-3, abs=1e-6)
+
+
+@pytest.mark.parametrize("kind", ["maml", "reptile", "pretrained", "snail"])
+def test_few_shot_agents_act_and_learn_as_on_the_cpu(kind: str) -> None:
+    """Twice from the same trial: what is measured agrees, so the first update was the same, too."""
+    sizes = ["distribution.queries=2", "agent.filters=4"]
+    if kind == "reptile":
+        sizes = ["distribution.queries=2", "agent.objective.filters=4", "agent.minibatch=null"]
+        sizes.append("agent.training_steps=null")
+    config = read_config(f"{kind}_glyphs_5way_1shot", [*sizes, "training.episodes_per_trial=15"])
+    law = FewShot(queries=2)
+    learners = {device: make_learner(config, torch.device(device)) for device in ("cpu", "cuda")}
+    tasks = sample_tasks(law, 6, 0, "train")
+    trial = RolloutWorker(law, "cuda").run(learners["cuda"].agent, tasks, 15, 0)
+    there = RolloutWorker(law, "cpu").run(learners["cpu"].agent, tasks, 15, 0)
+    trials = {"cuda": trial, "cpu": Trial(tasks, tuple(_on_cpu(phase) for phase in trial.phases))}
+    pictures = [each.phases[2].inputs.observation for each in (trials["cpu"], there)]
+    torch.testing.assert_close(*pictures, rtol=1e-3, atol=1e-3)
+    alike = (trials["cpu"].phases[1].action == there.phases[1].action).float().mean()
+    assert alike > 0.9  # a tie may fall the other way
+    for _ in range(2):
+        told = {name: learner.update(trials[name], 0.0, generator(0)) for name, learner in learners.items()}
+        assert told["cuda"] == pytest.approx(told["cpu"], rel=1e-2, abs=1e-4)
 
 
 def _on_cpu(phase: Trajectory) -> Trajectory:

@@ -2,16 +2,19 @@
 
 import json
 import math
+import os
 import signal
-import subprocess
+import socket
 import sys
 import time
 from dataclasses import replace
+from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+from forked import COMMAND, Forked
 
 import rl2meta
 from rl2meta.commands.train import start_run
@@ -27,6 +30,7 @@ from rl2meta.levels import both_levels, difference, interval, merged, of_trials
 from rl2meta.reports import read_evaluation
 from rl2meta.statistics import mean_interval
 
+pytestmark = pytest.mark.usefixtures("undrawn")
 TINY = ["training.updates=6", "training.trials_per_update=16", "training.checkpoint_every=2", "threads=1"]
 
 
@@ -46,6 +50,21 @@ def group(tmp_path_factory: pytest.TempPathFactory) -> rl2meta.Group:
     return rl2meta.train("smoke", TINY, seeds=range(3), run_dir=path)
 
 
+@pytest.fixture
+def forked_jobs(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Jobs whose processes have imported everything; other tests start them as they are."""
+    program = "import sys; sys.argv.append(str(descriptor)); from rl2meta.experiments.job import main; main()"
+
+    def start() -> tuple[Forked, Connection]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            nowhere = Path(os.devnull)
+            process = Forked(program, files=(nowhere, nowhere), descriptor=theirs.fileno())
+        return process, Connection(ours.detach())
+
+    monkeypatch.setattr(jobs, "_start", start)
+
+
 def test_each_run_is_what_it_is_alone(group: rl2meta.Group, tmp_path: Path) -> None:
     assert group.path is not None and group.seeds == [0, 1, 2] and group.finished
     rl2meta.train("smoke", [*TINY, "seed=1"], run_dir=tmp_path / "alone")
@@ -54,6 +73,7 @@ def test_each_run_is_what_it_is_alone(group: rl2meta.Group, tmp_path: Path) -> N
     assert _weights(group.path / "seed1") != _weights(group.path / "seed2")
 
 
+@pytest.mark.usefixtures("forked_jobs")
 def test_jobs_change_no_bit(group: rl2meta.Group, tmp_path: Path) -> None:
     """Three runs in two processes, so each in two slices; one of them is there already."""
     begun = rl2meta.train("smoke", TINY, seeds=[2], run_dir=tmp_path / "wide")
@@ -75,14 +95,14 @@ def test_slices_give_all_jobs_equal_shares(jobs: int) -> None:
 
 def test_a_killed_group_ends_with_the_same_bits(group: rl2meta.Group, tmp_path: Path) -> None:
     """SIGKILL hits the command alone: its jobs notice, save and end, and the next command waits for them."""
-    command = ["-m", "rl2meta", "train", "smoke", *TINY, "--seeds", "0-2", "--jobs", "2"]
     path = tmp_path / "wide"
-    first = subprocess.Popen([sys.executable, *command, "--run-dir", path], stdout=subprocess.DEVNULL)
+    first = Forked(COMMAND, "train", "smoke", *TINY, "--seeds", "0-2", "--jobs", "2", "--run-dir", path)
     until = time.monotonic() + 60
     while not list(path.glob("seed*/metrics.jsonl")) and time.monotonic() < until:
         time.sleep(0.01)
-    first.send_signal(signal.SIGKILL)
+    first.kill()
     first.wait()
+    first.stdout.close()
     assert train_group("smoke", TINY, seeds=range(3), run_dir=path).finished
     assert group.path is not None
     assert all(_weights(place) == _weights(group.path / place.name) for place in members(path).values())
@@ -210,8 +230,7 @@ def test_a_group_from_elsewhere_imports_nothing(
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="signals")
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_a_signal_while_a_job_still_imports_is_no_fault_of_its_seed(number: int, tmp_path: Path) -> None:
+def test_a_signal_while_a_job_still_imports_is_no_fault_of_its_seed(tmp_path: Path) -> None:
     class Watch(_StopsAfterAnUpdate):
         def after_update(self, seed: int, row: Any) -> None:
             pass
@@ -220,7 +239,7 @@ def test_a_signal_while_a_job_still_imports_is_no_fault_of_its_seed(number: int,
 
     def start_and_signal() -> Any:
         process, connection = start()
-        process.send_signal(number)
+        process.send_signal(signal.SIGTERM)
         watch.stopping = True
         return process, connection
 
@@ -231,6 +250,7 @@ def test_a_signal_while_a_job_still_imports_is_no_fault_of_its_seed(number: int,
     assert train_group("smoke", TINY, seeds=[0, 1], run_dir=tmp_path / "wide").finished
 
 
+@pytest.mark.usefixtures("forked_jobs")
 @pytest.mark.parametrize("jobs", [1, 2])
 def test_a_seed_that_fails_is_told_and_the_others_are_kept(tmp_path: Path, jobs: int) -> None:
     (tmp_path / "wide").mkdir()

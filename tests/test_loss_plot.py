@@ -37,10 +37,17 @@ def test_curves_are_losses_over_adaptations(tmp_path: Path, drawn: Any) -> None:
     assert list(learned.get_xdata()) == list(range(10)) and axes.get_yscale() == "log"
     assert learned.get_ydata() == pytest.approx(2 * 0.5 ** np.arange(10), rel=1e-5)
     assert adam.get_ydata() == pytest.approx(2 * 0.8 ** np.arange(10), rel=1e-5)
-    assert [text.get_text() for text in axes.texts] == ["learned  0.004", "adam  0.268"]
+    assert [text.get_text() for text in axes.texts] == ["learned  0.00391", "adam  0.268"]
     heights = [text.get_position()[1] for text in axes.texts]  # labels stand at the ends of the curves
     assert heights[0] == pytest.approx(np.log(1.3) / np.log(1.3 * 1.3 * 2 / (2 * 0.5**9)), abs=0.01)
     assert "adaptations" in axes.get_xlabel() and axes.get_xlim() == (0, 9)
+
+
+def test_a_mean_that_diverges_leaves_the_axis_and_the_others_stay_legible(tmp_path: Path, drawn: Any) -> None:
+    plot_loss(written(tmp_path / "a", learned=result(0.5), sgd=result(3.0)))
+    (axes,) = drawn[0].axes
+    assert axes.get_ylim()[1] == pytest.approx(2 * 2 * 1.3)  # twice the first loss, and the margin
+    assert [text.get_text() for text in axes.texts] == ["learned  0.00391", "sgd  39366 ↑"]
 
 
 def test_agents_of_different_blocks_share_an_axis_of_episodes(tmp_path: Path, drawn: Any) -> None:

@@ -27,8 +27,24 @@ UPDATE = 1024 * 10  # environment steps in an update of the cells with n=10
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
     monkeypatch.setattr(contest, "TUNING_TASKS", 20)
+
+
+@pytest.fixture(scope="module")
+def filled(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A table with one cell, trained and judged once; not to be written to."""
+    folder = tmp_path_factory.mktemp("filled") / "table"
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(contest, "TUNING_TASKS", 20)
+        fill(folder, "n=10,k=5")
+    return folder
+
+
+@pytest.fixture
+def copy(filled: Path, tmp_path: Path) -> Path:
+    """A copy of this table, to be written to."""
+    return Path(shutil.copytree(filled, tmp_path / "table"))
 
 
 def fill(
@@ -94,27 +110,27 @@ def test_the_cells_of_learned_optimisers_have_their_agents_and_steps() -> None:
         assert phases == max(paper.blocks) + 1
 
 
-def test_a_cell_is_filled_with_published_ours_error_and_ceiling(tmp_path: Path) -> None:
-    table = fill(tmp_path, "n=10,k=5")
+def test_a_cell_is_filled_with_published_ours_error_and_ceiling(filled: Path) -> None:
+    table = json.loads((filled / "table.json").read_text())
     assert list(table["cells"]) == ["n=10,k=5"]
     cell = table["cells"]["n=10,k=5"]
     assert (cell["num_tasks"], cell["env_steps"]) == (30, UPDATE)
     assert cell["bayes_optimal_return"] == pytest.approx(6.660, abs=1e-3)
     assert list(cell["agents"]) == list(load_paper("duan2016-bandits").agents)
-    report = json.loads((tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json").read_text())
+    report = json.loads((filled / "n=10,k=5" / "evaluation" / "evaluation.json").read_text())
     gittins = cell["agents"]["gittins"]
     assert (gittins["column"], gittins["published"]) == ("Gittins", 6.6)
     assert gittins["mean_return"] == report["agents"]["gittins"]["mean_return"]
     assert gittins["standard_error"] == report["agents"]["gittins"]["return_standard_error"]
-    text = (tmp_path / "table.md").read_text()
+    text = (filled / "table.md").read_text()
     mean, error = gittins["mean_return"], gittins["standard_error"]
     share = mean / cell["bayes_optimal_return"]
     assert f"| gittins (Gittins) | 6.6 | {mean:.2f} | {error:.2f} | 6.66 | {share:.1%} |  |" in text
 
 
-def fill_few_shot(out: Path, *cells: str) -> dict[str, Any]:
+def fill_few_shot(out: Path, *cells: str, budget: float = 240.0) -> dict[str, Any]:
     """One update of 16 tasks with 15 examples each, and then three tasks."""
-    usual = {"core": None, "budget": 240.0, "tasks": 3, "device": "cpu", "threads": 1}
+    usual = {"core": None, "budget": budget, "tasks": 3, "device": "cpu", "threads": 1}
     assert reproduce("few-shot-glyphs", cells=cells, out=out, **usual) == 0  # type: ignore[arg-type]
     table: dict[str, Any] = json.loads((out / "table.json").read_text())
     return table["cells"]
@@ -144,29 +160,46 @@ def test_a_table_of_blocks_has_one_row_for_each_agent_and_no_reference_twice(
         with_core(load_paper("few-shot-glyphs"), "lstm")
 
 
-def test_every_cell_of_the_table_of_blocks_has_the_same_law() -> None:
+def test_cells_with_other_tasks_have_a_table_of_their_own(tmp_path: Path) -> None:
+    fill_few_shot(tmp_path, "scratch", "maml_20way_1shot", budget=640.0)
+    text = (tmp_path / "table.md").read_text()
+    one, other = text.split("\n## 5-way 1-shot\n")[1].split("\n## 20-way 1-shot\n")
+    rows = [re.findall(r"^\| (\w+) \| [\d,]+ \|", part, re.MULTILINE) for part in (one, other)]
+    assert rows == [["scratch", "nearest_neighbour"], ["maml_20way_1shot", "nearest_neighbour"]]
+
+
+def test_cells_of_one_table_of_blocks_have_the_same_law_and_whole_phases() -> None:
     paper = load_paper("few-shot-glyphs")
-    configs = [read_config(cell.config, cell.overrides) for cell in paper.cells.values()]
-    assert len({str(config.distribution) for config in configs}) == 1
-    assert {config.agent_name for config in configs} == {
-        *("maml_classification", "pretrained_classification", "reptile")
-    }
+    laws: dict[str, set[tuple[int, int]]] = {}
+    for label, cell in paper.cells.items():
+        config = read_config(cell.config, cell.overrides)
+        law, settings = config.distribution, config.settings
+        laws.setdefault(cell.heading, set()).add((law.ways, law.shots))
+        lanes = config.agent.episodes_per_phase
+        assert lanes == law.ways * law.shots, label
+        assert settings.training.episodes_per_trial % lanes == 0, label
+        assert settings.evaluation.episodes_per_trial // lanes > 10, label  # the table shows ten steps
+        if config.agent_name == "sequence_classification":
+            assert config.agent.core.span == lanes + 1, label
+    assert laws == {"5-way 1-shot": {(5, 1)}, "5-way 5-shot": {(5, 5)}, "20-way 1-shot": {(20, 1)}}
+    names = {read_config(cell.config, []).agent_name for cell in paper.cells.values()}
+    assert names == {"maml_classification", "pretrained_classification", "reptile", "sequence_classification"}
 
 
-def test_what_is_there_is_used_and_the_rest_added(tmp_path: Path) -> None:
-    first = fill(tmp_path, "n=10,k=5")
-    files = {path: path.stat().st_mtime_ns for path in (tmp_path / "n=10,k=5").rglob("*.*")}
-    both = fill(tmp_path, "n=10, k=10")
+def test_what_is_there_is_used_and_the_rest_added(copy: Path) -> None:
+    first = json.loads((copy / "table.json").read_text())
+    files = {path: path.stat().st_mtime_ns for path in (copy / "n=10,k=5").rglob("*.*")}
+    both = fill(copy, "n=10, k=10", tasks=40)  # a cell of another call stays in the table
+    assert both["cells"]["n=10,k=10"]["num_tasks"] == 40
     assert list(both["cells"]) == ["n=10,k=5", "n=10,k=10"]
     assert both["cells"]["n=10,k=5"] == first["cells"]["n=10,k=5"]
-    fill(tmp_path, "n=10,k=5")
+    fill(copy, "n=10,k=5")
     assert {path: path.stat().st_mtime_ns for path in files} == files
-    assert not (tmp_path / "n=10,k=5" / "evaluation_2").exists()
+    assert not (copy / "n=10,k=5" / "evaluation_2").exists()
 
 
 def test_a_run_that_was_cut_short_goes_on_and_is_judged_anew(tmp_path: Path) -> None:
-    whole = fill(tmp_path / "whole", "n=10,k=5", updates=2)
-    fill(tmp_path / "cut", "n=10,k=5", updates=2)
+    whole = fill(tmp_path / "cut", "n=10,k=5", updates=2)
     run = tmp_path / "cut" / "n=10,k=5"
     newest = max((run / "checkpoints").iterdir())
     shutil.rmtree(newest)  # as if it had stopped before the last update was saved
@@ -178,14 +211,13 @@ def test_a_run_that_was_cut_short_goes_on_and_is_judged_anew(tmp_path: Path) -> 
     assert (run / "evaluation_2").exists()
 
 
-def test_other_numbers_of_tasks_are_evaluated_anew(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    fill(tmp_path, "n=10,k=5")
-    assert fill(tmp_path, "n=10,k=5", tasks=40)["cells"]["n=10,k=5"]["num_tasks"] == 40
+def test_other_numbers_of_tasks_are_evaluated_anew(copy: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert fill(copy, "n=10,k=5", tasks=40)["cells"]["n=10,k=5"]["num_tasks"] == 40
     monkeypatch.setattr(module, "evaluate_run", no_evaluation)
-    both = fill(tmp_path, "n=10,k=5", tasks=30)  # that is still there
+    both = fill(copy, "n=10,k=5", tasks=30)  # that is still there
     assert both["cells"]["n=10,k=5"]["num_tasks"] == 30
     with pytest.raises(Evaluated, match="10000 tasks"):  # the config's number, not whatever is there
-        fill(tmp_path, "n=10,k=5", tasks=None)
+        fill(copy, "n=10,k=5", tasks=None)
 
 
 class Evaluated(Exception):
@@ -198,14 +230,13 @@ def no_evaluation(run_dir: Path, overrides: Any, *, tasks: int, **_: Any) -> Non
 
 @pytest.mark.parametrize("change", [{"seed": 7}, {"update": 0}, {"trained_with": {"distribution.low": 0.0}}])
 def test_what_was_evaluated_otherwise_fills_no_cell(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
+    copy: Path, monkeypatch: pytest.MonkeyPatch, change: dict[str, Any]
 ) -> None:
-    fill(tmp_path, "n=10,k=5")
-    report = tmp_path / "n=10,k=5" / "evaluation" / "evaluation.json"
+    report = copy / "n=10,k=5" / "evaluation" / "evaluation.json"
     report.write_text(json.dumps(json.loads(report.read_text()) | change))
     monkeypatch.setattr(module, "evaluate_run", no_evaluation)
     with pytest.raises(Evaluated, match="30 tasks"):
-        fill(tmp_path, "n=10,k=5")
+        fill(copy, "n=10,k=5")
 
 
 ODD: dict[str, Any] = {
@@ -258,10 +289,10 @@ def put_in_place_of_files(folder: Path) -> None:
 
 @pytest.mark.skipif(sys.platform == "win32", reason="no FIFOs")
 def test_odd_evaluations_are_passed_over_and_one_is_made_anew(
-    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    copy: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    whole = fill(tmp_path, "n=10,k=5")
-    run = tmp_path / "n=10,k=5"
+    whole = json.loads((copy / "table.json").read_text())
+    run = copy / "n=10,k=5"
     text = (run / "evaluation" / "evaluation.json").read_text()
     (run / "evaluation").rename(run / "judged")
     odd = [each for each in odd_texts(text) if '"agents": {}' not in str(each)]  # no agents: of another table
@@ -270,14 +301,14 @@ def test_odd_evaluations_are_passed_over_and_one_is_made_anew(
         path.parent.mkdir()
         path.write_bytes(each if isinstance(each, bytes) else each.encode())
     put_in_place_of_files(run)
-    assert fill(tmp_path, "n=10,k=5") == whole
+    assert fill(copy, "n=10,k=5") == whole
     said = capsys.readouterr().out
     for name in [*(f"odd_{number}" for number in range(len(odd))), "fifo", "folder"]:
         assert f"{name}/evaluation.json: expected an evaluation, got something else (" in said, name
     path = run / "evaluation" / "evaluation.json"
     path.write_text(json.dumps({**json.loads(path.read_text()), "bayes_optimal_return": 0}))
-    assert fill(tmp_path, "n=10,k=5")["cells"]["n=10,k=5"]["bayes_optimal_return"] == 0
-    assert "| 0.00 |  |" in (tmp_path / "table.md").read_text()  # no share of nothing
+    assert fill(copy, "n=10,k=5")["cells"]["n=10,k=5"]["bayes_optimal_return"] == 0
+    assert "| 0.00 |  |" in (copy / "table.md").read_text()  # no share of nothing
 
 
 # Another core, and cells that begin with the weights of others
@@ -416,20 +447,10 @@ def test_all_origins_of_a_cell_are_needed_and_stand_before_it() -> None:
         small_paper(cores=backwards)
 
 
-def test_a_cell_of_another_call_stays_in_the_table(tmp_path: Path) -> None:
-    fill(tmp_path, "n=10,k=5", tasks=30)
-    table = fill(tmp_path, "n=10,k=10", tasks=40)
-    assert {name: cell["num_tasks"] for name, cell in table["cells"].items()} == {
-        "n=10,k=5": 30,
-        "n=10,k=10": 40,
-    }
-
-
-def test_another_budget_in_a_later_cell_is_told_before_the_first_is_trained(tmp_path: Path) -> None:
-    fill(tmp_path, "n=10,k=10")
+def test_another_budget_in_a_later_cell_is_told_before_the_first_is_trained(copy: Path) -> None:
     with pytest.raises(UserError, match="expected the run of this cell"):
-        fill(tmp_path, "n=10,k=5", "n=10,k=10", updates=2)
-    assert not (tmp_path / "n=10,k=5").exists()
+        fill(copy, "n=10,k=10", "n=10,k=5", updates=2)
+    assert not (copy / "n=10,k=10").exists()
 
 
 @pytest.mark.parametrize(
@@ -465,7 +486,6 @@ def test_a_file_is_no_folder_for_tables(tmp_path: Path) -> None:
         fill(tmp_path / "file", "n=10,k=5")
 
 
-def test_another_budget_does_not_mix_with_what_is_there(tmp_path: Path) -> None:
-    fill(tmp_path, "n=10,k=5")
+def test_another_budget_does_not_mix_with_what_is_there(copy: Path) -> None:
     with pytest.raises(UserError, match=r"training.updates is 1, not 2\. Give the --budget"):
-        fill(tmp_path, "n=10,k=5", updates=2)
+        fill(copy, "n=10,k=5", updates=2)

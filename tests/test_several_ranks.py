@@ -1,19 +1,17 @@
 """Several processes train and judge together: the bits of one process, and no rank that waits for ever.
 
-The ranks are real processes with real sockets, forked from one that has imported torch (``rank_server.py``).
+The ranks are real processes with real sockets, forked from one that has imported torch.
 """
 
 import json
-import os
 import signal
 import socket
-import subprocess
-import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import pytest
+from forked import COMMAND, Forked
 
 import rl2meta.evaluation
 import rl2meta.experiments.contest
@@ -72,9 +70,9 @@ class Ended(NamedTuple):
 
 
 class Started(NamedTuple):
-    """Ranks at work: their process ids, and the files of what they say, without endings."""
+    """Ranks at work, and the files of what they say, without endings."""
 
-    pids: list[int]
+    ranks: list[Forked]
     said: list[Path]
 
 
@@ -83,13 +81,6 @@ class Server:
 
     def __init__(self, folder: Path) -> None:
         self._folder, self._count = folder, 0
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "tests.rank_server"],
-            cwd=Path(__file__).parents[1],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
 
     def start(
         self,
@@ -115,23 +106,20 @@ class Server:
         group |= {TIMEOUT: str(seconds), **(env or {})}
         said = [self._folder / f"{self._count}-{rank}" for rank in range(size)]
         ranks = [
-            {
-                "argv": [*map(str, argv), *(more or {}).get(rank, [])],
-                "env": group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
-                "first": (first or {}).get(rank, ""),
-                "out": f"{path}.out",
-                "err": f"{path}.err",
-            }
+            Forked(
+                f"{(first or {}).get(rank, '')}\n{COMMAND}",
+                *argv,
+                *(more or {}).get(rank, []),
+                env=group | {"RANK": str(rank), "LOCAL_RANK": str(rank)},
+                files=(Path(f"{path}.out"), Path(f"{path}.err")),
+            )
             for rank, path in enumerate(said)
         ]
-        for path in said:  # a rank may be killed before it opens them
-            for end in ("out", "err"):
-                Path(f"{path}.{end}").touch()
-        return Started(self._answer({"ranks": ranks}), said)
+        return Started(ranks, said)
 
     def wait(self, started: Started) -> list[Ended]:
         """Return how ranks ended."""
-        codes = self._answer({"wait": started.pids})
+        codes = [rank.wait() or 0 for rank in started.ranks]
         texts = [[Path(f"{path}.{end}").read_text() for end in ("out", "err")] for path in started.said]
         return [Ended(code, *text) for code, text in zip(codes, texts, strict=True)]
 
@@ -139,25 +127,10 @@ class Server:
         """Start ranks and return how they ended."""
         return self.wait(self.start(size, *argv, **options))
 
-    def close(self) -> None:
-        """End the server."""
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.close()
-        self._process.wait()
-        self._process.stdout.close()
-
-    def _answer(self, request: Any) -> Any:
-        assert self._process.stdin is not None and self._process.stdout is not None
-        self._process.stdin.write(json.dumps(request) + "\n")
-        self._process.stdin.flush()
-        return json.loads(self._process.stdout.readline())
-
 
 @pytest.fixture(scope="module")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    made = Server(tmp_path_factory.mktemp("said"))
-    yield made
-    made.close()
+def server(tmp_path_factory: pytest.TempPathFactory) -> Server:
+    return Server(tmp_path_factory.mktemp("said"))
 
 
 @pytest.fixture(scope="module")
@@ -221,9 +194,9 @@ def test_a_rank_that_hangs_is_named(server: Server, tmp_path: Path) -> None:
     hang = "import time, rl2meta.training as t; t._learnt = lambda *given: time.sleep(30)"
     train = ["train", *CASES["rl2"], *BATCH, "--run-dir", tmp_path / "run"]
     started = server.start(2, *train, first={1: hang}, seconds=3)
-    ended = server.wait(Started(started.pids[:1], started.said[:1]))
-    os.kill(started.pids[1], signal.SIGKILL)
-    server.wait(Started(started.pids[1:], started.said[1:]))
+    ended = server.wait(Started(started.ranks[:1], started.said[:1]))
+    started.ranks[1].kill()
+    started.ranks[1].wait()
     assert ended[0].code == 2 and "got none of rank 1: it hangs, after 3 s" in ended[0].err
 
 

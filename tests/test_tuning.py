@@ -16,6 +16,7 @@ from typing import Any
 import pytest
 import torch
 import yaml
+from forked import COMMAND, Forked
 from typer.testing import CliRunner
 
 from rl2meta import UserError, sample_tasks
@@ -350,16 +351,13 @@ def test_the_results_of_another_study_are_kept(tmp_path: Path) -> None:
 
 def test_a_killed_study_goes_on_as_if_it_had_not_been(tmp_path: Path) -> None:
     longer = ["training.updates=12", "--n-trials", "3", "--n-evaluations", "2", "--pruner", "none"]
-    command = [sys.executable, "-m", "rl2meta", *tuned(tmp_path / "killed", *longer)]
-    process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env={**os.environ})
-    assert process.stdout is not None
+    process = Forked(COMMAND, *tuned(tmp_path / "killed", *longer))
     while "trial 0 " not in process.stdout.readline():
         assert process.poll() is None
     while len(trials := journal(tmp_path / "killed" / "study.log")) < 2 or not trials[1]["params"]:
         time.sleep(0.001)  # until it is in the midst of the next one
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
-    process.stdout.close()
+    process.kill()
+    process.communicate()
     before = journal(tmp_path / "killed" / "study.log")
     assert [trial["state"] for trial in before] == [1, 0]  # the last one was cut short
     for folder in ("killed", "undisturbed"):

@@ -40,8 +40,13 @@ def with_room(cache: Cache, steps: int) -> Cache:
     room = min((kept.shape[-2] for kept in cache.layers), default=steps + 1)
     if steps == cache.steps and steps < room:
         return cache
-    wanted = 2 * room if steps == room else room
+    wanted = max(1, 2 * room) if steps == room else room
     return Cache([_copied(kept, steps, wanted) for kept in cache.layers], steps)
+
+
+def repeated(cache: Cache, steps: int, times: int, axis: int) -> Cache:
+    """Return the first ``steps`` steps, each trial of ``axis`` so many times side by side."""
+    return Cache([kept[..., :steps, :].repeat_interleave(times, dim=axis) for kept in cache.layers], steps)
 
 
 def written(kept: Tensor, new: Tensor, steps: int) -> Tensor:

@@ -122,6 +122,10 @@ class Core(Protocol):
         """Read one step of every trial, [B, ...]; return the output and the next state."""
         ...
 
+    def repeated(self, state: Any, times: int) -> Any:
+        """Return a state of rows × ``times`` trials: each of ``state``, so many times side by side."""
+        ...
+
     def __call__(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""
         ...

@@ -1,6 +1,7 @@
 """Recurrent cores: an LSTM and a GRU.
 
-With the same weights, a single step calls a cell, and a whole trial takes one fused call.
+With the same weights, a single step calls a cell, and a whole trial takes one fused call. On a CPU a step of
+many trials takes the fused layer too, or ``lstm_cell`` if it needs no gradients.
 
 Sources: the GRU is that of Duan et al. 2016 (arXiv 1611.02779), section 2.2. The LSTM has a forget bias of 1
 (Jozefowicz et al. 2015), so by default it keeps what it learns early in a trial.
@@ -21,7 +22,7 @@ from rl2meta.networks import LOOKED_UP, Lookup, mlp
 from rl2meta.spaces import encoding, num_looked_up
 
 LSTMState = tuple[Tensor, Tensor]  # (h, c), each [layers, B, hidden_size]
-_FUSED_ROWS = 64  # on a CPU, with fewer rows the fused layer takes longer than separate cells
+_FUSED_ROWS = 64  # on a CPU, with fewer rows torch's own cells take less time
 
 
 class InputConfig(BaseModel):
@@ -130,16 +131,23 @@ class LSTMCore(nn.Module):
     def step(self, seen: Seen, state: LSTMState) -> tuple[Output, LSTMState]:
         """Read one step of every trial."""
         x = self.input(seen)  # [B, in_features]
-        if _is_fused(x):
+        many, learns = _is_fused(x), torch.is_grad_enabled()
+        if many and learns:
             features, state = self.lstm(x.unsqueeze(0), state)
             return Output(features.squeeze(0)), state
+        read = lstm_cell if many else torch.lstm_cell
         hidden, cells = [], []
         for layer in range(self.lstm.num_layers):
-            h, c = torch.lstm_cell(x, (state[0][layer], state[1][layer]), *_weights(self.lstm, layer))
+            h, c = read(x, (state[0][layer], state[1][layer]), *_weights(self.lstm, layer))
             hidden.append(h)
             cells.append(c)
             x = h
-        return Output(x), (torch.stack(hidden), torch.stack(cells))
+        return Output(x), (_stacked(hidden), _stacked(cells))
+
+    def repeated(self, state: LSTMState, times: int) -> LSTMState:
+        """Return the state of every trial ``times`` times, side by side."""
+        hidden, cells = state
+        return hidden.repeat_interleave(times, dim=1), cells.repeat_interleave(times, dim=1)
 
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""
@@ -181,9 +189,39 @@ class GRUCore(nn.Module):
             hidden.append(x)
         return Output(x), torch.stack(hidden)
 
+    def repeated(self, state: Tensor, times: int) -> Tensor:
+        """Return the state of every trial ``times`` times, side by side."""
+        return state.repeat_interleave(times, dim=1)
+
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""
         return Output(self.gru(self.input(seen))[0])
+
+
+def lstm_cell(
+    x: Tensor, state: LSTMState, w: Tensor, u: Tensor, input_bias: Tensor, hidden_bias: Tensor
+) -> LSTMState:
+    """Return what ``torch.lstm_cell`` returns, in less time for many rows on a CPU; without gradients.
+
+        i, f, g, o = [U, W, b] [h, x, 1],   c ← σ(f) c + σ(i) tanh g,   h ← σ(o) tanh c
+
+    In memory units stand before rows, so each gate is a solid block. tanh g is 2 σ(2g) − 1, because torch's σ
+    takes a third of the time of its tanh.
+    """
+    h, c = state
+    hidden = h.shape[-1]
+    joint = torch.cat([u, w, (input_bias + hidden_bias).unsqueeze(1)], dim=1)  # [4H, H + in_features + 1]
+    joint[2 * hidden : 3 * hidden] *= 2
+    ones = x.new_ones(1, len(x))
+    gates = torch.mm(joint, torch.cat([h.t(), x.t(), ones])).sigmoid_()  # [4H, B]
+    i, f, g, o = gates.chunk(4)
+    cell = torch.mul(f, c.t()).addcmul_(i, g.mul_(2).sub_(1))
+    return (cell + cell).sigmoid_().mul_(2).sub_(1).mul_(o).t(), cell.t()
+
+
+def _stacked(layers: list[Tensor]) -> Tensor:
+    """Return the states of all layers, [layers, B, H]; those of one layer without a copy."""
+    return layers[0].unsqueeze(0) if len(layers) == 1 else torch.stack(layers)
 
 
 def _is_fused(x: Tensor) -> bool:

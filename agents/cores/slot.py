@@ -107,6 +107,12 @@ class SlotCore(nn.Module):
         following = state if seen.position.trial_step == 0 else self._written(seen, state, places)
         return self._output(seen, self._row(following.table, places), following.mean), following
 
+    def repeated(self, state: SlotState, times: int) -> SlotState:
+        """Return the memory of every trial ``times`` times, side by side."""
+        table = state.table.view(len(state.mean), -1, len(self.start))  # [B, S × A, d]
+        repeated = table.repeat_interleave(times, dim=0).flatten(0, 1)
+        return SlotState(repeated, state.mean.repeat_interleave(times, dim=0), state.spent)
+
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""
         gru = self.write

@@ -12,10 +12,10 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rl2meta.agents.cores.cache import Cache, first_room, with_room, written
+from rl2meta.agents.cores.cache import Cache, first_room, repeated, with_room, written
 from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.cores.recurrent import InputConfig, InputLayer
-from rl2meta.agents.cores.temporal import Past, TemporalConvolutions
+from rl2meta.agents.cores.temporal import Past, TemporalConvolutions, repeated_past
 from rl2meta.agents.numbers import Count
 
 Kind = Literal["convolutions", "attention"]
@@ -149,6 +149,11 @@ class SNAILCore(nn.Module):
                 following.append(after)
         cache.steps = steps + 1
         return Output(x), SNAILState(cache, tuple(following), steps + 1)
+
+    def repeated(self, state: SNAILState, times: int) -> SNAILState:
+        """Return the state of every trial ``times`` times, side by side."""
+        past = tuple(repeated_past(block, times) for block in state.past)
+        return SNAILState(repeated(state.cache, state.steps, times, axis=0), past, state.steps)
 
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""

@@ -62,6 +62,11 @@ class TemporalConvolutions(nn.Module):
         return y
 
 
+def repeated_past(past: Past, times: int) -> Past:
+    """Return the past of every trial ``times`` times, side by side."""
+    return tuple(tuple(kept.repeat_interleave(times, dim=0) for kept in layer) for layer in past)
+
+
 def _weight(rows: int, columns: int) -> nn.Parameter:
     """Return W and V, whose products with inputs of variance 1 add up to a variance of 1."""
     return nn.Parameter(torch.randn(rows, columns) / math.sqrt(2 * columns))

@@ -14,7 +14,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from torch.nn import functional
 
-from rl2meta.agents.cores.cache import Cache, first_room, with_room, written
+from rl2meta.agents.cores.cache import Cache, first_room, repeated, with_room, written
 from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.cores.recurrent import InputConfig, InputLayer
 from rl2meta.agents.numbers import Count
@@ -145,6 +145,10 @@ class TransformerCore(nn.Module):
             x, cache.layers[i] = block.step(x, cache.layers[i], steps)  # type: ignore[operator]
         cache.steps = steps + 1
         return Output(self.norm(x.squeeze(1))), TransformerState(cache, steps + 1)
+
+    def repeated(self, state: TransformerState, times: int) -> TransformerState:
+        """Return the state of every trial ``times`` times, side by side."""
+        return TransformerState(repeated(state.cache, state.steps, times, axis=1), state.steps)
 
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""

@@ -185,7 +185,10 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
     yield f"# {paper.source}\n"
     yield from (f"- {note}" for note in paper.notes)
     if paper.blocks:
-        yield from _by_block(paper, cells)
+        for heading in dict.fromkeys(paper.cells[cell].heading for cell in cells):
+            same = {cell: each for cell, each in cells.items() if paper.cells[cell].heading == heading}
+            yield from [f"\n## {heading}"] if heading else []
+            yield from _by_block(paper, same)
         return
     for cell, filled in cells.items():
         begun = "" if filled["from"] is None else f", and began with the trained weights of {filled['from']}"
@@ -199,7 +202,7 @@ def _markdown(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
 
 
 def _by_block(paper: Paper, cells: dict[str, dict[str, Any]]) -> Iterator[str]:
-    """Yield one table of all cells; a reference with the same figures in several cells has one row."""
+    """Yield one table of cells; a reference with the same figures in several of them has one row."""
     tasks = sorted({f"{filled['num_tasks']:,}" for filled in cells.values()})
     over = f"{' or '.join(tasks)} held-out tasks"
     yield f"\nMean reward of an episode ± 95 % over {over}, after so many blocks of episodes.\n"

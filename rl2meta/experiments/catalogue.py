@@ -48,6 +48,10 @@ AGENTS: Mapping[str, Entry] = {
         "rl2meta.agents.pretrained_classification:PRETRAINED_CLASSIFICATION",
         "one network for all training classes at once, fine-tuned on a task or asked for nearest features",
     ),
+    "sequence_classification": Entry(
+        "rl2meta.agents.sequence_classification:SEQUENCE_CLASSIFICATION",
+        "a core that reads images with their classes, and then tells the class of an image; supervised",
+    ),
     "reptile": Entry(
         "rl2meta.agents.reptile:REPTILE",
         "initial weights near those that a few gradient steps lead to, for any loss; learnt by first order",

@@ -34,9 +34,11 @@ class Cell(Training):
 
     Attributes:
         published: the paper's name of a column -> its mean return.
+        heading: cells with the same tasks have the same; of tables with ``blocks``.
     """
 
     published: dict[str, float] = {}
+    heading: str = ""
 
 
 class Paper(BaseModel):
@@ -49,8 +51,8 @@ class Paper(BaseModel):
         core: the core of the agent in the configs of ``cells``; "" for agents without one.
         cells: by name.
         cores: another core -> how the cells are trained with it, by name.
-        blocks: the table has one row for each agent of each cell, with the mean reward of an episode after so
-            many blocks of episodes; empty for a table of returns for each cell.
+        blocks: a table for each ``heading`` has one row for each agent of each cell, with the mean reward of
+            an episode after so many blocks of episodes; empty for a table of returns for each cell.
     """
 
     model_config = ConfigDict(frozen=True, extra="forbid")

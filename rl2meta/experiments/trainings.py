@@ -85,7 +85,9 @@ def train(
     def begin() -> RunFolder | None:
         said = ""
         if start_from is not None:
-            run.origin = begin_with(run, _loaded(start_from, {*trust, *modules_in(experiment.flat())}))
+            known = {*trust, *modules_in(experiment.flat())}
+            other = start_from if isinstance(start_from, Run) else load_run(start_from, trust=known)
+            run.origin = begin_with(run, other)
             said = text_of({"started_from": run.origin._asdict()})
         if run_dir is None:
             return None
@@ -183,10 +185,6 @@ def _continued(run_dir: Path, stack: ExitStack, experiment: RunConfig, device: t
     if not run.finished and folder.truncate_metrics(run.update) < run.update:
         _log.warning("%s lacks rows of updates before %d", folder.metrics_path, run.update)
     return run
-
-
-def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
-    return run if isinstance(run, Run) else load_run(run, trust=trust)
 
 
 def settled(config: RunConfig, ranks: Ranks = ONE) -> tuple[RunConfig, str, torch.device]:

@@ -9,6 +9,7 @@ import json
 import math
 import re
 from collections.abc import Hashable, Iterable, Mapping, Sequence
+from functools import lru_cache
 from typing import Any, NamedTuple
 
 import yaml
@@ -180,7 +181,13 @@ def read(text: str, source: str) -> Any:
 def _read(text: str) -> Any:
     if len(text) > MOST_CHARACTERS:
         raise ValueError(f"{len(text):,} characters; the most are {MOST_CHARACTERS:,}")
-    return _written_out(yaml.load(text, _Loader))  # a SafeLoader
+    return _written_out(_loaded(text))
+
+
+@lru_cache(maxsize=64)
+def _loaded(text: str) -> Any:
+    """Return what a text says, not to be changed in place; the same text is read several times."""
+    return yaml.load(text, _Loader)  # a SafeLoader
 
 
 def _written_out(value: Any) -> Any:

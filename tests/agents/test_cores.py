@@ -166,6 +166,33 @@ def test_a_trial_is_read_for_itself(config: Any) -> None:
         assert_same(core(Seen(*alone, 6)), Output(*(_row(part, row) for part in whole)))
 
 
+@EVERY_CORE
+@pytest.mark.parametrize("learning", [False, True])
+@pytest.mark.parametrize("before", [0, 5])
+def test_a_repeated_state_goes_on_as_trials_with_the_same_past(
+    config: Any, learning: bool, before: int
+) -> None:
+    core = build(config, previous_observation=True, num_layers=2, span=4)
+    trials = random_trials(observed_by(config), "discrete", before + 2, 6, generator(6, "trials"), length=9)
+    for name in FIELDS:  # rows 0 to 2 share their past, and so do rows 3 to 5
+        field = getattr(trials, name)
+        field[:before] = field[:before, [0, 0, 0, 3, 3, 3]]
+    with torch.set_grad_enabled(learning):
+        state = core.begin(2, 9)
+        for seen in single_steps(_rows(trials, [0, 3]))[:before]:
+            _, state = core.step(seen, state)
+        state, outputs = core.repeated(state, 3), []
+        for seen in single_steps(trials)[before:]:
+            output, state = core.step(seen, state)
+            outputs.append(output.features)
+        whole = core(trials).features
+    torch.testing.assert_close(torch.stack(outputs), whole[before:], atol=1e-10, rtol=0)
+
+
+def _rows(trials: Seen, rows: list[int]) -> Seen:
+    return Seen(*(getattr(trials, name)[:, rows] for name in FIELDS), trials.trial_length)
+
+
 FIELDS = ("observation", "action", "reward", "first")
 
 

@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.learned_optimiser import (
-    CrossEntropy,
     LearnedOptimiserConfig,
     LearnedOptimiserLearner,
+    ScoreCrossEntropy,
     hand_made_rules,
 )
 from rl2meta.agents.rows import Rows
@@ -150,7 +150,7 @@ def test_cross_entropy_is_that_of_torch() -> None:
     scores, labels = torch.randn(5, 3, generator=source), torch.tensor([0, 2, 1, 1, 0])
     sure = 100 * torch.nn.functional.one_hot(labels, 3).float()
     rows = Rows(Tensor(), sure, Tensor(), torch.full((5,), 0.2), Tensor())
-    loss = CrossEntropy(BOWLS.observation_space).loss(scores, rows)
+    loss = ScoreCrossEntropy(BOWLS.observation_space).loss(scores, rows)
     torch.testing.assert_close(loss, torch.nn.functional.cross_entropy(scores, labels))
 
 

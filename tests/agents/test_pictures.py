@@ -181,7 +181,7 @@ def test_learns_what_a_picture_means() -> None:
     """
     learner = _image_learner(hidden_size=32, learning_rate=5e-3, discount=0.0, minibatches=4)
     worker = RolloutWorker(PICTURES)
-    meta_train(learner, PICTURES, worker, Budget(80, 64, 6), 0, lambda row: False)
+    meta_train(learner, PICTURES, worker, Budget(45, 64, 6), 0, lambda row: False)
     tasks = sample_tasks(PICTURES, 300, 0, "test")
     rewards = worker.run(learner.agent, tasks, 6, 5).per_task("expected_reward")
     assert rewards is not None and rewards.sum(dim=1).mean() > 5.0

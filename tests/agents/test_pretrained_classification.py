@@ -13,6 +13,7 @@ from rl2meta.agents.pretrained_classification import PretrainedConfig, Pretraini
 from rl2meta.agents.references.catalogue import references_on
 from rl2meta.envs.few_shot import FewShot
 from rl2meta.errors import UserError
+from rl2meta.experiments.components import make_learner, read_config
 from rl2meta.models import LabelledExamples
 from rl2meta.randomness import generator
 from rl2meta.rollout import RolloutWorker
@@ -113,3 +114,27 @@ def test_what_it_cannot_learn_from_is_explained(law: FewShot) -> None:
         learner.update(lived(law, learner.agent), 0.0, generator(0))
     with pytest.raises(UserError, match="expected classes, a Discrete action space"):
         PretrainingLearner(law.observation_space, gym.spaces.Box(-1, 1, (2,)), PretrainedConfig())
+
+
+@pytest.mark.parametrize("kind", ["maml", "reptile", "pretrained", "snail"])
+@pytest.mark.parametrize("sizes", [["batch_norm=false"], ["filters=64"]], ids=str)
+def test_other_networks_and_images_work_by_override(kind: str, sizes: list[str]) -> None:
+    """Without batch norm; and the papers' form, 28 × 28 pixels and four convolutions of 64 filters."""
+    where = "agent.objective." if kind == "reptile" else "agent."
+    changes = [f"{where}{size}" for size in sizes]
+    if sizes == ["filters=64"]:
+        changes.append("distribution.size=28")
+    config = read_config(f"{kind}_glyphs_5way_1shot", changes)
+    learner, law = make_learner(config, torch.device("cpu")), config.distribution
+    tasks, episodes = sample_tasks(law, 2, 0, "train"), config.settings.training.episodes_per_trial
+    trial = RolloutWorker(law).run(learner.agent, tasks, episodes, 0)
+    before = {name: value.clone() for name, value in learner.state_dict().items()}
+    told = learner.update(trial, 0.0, generator(0))
+    assert all(np.isfinite(value) for value in told.values())
+    after = learner.state_dict()
+    kernels = {name: value for name, value in before.items() if name.endswith("convolutions.3.weight")}
+    assert any(value.shape[:2] == (64, 64) for value in kernels.values()) == (sizes == ["filters=64"])
+    assert any(name.endswith("convolutions.3.bias") for name in after) == (sizes == ["batch_norm=false"])
+    assert any(not torch.equal(value, after[name]) for name, value in kernels.items())
+    images = trial.phases[0].inputs.observation
+    assert images.shape[2:] == law.observation_space.shape

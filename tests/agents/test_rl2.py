@@ -129,7 +129,7 @@ def test_learns_which_of_two_arms_pays(signal: str) -> None:
     )
     learner = rl2_learner(distribution.observation_space, distribution.action_space, config)
     worker = RolloutWorker(distribution)
-    meta_train(learner, distribution, worker, Budget(80, 128, 10), 0, lambda row: False)
+    meta_train(learner, distribution, worker, Budget(50, 64, 10), 0, lambda row: False)
     tasks = sample_tasks(distribution, 500, 0, "test")
     rewards = worker.run(learner.agent, tasks, 10, 5).per_task("expected_reward")
     assert rewards is not None and rewards.sum(dim=1).mean() > 9.0

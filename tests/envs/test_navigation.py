@@ -88,7 +88,7 @@ def searched(family: PointNavigation, goal: tuple[float, float]) -> Any:
     [
         PointNavigation(),
         COARSE,
-        PointNavigation(goal_radius=0.4),
+        PointNavigation(goal_radius=0.4, horizon=30),
         PointNavigation(goal_radius=0.0, horizon=7),
         PointNavigation(horizon=1),
     ],

@@ -55,12 +55,12 @@ def _probe(home: Path, short: bool, part: float, chance: random.Random) -> list[
     def tries(few: int, many: int) -> int:
         return few if short else max(few, round(part * many))
 
-    every = 40 if short else max(1, round(1 / part))
+    every = 60 if short else max(1, round(1 / part))
     probes = {
-        "kills": lambda at: random_kills(at, tries(2, 100), chance),
+        "kills": lambda at: random_kills(at, tries(1, 100), chance),
         "operations": lambda at: kills_at_file_operations(at, every, chance),
         "checkpoints": lambda at: damaged_checkpoints(at, tries(50, 1300), chance),
-        "folders": lambda at: damaged_run_folders(at, tries(3, 300), chance),
+        "folders": lambda at: damaged_run_folders(at, tries(2, 300), chance),
         "refusals": lambda at: refused_operations(at, every, chance),
         "sizes": lambda at: too_large_files(at, tries(1, 40), chance),
         "outputs": places_and_outputs,
