@@ -70,8 +70,9 @@ def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
     if kind in _ELEMENTWISE:
         return cast(Tensor, module(x))
     if kind is nn.Sequential:
-        for name, layer in named_layers(cast(nn.Sequential, module)):
-            x = stacked(layer, under(name, weights), x)
+        names = {layer: name for name, layer in module.named_children()}  # a layer may occur twice
+        for layer in cast(nn.Sequential, module):
+            x = stacked(layer, under(f"{names[layer]}.", weights), x)
         return x
     if kind in _STACKED:
         return _STACKED[kind](module, weights, x)
@@ -83,57 +84,6 @@ def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
             "share; build the network of known layers, or add this one to rl2meta.layers.stacked"
         )
     return cast(Tensor, vmap(module)(x))  # vmap, because it may use axes by number or mix the rows of a task
-
-
-Chain = Sequence[tuple[str, nn.Module]]
-"""Layers one after another, each with what its weights' names begin with, such as "trunk.0."."""
-
-
-def named_layers(layers: nn.Sequential, prefix: str = "") -> Chain:
-    """Return the layers of a Sequential with the names of their weights; a layer may occur twice."""
-    names = {layer: name for name, layer in layers.named_children()}
-    return [(f"{prefix}{names[layer]}.", layer) for layer in layers]
-
-
-def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run layers one after another as ``stacked`` does, with fewer passes over the activations.
-
-    A ``Tanh`` between two linear layers is h = 2σ(2z) − 1, whose factors go to the layers' small weights:
-
-        s = σ(2z),  2z = x (2W)ᵀ + 2b        the next layer: h Wᵀ + b = s (2W)ᵀ + (b − W 1)
-
-    That is one pass over s instead of four over h, and one instead of three back. In float32 on a CPU the
-    result differs from that of ``stacked`` by rounding; elsewhere it is the same.
-    """
-    modules = [layer for _, layer in layers]
-    folded = [_folds(x, *modules[max(0, i - 1) : i + 2]) for i in range(len(modules))]
-    for i, (name, layer) in enumerate(layers):
-        before, after = i > 0 and folded[i - 1], folded[i + 1 : i + 2] == [True]
-        if folded[i]:
-            x = torch.sigmoid(x)
-        elif before or after:
-            x = _scaled_linear(under(name, weights), x, before, after)
-        else:
-            x = stacked(layer, under(name, weights), x)
-    return x
-
-
-def _folds(x: Tensor, *layers: nn.Module) -> bool:
-    """Return whether the second of three layers is a ``Tanh`` that is folded into the others."""
-    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 3  # see Tanh
-    return (
-        plain
-        and tuple(map(type, layers)) == (nn.Linear, Tanh, nn.Linear)
-        and all(layer.bias is not None for layer in layers[::2])
-    )
-
-
-def _scaled_linear(weights: Mapping[str, Tensor], x: Tensor, before: bool, after: bool) -> Tensor:
-    """Return z = h Wᵀ + b, or 2z if a tanh comes ``after``; h is 2x − 1 if a tanh was ``before``, else x."""
-    factor, bias = 2 if after else 1, weights["bias"]
-    bias = bias - weights["weight"].sum(dim=-1) if before else bias
-    bias = factor * bias.unsqueeze(1)  # [N, 1, out_features]
-    return torch.baddbmm(bias, x, weights["weight"].mT, alpha=2 * factor if before else factor)
 
 
 def _stacked_linear(layer: nn.Linear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
