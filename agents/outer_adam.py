@@ -7,8 +7,9 @@
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Protocol
 
 import torch
 from pydantic import Field
@@ -22,6 +23,20 @@ from rl2meta.learner_state import load_state, state_of
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.training import linear, set_rate
 from rl2meta.trial import Trial
+
+
+class Rates(Protocol):
+    """Settings with Adam's learning rate."""
+
+    @property
+    def learning_rate(self) -> float:
+        """At the start of training."""
+        ...
+
+    @property
+    def final_learning_rate(self) -> float | None:
+        """At the end of training; None: no change."""
+        ...
 
 
 class OuterAdamConfig(InnerConfig):
@@ -64,13 +79,8 @@ class OuterAdam:
         shards: Shards,
     ) -> dict[str, float]:
         """Take one outer step on the shards of a batch, which have the same number of tasks."""
-        cfg = self.config
-        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        set_rate(self.optimizer, rate)
         losses = [partial(self._lost, trial) for trial in trials]
-        told = set_gradients(list(self.meta.parameters()), losses, shards)
-        self.optimizer.step()
-        return {"loss": float(told["loss"]), "learning_rate": rate}
+        return take_step(self.optimizer, list(self.meta.parameters()), losses, self.config, progress, shards)
 
     def _lost(self, trial: Trial) -> Lost:
         """Return the loss after adaptation."""
@@ -87,6 +97,22 @@ class OuterAdam:
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         """Load the weights and the optimiser's state; names and shapes must match exactly."""
         load_state(state, self.meta, self.optimizer)
+
+
+def take_step(
+    optimizer: Adam,
+    weights: Sequence[Tensor],
+    losses: Sequence[Callable[[], Lost]],
+    config: Rates,
+    progress: float,
+    shards: Shards,
+) -> dict[str, float]:
+    """Take one step on the losses of all shards; return what they tell, and the learning rate."""
+    rate = linear(config.learning_rate, config.final_learning_rate, progress)
+    set_rate(optimizer, rate)
+    told = set_gradients(weights, losses, shards)
+    optimizer.step()
+    return {**{name: float(each) for name, each in told.items()}, "learning_rate": rate}
 
 
 def judged(states: Sequence[Adapted], phases: Sequence[Rows]) -> Rows:

@@ -37,6 +37,7 @@ from rl2meta.agents.cores.transformer import TransformerConfig
 from rl2meta.agents.image_classifier import ImageClassifier
 from rl2meta.agents.maml_classification import CrossEntropy, ImagesConfig, image_classes
 from rl2meta.agents.numbers import Count, NonNegative, Positive
+from rl2meta.agents.outer_adam import take_step
 from rl2meta.agents.pretrained_classification import of_all_classes
 from rl2meta.agents.rl2 import CORES
 from rl2meta.agents.sequence_classifier import Memory, SequenceClassifier
@@ -45,8 +46,8 @@ from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.networks import legal_only
 from rl2meta.parts import in_parts
-from rl2meta.shards import ALONE, Lost, Shards, set_gradients
-from rl2meta.training import AgentKind, linear, set_rate
+from rl2meta.shards import ALONE, Lost, Shards
+from rl2meta.training import AgentKind
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -181,13 +182,8 @@ class SequenceLearner:
         shards: Shards,
     ) -> dict[str, float]:
         """Take one step on the shards of a batch, which have the same number of tasks."""
-        cfg = self.config
-        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        set_rate(self.optimizer, rate)
         losses = [partial(self._lost, trial) for trial in trials]
-        told = set_gradients(self._weights, losses, shards)
-        self.optimizer.step()
-        return {**{name: float(each) for name, each in told.items()}, "learning_rate": rate}
+        return take_step(self.optimizer, self._weights, losses, self.config, progress, shards)
 
     def _lost(self, trial: Trial) -> Lost:
         cfg, network = self.config, self.network
