@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rl2meta.agents.cores.core import Output, Seen
-from rl2meta.agents.cores.slot_unroll import Places, SlotWeights, unroll
+from rl2meta.agents.cores.slot_reads import Answer, Places, Reads, answers
+from rl2meta.agents.cores.slot_unroll import SlotWeights, unroll
 from rl2meta.agents.numbers import Count
 from rl2meta.errors import UserError
 from rl2meta.spaces import num_looked_up
@@ -121,8 +122,12 @@ class SlotCore(nn.Module):
             *(self.pool.weight, self.pool.bias),
             *(gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh),
         )
-        rows, means = unroll(weights, self._size, self._places(seen), _facts(seen), seen.first)
-        return self._output(seen, rows, means)
+        states, actions = self._size
+        reads, facts = Reads.of(self._places(seen), self._size), _facts(seen)
+        written, means = unroll(weights, states * actions, reads, facts, seen.first)
+        answer, elapsed = Answer(self.hidden.weight, self.hidden.bias, self.logit.weight[0]), facts[..., 2:]
+        pooled, logits = answers(answer, written, means, elapsed, reads.after)
+        return Output(torch.cat([pooled, means, elapsed], dim=-1), logits.movedim(0, -1))
 
     def _places(self, seen: Seen) -> Places:
         """Return where each step reads and writes, [..., B]; at a trial's start the cell is arbitrary."""
@@ -156,7 +161,7 @@ class SlotCore(nn.Module):
         return SlotState(state.table.index_copy_(0, places.cell, new), mean)
 
     def _output(self, seen: Seen, row: Tensor, mean: Tensor) -> Output:
-        """Return features and logits for M[o_t, ·], [..., A, d], and g, [..., d]."""
+        """Return features and logits of a step for M[o_t, ·], [B, A, d], and g, [B, d]."""
         d, elapsed = len(self.start), seen.elapsed.to(mean.dtype)
         shared = torch.cat([row.mean(dim=-2), mean, elapsed], dim=-1)  # [..., 2d + 2]
         weight = self.hidden.weight
