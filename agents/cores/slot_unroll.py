@@ -107,8 +107,11 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_written: Tensor, d_means: Tensor) -> tuple[Tensor | None, ...]:
-        gradients = _backward(d_written, d_means, ctx.cells, *ctx.saved_tensors)
-        return *gradients, None, None, None, None
+        *gradients, d_acted = _backward(d_written, d_means, ctx.cells, *ctx.saved_tensors)
+        d_facts = None
+        if ctx.needs_input_grad[4]:
+            d_facts = d_acted @ ctx.saved_tensors[2][:, 3 * d_means.shape[-1] : -1]
+        return *gradients, d_facts, None, None, None, None
 
 
 def _forward(
@@ -136,22 +139,11 @@ def _forward(
     r, z, n, m = tape.acted.chunk(4, dim=-1)
     to_read = _to_read(before, first).flatten(1)  # [T, A × B]
     seen, row = start.new_empty(actions * trials, d), start.new_empty(trials, d)
-    each = (
-        written,
-        means,
-        projected[:-1].view_as(written),
-        to_read,
-        old,
-        known,
-        tape.acted[..., : 2 * d],
-        r,
-        z,
-        n,
-        m,
-    )
+    outputs = written, means, projected[:-1].view_as(written)
+    each = *outputs, to_read, old, known, tape.acted[..., : 2 * d], r, z, n, m, *tape
     joint, pool, by_action = joint.t().contiguous(), pool.t().contiguous(), seen.view(actions, trials, d)
     mean = means[0]
-    for now in [*zip(*(part.unbind() for part in (*each, *tape)), strict=True)][1:]:
+    for now in [*zip(*(part.unbind() for part in each), strict=True)][1:]:
         new, mean_now, project, read, rewritten, fact, gates, r, z, n, m, largest, inputs, acted = now
         torch.index_select(projected, 0, read, out=seen)
         torch.max(by_action, 0, out=(row, largest))
@@ -184,7 +176,7 @@ def _backward(
     written: Tensor,
     *taped: Tensor,
 ) -> tuple[Tensor, ...]:
-    """Return the gradients of start, pool, pool_bias, joint and facts; d_v is the gradient of v."""
+    """Return the gradients of start, pool, pool_bias, joint and [r, z, n, m]; d_v is the gradient of v."""
     tape, (steps, trials), d = _Tape(*taped), first.shape, len(start)
     # The gradients of what is read, in one tensor, in which a step finds all its places by one index: of the
     # projected vectors and the zeros after them, of the vectors, and of g / (S·A).
@@ -195,7 +187,7 @@ def _backward(
         d_read, (steps * trials + 1, 2 * steps * trials + 1)
     )
     d_projected, all_read = d_projected[:-1], d_read.view(-1)
-    d_acted, d_inputs = start.new_empty(steps, trials, 4, d), start.new_empty(trials, 3 * d)
+    d_acted, d_inputs = start.new_zeros(steps, trials, 4, d), start.new_empty(trials, 3 * d)
     by_input = torch.cat([joint[:, : 2 * d], joint[:, 2 * d : 3 * d] / cells], dim=1)  # [4d, 3d]
     d_old, d_share = d_inputs[:, d : 2 * d], start.new_zeros(trials, d)
     by_step = [each.view(steps, trials, d) for each in (d_vectors, d_projected, d_shares)]
@@ -208,15 +200,12 @@ def _backward(
         torch.mm(d_act.view(trials, -1), by_input, out=d_inputs)
         d_old.addcmul_(d_new, kept).sub_(d_share)
         all_read.scatter_add_(0, places, d_inputs.view(-1))
-    flat = d_acted[1:].view(-1, 4 * d)
-    d_joint = flat.t() @ tape.inputs[1:].flatten(0, 1)
-    d_facts = start.new_zeros(steps, trials, joint.shape[1] - 3 * d - 1)
-    torch.mm(flat, joint[:, 3 * d : -1], out=d_facts[1:].view(len(flat), -1))
+    d_joint = d_acted[1:].view(-1, 4 * d).t() @ tape.inputs[1:].flatten(0, 1)
     d_begun = d_projected[:trials].sum(dim=0)  # of W m₀ + b
-    d_start = (
-        d_vectors[:trials].sum(dim=0) + (d_share + d_shares[:trials]).sum(dim=0) * cells + d_begun @ pool
-    )
-    return d_start, d_projected.t() @ written.flatten(0, 1), d_projected.sum(dim=0), d_joint, d_facts
+    d_share += d_shares[:trials]
+    d_start = d_vectors[:trials].sum(dim=0) + d_share.sum(dim=0) * cells + d_begun @ pool
+    d_pool = d_projected.t() @ written.flatten(0, 1)
+    return d_start, d_pool, d_projected.sum(dim=0), d_joint, d_acted.flatten(2)
 
 
 def _places(tape: _Tape, before: Tensor, old: Tensor, first: Tensor) -> Tensor:
@@ -224,11 +213,10 @@ def _places(tape: _Tape, before: Tensor, old: Tensor, first: Tensor) -> Tensor:
     (steps, trials), d = first.shape, tape.largest.shape[-1]
     read = _to_read(before, first).unsqueeze(-1).expand(-1, -1, -1, d)  # [T, A, B, d]
     pooled = read.gather(1, tape.largest.unsqueeze(1)).squeeze(1)  # [T, B, d]
-    vectors = steps * trials + 1 + old
-    mean = vectors.new_tensor(steps * trials * 2 + 1) + (
-        torch.arange(steps * trials, device=old.device) - trials
-    ).view_as(old)
-    rows = torch.stack([pooled, *(each.unsqueeze(-1).expand_as(pooled) for each in (vectors, mean))], dim=2)
+    total = steps * trials
+    mean = torch.arange(2 * total + 1 - trials, 3 * total + 1 - trials, device=old.device).view_as(old)
+    others = [each.unsqueeze(-1).expand_as(pooled) for each in (total + 1 + old, mean)]
+    rows = torch.stack([pooled, *others], dim=2)
     return rows.mul_(d).add_(torch.arange(d, device=old.device)).flatten(1)  # [T, B, 3, d] -> [T, B × 3d]
 
 
