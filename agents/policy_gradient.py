@@ -15,8 +15,9 @@ from rl2meta.agents.rows import Rows, by_lane, by_row, legal_rows, normalised
 from rl2meta.beliefs import Told, policy_told
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
+from rl2meta.layers import named_layers, stacked_chain
 from rl2meta.learner_state import under
-from rl2meta.networks import LOOKED_UP, ActionDistribution, Lookup, Tanh, action_head, mlp, stacked
+from rl2meta.networks import LOOKED_UP, ActionDistribution, Lookup, Tanh, action_head, mlp
 from rl2meta.returns import discounted_lengths, discounted_returns, gae, masked_mean, standardised
 from rl2meta.shards import ALONE, Shards
 from rl2meta.spaces import encoding, input_encoding, num_looked_up
@@ -117,8 +118,9 @@ class PolicyNetwork(nn.Module):
 
     def stacked(self, weights: Mapping[str, Tensor], observation: Tensor) -> Tensor:
         """Return [N, rows, P] for observations [N, rows, in_features] of N tasks with their own weights."""
-        features = stacked(self.trunk, under("trunk.", weights), observation)  # [N, rows, features]
-        return self.head.stacked(under("head.", weights), features)  # [N, rows, P]
+        layers = [*named_layers(self.trunk, "trunk."), ("head.linear.", self.head.linear)]
+        outputs = stacked_chain(layers, weights, observation)
+        return self.head.stacked_parameters(under("head.", weights), outputs)  # [N, rows, P]
 
 
 def policy_network(

@@ -70,9 +70,8 @@ def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
     if kind in _ELEMENTWISE:
         return cast(Tensor, module(x))
     if kind is nn.Sequential:
-        names = {layer: name for name, layer in module.named_children()}  # a layer may occur twice
-        for layer in cast(nn.Sequential, module):
-            x = stacked(layer, under(f"{names[layer]}.", weights), x)
+        for name, layer in named_layers(cast(nn.Sequential, module)):
+            x = stacked(layer, under(name, weights), x)
         return x
     if kind in _STACKED:
         return _STACKED[kind](module, weights, x)
@@ -84,6 +83,58 @@ def stacked(module: nn.Module, weights: Mapping[str, Tensor], x: Tensor) -> Tens
             "share; build the network of known layers, or add this one to rl2meta.layers.stacked"
         )
     return cast(Tensor, vmap(module)(x))  # vmap, because it may use axes by number or mix the rows of a task
+
+
+Chain = Sequence[tuple[str, nn.Module]]
+"""Layers one after another, each with what its weights' names begin with, such as "trunk.0."."""
+
+
+def named_layers(layers: nn.Sequential, prefix: str = "") -> Chain:
+    """Return the layers of a Sequential with the names of their weights; a layer may occur twice."""
+    names = {layer: name for name, layer in layers.named_children()}
+    return [(f"{prefix}{names[layer]}.", layer) for layer in layers]
+
+
+def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Run layers one after another as ``stacked`` does, to the bit, with fewer passes over the activations.
+
+    A ``Tanh`` between two linear layers is h = 2σ(2z) − 1, whose factors go to the layers' small weights:
+
+        2z = x (2W)ᵀ + 2b        h / 2 = σ(2z) − ½        the next layer: h Wᵀ + b = (h / 2) (2W)ᵀ + b
+
+    That is two passes over activations instead of four, and one instead of three back. Powers of two change
+    no rounding, in the result and in all its derivatives. Where a task has few rows, weights are larger than
+    activations, and ``stacked`` takes less time.
+    """
+    modules = [layer for _, layer in layers]
+    folded = [_folds(x, *modules[max(0, i - 1) : i + 2]) for i in range(len(modules))]
+    for i, (name, layer) in enumerate(layers):
+        before, after = i > 0 and folded[i - 1], folded[i + 1 : i + 2] == [True]
+        if folded[i]:
+            x = x.sigmoid_()  # of the layer before, which needs it no more
+            x = x - 0.5 if torch.is_grad_enabled() else x.sub_(0.5)
+        elif before or after:
+            x = _scaled_linear(under(name, weights), x, before, after)
+        else:
+            x = stacked(layer, under(name, weights), x)
+    return x
+
+
+def _folds(x: Tensor, *layers: nn.Module) -> bool:
+    """Return whether the second of three layers is a ``Tanh`` whose factors go to the other two."""
+    if tuple(map(type, layers)) != (nn.Linear, Tanh, nn.Linear):
+        return False
+    first, _, last = cast(tuple[nn.Linear, Tanh, nn.Linear], layers)
+    plain = x.device.type == "cpu" and x.dtype == torch.float32 and x.dim() == 3  # see Tanh
+    return (
+        plain and x.shape[1] > first.in_features + last.out_features and None not in (first.bias, last.bias)
+    )
+
+
+def _scaled_linear(weights: Mapping[str, Tensor], x: Tensor, before: bool, after: bool) -> Tensor:
+    """Return z = h Wᵀ + b, or 2z if a tanh comes ``after``; h is 2x if a tanh was ``before``, else x."""
+    weight, bias = weights["weight"] * (2**before * 2**after), weights["bias"] * 2**after
+    return torch.baddbmm(bias.unsqueeze(1), x, weight.mT)
 
 
 def _stacked_linear(layer: nn.Linear, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
@@ -143,7 +194,9 @@ class Tanh(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return tanh(x), elementwise."""
         if x.device.type == "cpu" and x.dtype == torch.float32:
-            return 2 * torch.sigmoid(x + x) - 1
+            if torch.is_grad_enabled():
+                return 2 * torch.sigmoid(x + x) - 1
+            return (x + x).sigmoid_().mul_(2).sub_(1)
         return torch.tanh(x)
 
 

@@ -230,6 +230,10 @@ class CategoricalHead(nn.Module):
         """Return the logits [N, rows, A] with weights [N, ...] of N tasks; see ``stacked``."""
         return stacked(self.linear, under("linear.", weights), features)
 
+    def stacked_parameters(self, weights: Mapping[str, Tensor], outputs: Tensor) -> Tensor:
+        """Return the logits for the outputs of the linear layer: these themselves."""
+        return outputs
+
 
 class GaussianHead(nn.Module):
     """Features -> Gaussian: a linear layer for the means; deviations do not depend on the features.
@@ -271,8 +275,11 @@ class GaussianHead(nn.Module):
 
     def stacked(self, weights: Mapping[str, Tensor], features: Tensor) -> Tensor:
         """Return the parameters [N, rows, 2A] with weights [N, ...] of N tasks; see ``stacked``."""
-        mean = stacked(self.linear, under("linear.", weights), features)  # [N, rows, A]
-        return self._in_units(mean, weights["log_deviation"].unsqueeze(1))  # [N, rows, 2A]
+        return self.stacked_parameters(weights, stacked(self.linear, under("linear.", weights), features))
+
+    def stacked_parameters(self, weights: Mapping[str, Tensor], outputs: Tensor) -> Tensor:
+        """Return the parameters [N, rows, 2A] for the outputs of the linear layer, [N, rows, A]."""
+        return self._in_units(outputs, weights["log_deviation"].unsqueeze(1))
 
     def _in_units(self, mean: Tensor, log_deviation: Tensor) -> Tensor:
         if self._has_units:

@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from rl2meta.agents.cores.core import Output, Seen
-from rl2meta.agents.cores.slot_unroll import Places, SlotWeights, unroll
+from rl2meta.agents.cores.slot_reads import Answer, Places, Reads, answers
+from rl2meta.agents.cores.slot_unroll import SlotWeights, unroll
 from rl2meta.agents.numbers import Count
 from rl2meta.errors import UserError
 from rl2meta.spaces import num_looked_up
@@ -103,9 +104,14 @@ class SlotCore(nn.Module):
         """
         assert seen.position is not None  # every agent gives the position of a single step
         _refuse_spent(state)
-        places = self._places(seen)
-        following = state if seen.position.trial_step == 0 else self._written(seen, state, places)
-        return self._output(seen, self._row(following.table, places), following.mean), following
+        places, actions = self._places(seen), self._size[1]
+        # [A × B]: actions first, as a processor computes faster with long rows of trials
+        cells = (
+            places.row * actions + torch.arange(actions, device=places.row.device).unsqueeze(1)
+        ).flatten()
+        begins = seen.position.trial_step == 0
+        following = state if begins else self._written(seen, state, places.cell, cells)
+        return self._output(seen, self._row(following.table, cells), following.mean), following
 
     def repeated(self, state: SlotState, times: int) -> SlotState:
         """Return the memory of every trial ``times`` times, side by side."""
@@ -121,8 +127,12 @@ class SlotCore(nn.Module):
             *(self.pool.weight, self.pool.bias),
             *(gru.weight_ih, gru.weight_hh, gru.bias_ih, gru.bias_hh),
         )
-        rows, means = unroll(weights, self._size, self._places(seen), _facts(seen), seen.first)
-        return self._output(seen, rows, means)
+        states, actions = self._size
+        reads, facts = Reads.of(self._places(seen), self._size), _facts(seen)
+        written, means = unroll(weights, states * actions, reads, facts, seen.first)
+        answer, elapsed = Answer(self.hidden.weight, self.hidden.bias, self.logit.weight[0]), facts[..., 2:]
+        pooled, logits = answers(answer, written, means, elapsed, reads.after)
+        return Output(torch.cat([pooled, means, elapsed], dim=-1), logits.movedim(0, -1))
 
     def _places(self, seen: Seen) -> Places:
         """Return where each step reads and writes, [..., B]; at a trial's start the cell is arbitrary."""
@@ -138,31 +148,31 @@ class SlotCore(nn.Module):
             return (observation.squeeze(-1).long() - 1).clamp(min=0)
         return observation.argmax(dim=-1)
 
-    def _row(self, table: Tensor, places: Places) -> Tensor:
-        """Return M[o_t, ·], [B, A, d]."""
-        actions, d = self._size[1], len(self.start)
-        return table.view(-1, actions * d).index_select(0, places.row).view(-1, actions, d)
+    def _row(self, table: Tensor, cells: Tensor) -> Tensor:
+        """Return M[o_t, ·], [A, B, d]."""
+        return table.index_select(0, cells).view(self._size[1], -1, len(self.start))
 
-    def _written(self, seen: Seen, state: SlotState, places: Places) -> SlotState:
-        old = state.table.index_select(0, places.cell)  # [B, d]
-        pooled = self.pool(self._row(state.table, places)).amax(dim=1)  # [B, A, d] -> [B, d]
+    def _written(self, seen: Seen, state: SlotState, cell: Tensor, cells: Tensor) -> SlotState:
+        old = state.table.index_select(0, cell)  # [B, d]
+        pooled = self.pool(self._row(state.table, cells)).amax(dim=0)  # [A, B, d] -> [B, d]
         pooled = pooled * (~seen.first).unsqueeze(-1)
         new = self.write(torch.cat([pooled, state.mean, _facts(seen)], dim=-1), old)  # [B, d]
         states, actions = self._size
         mean = state.mean + (new - old) / (states * actions)
         if torch.is_grad_enabled():
-            return SlotState(state.table.index_copy(0, places.cell, new), mean)
+            return SlotState(state.table.index_copy(0, cell, new), mean)
         state.spent = True
-        return SlotState(state.table.index_copy_(0, places.cell, new), mean)
+        return SlotState(state.table.index_copy_(0, cell, new), mean)
 
     def _output(self, seen: Seen, row: Tensor, mean: Tensor) -> Output:
-        """Return features and logits for M[o_t, ·], [..., A, d], and g, [..., d]."""
+        """Return features and logits of a step for M[o_t, ·], [A, B, d], and g, [B, d]."""
         d, elapsed = len(self.start), seen.elapsed.to(mean.dtype)
-        shared = torch.cat([row.mean(dim=-2), mean, elapsed], dim=-1)  # [..., 2d + 2]
+        shared = torch.cat([row.mean(dim=0), mean, elapsed], dim=-1)  # [B, 2d + 2]
         weight = self.hidden.weight
-        y = functional.linear(row, weight[:, :d])  # [..., A, hidden_size]
-        y = y.add_(functional.linear(shared, weight[:, d:], self.hidden.bias).unsqueeze(-2)).relu_()
-        return Output(torch.cat([y.mean(dim=-2), mean, elapsed], dim=-1), y @ self.logit.weight[0])
+        y = functional.linear(row, weight[:, :d])  # [A, B, hidden_size]
+        y = y.add_(functional.linear(shared, weight[:, d:], self.hidden.bias)).relu_()
+        logits = (y @ self.logit.weight[0]).t()  # [A, B] -> [B, A]
+        return Output(torch.cat([y.mean(dim=0), mean, elapsed], dim=-1), logits)
 
 
 def _facts(seen: Seen) -> Tensor:

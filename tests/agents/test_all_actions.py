@@ -269,6 +269,24 @@ def test_trials_of_one_step_have_no_future(critic: str) -> None:
     assert all(bool(tensor.isfinite().all()) for tensor in learner.state_dict().values())
 
 
+def test_the_critics_gradients_are_those_of_plain_autograd() -> None:
+    """Two actions tie in the maximum, and no unit is 0 for all actions."""
+    source, critic = torch.Generator().manual_seed(4), PrivilegedCritic(6, 1e-3, 1).double()
+    torch.nn.init.normal_(critic.value[-1].weight, generator=source)  # type: ignore[arg-type]
+    sizes = (7, 3, 6), (7, 3, 4), (7, 3, 4), (7, 3, 2)
+    known = Known(*(torch.randn(*size, generator=source).double() for size in sizes))
+    for field in known[1:3]:
+        field[..., 1] = field[..., 0]
+    both = torch.stack([known.regrets, known.probabilities, known.regrets * known.probabilities], dim=-1)
+    y = critic.action(both)  # [T, B, A, 32]
+    pooled = torch.cat([y.mean(dim=-2), y.amax(dim=-2), known.features, known.elapsed], dim=-1)
+    values = critic.value(pooled).squeeze(-1), critic(known)
+    found = [torch.autograd.grad(value.sin().sum(), list(critic.parameters())) for value in values]
+    torch.testing.assert_close(*values, atol=1e-12, rtol=0)
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-11, rtol=1e-11)
+
+
 def test_actions_are_exchangeable_for_the_critic_and_their_number_does_not_matter() -> None:
     torch.manual_seed(0)
     critic = PrivilegedCritic(6, 1e-3, 1)

@@ -14,7 +14,8 @@ from torch.nn.functional import one_hot
 
 from rl2meta.agents.cores.core import Output, Position, Seen
 from rl2meta.agents.cores.slot import SlotConfig, SlotCore
-from rl2meta.agents.cores.slot_unroll import Places, SlotWeights, unroll
+from rl2meta.agents.cores.slot_reads import Answer, Places, Reads, answers
+from rl2meta.agents.cores.slot_unroll import SlotWeights, unroll
 from rl2meta.agents.ppo import PPO, PPOAgent
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
@@ -170,10 +171,17 @@ def drawn(steps: int, rows: int, d: int) -> tuple[SlotWeights, Places, Tensor, T
     return SlotWeights(*(leaf(*shape) for shape in shapes)), Places(row, cell), leaf(steps, rows, 4), first
 
 
+def read_off(weights: SlotWeights, places: Places, facts: Tensor, first: Tensor) -> tuple[Tensor, Tensor]:
+    """What each step reads, from what the unroll says that steps have written."""
+    reads = Reads.of(places, (S, A))
+    written, means = unroll(weights, S * A, reads, facts, first)
+    return written.flatten(0, 1)[reads.after].movedim(0, 2), means
+
+
 def test_all_gradients_of_the_unroll_are_those_of_plain_autograd() -> None:
     weights, places, facts, first = drawn(40, 5, d=4)
     both = []
-    for outputs in (plainly(weights, places, facts, first), unroll(weights, (S, A), places, facts, first)):
+    for outputs in (plainly(weights, places, facts, first), read_off(weights, places, facts, first)):
         loss = sum((part * (1 + part.detach()).cos()).sum() for part in outputs)
         both.append((*outputs, *torch.autograd.grad(loss, [*weights, facts])))
     for one, other in zip(*both, strict=True):
@@ -185,9 +193,32 @@ def test_all_gradients_of_the_unroll_are_finite_differences() -> None:
     weights, places, facts, first = drawn(7, 2, d=2)
 
     def of(*given: Tensor) -> tuple[Tensor, Tensor]:
-        return unroll(SlotWeights(*given[:7]), (S, A), places, given[7], first)
+        return read_off(SlotWeights(*given[:7]), places, given[7], first)
 
     assert torch.autograd.gradcheck(of, (*weights, facts))
+
+
+def test_all_gradients_of_the_answers_are_those_of_plain_autograd() -> None:
+    """Plainly, every read is a row of its own, and the layer is applied to all of them."""
+    (steps, rows, d, n), source = (20, 3, 4, 6), generator(5, "answers")
+    _, places, _, _ = drawn(steps, rows, d)
+    after = Reads.of(places, (S, A)).after  # [A, T, B]
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(*shape, generator=source, dtype=torch.float64).requires_grad_()
+
+    weights = Answer(leaf(n, 3 * d + 2), leaf(n), leaf(n))
+    written, means, elapsed = leaf(steps, rows, d), leaf(steps, rows, d), leaf(steps, rows, 2).detach()
+    row = written.flatten(0, 1)[after]  # [A, T, B, d]
+    shared = torch.cat([row.mean(dim=0), means, elapsed], dim=-1).expand(A, -1, -1, -1)
+    y = nn.functional.linear(torch.cat([row, shared], dim=-1), weights.hidden, weights.bias).relu()
+    both = []
+    for outputs in ((y.mean(dim=0), y @ weights.logit), answers(weights, written, means, elapsed, after)):
+        loss = sum((part * (1 + part.detach()).cos()).sum() for part in outputs)
+        both.append((*outputs, *torch.autograd.grad(loss, [*weights, written, means])))
+    for one, other in zip(*both, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-12, rtol=1e-12)
+        assert other.abs().max() > 1e-3
 
 
 @torch.no_grad()
@@ -212,9 +243,8 @@ def test_a_memory_finds_again_what_was_paid_there() -> None:
         setattr(lives, field, torch.tensor(values).unsqueeze(1).expand(4, 2).clone())
     lives.paid[:, 1] = lives.paid[:, 0]
     lives.paid[0, 1] += 5
-    row, _ = unroll(
+    row, _ = read_off(
         SlotWeights(core.start, core.pool.weight, core.pool.bias, *core.write.parameters()),
-        (S, A),
         core._places(lives.seen()),
         torch.cat([lives.seen().reward.unsqueeze(-1), torch.zeros(4, 2, 3).double()], dim=-1),
         lives.first,
