@@ -47,6 +47,7 @@ AGENTS_MAY = {
     "trust_region",
     "networks",
     "layers",
+    "kernels",
     "images",
     "learner_state",
     "shards",

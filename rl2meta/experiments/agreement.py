@@ -32,7 +32,7 @@ def versions() -> dict[str, str]:
 
 
 def refuse_others(ranks: Ranks, config: RunConfig) -> None:
-    """Refuse ranks with another config, number of threads, version or code.
+    """Refuse ranks with another config, number of threads, kernels, version or code.
 
     Raises:
         UserError: on every rank, with what differs.
@@ -42,8 +42,9 @@ def refuse_others(ranks: Ranks, config: RunConfig) -> None:
     settings = {key: value for key, value in config.flat().items() if not key.startswith(WHERE)}
     code = {"the code of rl2meta": _code_digest()}
     code |= {f"the code of {name}": _module_digest(name) for name in sorted(modules_in(settings))}
+    computing = {"threads": torch.get_num_threads(), "kernels": config.settings.kernels}
     known = {f"the version of {name}": number for name, number in versions().items()}
-    ranks.agree(settings | {"threads": torch.get_num_threads()} | known | code)
+    ranks.agree(settings | computing | known | code)
 
 
 def refuse_drift(ranks: Ranks, learner: Learner, update: int) -> None:

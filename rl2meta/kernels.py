@@ -1,0 +1,67 @@
+"""Chooses whether torch's operations or kernels that Numba compiles compute on a CPU.
+
+Both compute the same functions, and round differently. So the choice is a setting of a run, which stands in
+its config.yaml like the device and the threads. Whoever has no kernel for what is asked uses torch.
+"""
+
+from importlib import import_module
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from rl2meta.errors import UserError
+
+Kernels = Literal["torch", "compiled"]
+_LONG = 2**19  # episodes from which a training wins more than it takes to import Numba and to compile
+_chosen: list[Kernels] = ["torch"]
+
+
+def resolve_kernels(name: Kernels | None, device: torch.device, episodes: int = _LONG) -> Kernels:
+    """Return which kernels a training uses; None: compiled ones on a CPU, if it is long and Numba is there.
+
+    Args:
+        name: as in a config.
+        device: of the training.
+        episodes: number of all its episodes.
+
+    Raises:
+        UserError: if compiled ones are asked for where there are none; torch does not silently replace them.
+    """
+    if name == "torch" or (name is None and (device.type != "cpu" or episodes < _LONG)):
+        return "torch"
+    missing = _missing(device)
+    if name is None:
+        return "torch" if missing else "compiled"
+    if missing:
+        raise UserError(
+            f"kernels: expected {missing} for compiled ones; set kernels=torch for a new run. A run that began "
+            "with compiled kernels goes on only with them, because torch rounds differently"
+        )
+    return name
+
+
+def set_kernels(kernels: Kernels) -> None:
+    """Let the agents of this process compute by ``kernels`` from here on; at first it is torch."""
+    _chosen[0] = kernels
+
+
+def chosen() -> Kernels:
+    """Return what agents of this process compute by."""
+    return _chosen[0]
+
+
+def compiled(x: Tensor) -> bool:
+    """Return whether compiled kernels compute with ``x``: if they are chosen, on a CPU, in float32."""
+    return _chosen[0] == "compiled" and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def _missing(device: torch.device) -> str:
+    """Return what compiled kernels lack, or ""."""
+    if device.type != "cpu":
+        return f"a CPU, got device {device}"
+    try:
+        import_module("numba")
+    except (ImportError, OSError) as error:
+        return f"Numba (pip install 'rl2meta[fast]'), got {type(error).__name__}: {error},"
+    return ""
