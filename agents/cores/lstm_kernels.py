@@ -48,7 +48,7 @@ class _VectorModel(models.PrimitiveModel):  # type: ignore[misc]
         super().__init__(manager, kind, _VECTOR)
 
 
-def _compiled(function: Callable[..., Any]) -> Callable[..., Any]:
+def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     """Compile at the first call, for a call without Python's lock; keep the result on disk if possible."""
     options = {"nogil": True, "error_model": "numpy"}
     try:
@@ -202,7 +202,7 @@ def _finish(i, f, g, o, had, c, h, to, gates, kept, slopes, keep):  # type: igno
         store(slopes, to, bent)
 
 
-@_compiled
+@kept_on_disk
 def pack(w, u, input_bias, hidden_bias, packed, bias, inputs, units, hidden):  # type: ignore[no-untyped-def]
     """Fill ``packed`` and ``bias`` from a layer's weights; units from ``units`` to ``hidden`` are 0."""
     packed[:], bias[:] = 0, 0
@@ -217,7 +217,7 @@ def pack(w, u, input_bias, hidden_bias, packed, bias, inputs, units, hidden):  #
             bias[(unit // LANES * 4 + gate) * LANES + unit % LANES] = input_bias[row] + hidden_bias[row]
 
 
-@_compiled
+@kept_on_disk
 def pack_back(weight, panels, columns, units, hidden):  # type: ignore[no-untyped-def]
     """Fill the panels of a matrix [4 units, columns]; what is added to its rows and columns is 0."""
     panels[:] = 0
@@ -229,7 +229,7 @@ def pack_back(weight, panels, columns, units, hidden):  # type: ignore[no-untype
                 panels[to + place] = weight[(gate * units + unit) * columns + k]
 
 
-@_compiled
+@kept_on_disk
 def unpack(packed, bias, d_w, d_u, d_bias, parts, inputs, units, hidden):  # type: ignore[no-untyped-def]
     """Fill the gradients of a layer's weights with the sums over the parts of what ``backward`` found."""
     d_w[:], d_u[:], d_bias[:] = 0, 0, 0
@@ -286,7 +286,7 @@ def _step(  # type: ignore[no-untyped-def]
             _finish(i2, f2, g2, o2, c2, new_c, new_h, there, gates, kept + two * 4 * LANES, slopes, keep)
 
 
-@_compiled
+@kept_on_disk
 def step(x, w, bias, h, c, new_h, new_c, first, last, rows, inputs, hidden):  # type: ignore[no-untyped-def]
     """Set the state [B, H] after a step, of the trials first to last − 1, from that before it."""
     none = new_c  # nothing is kept
@@ -294,7 +294,7 @@ def step(x, w, bias, h, c, new_h, new_c, first, last, rows, inputs, hidden):  # 
     _step(x, 0, w, bias, h, c, 0, new_h, new_c, 0, none, none, False, True, *sizes)
 
 
-@_compiled
+@kept_on_disk
 def forward(x, w, bias, h, c, gates, slopes, first, last, steps, rows, inputs, hidden):  # type: ignore[no-untyped-def]
     """Set h, c, the gates and ``slopes``, which is tanh c, [T, B, H], of whole trials first to last − 1."""
     sizes = first, last, rows, inputs, hidden
@@ -403,7 +403,7 @@ def _back(d, to, u, width, gates, g_at, first, last, rows, hidden):  # type: ign
             store(d, unit + t4 * width + LANES, b4)
 
 
-@_compiled
+@kept_on_disk
 def backward(  # type: ignore[no-untyped-def]
     d_y, x, h, c, gates, slopes, u, w_back, d_x, d_w, d_bias, work, first, last, part, steps, rows, inputs, hidden
 ):
