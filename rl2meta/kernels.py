@@ -4,8 +4,9 @@ Both compute the same functions, and round differently. So the choice is a setti
 its config.yaml like the device and the threads. Whoever has no kernel for what is asked uses torch.
 """
 
+from collections.abc import Callable
 from importlib import import_module
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor
@@ -35,8 +36,8 @@ def resolve_kernels(name: Kernels | None, device: torch.device, episodes: int = 
         return "torch" if missing else "compiled"
     if missing:
         raise UserError(
-            f"kernels: expected {missing} for compiled ones; set kernels=torch for a new run. A run that began "
-            "with compiled kernels goes on only with them, because torch rounds differently"
+            f"kernels: expected {missing} for compiled ones; set kernels=torch for a new run. A run that "
+            "began with compiled kernels goes on only with them, because torch rounds differently"
         )
     return name
 
@@ -54,6 +55,21 @@ def chosen() -> Kernels:
 def compiled(x: Tensor) -> bool:
     """Return whether compiled kernels compute with ``x``: if they are chosen, on a CPU, in float32."""
     return _chosen[0] == "compiled" and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Numba compile a function at its first call, and keep the result where it finds a folder for it.
+
+    It runs without Python's lock. Its file must hold all that is compiled with it: Numba looks at no other.
+    """
+    from numba import njit
+
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        kept: Callable[..., Any] = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        kept = njit(**options)(function)
+    return kept
 
 
 def _missing(device: torch.device) -> str:

@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
+from itertools import count, pairwise
 from typing import Any
 
 import torch
@@ -47,7 +48,7 @@ def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Te
     state = [_widened(each, hidden) for each in before]
     new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
     arrays = _flat(x), packed, bias, *map(_flat, state), _flat(new_h), _flat(new_c)
-    _divided(lambda first, last, _: kernels.step(*arrays, first, last, rows, inputs, hidden), rows)
+    _divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), rows)
     return new_h[:, :units], new_c[:, :units]
 
 
@@ -56,11 +57,11 @@ class _Unroll(torch.autograd.Function):
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         packed, bias, inputs, hidden = _packed(weights)
         steps, rows, _ = x.shape
-        sizes = steps, rows, inputs, hidden
+        sizes = rows, inputs, hidden
         x, h = x.contiguous(), x.new_empty(steps, rows, hidden)
         c, slopes, gates = (x.new_empty(steps * rows * hidden * each) for each in (1, 1, 4))
         arrays = _flat(x), packed, bias, *map(_flat, (h, c, gates, slopes))
-        _divided(lambda first, last, _: kernels.forward(*arrays, first, last, *sizes), rows)
+        _divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), rows)
         ctx.save_for_backward(x, *weights[:2], h, c, gates, slopes)
         ctx.sizes = sizes
         return h[..., : weights[1].shape[1]]
@@ -68,7 +69,8 @@ class _Unroll(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        (x, w, u, h, c, gates, slopes), (steps, rows, inputs, hidden) = ctx.saved_tensors, ctx.sizes
+        (x, w, u, h, c, gates, slopes), (rows, inputs, hidden) = ctx.saved_tensors, ctx.sizes
+        steps = len(x)
         wanted = ctx.needs_input_grad[0]
         w_back = _packed_back(w, hidden) if wanted else _flat(x.new_empty(0))
         d_x = x.new_empty(steps, rows, _wide(inputs) if wanted else 0)
@@ -77,8 +79,7 @@ class _Unroll(torch.autograd.Function):
         d_packed = _flat(x.new_zeros(parts * 4 * hidden * (inputs + hidden)))
         d_bias = _flat(x.new_zeros(parts * 4 * hidden))
         arrays = *read, _flat(d_x), d_packed, d_bias, work
-        sizes = steps, rows, inputs, hidden
-        _divided(lambda *part: kernels.backward(*arrays, *part, *sizes), rows)
+        _divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), rows)
         found = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
         kernels.unpack(d_packed, d_bias, *map(_flat, found), parts, inputs, u.shape[1], hidden)
         return d_x[..., :inputs] if wanted else None, *found, found[-1]
@@ -120,14 +121,14 @@ def _parts(rows: int) -> list[tuple[int, int]]:
     """Return the first trial and the one behind the last of each thread's part."""
     number = max(1, min(torch.get_num_threads(), rows // _TRIALS_OF_A_THREAD))
     ends = [rows * each // number for each in range(number + 1)]
-    return list(zip(ends[:-1], ends[1:], strict=True))
+    return list(pairwise(ends))
 
 
-def _divided(kernel: Callable[[int, int, int], None], rows: int) -> None:
+def _divided(kernel: Callable[[tuple[int, int], int], None], rows: int) -> None:
     """Call ``kernel(first, last, number)`` for each part of the trials, side by side."""
-    (own, *others) = [(*ends, number) for number, ends in enumerate(_parts(rows))]
-    futures = [_threads(os.getpid()).submit(kernel, *part) for part in others]
-    kernel(*own)
+    own, *others = _parts(rows)
+    futures = [_threads(os.getpid()).submit(kernel, *each) for each in zip(others, count(1))]
+    kernel(own, 0)
     wait(futures)
     for future in futures:
         future.result()

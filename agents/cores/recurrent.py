@@ -1,8 +1,8 @@
 """Recurrent cores: an LSTM and a GRU.
 
 With the same weights, a single step calls a cell, and a whole trial takes one fused call. On a CPU a step of
-many trials takes the fused layer too, or ``lstm_cell`` if it needs no gradients; the LSTM has compiled kernels
-for both (``lstm_layer``), if ``rl2meta.kernels`` chose them.
+many trials takes the fused layer too, or ``lstm_cell`` if it needs no gradients. The LSTM has kernels for
+both (``lstm_layer``), if ``rl2meta.kernels`` chose compiled ones.
 
 Sources: the GRU is that of Duan et al. 2016 (arXiv 1611.02779), section 2.2. The LSTM has a forget bias of 1
 (Jozefowicz et al. 2015), so by default it keeps what it learns early in a trial.
