@@ -91,7 +91,7 @@ def test_a_run_says_its_kernels_and_goes_on_with_the_same_bits(whole: Path, tmp_
     half = tmp_path / "half"
     _run(half, 2, kernels="compiled")
     said = yaml.safe_load((half / "config.yaml").read_text())
-    assert said["kernels"] == "compiled"
+    assert said["kernels"] == "compiled" and "numba" in said["versions"]
     set_kernels("torch")
     again = rl2meta.resume(half)
     assert chosen() == "compiled" and again.finished

@@ -19,9 +19,11 @@ from torch.nn.functional import pad
 from rl2meta.agents.cores import lstm_kernels as kernels
 
 _WIDTH = 2 * kernels.LANES  # units are added up to a multiple of it
-_TRIALS_OF_A_THREAD = 32  # with fewer, a thread waits longer than it computes
+_STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W [4H, inputs], U [4H, H] and both biases [4H], as ``torch.nn.LSTM`` has them."""
+Part = tuple[int, int]
+"""Of the trials: the first and the one behind the last."""
 
 
 def unroll(x: Tensor, weights: Weights) -> Tensor:
@@ -48,11 +50,13 @@ def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Te
     state = [_widened(each, hidden) for each in before]
     new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
     arrays = _flat(x), packed, bias, *map(_flat, state), _flat(new_h), _flat(new_c)
-    _divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), rows)
+    _divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), _parts(rows, 1))
     return new_h[:, :units], new_c[:, :units]
 
 
 class _Unroll(torch.autograd.Function):
+    """x [T, B, inputs] and the weights -> h [T, B, H]."""
+
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
         packed, bias, inputs, hidden = _packed(weights)
@@ -61,27 +65,31 @@ class _Unroll(torch.autograd.Function):
         x, h = x.contiguous(), x.new_empty(steps, rows, hidden)
         c, slopes, gates = (x.new_empty(steps * rows * hidden * each) for each in (1, 1, 4))
         arrays = _flat(x), packed, bias, *map(_flat, (h, c, gates, slopes))
-        _divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), rows)
+        _divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), _parts(rows, steps))
         ctx.save_for_backward(x, *weights[:2], h, c, gates, slopes)
-        ctx.sizes = sizes
+        ctx.sizes, ctx.spent = sizes, False
         return h[..., : weights[1].shape[1]]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
         (x, w, u, h, c, gates, slopes), (rows, inputs, hidden) = ctx.saved_tensors, ctx.sizes
-        steps = len(x)
+        if ctx.spent:
+            raise RuntimeError(
+                "expected one backward pass, got a second: the first writes over what it reads"
+            )
+        ctx.spent, steps = True, len(x)
         wanted = ctx.needs_input_grad[0]
         w_back = _packed_back(w, hidden) if wanted else _flat(x.new_empty(0))
         d_x = x.new_empty(steps, rows, _wide(inputs) if wanted else 0)
         read = *map(_flat, (_widened(d_y, hidden), x, h, c, gates, slopes)), _packed_back(u, hidden), w_back
-        parts, work = len(_parts(rows)), _flat(x.new_empty(2 * rows * hidden))
-        d_packed = _flat(x.new_zeros(parts * 4 * hidden * (inputs + hidden)))
-        d_bias = _flat(x.new_zeros(parts * 4 * hidden))
+        parts, work = _parts(rows, steps), _flat(x.new_empty(2 * rows * hidden))
+        d_packed = _flat(x.new_zeros(len(parts) * 4 * hidden * (inputs + hidden)))
+        d_bias = _flat(x.new_zeros(len(parts) * 4 * hidden))
         arrays = *read, _flat(d_x), d_packed, d_bias, work
-        _divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), rows)
+        _divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), parts)
         found = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
-        kernels.unpack(d_packed, d_bias, *map(_flat, found), parts, inputs, u.shape[1], hidden)
+        kernels.unpack(d_packed, d_bias, *map(_flat, found), len(parts), inputs, u.shape[1], hidden)
         return d_x[..., :inputs] if wanted else None, *found, found[-1]
 
 
@@ -117,17 +125,17 @@ def _flat(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy().reshape(-1)
 
 
-def _parts(rows: int) -> list[tuple[int, int]]:
-    """Return the first trial and the one behind the last of each thread's part."""
-    number = max(1, min(torch.get_num_threads(), rows // _TRIALS_OF_A_THREAD))
+def _parts(rows: int, steps: int) -> list[Part]:
+    """Return the part of each thread."""
+    number = max(1, min(torch.get_num_threads(), rows, rows * steps // _STEPS_OF_A_THREAD))
     ends = [rows * each // number for each in range(number + 1)]
     return list(pairwise(ends))
 
 
-def _divided(kernel: Callable[[tuple[int, int], int], None], rows: int) -> None:
-    """Call ``kernel(first, last, number)`` for each part of the trials, side by side."""
-    own, *others = _parts(rows)
-    futures = [_threads(os.getpid()).submit(kernel, *each) for each in zip(others, count(1))]
+def _divided(kernel: Callable[[Part, int], None], parts: Sequence[Part]) -> None:
+    """Call ``kernel`` for each part of the trials with its number, side by side."""
+    own, *others = parts
+    futures = [_threads(os.getpid()).submit(kernel, *each) for each in zip(others, count(1), strict=False)]
     kernel(own, 0)
     wait(futures)
     for future in futures:

@@ -206,7 +206,7 @@ def settled(config: RunConfig, ranks: Ranks = ONE) -> tuple[RunConfig, str, torc
     episodes = training.updates * training.trials_per_update * training.episodes_per_trial
     kernels = resolve_kernels(config.settings.kernels, device, episodes)
     set_kernels(kernels)
-    text = config.to_yaml(device=str(device), threads=threads, kernels=kernels, versions=versions())
+    text = config.to_yaml(device=str(device), threads=threads, kernels=kernels, versions=versions(kernels))
     return load_config(text, "config.yaml", (), COMPONENTS), text, device
 
 

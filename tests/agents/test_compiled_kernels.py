@@ -82,6 +82,14 @@ def test_far_inputs_saturate_and_what_is_no_number_stays_none() -> None:
     assert lost[2:, 3].all() and not lost[:2].any() and not lost[:, :3].any() and not lost[:, 4:].any()
 
 
+def test_a_second_backward_pass_is_refused() -> None:
+    weights = tuple(layer(4, 16).parameters())
+    y = unroll(random(2, 8, 4), weights).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="expected one backward pass"):
+        y.backward()
+
+
 @pytest.fixture
 def threads() -> Any:
     before = torch.get_num_threads()
@@ -90,7 +98,7 @@ def threads() -> Any:
 
 
 def test_threads_change_no_bit_of_a_trial_and_sums_over_trials_only_by_rounding(threads: Any) -> None:
-    given, x, d_y = layer(6, 24), random(9, 131, 6).requires_grad_(), random(9, 131, 24)
+    given, x, d_y = layer(6, 24), random(17, 131, 6).requires_grad_(), random(17, 131, 24)
     every = [x, *given.parameters()]
 
     def found(number: int) -> list[Tensor]:
