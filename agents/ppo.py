@@ -18,7 +18,7 @@ from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.beliefs import Number, Told, policy_told
-from rl2meta.kernels import compiled
+from rl2meta.kernels import compiled, threads_to_kernels
 from rl2meta.learner_state import load_state, named_under, state_of, under
 from rl2meta.networks import (
     ActionDistribution,
@@ -174,8 +174,9 @@ class PPOAgent:
 
     def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
         """Let the core read the step and sample from its policy."""
-        policy, value, following = self._read(carry, step)
-        return _chosen(policy, value, carry.generator), following
+        with threads_to_kernels(_compiles(self.network)):
+            policy, value, following = self._read(carry, step)
+            return _chosen(policy, value, carry.generator), following
 
     def act_and_tell(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry, Told]:
         """Do what ``act`` does; tell the policy, and the value as the network learns it: per step left."""
@@ -198,6 +199,11 @@ class PPOAgent:
     def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
         """Return the carry as it is."""
         return carry
+
+
+def _compiles(network: ActorCritic) -> bool:
+    """Return whether kernels, if they are chosen, compute all that takes long."""
+    return bool(getattr(network.core, "compiles", False))
 
 
 def _chosen(policy: ActionDistribution, value: Tensor, generator: torch.Generator) -> Choice:
@@ -285,6 +291,16 @@ class PPO:
         shards: Shards,
     ) -> dict[str, float]:
         """Learn from the shards of a batch; a minibatch has trials of every shard."""
+        with threads_to_kernels(_compiles(self.network)):
+            return self._update(trials, progress, generators, shards)
+
+    def _update(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
         trajectories = [trial.phases[0] for trial in trials]  # the whole trial is one phase
         cfg = self.config
         if cfg.surrogate != "sampled" and sees_all(cfg, trajectories[0]):

@@ -4,7 +4,8 @@ Both compute the same functions, and round differently. So the choice is a setti
 its config.yaml like the device and the threads. Whoever has no kernel for what is asked uses torch.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from importlib import import_module
 from typing import Any, Literal
 
@@ -16,6 +17,7 @@ from rl2meta.errors import UserError
 Kernels = Literal["torch", "compiled"]
 _LONG = 2**19  # episodes from which a training wins more than it takes to import Numba and to compile
 _chosen: list[Kernels] = ["torch"]
+_threads: list[int] = []  # those of the kernels, where torch has but one
 
 
 def resolve_kernels(name: Kernels | None, device: torch.device, episodes: int = _LONG) -> Kernels:
@@ -55,6 +57,33 @@ def chosen() -> Kernels:
 def compiled(x: Tensor) -> bool:
     """Return whether compiled kernels compute with ``x``: if they are chosen, on a CPU, in float32."""
     return _chosen[0] == "compiled" and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+@contextmanager
+def threads_to_kernels(wanted: bool) -> Iterator[None]:
+    """Inside ``with``, give torch's threads to compiled kernels, and one to torch.
+
+    What torch then still computes is small: its threads would wait for each other longer than they compute.
+
+    Args:
+        wanted: whether kernels compute what takes long; else nothing changes.
+    """
+    before, there = torch.get_num_threads(), list(_threads)
+    if not wanted or _chosen[0] != "compiled" or before == 1:
+        yield
+        return
+    _threads[:] = [before]
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads[:] = there
+
+
+def threads() -> int:
+    """Return among how many threads a kernel divides its work."""
+    return _threads[0] if _threads else torch.get_num_threads()
 
 
 def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:

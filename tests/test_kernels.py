@@ -63,6 +63,23 @@ def test_only_float32_on_a_cpu_is_compiled() -> None:
     assert not compiled(x.double()) and not compiled(x.to("meta"))
 
 
+def test_kernels_get_the_threads_of_torch_only_where_they_compute() -> None:
+    before = torch.get_num_threads()
+    torch.set_num_threads(3)
+    try:
+        with kernels.threads_to_kernels(True):
+            assert kernels.threads() == torch.get_num_threads() == 3  # torch was chosen
+        set_kernels("compiled")
+        with kernels.threads_to_kernels(False):
+            assert kernels.threads() == torch.get_num_threads() == 3
+        with pytest.raises(KeyError), kernels.threads_to_kernels(True):
+            assert kernels.threads() == 3 and torch.get_num_threads() == 1
+            raise KeyError
+        assert kernels.threads() == torch.get_num_threads() == 3
+    finally:
+        torch.set_num_threads(before)
+
+
 SMALL = {
     "training.updates": 4,
     "training.trials_per_update": 64,

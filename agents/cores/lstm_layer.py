@@ -17,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from rl2meta.agents.cores import lstm_kernels as kernels
+from rl2meta.kernels import threads
 
 _WIDTH = 2 * kernels.LANES  # units are added up to a multiple of it
 _STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
@@ -127,7 +128,7 @@ def _flat(tensor: Tensor) -> Any:
 
 def _parts(rows: int, steps: int) -> list[Part]:
     """Return the part of each thread."""
-    number = max(1, min(torch.get_num_threads(), rows, rows * steps // _STEPS_OF_A_THREAD))
+    number = max(1, min(threads(), rows, rows * steps // _STEPS_OF_A_THREAD))
     ends = [rows * each // number for each in range(number + 1)]
     return list(pairwise(ends))
 

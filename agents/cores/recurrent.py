@@ -126,6 +126,11 @@ class LSTMCore(nn.Module):
             with torch.no_grad():
                 getattr(self.lstm, f"bias_ih_l{layer}")[config.hidden_size : 2 * config.hidden_size] = 1.0
 
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled kernels compute all that takes long: an image's encoder has none."""
+        return self.input.encoder is None
+
     def begin(self, rows: int, steps: int | None) -> LSTMState:
         """Return zeros, [layers, rows, hidden_size] each."""
         zeros = _zeros(self.lstm, rows)
