@@ -18,8 +18,16 @@ from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
 from rl2meta.agents.privileged_critic import Known, PrivilegedCritic
 from rl2meta.beliefs import Number, Told, policy_told
+from rl2meta.kernels import compiled, threads_to_kernels
 from rl2meta.learner_state import load_state, named_under, state_of, under
-from rl2meta.networks import ActionDistribution, Categorical, action_distribution, action_head, legal_only
+from rl2meta.networks import (
+    ActionDistribution,
+    Categorical,
+    CategoricalHead,
+    action_distribution,
+    action_head,
+    legal_only,
+)
 from rl2meta.returns import (
     clipped_surrogate,
     discounted_lengths,
@@ -115,6 +123,13 @@ class ActorCritic(nn.Module):
         """Read whole trials [T, B, ...]; return π and the scaled value, [T, B]."""
         return self.judged(self.core(seen), legal)
 
+    @property
+    def discrete_head(self) -> nn.Linear | None:
+        """The layer that gives the logits of a discrete policy; None for other policies."""
+        if self._distribution is not Categorical or not isinstance(self.policy, CategoricalHead):
+            return None
+        return self.policy.linear
+
     def judged(self, output: Output, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
         """Return π over legal actions and the scaled value [...] for the core's output, [..., features]."""
         value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
@@ -159,8 +174,9 @@ class PPOAgent:
 
     def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
         """Let the core read the step and sample from its policy."""
-        policy, value, following = self._read(carry, step)
-        return _chosen(policy, value, carry.generator), following
+        with threads_to_kernels(_compiles(self.network)):
+            policy, value, following = self._read(carry, step)
+            return _chosen(policy, value, carry.generator), following
 
     def act_and_tell(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry, Told]:
         """Do what ``act`` does; tell the policy, and the value as the network learns it: per step left."""
@@ -183,6 +199,11 @@ class PPOAgent:
     def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
         """Return the carry as it is."""
         return carry
+
+
+def _compiles(network: ActorCritic) -> bool:
+    """Return whether kernels, if they are chosen, compute all that takes long."""
+    return bool(getattr(network.core, "compiles", False))
 
 
 def _chosen(policy: ActionDistribution, value: Tensor, generator: torch.Generator) -> Choice:
@@ -270,6 +291,16 @@ class PPO:
         shards: Shards,
     ) -> dict[str, float]:
         """Learn from the shards of a batch; a minibatch has trials of every shard."""
+        with threads_to_kernels(_compiles(self.network)):
+            return self._update(trials, progress, generators, shards)
+
+    def _update(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
         trajectories = [trial.phases[0] for trial in trials]  # the whole trial is one phase
         cfg = self.config
         if cfg.surrogate != "sampled" and sees_all(cfg, trajectories[0]):
@@ -430,6 +461,30 @@ class PPO:
     def _lost(self, batch: Batch, entropy_weight: float, trial_length: int | None) -> Lost:
         """Return the loss of a part of a minibatch, and its metrics."""
         output = self.network.core(Seen(*batch.inputs[:4], trial_length))
+        judge = self.fused if self._fuses(output) else self.plain
+        loss, told = judge(output, batch, entropy_weight)
+        if self.auxiliary is not None and batch.immediate is not None:
+            told["auxiliary_loss"] = self._auxiliary_loss(output.features, batch.immediate, batch.mask)
+            loss = loss + self.config.auxiliary_coefficient * told["auxiliary_loss"]
+        return Lost(loss, batch.mask.sum(), told)
+
+    def _fuses(self, output: Output) -> bool:
+        """Return whether there are compiled kernels for the heads and the loss."""
+        return compiled(output.features) and self.network.discrete_head is not None
+
+    def fused(self, output: Output, batch: Batch, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return what ``plain`` returns, for one linear layer on the features that gives logits."""
+        from rl2meta.agents.ppo_loss import Taken, Weights, fused_loss
+
+        head, cfg = self.network.discrete_head, self.config
+        assert head is not None
+        weights = Weights(cfg.clip_range, cfg.value_coefficient, entropy_weight)
+        return fused_loss(
+            output.features, head, self.network.value, Taken(*batch[1:], batch.inputs.legal), weights
+        )
+
+    def plain(self, output: Output, batch: Batch, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
+        """Return the loss and its metrics for the output of any core and any distribution."""
         policy, value = self.network.judged(output, batch.inputs.legal)  # [T, B, ...] -> [T, B]
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         policy_loss = -masked_mean(
@@ -442,13 +497,8 @@ class PPO:
         value_loss = masked_mean((value - batch.value_target).square(), batch.mask)
         entropy = masked_mean(policy.entropy(), batch.mask)
         loss = policy_loss + self.config.value_coefficient * value_loss - entropy_weight * entropy
-        told = {}
-        if self.auxiliary is not None and batch.immediate is not None:
-            told["auxiliary_loss"] = self._auxiliary_loss(output.features, batch.immediate, batch.mask)
-            loss = loss + self.config.auxiliary_coefficient * told["auxiliary_loss"]
-        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy, **told}
-        metrics |= self._movement(log_ratio.detach(), batch.mask)
-        return Lost(loss, batch.mask.sum(), metrics)
+        metrics = {"policy_loss": policy_loss, "value_loss": value_loss, "entropy": entropy}
+        return loss, metrics | self._movement(log_ratio.detach(), batch.mask)
 
     def _movement(self, log_ratio: Tensor, mask: Tensor) -> dict[str, Tensor]:
         """Return how far π is from π_old: the KL, and the part of the actions taken whose ρ is clipped.

@@ -437,7 +437,7 @@ def test_what_only_tells_something_loads_little(words: str) -> None:
     """They are to answer within half a second of CPU, of which each of these would take a large part."""
     code = f"import sys; sys.argv = ['rl2meta', *{words.split()}]\nfrom rl2meta import cli\n"
     code += "try: cli.main()\nexcept SystemExit: pass\n"
-    code += "heavy = {'torch', 'gymnasium', 'numpy', 'pydantic', 'yaml', 'matplotlib', 'scipy'}\n"
+    code += "heavy = {'torch', 'gymnasium', 'numpy', 'pydantic', 'yaml', 'matplotlib', 'scipy', 'numba'}\n"
     code += "print('HEAVY', heavy & sys.modules.keys())"
     said = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout
     assert "HEAVY set()" in said and ("rl2_bandit" if words == "list" else "Usage") in said

@@ -1,12 +1,14 @@
 """Recurrent cores: an LSTM and a GRU.
 
 With the same weights, a single step calls a cell, and a whole trial takes one fused call. On a CPU a step of
-many trials takes the fused layer too, or ``lstm_cell`` if it needs no gradients.
+many trials takes the fused layer too, or ``lstm_cell`` if it needs no gradients. The LSTM has kernels for
+both (``lstm_layer``), if ``rl2meta.kernels`` chose compiled ones.
 
 Sources: the GRU is that of Duan et al. 2016 (arXiv 1611.02779), section 2.2. The LSTM has a forget bias of 1
 (Jozefowicz et al. 2015), so by default it keeps what it learns early in a trial.
 """
 
+from collections.abc import Callable
 from typing import Annotated, Any, Literal
 
 import gymnasium as gym
@@ -18,6 +20,7 @@ from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.numbers import Count
 from rl2meta.errors import UserError
 from rl2meta.images import ImageEncoder, is_image
+from rl2meta.kernels import compiled
 from rl2meta.networks import LOOKED_UP, Lookup, mlp
 from rl2meta.spaces import encoding, num_looked_up
 
@@ -123,6 +126,11 @@ class LSTMCore(nn.Module):
             with torch.no_grad():
                 getattr(self.lstm, f"bias_ih_l{layer}")[config.hidden_size : 2 * config.hidden_size] = 1.0
 
+    @property
+    def compiles(self) -> bool:
+        """Whether compiled kernels compute all that takes long: an image's encoder has none."""
+        return self.input.encoder is None
+
     def begin(self, rows: int, steps: int | None) -> LSTMState:
         """Return zeros, [layers, rows, hidden_size] each."""
         zeros = _zeros(self.lstm, rows)
@@ -135,7 +143,7 @@ class LSTMCore(nn.Module):
         if many and learns:
             features, state = self.lstm(x.unsqueeze(0), state)
             return Output(features.squeeze(0)), state
-        read = lstm_cell if many else torch.lstm_cell
+        read = _cell_for_many(x) if many else torch.lstm_cell
         hidden, cells = [], []
         for layer in range(self.lstm.num_layers):
             h, c = read(x, (state[0][layer], state[1][layer]), *_weights(self.lstm, layer))
@@ -151,7 +159,14 @@ class LSTMCore(nn.Module):
 
     def forward(self, seen: Seen) -> Output:
         """Read whole trials from their starts, [T, B, ...]."""
-        return Output(self.lstm(self.input(seen))[0])
+        x = self.input(seen)  # [T, B, in_features]
+        if not compiled(x):
+            return Output(self.lstm(x)[0])
+        from rl2meta.agents.cores.lstm_layer import unroll
+
+        for layer in range(self.lstm.num_layers):
+            x = unroll(x, _weights(self.lstm, layer))
+        return Output(x)
 
 
 class GRUCore(nn.Module):
@@ -217,6 +232,14 @@ def lstm_cell(
     i, f, g, o = gates.chunk(4)
     cell = torch.mul(f, c.t()).addcmul_(i, g.mul_(2).sub_(1))
     return (cell + cell).sigmoid_().mul_(2).sub_(1).mul_(o).t(), cell.t()
+
+
+def _cell_for_many(x: Tensor) -> Callable[..., LSTMState]:
+    if not compiled(x):
+        return lstm_cell
+    from rl2meta.agents.cores.lstm_layer import step
+
+    return step
 
 
 def _stacked(layers: list[Tensor]) -> Tensor:

@@ -12,6 +12,7 @@ from typing import Any, cast, get_args
 from rl2meta.devices import Precision, resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.experiments.config import suggestion
+from rl2meta.kernels import resolve_kernels, set_kernels
 from rl2meta.speed.checkouts import checked_out, resolved, root
 from rl2meta.speed.commit_side import MAKERS
 from rl2meta.speed.commits import GUARDED, Plan, comparison_table, guard_report
@@ -62,6 +63,7 @@ def run_benchmark(
     where = resolve_device(device)
     set_threads(threads)
     set_precision(cast(Precision, precision))
+    set_kernels(resolve_kernels(None, where))
     report = make_report(
         names,
         where,

@@ -33,7 +33,9 @@ class Terminal:
 
     def begin(self, run: Run) -> None:
         """Say what is about to be trained."""
-        self.started, device = run, run.config.settings.device
+        self.started, where = run, run.config.settings.device
+        if run.config.settings.kernels == "compiled":
+            where += ", compiled kernels"
         self._shown.enter_context(handled(self._request_stop))
         if not self.ranks.leads:
             return
@@ -41,9 +43,9 @@ class Terminal:
             shards = run.config.settings.training.shards
             say(f"{self.ranks.size} ranks, {shards // self.ranks.size} of {shards} shards in each")
         if run.update:
-            say(f"resuming {run.path} at update {run.update} ({device})")
+            say(f"resuming {run.path} at update {run.update} ({where})")
         else:
-            say(f"training {row_name(run.config)} on {run.distribution} in {run.path} ({device})")
+            say(f"training {row_name(run.config)} on {run.distribution} in {run.path} ({where})")
             if run.origin is not None:
                 say(f"it begins with the weights of {run.origin.path} after {run.origin.update:,} updates")
         progress = TrainingProgress(run.config.settings.training.updates, run.update)

@@ -16,23 +16,25 @@ import rl2meta
 from rl2meta.experiments.config import WHERE, RunConfig
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.trust import modules_in
+from rl2meta.kernels import Kernels
 from rl2meta.ranks import Ranks
 from rl2meta.training import Learner
 
 _PACKAGES = ("torch", "numpy", "gymnasium", "stable-baselines3")
 
 
-def versions() -> dict[str, str]:
+def versions(kernels: Kernels | None) -> dict[str, str]:
     """Return the versions of what the numbers of a run depend on."""
+    packages = [*_PACKAGES, *(["numba"] if kernels == "compiled" else [])]
     return {
         "rl2meta": rl2meta.__version__,
         "python": platform.python_version(),
-        **{name: version(name) for name in _PACKAGES},
+        **{name: version(name) for name in packages},
     }
 
 
 def refuse_others(ranks: Ranks, config: RunConfig) -> None:
-    """Refuse ranks with another config, number of threads, version or code.
+    """Refuse ranks with another config, number of threads, kernels, version or code.
 
     Raises:
         UserError: on every rank, with what differs.
@@ -42,8 +44,9 @@ def refuse_others(ranks: Ranks, config: RunConfig) -> None:
     settings = {key: value for key, value in config.flat().items() if not key.startswith(WHERE)}
     code = {"the code of rl2meta": _code_digest()}
     code |= {f"the code of {name}": _module_digest(name) for name in sorted(modules_in(settings))}
-    known = {f"the version of {name}": number for name, number in versions().items()}
-    ranks.agree(settings | {"threads": torch.get_num_threads()} | known | code)
+    computing = {"threads": torch.get_num_threads(), "kernels": config.settings.kernels}
+    known = {f"the version of {name}": number for name, number in versions(config.settings.kernels).items()}
+    ranks.agree(settings | computing | known | code)
 
 
 def refuse_drift(ranks: Ranks, learner: Learner, update: int) -> None:

@@ -28,7 +28,7 @@ from rl2meta.workers.faults import named
 from rl2meta.workers.plugged_in import PluggedIn
 
 WORKERS = "workers."
-WHERE = ("device", "threads", "cuda_graphs", WORKERS)
+WHERE = ("device", "threads", "kernels", "cuda_graphs", WORKERS)
 """Settings about where a run computes; they may change when it is resumed."""
 JUDGED = ("training.evaluate_every", "training.evaluation_tasks")
 """Settings about how the agent is judged while it trains; they change nothing that is learnt, and may change

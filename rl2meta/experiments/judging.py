@@ -21,6 +21,7 @@ from rl2meta.experiments.contest import Contest
 from rl2meta.experiments.rehearsal import fill
 from rl2meta.experiments.run import Run
 from rl2meta.experiments.sizes import refuse_evaluation, refuse_tasks, room_on
+from rl2meta.kernels import set_kernels
 from rl2meta.levels import merged
 from rl2meta.ranks import ONE, Ranks
 from rl2meta.tasks import shares_tasks
@@ -122,6 +123,7 @@ def make_contest(
     worker = make_worker(config, where)
     contest = Contest(config, worker, seed, num_tasks, scratch, ranks=ranks)
     set_precision(config.settings.precision)
+    set_kernels("torch")  # everywhere, so that a result does not depend on what is installed
     set_threads(config.settings.threads if threads is None else within("--threads", threads, 1, 1024))
     return contest
 

@@ -20,7 +20,7 @@ _TRACES = (_METRICS, "checkpoints")  # of a run that has lost its config
 _LARGEST = 2**24  # bytes of a file that is read whole
 _END = 2**16  # bytes at the end of the metrics that are looked at
 _RECORDED = ("versions.", "started_from")  # no settings
-_PLACE = ("device", "threads")  # where a run computes changes nothing that it learns
+_PLACE = ("device", "threads", "kernels")  # where a run computes changes nothing that it learns
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ from typing import Annotated
 from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from rl2meta.devices import Precision
+from rl2meta.kernels import Kernels
 from rl2meta.training import Budget
 from rl2meta.workers.settings import WorkerSettings
 
@@ -78,6 +79,11 @@ class RunSettings(_Section):
     precision: Precision = Field(
         "float32",
         description="precision of matrix products on a GPU; with tf32 the GPU may round factors to 10 bits",
+    )
+    kernels: Kernels | None = Field(
+        None,
+        description="what an LSTM computes with on a CPU: torch, or kernels that Numba compiles, which round "
+        "differently; null: compiled, for a long training where Numba is there",
     )
     cuda_graphs: bool = Field(
         False,

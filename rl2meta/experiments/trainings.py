@@ -26,6 +26,7 @@ from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import overrides_of, text_of
+from rl2meta.kernels import resolve_kernels, set_kernels
 from rl2meta.ranks import ONE, Ranks
 from rl2meta.shards import Shards
 from rl2meta.training import TrainingDiverged, refuse_shards
@@ -50,8 +51,8 @@ def train(
 ) -> Run:
     """Train the agent of an experiment.
 
-    This sets torch's number of CPU threads and its precision to those of the config, because the exact
-    numbers of a run depend on them.
+    This sets torch's number of CPU threads, its precision and the kernels to those of the config, because the
+    exact numbers of a run depend on them.
 
     Args:
         config: the name of a shipped config, a YAML file, or its sections as a mapping.
@@ -136,6 +137,8 @@ def resume(
     set_threads(experiment.settings.threads)
     set_precision(experiment.settings.precision)
     device = resolve_device(experiment.settings.device, ranks.on_machine)
+    # A folder that says nothing is of a version without compiled kernels.
+    set_kernels(resolve_kernels(experiment.settings.kernels or "torch", device))
     ranks.agree({"settings": given})
     refuse_others(ranks, experiment)
     with ExitStack() as stack:
@@ -188,7 +191,7 @@ def _continued(run_dir: Path, stack: ExitStack, experiment: RunConfig, device: t
 
 
 def settled(config: RunConfig, ranks: Ranks = ONE) -> tuple[RunConfig, str, torch.device]:
-    """Set threads and precision; return the experiment with its actual device and threads.
+    """Set threads, precision and kernels; return the experiment with its actual device, threads and kernels.
 
     A run in shards has one thread, unless the config says another number: so its numbers are the same with
     any number of ranks.
@@ -199,7 +202,11 @@ def settled(config: RunConfig, ranks: Ranks = ONE) -> tuple[RunConfig, str, torc
     device = resolve_device(config.settings.device, ranks.on_machine)
     threads = set_threads(config.settings.threads or (1 if config.settings.training.shards > 1 else None))
     set_precision(config.settings.precision)
-    text = config.to_yaml(device=str(device), threads=threads, versions=versions())
+    training = config.settings.training
+    episodes = training.updates * training.trials_per_update * training.episodes_per_trial
+    kernels = resolve_kernels(config.settings.kernels, device, episodes)
+    set_kernels(kernels)
+    text = config.to_yaml(device=str(device), threads=threads, kernels=kernels, versions=versions(kernels))
     return load_config(text, "config.yaml", (), COMPONENTS), text, device
 
 

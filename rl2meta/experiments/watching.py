@@ -27,6 +27,7 @@ from rl2meta.experiments.watch_pictures import Draw, Pictures, drawing, encoded,
 from rl2meta.experiments.watched_trial import WatchedTrial, watch_trial
 from rl2meta.experiments.zoo import located, results_of, said_path
 from rl2meta.files import write_atomically, writing
+from rl2meta.kernels import set_kernels
 from rl2meta.tasks import Tasks, sample_tasks, shares_tasks
 from rl2meta.trial import Agent
 from rl2meta.workers.plugged_in import PluggedIn
@@ -102,6 +103,7 @@ def watch(
     task = within("--task", task, 0, evaluation.tasks - 1)
     contestants = [_of_run(run, length), *_rivals(config, run, against, trust)]
     set_precision(config.settings.precision)
+    set_kernels("torch")
     set_threads(config.settings.threads)
     chosen = sample_tasks(config.distribution, evaluation.tasks, seed, "test")[task : task + 1]
     facts = _facts(run, config, chosen, task, seed, against)

@@ -222,7 +222,8 @@ def _config_text(run: Run) -> str:
     """Return the config of a run with all defaults of today, and its origin without a place on a disk."""
     assert run.path is not None  # of runs that were loaded from folders
     said = parse(RunFolder(run.path).config_text(), "config.yaml")
-    more: dict[str, Any] = {"device": "cpu", "cuda_graphs": False, "versions": said.get("versions", {})}
+    more: dict[str, Any] = {"device": "cpu", "kernels": None, "cuda_graphs": False}
+    more["versions"] = said.get("versions", {})
     if run.origin is not None:
         more["started_from"] = {"path": _short_place(run.origin.path), "update": run.origin.update}
     return run.config.to_yaml(**more)

@@ -35,6 +35,9 @@ def begun(threads: int, device: str, precision: str) -> Any:
     where = devices.resolve_device(device)
     devices.set_threads(threads)
     devices.set_precision(precision)
+    with suppress(ImportError):  # of a commit without compiled kernels
+        kernels = import_module("rl2meta.kernels")
+        kernels.set_kernels(kernels.resolve_kernels(None, where))
     return where
 
 

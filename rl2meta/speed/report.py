@@ -12,6 +12,7 @@ from typing import Any
 import torch
 
 from rl2meta.files import write_atomically, writing
+from rl2meta.kernels import chosen
 from rl2meta.speed.envs import env_suite
 from rl2meta.speed.few_shot import few_shot_suite
 from rl2meta.speed.jax_rivals import maml_beside_jax, train_beside_jax
@@ -185,6 +186,7 @@ def circumstances(device: torch.device) -> dict[str, Any]:
     return {
         "device": _named_device(device),
         "threads": torch.get_num_threads(),
+        "kernels": chosen(),
         "busy": os.getloadavg()[0],
         "torch": torch.__version__,
         "processor": _processor(),

@@ -10,6 +10,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
+from rl2meta.kernels import chosen, set_kernels
+
 
 class Work(NamedTuple):
     """The work of one environment step.
@@ -58,11 +60,13 @@ class _Moved(TorchDispatchMode):  # type: ignore[no-untyped-call]
 @contextmanager
 def _fused_layers_apart() -> Iterator[None]:
     backends = (torch.backends.mkldnn, torch.backends.cudnn)
-    enabled = [backend.enabled for backend in backends]
+    enabled, kernels = [backend.enabled for backend in backends], chosen()
+    set_kernels("torch")  # nobody sees what compiled ones do
     for backend in backends:
         setattr(backend, "enabled", False)  # noqa: B010  (typed as the property that it is on the class)
     try:
         yield
     finally:
+        set_kernels(kernels)
         for backend, was in zip(backends, enabled, strict=True):
             setattr(backend, "enabled", was)  # noqa: B010

@@ -1,0 +1,412 @@
+"""A layer of an LSTM on CPUs, compiled by Numba: whole trials forward and backward, and single steps.
+
+    i, f, g, o = W x + U h + b,   c ← σ(f) c + σ(i) tanh g,   h ← σ(o) tanh c
+
+Lanes are neighbouring units. A product goes on from the bias to the gates and to h without leaving the
+registers; what the backward pass needs is written once. Every sum has a fixed order, which does not depend on
+the number of lanes. Arrays are flat, float32 and contiguous. ``lstm_layer`` allocates them and packs weights:
+
+    w [J, K, 4, LANES]   W and U by blocks of LANES units, J = H / LANES; K = inputs + H
+    u [H / (2 LANES), 4H, 2 LANES]   U for the way back; its rows stand in the order [J, 4, LANES]
+    gates [T, J, B, 4, LANES]   i, f, g, o after σ and tanh, later their gradients
+
+All is in this one file, because Numba's cache looks only at the file of a kernel.
+"""
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import njit, types
+from numba.core import cgutils
+from numba.core.datamodel import models
+from numba.extending import intrinsic, register_model
+
+from rl2meta.kernels import kept_on_disk
+
+LANES = 8
+"""Numbers in a vector. The compiler splits it where a processor has shorter ones."""
+_BLOCK = 64  # trials whose gradients stay in the nearest cache
+_VECTOR = ir.VectorType(ir.FloatType(), LANES)
+_WORDS = ir.VectorType(ir.IntType(32), LANES)
+_float = np.float32
+_ROUND = _float(1.5 * 2**23)  # adding it rounds to whole numbers
+
+
+class Vector(types.Type):
+    """LANES numbers of float32, in Numba's types."""
+
+    def __init__(self) -> None:
+        super().__init__(name=f"float32x{LANES}")
+
+
+_V = Vector()
+
+
+@register_model(Vector)
+class _VectorModel(models.PrimitiveModel):
+    def __init__(self, manager: Any, kind: Any) -> None:
+        super().__init__(manager, kind, _VECTOR)
+
+
+_inlined = njit(forceinline=True, error_model="numpy")
+
+
+def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
+    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
+
+
+def _in_all_lanes(builder: Any, number: Any) -> Any:
+    none = ir.Constant(_VECTOR, ir.Undefined)
+    first = builder.insert_element(none, number, ir.Constant(ir.IntType(32), 0))
+    return builder.shuffle_vector(first, none, ir.Constant(_WORDS, [0] * LANES))
+
+
+@intrinsic
+def load(_: Any, array: Any, index: Any) -> Any:
+    """Return array[index : index + LANES]."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place = _place(context, builder, signature.args[0], *given)
+        return builder.load(builder.bitcast(place, _VECTOR.as_pointer()), align=4)
+
+    return _V(array, types.intp), generate
+
+
+@intrinsic
+def store(_: Any, array: Any, index: Any, vector: Any) -> Any:
+    """Set array[index : index + LANES]."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place = _place(context, builder, signature.args[0], *given[:2])
+        builder.store(given[2], builder.bitcast(place, _VECTOR.as_pointer()), align=4)
+        return context.get_dummy_value()
+
+    return types.void(array, types.intp, _V), generate
+
+
+@intrinsic
+def spread(_: Any, array: Any, index: Any) -> Any:
+    """Return array[index] in all lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        place = _place(context, builder, signature.args[0], *given)
+        return _in_all_lanes(builder, builder.load(place, align=4))
+
+    return _V(array, types.intp), generate
+
+
+@intrinsic
+def constant(_: Any, number: Any) -> Any:
+    """Return a number in all lanes."""
+    return _V(types.float32), lambda context, builder, signature, given: _in_all_lanes(builder, given[0])
+
+
+@intrinsic
+def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
+    """Return x y + z, rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+        name = f"llvm.fma.v{LANES}f32"
+        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
+
+    return _V(_V, _V, _V), generate
+
+
+def _of_two(name: str) -> Any:
+    @intrinsic
+    def operation(_: Any, x: Any, y: Any) -> Any:
+        return _V(_V, _V), lambda context, builder, signature, given: getattr(builder, name)(*given)
+
+    return operation
+
+
+add, sub, mul, div = map(_of_two, ("fadd", "fsub", "fmul", "fdiv"))
+
+
+@intrinsic
+def within(_: Any, x: Any, low: Any, high: Any) -> Any:
+    """Return x, or the bound that it exceeds; NaN stays NaN."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, low, high = given
+        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
+        return builder.select(builder.fcmp_ordered("<", x, low), low, x)
+
+    return _V(_V, _V, _V), generate
+
+
+@intrinsic
+def times_power(_: Any, x: Any, rounded: Any) -> Any:
+    """Return x 2ⁿ for ``rounded`` = n + _ROUND, whose last bits hold n."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        x, rounded = (builder.bitcast(each, _WORDS) for each in given)
+        exponent = builder.shl(rounded, ir.Constant(_WORDS, [23] * LANES))
+        return builder.bitcast(builder.add(x, exponent), _VECTOR)
+
+    return _V(_V, _V), generate
+
+
+@_inlined
+def exp(x):
+    """Return eˣ = 2ⁿ eʳ, |r| <= ln 2 / 2, for |x| <= 87; a polynomial of Cephes (expf.c)."""
+    x = within(x, constant(_float(-87)), constant(_float(87)))
+    rounded = fma(x, constant(_float(1.44269504088896341)), constant(_ROUND))
+    n = sub(rounded, constant(_ROUND))
+    r = fma(n, constant(_float(-0.693359375)), x)  # ln 2 in two parts
+    r = fma(n, constant(_float(2.12194440e-4)), r)
+    y = fma(constant(_float(1.9875691500e-4)), r, constant(_float(1.3981999507e-3)))
+    y = fma(y, r, constant(_float(8.3334519073e-3)))
+    y = fma(y, r, constant(_float(4.1665795894e-2)))
+    y = fma(y, r, constant(_float(1.6666665459e-1)))
+    y = fma(y, r, constant(_float(5.0000001201e-1)))
+    return times_power(fma(y, mul(r, r), add(r, constant(_float(1)))), rounded)
+
+
+@_inlined
+def sigmoid(x):
+    """Return σ(x)."""
+    one = constant(_float(1))
+    return div(one, add(one, exp(sub(constant(_float(0)), x))))
+
+
+@_inlined
+def tanh(x):
+    """Return 2 σ(2x) − 1."""
+    return fma(constant(_float(2)), sigmoid(add(x, x)), constant(_float(-1)))
+
+
+@_inlined
+def _load_four(array, at):
+    """Return the four vectors at ``at``."""
+    return load(array, at), load(array, at + LANES), load(array, at + 2 * LANES), load(array, at + 3 * LANES)
+
+
+@_inlined
+def _store_four(array, at, apart, four):
+    """Store four vectors, ``apart`` numbers from one to the next."""
+    store(array, at, four[0])
+    store(array, at + apart, four[1])
+    store(array, at + 2 * apart, four[2])
+    store(array, at + 3 * apart, four[3])
+
+
+@_inlined
+def _plus(sums, x, four):
+    """Return sums + x · four."""
+    a, b, c, d = sums
+    return fma(x, four[0], a), fma(x, four[1], b), fma(x, four[2], c), fma(x, four[3], d)
+
+
+@_inlined
+def _finish(sums, had, c, h, to, gates, kept, slopes, keep):
+    """What the gates get -> c and h of LANES units; with ``keep`` also the gates and tanh c."""
+    i, f, g, o = sigmoid(sums[0]), sigmoid(sums[1]), tanh(sums[2]), sigmoid(sums[3])
+    new = fma(f, had, mul(i, g))
+    bent = tanh(new)
+    store(c, to, new)
+    store(h, to, mul(o, bent))
+    if keep:
+        _store_four(gates, kept, LANES, (i, f, g, o))
+        store(slopes, to, bent)
+
+
+@kept_on_disk
+def pack(w, u, input_bias, hidden_bias, packed, bias, inputs, units, hidden):
+    """Fill ``packed`` and ``bias`` from a layer's weights; units from ``units`` to ``hidden`` are 0."""
+    packed[:], bias[:] = 0, 0
+    for gate in range(4):
+        for unit in range(units):
+            row, to = gate * units + unit, (unit // LANES * 4 + gate) * LANES + unit % LANES
+            bias[to] = input_bias[row] + hidden_bias[row]
+            to += unit // LANES * (inputs + hidden - 1) * 4 * LANES
+            for k in range(inputs):
+                packed[to + k * 4 * LANES] = w[row * inputs + k]
+            for k in range(units):
+                packed[to + (inputs + k) * 4 * LANES] = u[row * units + k]
+
+
+@kept_on_disk
+def pack_back(weight, panels, columns, units, hidden):
+    """Fill the panels of a matrix [4 units, columns]; what is added to its rows and columns is 0."""
+    panels[:] = 0
+    for gate in range(4):
+        for unit in range(units):
+            to = ((unit // LANES * 4 + gate) * LANES + unit % LANES) * 2 * LANES
+            for k in range(columns):
+                place = k // (2 * LANES) * 4 * hidden * 2 * LANES + k % (2 * LANES)
+                panels[to + place] = weight[(gate * units + unit) * columns + k]
+
+
+@kept_on_disk
+def unpack(packed, bias, d_w, d_u, d_bias, parts, inputs, units, hidden):
+    """Fill the gradients of a layer's weights with the sums over the parts of what ``backward`` found."""
+    d_w[:], d_u[:], d_bias[:] = 0, 0, 0
+    for part in range(parts):
+        for gate in range(4):
+            for unit in range(units):
+                row, to = gate * units + unit, (unit // LANES * 4 + gate) * LANES + unit % LANES
+                d_bias[row] += bias[part * 4 * hidden + to]
+                to += (part * hidden + unit // LANES * LANES) * 4 * (
+                    inputs + hidden
+                ) - unit // LANES * 4 * LANES
+                for k in range(inputs):
+                    d_w[row * inputs + k] += packed[to + k * 4 * LANES]
+                for k in range(units):
+                    d_u[row * units + k] += packed[to + (inputs + k) * 4 * LANES]
+
+
+@njit
+def _step(x, x_at, w, bias, h, c, at, new_h, new_c, to, gates, slopes, keep, remembers, part, sizes):
+    """Do one step of a part of the trials, two at a time; ``at`` and ``to`` say where a step begins."""
+    first, last = part
+    rows, inputs, hidden = sizes
+    for unit in range(0, hidden, LANES):
+        for one in range(first, last, 2):
+            two = min(one + 1, last - 1)
+            sums1 = sums2 = _load_four(bias, 4 * unit)
+            row = (inputs + hidden) * 4 * unit
+            here, there = x_at + one * inputs, x_at + two * inputs
+            for k in range(inputs):
+                four = _load_four(w, row + k * 4 * LANES)
+                sums1, sums2 = (
+                    _plus(sums1, spread(x, here + k), four),
+                    _plus(sums2, spread(x, there + k), four),
+                )
+            had1 = had2 = constant(_float(0))
+            if remembers:
+                row += inputs * 4 * LANES
+                here, there = at + one * hidden, at + two * hidden
+                for k in range(hidden):
+                    four = _load_four(w, row + k * 4 * LANES)
+                    sums1 = _plus(sums1, spread(h, here + k), four)
+                    sums2 = _plus(sums2, spread(h, there + k), four)
+                had1, had2 = load(c, here + unit), load(c, there + unit)
+            here, there = to + one * hidden + unit, to + two * hidden + unit
+            kept = 4 * (to + rows * unit)  # gates stand by blocks, [J, B, 4, LANES]
+            _finish(sums1, had1, new_c, new_h, here, gates, kept + one * 4 * LANES, slopes, keep)
+            _finish(sums2, had2, new_c, new_h, there, gates, kept + two * 4 * LANES, slopes, keep)
+
+
+@kept_on_disk
+def step(x, w, bias, h, c, new_h, new_c, part, sizes):
+    """Set the state [B, H] after a step of a part of the trials from that before it.
+
+    ``part`` is the first trial and the one behind the last, ``sizes`` are trials, inputs and units.
+    """
+    none = new_c  # nothing is kept
+    _step(x, 0, w, bias, h, c, 0, new_h, new_c, 0, none, none, False, True, part, sizes)
+
+
+@kept_on_disk
+def forward(x, w, bias, h, c, gates, slopes, part, steps, sizes):
+    """Set h, c, the gates and ``slopes``, which is tanh c, [T, B, H], of whole trials."""
+    rows, inputs, hidden = sizes
+    for t in range(steps):
+        to = t * rows * hidden
+        before, x_at = to - rows * hidden, t * rows * inputs
+        _step(x, x_at, w, bias, h, c, before, h, c, to, gates, slopes, True, t > 0, part, sizes)
+
+
+@njit
+def _to_sums(d_y, d_h, d_c, c, slopes, gates, at, past, later, part, sizes):
+    """Put the gradients of what σ and tanh get in place of the gates of a step, and that of c in d_c."""
+    one = constant(_float(1))
+    rows, _, hidden = sizes
+    for unit in range(0, hidden, LANES):
+        for trial in range(part[0], part[1]):
+            place, kept = trial * hidden + unit, 4 * (at + rows * unit + trial * LANES)
+            i, f, g, o = _load_four(gates, kept)
+            bent, d = load(slopes, at + place), load(d_y, at + place)
+            d_cell = had = constant(_float(0))
+            if later:
+                d, d_cell = add(d, load(d_h, place)), load(d_c, place)
+            if past:
+                had = load(c, at - rows * hidden + place)
+            d_cell = fma(mul(d, o), sub(one, mul(bent, bent)), d_cell)
+            d_i, d_f = mul(mul(d_cell, g), mul(i, sub(one, i))), mul(mul(d_cell, had), mul(f, sub(one, f)))
+            d_g, d_o = mul(mul(d_cell, i), sub(one, mul(g, g))), mul(mul(d, bent), mul(o, sub(one, o)))
+            _store_four(gates, kept, LANES, (d_i, d_f, d_g, d_o))
+            store(d_c, place, mul(d_cell, f))
+
+
+@njit
+def _add_outer(d_w, at, x, x_at, width, gates, g_at, trials):
+    """Add Σ x [trials, width] ⊗ gradients of a block of gates [trials, 4, LANES], two rows at a time."""
+    for k in range(0, width, 2):
+        next_k = min(k + 1, width - 1)
+        to1, to2 = at + k * 4 * LANES, at + next_k * 4 * LANES
+        sums1, sums2 = _load_four(d_w, to1), _load_four(d_w, to2)
+        here, there = x_at + k, x_at + next_k
+        for trial in range(trials):
+            four = _load_four(gates, g_at + trial * 4 * LANES)
+            sums1 = _plus(sums1, spread(x, here + trial * width), four)
+            sums2 = _plus(sums2, spread(x, there + trial * width), four)
+        _store_four(d_w, to1, LANES, sums1)
+        _store_four(d_w, to2, LANES, sums2)
+
+
+@njit
+def _add_weights(d_w, d_bias, x, x_at, h, at, past, gates, g_at, part, sizes):
+    """Add a step's share of the gradients of w and the bias."""
+    rows, inputs, hidden = sizes
+    one = constant(_float(1))
+    for start in range(part[0], part[1], _BLOCK):
+        trials = min(_BLOCK, part[1] - start)
+        for unit in range(0, hidden, LANES):
+            row, to = g_at + 4 * (unit * rows + start * LANES), 4 * unit * (inputs + hidden)
+            _add_outer(d_w, to, x, x_at + start * inputs, inputs, gates, row, trials)
+            if past:
+                _add_outer(d_w, to + inputs * 4 * LANES, h, at + start * hidden, hidden, gates, row, trials)
+            sums = _load_four(d_bias, 4 * unit)
+            for trial in range(trials):
+                sums = _plus(sums, one, _load_four(gates, row + trial * 4 * LANES))
+            _store_four(d_bias, 4 * unit, LANES, sums)
+
+
+@njit
+def _back(d, to, u, width, gates, g_at, part, sizes):
+    """Set d [B, width] at ``to``: a step's gradients of gates times u, four trials at a time."""
+    rows, _, hidden = sizes
+    first, last = part
+    zero = constant(_float(0))
+    for column in range(0, width, 2 * LANES):
+        for t1 in range(first, last, 4):
+            t2, t3, t4 = min(t1 + 1, last - 1), min(t1 + 2, last - 1), min(t1 + 3, last - 1)
+            left = right = (zero, zero, zero, zero)
+            row = column * 4 * hidden
+            for unit in range(0, hidden, LANES):
+                start = g_at + 4 * unit * rows
+                for gate in range(start, start + 4 * LANES):
+                    p, q = spread(gates, gate + t1 * 4 * LANES), spread(gates, gate + t2 * 4 * LANES)
+                    r, s = spread(gates, gate + t3 * 4 * LANES), spread(gates, gate + t4 * 4 * LANES)
+                    left = _plus(left, load(u, row), (p, q, r, s))
+                    right = _plus(right, load(u, row + LANES), (p, q, r, s))
+                    row += 2 * LANES
+            for trial, one, two in zip((t1, t2, t3, t4), left, right):  # noqa: B905, Numba has no strict
+                store(d, to + trial * width + column, one)
+                store(d, to + trial * width + column + LANES, two)
+
+
+@kept_on_disk
+def backward(d_y, x, h, c, gates, slopes, u, w_back, d_x, d_w, d_bias, work, part, number, steps, sizes):
+    """Add the gradients of w and the bias for d_y [T, B, H], over a part of the trials; set that of x.
+
+    d_x is [T, B, width] and ``w_back`` the panels of W, as ``u`` are those of U; both are empty if x needs no
+    gradient. d_w and d_bias have an entry for each part of the trials; ``work`` is [2, B, H].
+    """
+    rows, inputs, hidden = sizes
+    width = len(d_x) // (steps * rows)
+    d_h, d_c = work[: rows * hidden], work[rows * hidden :]
+    d_w, d_bias = d_w[4 * number * hidden * (inputs + hidden) :], d_bias[4 * number * hidden :]
+    for t in range(steps - 1, -1, -1):
+        at = t * rows * hidden
+        before, x_at = at - rows * hidden, t * rows * inputs
+        _to_sums(d_y, d_h, d_c, c, slopes, gates, at, t > 0, t < steps - 1, part, sizes)
+        _add_weights(d_w, d_bias, x, x_at, h, before, t > 0, gates, 4 * at, part, sizes)
+        if width:
+            _back(d_x, t * rows * width, w_back, width, gates, 4 * at, part, sizes)
+        if t > 0:
+            _back(d_h, 0, u, hidden, gates, 4 * at, part, sizes)

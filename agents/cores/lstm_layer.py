@@ -1,0 +1,149 @@
+"""A layer of an LSTM by the kernels of ``lstm_kernels``, as operations of torch.
+
+They compute what ``torch.nn.LSTM`` computes, with other roundings. The trials are divided among torch's
+number of threads; a kernel does all steps of its trials in one call without Python's lock.
+"""
+
+import os
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from functools import cache
+from itertools import count, pairwise
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+from torch.nn.functional import pad
+
+from rl2meta.agents.cores import lstm_kernels as kernels
+from rl2meta.kernels import threads
+
+_WIDTH = 2 * kernels.LANES  # units are added up to a multiple of it
+_STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
+Weights = tuple[Tensor, Tensor, Tensor, Tensor]
+"""W [4H, inputs], U [4H, H] and both biases [4H], as ``torch.nn.LSTM`` has them."""
+Part = tuple[int, int]
+"""Of the trials: the first and the one behind the last."""
+
+
+def unroll(x: Tensor, weights: Weights) -> Tensor:
+    """Return h of every step of whole trials from a state of zeros, [T, B, H].
+
+    Args:
+        x: inputs [T, B, inputs], float32 on the CPU.
+        weights: of the layer.
+    """
+    hidden: Tensor = _Unroll.apply(x, *weights)  # type: ignore[no-untyped-call]
+    return hidden
+
+
+def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the state after a step, h and c, [B, H] each, without gradients.
+
+    Args:
+        x: inputs, [B, inputs].
+        before: the state before it.
+        weights: of the layer.
+    """
+    rows, units = before[0].shape
+    packed, bias, inputs, hidden = _packed(weights)
+    state = [_widened(each, hidden) for each in before]
+    new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
+    arrays = _flat(x), packed, bias, *map(_flat, state), _flat(new_h), _flat(new_c)
+    _divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), _parts(rows, 1))
+    return new_h[:, :units], new_c[:, :units]
+
+
+class _Unroll(torch.autograd.Function):
+    """x [T, B, inputs] and the weights -> h [T, B, H]."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
+        packed, bias, inputs, hidden = _packed(weights)
+        steps, rows, _ = x.shape
+        sizes = rows, inputs, hidden
+        x, h = x.contiguous(), x.new_empty(steps, rows, hidden)
+        c, slopes, gates = (x.new_empty(steps * rows * hidden * each) for each in (1, 1, 4))
+        arrays = _flat(x), packed, bias, *map(_flat, (h, c, gates, slopes))
+        _divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), _parts(rows, steps))
+        ctx.save_for_backward(x, *weights[:2], h, c, gates, slopes)
+        ctx.sizes, ctx.spent = sizes, False
+        return h[..., : weights[1].shape[1]]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
+        (x, w, u, h, c, gates, slopes), (rows, inputs, hidden) = ctx.saved_tensors, ctx.sizes
+        if ctx.spent:
+            raise RuntimeError(
+                "expected one backward pass, got a second: the first writes over what it reads"
+            )
+        ctx.spent, steps = True, len(x)
+        wanted = ctx.needs_input_grad[0]
+        w_back = _packed_back(w, hidden) if wanted else _flat(x.new_empty(0))
+        d_x = x.new_empty(steps, rows, _wide(inputs) if wanted else 0)
+        read = *map(_flat, (_widened(d_y, hidden), x, h, c, gates, slopes)), _packed_back(u, hidden), w_back
+        parts, work = _parts(rows, steps), _flat(x.new_empty(2 * rows * hidden))
+        d_packed = _flat(x.new_zeros(len(parts) * 4 * hidden * (inputs + hidden)))
+        d_bias = _flat(x.new_zeros(len(parts) * 4 * hidden))
+        arrays = *read, _flat(d_x), d_packed, d_bias, work
+        _divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), parts)
+        found = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
+        kernels.unpack(d_packed, d_bias, *map(_flat, found), len(parts), inputs, u.shape[1], hidden)
+        return d_x[..., :inputs] if wanted else None, *found, found[-1]
+
+
+def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
+    """Return weights and bias as the kernels read them, the number of inputs, and that of units."""
+    w, u = weights[:2]
+    inputs, units = w.shape[1], u.shape[1]
+    hidden = _wide(units)
+    packed, bias = (_flat(w.new_empty(4 * hidden * each)) for each in (inputs + hidden, 1))
+    kernels.pack(*map(_flat, weights), packed, bias, inputs, units, hidden)
+    return packed, bias, inputs, hidden
+
+
+def _packed_back(weight: Tensor, hidden: int) -> Any:
+    """Return the panels of W or U for the way back."""
+    columns = weight.shape[1]
+    panels = _flat(weight.new_empty(4 * hidden * _wide(columns)))
+    kernels.pack_back(_flat(weight), panels, columns, len(weight) // 4, hidden)
+    return panels
+
+
+def _wide(units: int) -> int:
+    """Return the next multiple of ``_WIDTH``."""
+    return -(-units // _WIDTH) * _WIDTH
+
+
+def _widened(x: Tensor, width: int) -> Tensor:
+    """Add zeros, [..., H] -> [..., width]."""
+    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
+
+
+def _flat(tensor: Tensor) -> Any:
+    return tensor.detach().contiguous().numpy().reshape(-1)
+
+
+def _parts(rows: int, steps: int) -> list[Part]:
+    """Return the part of each thread."""
+    number = max(1, min(threads(), rows, rows * steps // _STEPS_OF_A_THREAD))
+    ends = [rows * each // number for each in range(number + 1)]
+    return list(pairwise(ends))
+
+
+def _divided(kernel: Callable[[Part, int], None], parts: Sequence[Part]) -> None:
+    """Call ``kernel`` for each part of the trials with its number, side by side."""
+    own, *others = parts
+    futures = [_threads(os.getpid()).submit(kernel, *each) for each in zip(others, count(1), strict=False)]
+    kernel(own, 0)
+    wait(futures)
+    for future in futures:
+        future.result()
+
+
+@cache
+def _threads(process: int) -> ThreadPoolExecutor:
+    """Return the threads of this process; those of a process that forked are not in its child."""
+    return ThreadPoolExecutor(thread_name_prefix="lstm")

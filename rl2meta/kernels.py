@@ -1,0 +1,112 @@
+"""Chooses whether torch's operations or kernels that Numba compiles compute on a CPU.
+
+Both compute the same functions, and round differently. So the choice is a setting of a run, which stands in
+its config.yaml like the device and the threads. Whoever has no kernel for what is asked uses torch.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from importlib import import_module
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from rl2meta.errors import UserError
+
+Kernels = Literal["torch", "compiled"]
+_LONG = 2**19  # episodes from which a training wins more than it takes to import Numba and to compile
+_chosen: list[Kernels] = ["torch"]
+_threads: list[int] = []  # those of the kernels, where torch has but one
+
+
+def resolve_kernels(name: Kernels | None, device: torch.device, episodes: int = _LONG) -> Kernels:
+    """Return which kernels a training uses; None: compiled ones on a CPU, if it is long and Numba is there.
+
+    Args:
+        name: as in a config.
+        device: of the training.
+        episodes: number of all its episodes.
+
+    Raises:
+        UserError: if compiled ones are asked for where there are none; torch does not silently replace them.
+    """
+    if name == "torch" or (name is None and (device.type != "cpu" or episodes < _LONG)):
+        return "torch"
+    missing = _missing(device)
+    if name is None:
+        return "torch" if missing else "compiled"
+    if missing:
+        raise UserError(
+            f"kernels: expected {missing} for compiled ones; set kernels=torch for a new run. A run that "
+            "began with compiled kernels goes on only with them, because torch rounds differently"
+        )
+    return name
+
+
+def set_kernels(kernels: Kernels) -> None:
+    """Let the agents of this process compute by ``kernels`` from here on; at first it is torch."""
+    _chosen[0] = kernels
+
+
+def chosen() -> Kernels:
+    """Return what agents of this process compute by."""
+    return _chosen[0]
+
+
+def compiled(x: Tensor) -> bool:
+    """Return whether compiled kernels compute with ``x``: if they are chosen, on a CPU, in float32."""
+    return _chosen[0] == "compiled" and x.device.type == "cpu" and x.dtype == torch.float32
+
+
+@contextmanager
+def threads_to_kernels(wanted: bool) -> Iterator[None]:
+    """Inside ``with``, give torch's threads to compiled kernels, and one to torch.
+
+    What torch then still computes is small: its threads would wait for each other longer than they compute.
+
+    Args:
+        wanted: whether kernels compute what takes long; else nothing changes.
+    """
+    before, there = torch.get_num_threads(), list(_threads)
+    if not wanted or _chosen[0] != "compiled" or before == 1:
+        yield
+        return
+    _threads[:] = [before]
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+        _threads[:] = there
+
+
+def threads() -> int:
+    """Return among how many threads a kernel divides its work."""
+    return _threads[0] if _threads else torch.get_num_threads()
+
+
+def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Let Numba compile a function at its first call, and keep the result where it finds a folder for it.
+
+    It runs without Python's lock. Its file must hold all that is compiled with it: Numba looks at no other.
+    """
+    from numba import njit
+
+    options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
+    try:
+        kept: Callable[..., Any] = njit(cache=True, **options)(function)
+    except RuntimeError:  # no folder can be written to
+        kept = njit(**options)(function)
+    return kept
+
+
+def _missing(device: torch.device) -> str:
+    """Return what compiled kernels lack, or ""."""
+    if device.type != "cpu":
+        return f"a CPU, got device {device}"
+    try:
+        import_module("numba")
+    except (ImportError, OSError) as error:
+        return f"Numba (pip install 'rl2meta[fast]'), got {type(error).__name__}: {error},"
+    return ""

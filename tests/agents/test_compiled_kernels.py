@@ -1,0 +1,177 @@
+"""Compiled kernels against torch in float64, and against the plain form of the loss."""
+
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from rl2meta.agents.cores.core import Output
+from rl2meta.agents.ppo import PPO, Batch
+from rl2meta.agents.rl2 import RL2Config, rl2_learner
+from rl2meta.envs.bandits import BernoulliBandits
+from rl2meta.kernels import set_kernels
+from rl2meta.learner_state import seeded
+from rl2meta.randomness import generator
+from rl2meta.trial import TimeStep
+
+pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
+from rl2meta.agents.cores.lstm_layer import step, unroll
+
+SHAPES = [(7, 37, 5, 20), (3, 66, 9, 48), (1, 1, 1, 1), (4, 5, 17, 33)]
+"""Steps, trials, inputs and units: odd numbers, and more or fewer than fit into whole vectors."""
+
+
+def layer(inputs: int, units: int, scale: float = 1.0) -> torch.nn.LSTM:
+    """Return a layer with biases that are not 0."""
+    made = seeded(lambda: torch.nn.LSTM(inputs, units), 3)
+    with torch.no_grad():
+        for weight in made.parameters():
+            weight.mul_(scale)
+    return made
+
+
+def random(*shape: int) -> Tensor:
+    return torch.randn(*shape, generator=generator(5, "numbers", *shape))
+
+
+def gradients(y: Tensor, given: list[Tensor], d_y: Tensor) -> list[Tensor]:
+    return list(torch.autograd.grad(y, given, d_y))
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_whole_trials_and_their_gradients_are_those_of_torch_in_float64(shape: tuple[int, ...]) -> None:
+    steps, rows, inputs, units = shape
+    given, x = layer(inputs, units), random(steps, rows, inputs).requires_grad_()
+    d_y = random(steps, rows, units)
+    y = unroll(x, tuple(given.parameters()))
+    found = gradients(y, [x, *given.parameters()], d_y)
+    exact, x64 = layer(inputs, units).double(), x.detach().double().requires_grad_()
+    y64 = exact(x64)[0]
+    torch.testing.assert_close(y.double(), y64, atol=1e-5, rtol=0)
+    for ours, theirs in zip(found, gradients(y64, [x64, *exact.parameters()], d_y.double()), strict=True):
+        scale = max(1.0, float(theirs.abs().max()))
+        torch.testing.assert_close(ours.double(), theirs, atol=2e-6 * scale, rtol=0)
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_a_step_is_that_of_torch(shape: tuple[int, ...]) -> None:
+    _, rows, inputs, units = shape
+    given, x, h, c = (
+        layer(inputs, units),
+        random(rows, inputs),
+        random(rows, units),
+        2 * random(units, rows).t(),
+    )
+    with torch.no_grad():
+        found = step(x, (h, c), *given.parameters())
+        wanted = torch.lstm_cell(
+            x.double(), (h.double(), c.double()), *(w.double() for w in given.parameters())
+        )
+    for ours, theirs in zip(found, wanted, strict=True):
+        torch.testing.assert_close(ours.double(), theirs, atol=2e-6, rtol=0)
+
+
+def test_far_inputs_saturate_and_what_is_no_number_stays_none() -> None:
+    given = layer(4, 16, scale=300.0)
+    x = 100 * random(5, 8, 4)
+    y = unroll(x, tuple(given.parameters()))
+    torch.testing.assert_close(y, given(x)[0], atol=1e-5, rtol=0)
+    x[2, 3] = torch.nan
+    lost = unroll(x, tuple(given.parameters())).isnan()
+    assert lost[2:, 3].all() and not lost[:2].any() and not lost[:, :3].any() and not lost[:, 4:].any()
+
+
+def test_a_second_backward_pass_is_refused() -> None:
+    weights = tuple(layer(4, 16).parameters())
+    y = unroll(random(2, 8, 4), weights).sum()
+    y.backward(retain_graph=True)
+    with pytest.raises(RuntimeError, match="expected one backward pass"):
+        y.backward()
+
+
+@pytest.fixture
+def threads() -> Any:
+    before = torch.get_num_threads()
+    yield torch.set_num_threads
+    torch.set_num_threads(before)
+
+
+def test_threads_change_no_bit_of_a_trial_and_sums_over_trials_only_by_rounding(threads: Any) -> None:
+    given, x, d_y = layer(6, 24), random(17, 131, 6).requires_grad_(), random(17, 131, 24)
+    every = [x, *given.parameters()]
+
+    def found(number: int) -> list[Tensor]:
+        threads(number)
+        y = unroll(x, tuple(given.parameters()))
+        return [y.detach(), *gradients(y, every, d_y)]
+
+    one, four, again = found(1), found(4), found(4)
+    assert all(torch.equal(*pair) for pair in zip(four, again, strict=True))
+    assert torch.equal(one[0], four[0]) and torch.equal(one[1], four[1])  # features, and gradients of inputs
+    for alone, divided in zip(one[2:], four[2:], strict=True):
+        torch.testing.assert_close(alone, divided, atol=1e-4, rtol=1e-5)
+
+
+def learner() -> PPO:
+    law = BernoulliBandits(num_arms=4)
+    made = rl2_learner(law.observation_space, law.action_space, RL2Config(clip_range=0.1))
+    with torch.no_grad():
+        for weight in made.network.parameters():
+            weight.add_(0.2 * random(*weight.shape))
+    return made
+
+
+def batch(ours: PPO, features: Tensor, masked: bool, all_actions: bool) -> Batch:
+    """Return a batch whose policy before was another, so that some ratios are clipped."""
+    steps, rows = features.shape[:2]
+    action = torch.randint(4, (steps, rows), generator=generator(1, "actions"))
+    legal = random(steps, rows, 4, 1).squeeze(-1) > -0.5
+    legal.scatter_(2, action.unsqueeze(-1), True)
+    none = TimeStep(*(None for _ in TimeStep._fields))  # type: ignore[arg-type]
+    inputs = none._replace(legal=legal) if masked else none
+    policy, _ = ours.network.judged(Output(features), inputs.legal)
+    before = (policy.log_probs + 0.2 * random(steps, rows, 4)).log_softmax(dim=-1).detach()  # type: ignore[attr-defined]
+    taken = before.gather(2, action.unsqueeze(-1)).squeeze(-1)
+    known = (before, random(4, steps, rows).movedim(0, -1)) if all_actions else (None, None)
+    mask = (random(rows, steps).t() > -1).float()
+    return Batch(inputs, action, taken, random(steps, rows), random(rows, steps).t(), mask, *known)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("all_actions", [False, True])
+def test_the_fused_loss_is_the_plain_one(masked: bool, all_actions: bool) -> None:
+    ours, features = learner(), random(6, 40, 48)
+    known = batch(ours, features, masked, all_actions)
+    heads = [*ours.network.policy.parameters(), *ours.network.value.parameters()]  # type: ignore[union-attr]
+    found = []
+    for judge in (ours.plain, ours.fused):
+        x = features.clone().requires_grad_()
+        loss, told = judge(Output(x), known, 0.07)
+        found.append([loss, *told.values(), *torch.autograd.grad(3 * loss, [x, *heads])])
+        assert [*told] == ["policy_loss", "value_loss", "entropy", "kl", "clip_fraction"]
+    assert 0.1 < float(found[0][5]) < 0.9  # clipped
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-5)
+
+
+def test_an_update_learns_what_it_learns_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+    from rl2meta.rollout import RolloutWorker
+    from rl2meta.tasks import sample_tasks
+
+    law = BernoulliBandits(num_arms=4)
+    worker, tasks = RolloutWorker(law), sample_tasks(law, 128, 0, "train")
+    monkeypatch.setattr("rl2meta.kernels._chosen", ["torch"])
+    trial = worker.run(learner().agent, tasks, 6, 0)
+    found = []
+    for kernels in ("torch", "compiled"):
+        set_kernels(kernels)  # type: ignore[arg-type]
+        ours = learner()
+        again = worker.run(ours.agent, tasks, 6, 0)
+        torch.testing.assert_close(again.phases[0].notes, trial.phases[0].notes, atol=1e-5, rtol=1e-5)
+        told = ours.update(trial, 0.0, generator(0, "minibatches"))
+        found.append((told, [weight.detach() for weight in ours.network.parameters()]))
+    (plain, weights), (fast, others) = found
+    assert fast == pytest.approx(plain, rel=1e-3, abs=1e-4)
+    for one, other in zip(weights, others, strict=True):  # Adam divides by small gradients
+        torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
