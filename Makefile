@@ -30,7 +30,7 @@ format: $(VENV)/installed-for-tests
 $(VENV)/installed: $(SETUP)
 	$(PYTHON) -c 'import sys; sys.exit(None if sys.version_info >= (3, 11) else "rl2meta needs Python 3.11 or newer; make PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --constraint constraints.txt --editable .
+	$(BIN)/pip install --quiet --constraint constraints.txt --editable '.[fast]'
 	@touch $@
 
 $(VENV)/installed-for-tests: $(VENV)/installed
