@@ -20,6 +20,8 @@ from forked import COMMAND, Forked
 
 import rl2meta
 from rl2meta import cli
+from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
+from rl2meta.commands.train import Terminal
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.catalogue import AGENTS, DISTRIBUTIONS, shipped_configs
 from rl2meta.experiments.papers import papers
@@ -286,6 +288,26 @@ def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, r
         said, code = process.communicate(), process.returncode
     assert code == 128 + signal.SIGTERM and f"rl2meta train --resume --run-dir {folder}" in said
     assert "Traceback" not in said
+
+
+def test_a_signal_that_leads_to_another_error_is_told_as_a_signal(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while a lock was being taken, so that giving it back failed."""
+
+    def interrupted(terminal: Terminal, of: rl2meta.Run, row: dict[str, Any]) -> bool:
+        try:
+            raise Interrupted(signal.SIGTERM)
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(Terminal, "after_update", interrupted)
+    code, out, err = run("train", "smoke", *SMALL, "--run-dir", tmp_path / "run")
+    assert code == 128 + signal.SIGTERM and "stopped at once" in out and "lock" not in out + err
+    with pytest.raises(Interrupted), handled(raise_interrupted):
+        interrupted(None, None, {})  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError), handled(raise_interrupted):
+        1 / 0  # noqa: B018
 
 
 def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:

@@ -42,7 +42,7 @@ def main() -> int:
     parser.add_argument("--part", type=float, default=1.0, help="the part of the 40 minutes to take")
     parser.add_argument("--only", help="the name of one probe, such as kills")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
-    parser.add_argument("--out", type=Path, help="a document whose table is replaced")
+    parser.add_argument("--out", type=Path, help="a document whose table, or row of it, is replaced")
     options = parser.parse_args()
     seed = random.randrange(10**6) if options.seed is None else options.seed
     print(f"seed {seed}", flush=True)
@@ -51,10 +51,9 @@ def main() -> int:
         os.environ["XDG_STATE_HOME"] = str(Path(home, "state"))
         _import_everything()
         rows = _probe(Path(home), options.short, options.part, options.only, seed)
-    text = table(rows)
-    print(text)
+    print(table(rows))
     if options.out is not None:
-        _replace(options.out, text)
+        _replace(options.out, rows, options.only is not None)
     return int(any(row.failures for row in rows))
 
 
@@ -111,9 +110,14 @@ def _import_everything() -> None:
         rl2meta.compare(runs[:2])
 
 
-def _replace(path: Path, text: str) -> None:
-    document = path.read_text()
-    path.write_text(re.sub(r"(?m)^\| what \| must .*\n(\|.*\n)*", lambda _: text, document, count=1))
+def _replace(path: Path, rows: list[Row], alone: bool) -> None:
+    """Replace the table of a document, or one row of it if one probe ran alone."""
+    text, document = table(rows), path.read_text()
+    old = r"\| what \| must .*\n(\|.*\n)*"
+    if alone:
+        (row,) = rows
+        old, text = rf"\| {re.escape(row.what)} \|.*\n", f"{row.text()}\n"
+    path.write_text(re.sub(f"(?m)^{old}", lambda _: text, document, count=1))
 
 
 if __name__ == "__main__":
