@@ -113,6 +113,7 @@ def test_tensorboard_holds_the_metrics(trained: Path) -> None:
     assert scalars[-1].value == pytest.approx(rows(trained)[-1]["mean_return"])
 
 
+@pytest.mark.usefixtures("rendered")
 def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     code, out, _ = run("evaluate", copy, "--tasks", 200, "--seed", 7, "--against", "gittins,ucb1")
     assert code == 0 and "gittins" in out
@@ -130,7 +131,6 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert (folder / "regret.csv").read_text().startswith(head)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy: Path) -> None:
     brief = ("--tasks", 300, "--against", "greedy")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -150,7 +150,6 @@ def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy
     assert np.load(copy / "evaluation_2" / "arrays.npz")["rl2/regrets"].shape == (300, 8)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tmp_path: Path) -> None:
     brief = ("--tasks", 20, "--against", "none")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -163,7 +162,6 @@ def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tm
     assert code == 2 and "expected a new folder" in err
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_same_evaluation_twice_gives_the_same_numbers(run: Run, copy: Path) -> None:
     for _ in range(2):
         assert run("evaluate", copy, "--tasks", 50, "--against", "thompson")[0] == 0
