@@ -11,140 +11,29 @@ Source: Andrychowicz et al. 2016 (arXiv 1606.04474), section 2 and the authors' 
 """
 
 import itertools
-from collections.abc import Callable, Mapping, Sequence
-from typing import Any, Literal
+from collections.abc import Mapping, Sequence
+from functools import partial
+from typing import Any
 
 import gymnasium as gym
 import torch
-from pydantic import Field
 from torch import Tensor, nn
-from torch.nn import functional
 
 from rl2meta.adam import Adam
-from rl2meta.agents.lstm_rule import LSTMRule
-from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, named, rejoined
-from rl2meta.agents.maml_regression import SquaredError
-from rl2meta.agents.numbers import Count, Positive
-from rl2meta.agents.policy_gradient import vector_size
-from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
+from rl2meta.agents.maml import Adapted, named, rejoined
+from rl2meta.agents.optimisee import (
+    LearnedOptimiserConfig,
+    hand_made_rules,
+    inner_loop,
+    optimising_agent,
+)
 from rl2meta.agents.rows import Rows
-from rl2meta.agents.rule import Rule
-from rl2meta.agents.rules import SGD, AdamRule, AnyRule, Momentum, RMSprop
 from rl2meta.errors import UserError
-from rl2meta.learner_state import load_state, seeded, state_of, under
-from rl2meta.networks import stacked
+from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.parts import in_parts
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.training import AgentKind, linear, set_rate
 from rl2meta.trial import Trial, over_fields
-
-ACTIVATIONS: Mapping[str, Callable[[], nn.Module]] = {
-    "sigmoid": nn.Sigmoid,
-    "tanh": nn.Tanh,
-    "relu": nn.ReLU,
-    "elu": nn.ELU,
-}
-RATES = tuple(round(10 ** (quarter / 4), 6) for quarter in range(-12, 3))
-"""Step sizes of the hand-made rules, from 0.001 to 3.2, four in each power of ten."""
-
-
-class LearnedOptimiserConfig(InnerConfig):
-    """The hyper-parameters of a learned optimiser: the network that it trains, and how it learns to."""
-
-    hidden_sizes: list[Count] = Field([], description="units in each hidden layer of the optimisee")
-    activation: Literal["sigmoid", "tanh", "relu", "elu"] = Field(
-        "sigmoid", description="of the optimisee's hidden layers"
-    )
-    bias: bool = Field(True, description="whether the layers of the optimisee have biases")
-    initial_deviation: Positive = Field(
-        0.01, description="σ: every weight of the optimisee begins with a draw from N(0, σ²) in each trial"
-    )
-    loss: Literal["squared_error", "cross_entropy"] = Field(
-        "squared_error",
-        description="of the optimisee: Σ (f(x) − y)², or the cross-entropy of scores f(x) with target scores "
-        "y; a mean over the examples of a phase",
-    )
-    episodes_per_phase: Count = Field(
-        10, description="number of examples in each phase of a trial; a step of the rule follows a phase"
-    )
-    rule: AnyRule = Field(LSTMRule(), description="what is learnt: the rule's name and its settings")
-    first_order: bool = Field(
-        True, description="ignore the derivatives of the optimisee's gradients with respect to its weights"
-    )
-    unroll: Count = Field(20, description="inner steps between two outer steps, which look back so far")
-    passes: Count = Field(
-        1, description="number of times that an update walks along its trials, each from new initial weights"
-    )
-    learning_rate: Positive = Field(1e-3, description="Adam's learning rate at the start of training")
-    final_learning_rate: Positive | None = Field(
-        None, description="Adam's learning rate at the end of training; null: no change"
-    )
-    max_gradient_norm: Positive | None = Field(
-        None, description="longer outer gradients are scaled down to this length; null: none are"
-    )
-
-
-class ScoreCrossEntropy(SquaredError):
-    """The loss of scores: L = −E[softmax(y) · log softmax(f(x))], for target scores y."""
-
-    def loss(self, outputs: Tensor, rows: Rows) -> Tensor:
-        """Return −Σ w softmax(y) · log softmax(f(x))."""
-        wanted = rows.label.softmax(dim=-1)  # [rows, classes]
-        log_prob = (wanted * functional.log_softmax(outputs, dim=-1)).sum(dim=-1)  # [rows]
-        return -(rows.weight * log_prob).sum()  # [rows] -> []
-
-
-class Optimisee(nn.Module):
-    """The network that is trained in a trial; its own weights only say names and shapes."""
-
-    def __init__(self, in_features: int, out_features: int, config: LearnedOptimiserConfig) -> None:
-        super().__init__()
-        sizes = [in_features, *config.hidden_sizes, out_features]
-        layers: list[nn.Module] = []
-        for a, b in itertools.pairwise(sizes):
-            layers += [nn.Linear(a, b, bias=config.bias), ACTIVATIONS[config.activation]()]
-        self.layers = nn.Sequential(*layers[:-1])
-
-    def stacked(self, weights: Mapping[str, Tensor], observation: Tensor) -> Tensor:
-        """Return [N, rows, out_features] for N tasks; each task uses its own weights."""
-        return stacked(self.layers, under("layers.", weights), observation)
-
-    def drawn(self, num_tasks: int, deviation: float, generator: torch.Generator) -> dict[str, Tensor]:
-        """Return new weights N(0, deviation²), [num_tasks, ...] each."""
-        device = generator.device
-        return {
-            name: deviation * torch.randn(num_tasks, *like.shape, generator=generator, device=device)
-            for name, like in self.named_parameters()
-        }
-
-
-def inner_loop(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], config: LearnedOptimiserConfig
-) -> tuple[Optimisee, InnerLoop]:
-    """Return the optimisee, and the inner loop that trains it.
-
-    Raises:
-        UserError: if actions are not vectors of numbers, or observations are images.
-    """
-    if not isinstance(action_space, gym.spaces.Box) or len(action_space.shape) != 1:
-        raise UserError(
-            f"agent.name: expected outputs of a network, a Box of one axis, got the action space "
-            f"{action_space}; use a family that reveals targets, such as quadratics, digits or sinusoids"
-        )
-    sizes = vector_size(observation_space), action_space.shape[0]
-    network = seeded(lambda: Optimisee(*sizes, config), 0)  # any seed: its own weights are never used
-    objective = {"squared_error": SquaredError, "cross_entropy": ScoreCrossEntropy}[config.loss]
-    return network, InnerLoop(network, objective(observation_space), config)
-
-
-def optimising_agent(
-    network: Optimisee, inner: InnerLoop, learnt: nn.Module, config: LearnedOptimiserConfig
-) -> MAMLAgent:
-    """Return an agent that draws initial weights in each trial and then trains by the rule of ``inner``."""
-
-    def start(num_tasks: int, generator: torch.Generator) -> Adapted:
-        return inner.start(network.drawn(num_tasks, config.initial_deviation, generator), named(learnt))
-
-    return MAMLAgent(learnt, inner, start)
 
 
 class LearnedOptimiserLearner:
@@ -183,16 +72,21 @@ class LearnedOptimiserLearner:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Walk along the trial from new initial weights, as often as ``passes`` says."""
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Do what ``update`` does with a batch in shards; each draws initial weights of its own."""
         cfg = self.config
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         set_rate(self.optimizer, rate)
-        batches = [self.inner.objective.rows(phase, cfg.episodes_per_phase) for phase in trial.phases]
-        if len(batches) < 2:
-            raise UserError(
-                "training.episodes_per_trial: expected at least two phases of agent.episodes_per_phase "
-                f"examples, before and after a step of the rule, got {len(batches)}"
-            )
-        means = [self._walk(batches, generator) for _ in range(cfg.passes)]
+        batches = [self._batches(trial) for trial in trials]
+        means = [self._walk(batches, generators, shards) for _ in range(cfg.passes)]
         losses = torch.tensor(means, dtype=torch.float64).mean(dim=0)  # [passes, unrolls] -> [unrolls]
         return {
             "loss": float(losses.mean()),
@@ -201,11 +95,36 @@ class LearnedOptimiserLearner:
             "learning_rate": rate,
         }
 
-    def _walk(self, batches: Sequence[Rows], generator: torch.Generator) -> list[float]:
-        """Take an outer step after every unroll; return the mean loss along each."""
-        state, means = self._drawn(len(batches[0].weight), generator), []
-        for first in range(0, len(batches) - 1, self.config.unroll):
-            state, mean = self._outer_step(state, batches[first : first + self.config.unroll + 1])
+    def _batches(self, trial: Trial) -> list[Rows]:
+        """Return the examples of each phase."""
+        lanes = self.config.episodes_per_phase
+        batches = [self.inner.objective.rows(phase, lanes) for phase in trial.phases]
+        if len(batches) < 2:
+            raise UserError(
+                "training.episodes_per_trial: expected at least two phases of agent.episodes_per_phase "
+                f"examples, before and after a step of the rule, got {len(batches)}"
+            )
+        return batches
+
+    def _walk(
+        self,
+        batches: Sequence[Sequence[Rows]],
+        generators: Sequence[torch.Generator],
+        shards: Shards = ALONE,
+    ) -> list[float]:
+        """Take an outer step after every unroll; return the mean loss along each.
+
+        Args:
+            batches: the examples of each phase, for each own shard.
+            generators: one for each own shard.
+            shards: of the whole batch.
+        """
+        starts = zip(batches, generators, strict=True)
+        states = [self._drawn(len(rows[0].weight), generator) for rows, generator in starts]
+        means = []
+        for first in range(0, len(batches[0]) - 1, self.config.unroll):
+            unrolled = [rows[first : first + self.config.unroll + 1] for rows in batches]
+            states, mean = self._outer_step(states, unrolled, shards)
             means.append(mean)
         return means
 
@@ -214,21 +133,37 @@ class LearnedOptimiserLearner:
         device = next(self.learnt.parameters()).device
         return self.inner.start({name: w.to(device) for name, w in weights.items()}, named(self.learnt))
 
-    def _outer_step(self, state: Adapted, batches: Sequence[Rows]) -> tuple[Adapted, float]:
-        """Take an outer step on an unroll; return the state at its end and the mean loss along it."""
-        num_tasks = len(batches[0].weight)
-        self.optimizer.zero_grad()
-        parts = [
-            self._unroll(state.of(tasks), [rows.of(tasks) for rows in batches], num_tasks)
-            for tasks in in_parts(num_tasks, self._numbers_per_task(batches))
-        ]
+    def _outer_step(
+        self, states: Sequence[Adapted], batches: Sequence[Sequence[Rows]], shards: Shards
+    ) -> tuple[list[Adapted], float]:
+        """Take an outer step on an unroll; return the states at its end and the mean loss along it."""
+        ends: list[Adapted] = []
+        losses = [partial(self._lost, ends, *each) for each in zip(states, batches, strict=True)]
+        told = set_gradients(list(self.learnt.parameters()), losses, shards)
         if self.config.max_gradient_norm is not None:
             nn.utils.clip_grad_norm_(self.learnt.parameters(), self.config.max_gradient_norm)
         self.optimizer.step()
-        return rejoined([end for end, _ in parts]), sum(loss for _, loss in parts) / (len(batches) - 1)
+        return ends, float(told["sum"]) / (len(batches[0]) - 1)
 
-    def _unroll(self, state: Adapted, batches: Sequence[Rows], num_tasks: int) -> tuple[Adapted, float]:
-        """Add the gradient of Σₜ Lₜ(θₜ) of some of the tasks; return their last state and this sum.
+    def _lost(self, ends: list[Adapted], state: Adapted, batches: Sequence[Rows]) -> Lost:
+        """Return the loss along an unroll; append the state at its end to ``ends``.
+
+        Where tasks are divided into parts, the gradients of all but the last are added here already, so that
+        one graph exists at a time.
+        """
+        num_tasks, reached = len(batches[0].weight), list[Adapted]()
+        loss = total = torch.zeros((), device=batches[0].weight.device)
+        for tasks in in_parts(num_tasks, self._numbers_per_task(batches)):
+            if reached:
+                loss.backward()  # type: ignore[no-untyped-call]
+            end, loss = self._unroll(state.of(tasks), [rows.of(tasks) for rows in batches], num_tasks)
+            reached.append(end)
+            total = total + loss.detach()
+        ends.append(rejoined(reached))
+        return Lost(loss, torch.ones_like(loss), {"sum": total})
+
+    def _unroll(self, state: Adapted, batches: Sequence[Rows], num_tasks: int) -> tuple[Adapted, Tensor]:
+        """Return the last state of some of the tasks, and their part of Σₜ Lₜ(θₜ).
 
         A loss is that of the examples that come after the step, as in an evaluation.
         """
@@ -236,8 +171,7 @@ class LearnedOptimiserLearner:
         for now, then in itertools.pairwise(batches):
             state = self.inner.advance(state, now)
             total = total + self.inner.losses(state, then).sum() / num_tasks  # [tasks of the part] -> []
-        total.backward()  # type: ignore[no-untyped-call]
-        return _without_graph(state), float(total.detach())
+        return _without_graph(state), total
 
     def _numbers_per_task(self, batches: Sequence[Rows]) -> int:
         """Estimate how many numbers the graph of one task holds along an unroll."""
@@ -258,29 +192,6 @@ class LearnedOptimiserLearner:
 def _without_graph(state: Adapted) -> Adapted:
     cut = Tensor.detach
     return state._replace(weights=over_fields(cut, state.weights), state=over_fields(cut, state.state))
-
-
-def hand_made_rules(
-    observation_space: gym.Space[Any], action_space: gym.Space[Any], config: LearnedOptimiserConfig
-) -> dict[str, Reference]:
-    """Return references that train the same network by hand-made rules, with tuned constants."""
-
-    def agent(rule: Rule, rate: float) -> MAMLAgent:
-        fixed = {"rule": rule, "inner_learning_rates": [rate], "learn_inner_rates": False}
-        mine = config.model_copy(update=fixed)
-        return optimising_agent(*inner_loop(observation_space, action_space, mine), nn.ModuleDict(), mine)
-
-    def reference(line: str, make: Callable[..., Rule], **grid: tuple[float, ...]) -> Reference:
-        build = lambda rate=0.01, **settings: agent(make(**settings), rate)  # noqa: E731
-        return Reference(line, build, {"rate": RATES, **grid}, KNOWS_NOTHING)
-
-    nag = lambda momentum=0.9: Momentum(momentum=momentum, nesterov=True)  # noqa: E731
-    return {
-        "sgd": reference("gradient descent, θ' = θ − α g", SGD),
-        "nag": reference("gradient descent with Nesterov's momentum", nag, momentum=(0.9, 0.95)),
-        "rmsprop": reference("RMSprop", RMSprop, decay=(0.9, 0.99)),
-        "adam": reference("Adam", AdamRule),
-    }
 
 
 LEARNED_OPTIMISER = AgentKind(

@@ -9,7 +9,8 @@ code is openai/mlsh. In both, sub-policies move after each phase of the joint pe
 after a trial, from all its joint phases, because an agent's shared weights only change between trials.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping, Sequence
+from functools import partial
 from typing import Annotated, Any, NamedTuple
 
 import gymnasium as gym
@@ -19,6 +20,7 @@ from torch import Tensor, nn
 
 from rl2meta.adam import Adam
 from rl2meta.agents.mlsh_master import AT_TEST, MasterConfig, MasterLoop, Masters
+from rl2meta.agents.mlsh_steps import Steps, counts, standardised
 from rl2meta.agents.numbers import Count, Fraction, NonNegative, Positive
 from rl2meta.agents.sub_policies import SubPolicies
 from rl2meta.beliefs import Probabilities, Told, policy_told
@@ -29,10 +31,9 @@ from rl2meta.returns import (
     clipped_surrogate,
     discounted_lengths,
     gae,
-    mean_or_zero,
     reward_signal,
-    standardised,
 )
+from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.training import AgentKind, linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
@@ -156,28 +157,6 @@ class MLSHAgent:
         return carry._replace(masters=self.loop.learn(carry.masters, choices))
 
 
-class Steps(NamedTuple):
-    """The steps of the joint phases of a batch, in one row axis: tensors [rows, ...].
-
-    Attributes:
-        observation: encoded.
-        action, log_prob: taken, and their log π_old.
-        sub_policy: which one acted.
-        advantage, value_target: of the step.
-        mask: float, 0 on padding.
-        legal: of the actions; see ``TimeStep``.
-    """
-
-    observation: Tensor
-    action: Tensor
-    log_prob: Tensor
-    sub_policy: Tensor
-    advantage: Tensor
-    value_target: Tensor
-    mask: Tensor
-    legal: Tensor
-
-
 class MLSHLearner:
     """Moves the sub-policies by PPO; each learns from the steps at which it acted, over all tasks together.
 
@@ -209,27 +188,40 @@ class MLSHLearner:
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Learn from the joint phases of one batch of trials."""
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Learn from the shards of a batch; a minibatch has steps of every shard."""
         cfg = self.config
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         set_rate(self.optimizer, linear(cfg.learning_rate, cfg.final_learning_rate, progress))
-        batch = self.steps(trial)
-        metrics = [self._step(part, entropy_weight) for part in self._minibatches(batch, generator)]
+        batches = self.steps(trials, shards)
+        pairs = zip(batches, generators, strict=True)
+        orders = [batch.minibatches(cfg.epochs, cfg.minibatches, source, shards) for batch, source in pairs]
+        metrics = [self._step(parts, entropy_weight, shards) for parts in zip(*orders, strict=True)]
         told = {name: torch.stack([each[name] for each in metrics]).mean() for name in metrics[0]}
-        told |= {f"share_{k}": n / batch.mask.sum() for k, n in enumerate(self._of_each(batch).sum(dim=1))}
-        told |= {"first_phase": _earned(trial.phases[0]), "last_phase": _earned(trial.phases[-1])}
+        *of_each, of_all = counts(batches, self.network.num, shards)
+        told |= {f"share_{k}": count / of_all for k, count in enumerate(of_each)}
+        for name, number in (("first_phase", 0), ("last_phase", -1)):
+            told[name] = shards.mean([_earned(trial.phases[number]) for trial in trials])
         return dict(zip(told, torch.stack(list(told.values())).tolist(), strict=True))
 
-    def steps(self, trial: Trial) -> Steps:
-        """Return the steps of the joint phases, with advantages and value targets.
+    def steps(self, trials: Sequence[Trial], shards: Shards = ALONE) -> list[Steps]:
+        """Return the steps of the joint phases, with advantages and value targets, of each own shard.
 
         Returns end with an episode, and a value is predicted per remaining step.
         """
+        return standardised([self._of_trial(trial) for trial in trials], self.network.num, shards)
+
+    def _of_trial(self, trial: Trial) -> Steps:
         joint = trial.phases[min(self.config.warm_up, len(trial.phases) - 1) :]
-        parts = [self._of_phase(phase) for phase in joint]
-        batch = Steps(*(torch.cat(fields) for fields in zip(*parts, strict=True)))
-        own = self._of_each(batch)  # [K, rows]
-        centred = standardised(batch.advantage.expand_as(own), own.clamp(min=1e-12), dim=(1,))
-        return batch._replace(advantage=(own * centred).sum(dim=0))
+        return Steps(*(torch.cat(fields) for fields in zip(*map(self._of_phase, joint), strict=True)))
 
     def _of_phase(self, phase: Trajectory) -> Steps:
         cfg, notes, mask = self.config, phase.notes, phase.mask.float()
@@ -247,34 +239,38 @@ class MLSHLearner:
         )
         return Steps(*(field.flatten(0, 1) for field in fields))  # [T, B, ...] -> [rows, ...]
 
-    def _of_each(self, batch: Steps) -> Tensor:
-        """Return where each sub-policy acted, float [K, rows]; 0 on padding."""
-        number = torch.arange(self.network.num, device=batch.mask.device).unsqueeze(1)
-        return (batch.sub_policy == number) * batch.mask
+    def _step(
+        self, parts: Sequence[Steps], entropy_weight: float, shards: Shards = ALONE
+    ) -> dict[str, Tensor]:
+        """Take one gradient step on a minibatch, of which each own shard has a part; return its metrics."""
+        weights, total = list(self.network.parameters()), counts(parts, self.network.num, shards)
+        size = total.clamp(min=1) / shards.total
+        told = set_gradients(
+            weights, [partial(self._lost, part, size, entropy_weight) for part in parts], shards
+        )
+        norm = nn.utils.clip_grad_norm_(weights, self.config.max_gradient_norm)
+        self.optimizer.step()
+        return {**told, "gradient_norm": norm}
 
-    def _minibatches(self, batch: Steps, generator: torch.Generator) -> Iterator[Steps]:
-        for _ in range(self.config.epochs):
-            order = torch.randperm(len(batch.mask), generator=generator).to(batch.mask.device)
-            for index in order.chunk(self.config.minibatches):
-                yield Steps(*(field[index] for field in batch))
+    def _lost(self, batch: Steps, size: Tensor, entropy_weight: float) -> Lost:
+        """Return the loss of a part of a minibatch.
 
-    def _step(self, batch: Steps, entropy_weight: float) -> dict[str, Tensor]:
-        """Take one gradient step; return the metrics of the minibatch."""
-        cfg, own = self.config, self._of_each(batch)
+        Args:
+            batch: the part.
+            size: the mean number of steps in a part: of each sub-policy and of all, [K + 1].
+            entropy_weight: c_e.
+        """
+        cfg = self.config
         policy, value = self.network.chosen(batch.sub_policy, batch.observation, batch.legal)
         log_ratio = policy.log_prob(batch.action) - batch.log_prob
         gain = clipped_surrogate(log_ratio, batch.advantage, cfg.clip_range)
         error, entropy = (value - batch.value_target).square(), policy.entropy()
         each = cfg.value_coefficient * error - gain - entropy_weight * entropy
-        loss = ((own * each).sum(dim=1) / own.sum(dim=1).clamp(min=1)).sum()
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        norm = nn.utils.clip_grad_norm_(self.network.parameters(), cfg.max_gradient_norm)
-        self.optimizer.step()
+        loss = ((batch.of_each(self.network.num) * each).sum(dim=1) / size[:-1]).sum()
         change = log_ratio.detach().expm1()
         told = {"value_loss": error, "entropy": entropy, "kl": change - log_ratio}
-        means = {name: mean_or_zero(x.detach(), batch.mask) for name, x in told.items()}
-        return {"loss": loss.detach(), **means, "gradient_norm": norm}
+        means = {name: (x.detach() * batch.mask).sum() / size[-1] for name, x in told.items()}
+        return Lost(loss, torch.ones_like(loss), {"loss": loss, **means})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the sub-policies and their optimiser's moments as named tensors."""

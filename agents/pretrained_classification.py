@@ -11,7 +11,7 @@ Source: the baselines of Finn et al. 2017 (arXiv 1703.03400), section 5.2; Chen 
 Few-shot Classification* (arXiv 1904.04232).
 """
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -21,6 +21,7 @@ from pydantic import Field
 from torch import Tensor, nn
 
 from rl2meta.adam import Adam
+from rl2meta.agents.all_classes import AllClasses, of_all_classes
 from rl2meta.agents.image_classifier import ImageClassifier
 from rl2meta.agents.maml import AT_TEST, MAMLAgent, MetaWeights, named
 from rl2meta.agents.maml_classification import (
@@ -30,12 +31,12 @@ from rl2meta.agents.maml_classification import (
     loop_of,
 )
 from rl2meta.agents.numbers import Count
+from rl2meta.agents.outer_adam import take_step
 from rl2meta.agents.references.examples import NearestNeighbour, nearest
-from rl2meta.agents.rows import by_row
-from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
-from rl2meta.training import AgentKind, linear, set_rate
-from rl2meta.trial import Trajectory, Trial
+from rl2meta.shards import ALONE, Lost, Shards
+from rl2meta.training import AgentKind
+from rl2meta.trial import Trial
 
 
 class PretrainedConfig(MAMLClassificationConfig):
@@ -79,14 +80,14 @@ class PretrainingLearner:
             nn.init.zeros_(parameter)  # the new last layer of a task; training does not reach it
         self.meta = MetaWeights(self.network, config).to(device)
         features = self.network.head.in_features
-        self.all_classes = seeded(lambda: nn.Linear(features, config.classes), seed).to(device)
+        self.all_classes = seeded(lambda: AllClasses(features, config.classes), seed).to(device)
         inner = loop_of(config)(self.network, CrossEntropy(observation_space), config)
         self.agent: MAMLAgent | NearestNeighbour = MAMLAgent(self.meta, inner)
         if config.nearest:
             answer = partial(nearest_in_features, self.network)
             self.agent = NearestNeighbour(config.episodes_per_phase, answer)
-        weights = [*self.meta.parameters(), *self.all_classes.parameters()]
-        self.optimizer = Adam(weights, lr=config.learning_rate, fused=True)
+        self._weights = [*self.meta.parameters(), *self.all_classes.parameters()]
+        self.optimizer = Adam(self._weights, lr=config.learning_rate, fused=True)
 
     def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
         """Take one step on all images of the trials.
@@ -94,19 +95,27 @@ class PretrainingLearner:
         Raises:
             UserError: for a family that does not say the classes, or has more of them than the config.
         """
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Take one step on the shards of a batch, which have the same number of tasks."""
+        losses = [partial(self._lost, trial) for trial in trials]
+        return take_step(self.optimizer, self._weights, losses, self.config, progress, shards)
+
+    def _lost(self, trial: Trial) -> Lost:
         cfg, lanes = self.config, self.config.episodes_per_phase
-        known = [of_all_classes(phase, lanes, cfg.classes) for phase in trial.phases]
-        pixels, classes = (torch.cat(parts, dim=1) for parts in zip(*known, strict=True))
+        pixels, classes = of_all_classes(trial.phases, lanes, cfg.classes)
         features = features_of(self.network, pixels, 0 if cfg.transductive else lanes)
-        logits = self.all_classes(features)  # [num_tasks, rows, classes]
-        loss = nn.functional.cross_entropy(logits.flatten(0, 1), classes.flatten())
-        rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
-        set_rate(self.optimizer, rate)
-        self.optimizer.zero_grad()
-        loss.backward()  # type: ignore[no-untyped-call]
-        self.optimizer.step()
+        logits = self.all_classes(features)  # [num_tasks, rows, all classes]
+        loss = self.all_classes.loss(logits, classes)
         right = (logits.detach().argmax(dim=-1) == classes).float().mean()
-        return {"loss": float(loss.detach()), "accuracy": float(right), "learning_rate": rate}
+        return Lost(loss, torch.ones_like(loss), {"loss": loss, "accuracy": right})
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights and the optimiser's state as named tensors."""
@@ -139,31 +148,6 @@ def features_of(network: ImageClassifier, pixels: Tensor, support: int) -> Tenso
     """Return features [num_tasks, rows, features] of flat pixels, with the same weights in all tasks."""
     weights = {name: value.expand(len(pixels), *value.shape) for name, value in named(network).items()}
     return network.features(weights, pixels, support)
-
-
-def of_all_classes(phase: Trajectory, lanes: int, classes: int) -> tuple[Tensor, Tensor]:
-    """Return the images of a phase and their classes, [num_tasks, rows, pixels] and [num_tasks, rows].
-
-    Args:
-        phase: with the number among all classes, ``class``, in its truth.
-        lanes: episodes of each task side by side.
-        classes: more than the largest such number.
-
-    Raises:
-        UserError: for a family that does not say the classes, or has more of them.
-    """
-    if "class" not in phase.truth:
-        raise UserError(
-            "agent.name: expected a family that says which class of all an image has, got one without; use "
-            "few_shot"
-        )
-    of_all = by_row(phase.truth["class"], lanes)
-    if of_all.device.type == "cpu" and int(of_all.max()) >= classes:
-        raise UserError(
-            f"agent.classes: expected more than the number {int(of_all.max())} of a class, got {classes}; "
-            "raise it"
-        )
-    return by_row(phase.inputs.observation.flatten(2), lanes), of_all
 
 
 PRETRAINED_CLASSIFICATION = AgentKind(

@@ -27,10 +27,11 @@ import gymnasium as gym
 import numpy as np
 import torch
 from pydantic import ConfigDict, Field, field_validator
-from torch import Tensor, nn
+from torch import Tensor
 from torch.nn import functional
 
 from rl2meta.adam import Adam
+from rl2meta.agents.all_classes import AllClasses, of_all_classes
 from rl2meta.agents.cores.recurrent import GRUConfig, LSTMConfig
 from rl2meta.agents.cores.snail import SNAILConfig
 from rl2meta.agents.cores.transformer import TransformerConfig
@@ -38,7 +39,6 @@ from rl2meta.agents.image_classifier import ImageClassifier
 from rl2meta.agents.maml_classification import CrossEntropy, ImagesConfig, image_classes
 from rl2meta.agents.numbers import Count, NonNegative, Positive
 from rl2meta.agents.outer_adam import take_step
-from rl2meta.agents.pretrained_classification import of_all_classes
 from rl2meta.agents.rl2 import CORES
 from rl2meta.agents.sequence_classifier import Memory, SequenceClassifier
 from rl2meta.beliefs import Told
@@ -166,7 +166,7 @@ class SequenceLearner:
         self.config = config
         self.network = seeded(lambda: _network(observation_space, action_space, config), seed).to(device)
         self.agent = SequenceAgent(self.network, CrossEntropy(observation_space), config.episodes_per_phase)
-        self.all_classes = seeded(lambda: nn.Linear(config.features, config.classes), seed).to(device)
+        self.all_classes = seeded(lambda: AllClasses(config.features, config.classes), seed).to(device)
         self._weights = [*self.network.parameters(), *self.all_classes.parameters()]
         self.optimizer = Adam(self._weights, lr=config.learning_rate, fused=True)
 
@@ -194,9 +194,8 @@ class SequenceLearner:
         right = (logits.detach().argmax(dim=-1) == labels).float().mean()
         told = {"loss": loss, "accuracy": right}
         if cfg.auxiliary_coefficient:
-            kinds = [of_all_classes(phase, cfg.episodes_per_phase, cfg.classes)[1] for phase in trial.phases]
-            of_all = self.all_classes(features).flatten(0, 1)  # [num_tasks × rows, all classes]
-            told["auxiliary_loss"] = functional.cross_entropy(of_all, torch.cat(kinds, dim=1).flatten())
+            _, numbers = of_all_classes(trial.phases, cfg.episodes_per_phase, cfg.classes)
+            told["auxiliary_loss"] = self.all_classes.loss(self.all_classes(features), numbers)
             loss = loss + cfg.auxiliary_coefficient * told["auxiliary_loss"]
         return Lost(loss, torch.ones_like(loss), told)
 

@@ -36,32 +36,42 @@ def no_state_of_the_user(tmp_path_factory: pytest.TempPathFactory) -> Iterator[N
         yield
 
 
-@pytest.fixture
-def drawn(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
-    """The figures that are written, kept for inspection."""
-    from rl2meta import drawing  # loads matplotlib, which few tests need
-
-    figures: list[Any] = []
-    save = drawing.save
-
-    def keep(figure: Any, path: Any) -> Any:
-        figures.append(figure)
-        return save(figure, path)
-
-    monkeypatch.setattr(drawing, "save", keep)
-    return figures
-
-
-@pytest.fixture
-def undrawn(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Figures are made and not rendered, which takes longer than a small evaluation."""
+@pytest.fixture(autouse=True, scope="session")
+def unrendered() -> Iterator[Callable[..., Path]]:
+    """Figures are made and not rendered, which takes longer than a small evaluation; yield what renders."""
     from rl2meta import drawing
 
     def touch(figure: Any, path: Path, software: str | None = None) -> Path:
         path.touch()
         return path
 
-    monkeypatch.setattr(drawing, "save", touch)
+    with pytest.MonkeyPatch.context() as patch:
+        real = drawing.save
+        patch.setattr(drawing, "save", touch)
+        yield real
+
+
+@pytest.fixture
+def rendered(monkeypatch: pytest.MonkeyPatch, unrendered: Callable[..., Path]) -> None:
+    """Figures are rendered, for a test that looks at the pictures."""
+    from rl2meta import drawing
+
+    monkeypatch.setattr(drawing, "save", unrendered)
+
+
+@pytest.fixture
+def drawn(monkeypatch: pytest.MonkeyPatch, unrendered: Callable[..., Path]) -> list[Any]:
+    """The figures that are written, kept for inspection, and rendered."""
+    from rl2meta import drawing
+
+    figures: list[Any] = []
+
+    def keep(figure: Any, path: Any, software: str | None = None) -> Any:
+        figures.append(figure)
+        return unrendered(figure, path, software)
+
+    monkeypatch.setattr(drawing, "save", keep)
+    return figures
 
 
 class Corridor:

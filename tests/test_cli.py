@@ -20,6 +20,8 @@ from forked import COMMAND, Forked
 
 import rl2meta
 from rl2meta import cli
+from rl2meta.commands.signals import Interrupted, handled, raise_interrupted
+from rl2meta.commands.train import Terminal
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.catalogue import AGENTS, DISTRIBUTIONS, shipped_configs
 from rl2meta.experiments.papers import papers
@@ -111,6 +113,7 @@ def test_tensorboard_holds_the_metrics(trained: Path) -> None:
     assert scalars[-1].value == pytest.approx(rows(trained)[-1]["mean_return"])
 
 
+@pytest.mark.usefixtures("rendered")
 def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     code, out, _ = run("evaluate", copy, "--tasks", 200, "--seed", 7, "--against", "gittins,ucb1")
     assert code == 0 and "gittins" in out
@@ -128,7 +131,6 @@ def test_an_evaluation_holds_what_is_promised(run: Run, copy: Path) -> None:
     assert (folder / "regret.csv").read_text().startswith(head)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy: Path) -> None:
     brief = ("--tasks", 300, "--against", "greedy")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -148,7 +150,6 @@ def test_an_agent_is_judged_on_other_tasks_than_it_was_trained_on(run: Run, copy
     assert np.load(copy / "evaluation_2" / "arrays.npz")["rl2/regrets"].shape == (300, 8)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tmp_path: Path) -> None:
     brief = ("--tasks", 20, "--against", "none")
     assert run("evaluate", copy, *brief)[0] == 0
@@ -161,7 +162,6 @@ def test_a_second_evaluation_never_overwrites_the_first(run: Run, copy: Path, tm
     assert code == 2 and "expected a new folder" in err
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_the_same_evaluation_twice_gives_the_same_numbers(run: Run, copy: Path) -> None:
     for _ in range(2):
         assert run("evaluate", copy, "--tasks", 50, "--against", "thompson")[0] == 0
@@ -286,6 +286,26 @@ def test_a_second_signal_ends_it_at_once_and_says_how_to_go_on(tmp_path: Path, r
         said, code = process.communicate(), process.returncode
     assert code == 128 + signal.SIGTERM and f"rl2meta train --resume --run-dir {folder}" in said
     assert "Traceback" not in said
+
+
+def test_a_signal_that_leads_to_another_error_is_told_as_a_signal(
+    tmp_path: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It came while a lock was being taken, so that giving it back failed."""
+
+    def interrupted(terminal: Terminal, of: rl2meta.Run, row: dict[str, Any]) -> bool:
+        try:
+            raise Interrupted(signal.SIGTERM)
+        finally:
+            raise RuntimeError("release unlocked lock")
+
+    monkeypatch.setattr(Terminal, "after_update", interrupted)
+    code, out, err = run("train", "smoke", *SMALL, "--run-dir", tmp_path / "run")
+    assert code == 128 + signal.SIGTERM and "stopped at once" in out and "lock" not in out + err
+    with pytest.raises(Interrupted), handled(raise_interrupted):
+        interrupted(None, None, {})  # type: ignore[arg-type]
+    with pytest.raises(ZeroDivisionError), handled(raise_interrupted):
+        1 / 0  # noqa: B018
 
 
 def test_sigterm_during_an_evaluation_leaves_nothing_behind(copy: Path) -> None:

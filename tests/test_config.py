@@ -1,3 +1,5 @@
+from pathlib import Path
+
 import pytest
 import yaml
 from hypothesis import given, settings
@@ -5,7 +7,7 @@ from hypothesis import strategies as st
 
 from rl2meta.envs.dependent_bandits import DependentBandits
 from rl2meta.errors import UserError
-from rl2meta.experiments.components import COMPONENTS, references_of
+from rl2meta.experiments.components import COMPONENTS, read_config, references_of
 from rl2meta.experiments.config import RunConfig, completed, load_config
 from rl2meta.revealed import Revealed
 
@@ -174,6 +176,18 @@ def test_an_identity_of_an_earlier_version_is_completed() -> None:
     assert completed(earlier | {"agent.epochs": 9}, identity, COMPONENTS) == identity | {"agent.epochs": 9}
     unreadable = {"distribution.name": "gone"}
     assert completed(unreadable, identity, COMPONENTS) == unreadable
+
+
+def test_a_config_means_the_same_in_every_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only what a run wrote has the defaults of its time: it names the versions that it ran with."""
+    path = tmp_path / "config.yaml"
+    path.write_text(GOOD)
+    from_elsewhere = read_config(path)
+    monkeypatch.chdir(tmp_path)
+    assert from_elsewhere.identity() == read_config("config.yaml").identity() == load().identity()
+    path.write_text(f"{GOOD}\nversions: {{rl2meta: 0.1.0}}")
+    assert read_config("config.yaml").identity()["agent.observation_units"] == "raw"
+    assert load().identity()["agent.observation_units"] == "normalised"
 
 
 def test_a_task_is_revealed_on_demand() -> None:

@@ -30,7 +30,6 @@ from rl2meta.levels import both_levels, difference, interval, merged, of_trials
 from rl2meta.reports import read_evaluation
 from rl2meta.statistics import mean_interval
 
-pytestmark = pytest.mark.usefixtures("undrawn")
 TINY = ["training.updates=6", "training.trials_per_update=16", "training.checkpoint_every=2", "threads=1"]
 
 

@@ -223,6 +223,7 @@ def test_the_table_has_a_line_for_each_config(report: dict[str, Any]) -> None:
     ]
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_figure_shows_what_the_report_says(
     report: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -256,6 +257,7 @@ def test_the_figure_shows_what_the_report_says(
     assert not [(a, b) for i, a in enumerate(boxes) for b in boxes[:i] if a.overlaps(b)]
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_run_of_one_point_can_be_drawn(tmp_path: Path) -> None:
     said = {"target": 4.0, "runs": [run_of([0.3], [4.0], 4.0)]}
     assert plot_learning({"smoke": said}, tmp_path / "x.png").stat().st_size > 10_000
@@ -264,6 +266,7 @@ def test_a_run_of_one_point_can_be_drawn(tmp_path: Path) -> None:
 # The command
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_command_writes_after_every_run_and_draws(run: Run, tmp_path: Path) -> None:
     out = tmp_path / "x.json"
     seen: list[int] = []

@@ -43,7 +43,6 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_more_steps_and_other_rates_than_in_training(runs: Path, tmp_path: Path) -> None:
     rates = "agent.inner_learning_rates=[0.3,0.1,0.05]"
     _judge(runs / "maml", "evaluation.episodes_per_trial=20", rates, out=tmp_path / "more")
@@ -58,6 +57,7 @@ def test_more_steps_and_other_rates_than_in_training(runs: Path, tmp_path: Path)
     assert again[1] != points[1]
 
 
+@pytest.mark.usefixtures("rendered")
 def test_everything_about_navigation_in_one_figure(runs: Path, tmp_path: Path) -> None:
     """Episodes that end early, four kinds of agents, and PPO from scratch, on one axis of interactions."""
     paths = [runs / name for name in ("maml", "pretrained", "oracle", "rl2")]
@@ -73,7 +73,6 @@ def test_everything_about_navigation_in_one_figure(runs: Path, tmp_path: Path) -
     assert (out / "regret.png").stat().st_size > 10_000 and (out / "adaptation.png").exists()
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_rl2_and_maml_pull_the_same_bandits(runs: Path, tmp_path: Path) -> None:
     options: dict[str, Any] = {"tasks": 30, "seed": 0, "episodes": None, "device": "cpu", "threads": 1}
     compare_runs([runs / "rl2b", runs / "maml_bandit"], **options, against="thompson", out=tmp_path / "both")
@@ -92,7 +91,6 @@ def test_what_maml_is_cannot_change_after_training(runs: Path) -> None:
         _judge(runs / "maml", "evaluation.episodes_per_trial=10")
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_regression_wants_targets(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="expected predictions"):
         start_run("maml_sinusoid", ["distribution.name=bernoulli_bandits"], tmp_path / "run")

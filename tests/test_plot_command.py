@@ -187,6 +187,7 @@ def test_over_seconds_counts_those_of_the_updates(tmp_path: Path, drawn: list[Ax
     assert drawn[0].get_xlabel().startswith("seconds of training")
 
 
+@pytest.mark.usefixtures("rendered")
 def test_ceilings_are_computed_from_the_law(tmp_path: Path, drawn: list[Axes]) -> None:
     path = write_run(tmp_path / "one")
     rl2meta.plot(path, of="return")
@@ -240,6 +241,7 @@ def test_several_are_drawn_beside_the_first_with_names_that_tell_them_apart(
     assert len({line.get_color() for line in bold(drawn[0])}) == 2
 
 
+@pytest.mark.usefixtures("rendered")
 def test_it_replaces_its_own_figure_and_no_other_file(tmp_path: Path, run: Callable[..., Any]) -> None:
     path = write_run(tmp_path / "one")
     assert run(path)[0] == 0
@@ -288,6 +290,7 @@ def test_seeds_without_a_score_are_left_out_and_told(
     assert any(text.startswith("wide (2 seeds)") for text in texts(drawn[0]))
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_run_in_memory_is_drawn_into_a_file_that_lives_as_long_as_the_figure() -> None:
     small = {"training.updates": 2, "training.evaluate_every": 1}
     figure = rl2meta.plot(rl2meta.train(CONFIG, small))

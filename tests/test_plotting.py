@@ -76,6 +76,7 @@ def test_the_regret_figure_shows_what_the_files_say(tmp_path, drawn):
     assert legend == ["Bayes-optimal  73.7", "task known  83.3"]
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_picture_is_there_and_not_blank(tmp_path):
     picture = imread(plot_regret(write_evaluation(tmp_path)))
     assert picture.shape[:2] == (735, 1800)

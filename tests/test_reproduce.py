@@ -27,7 +27,7 @@ UPDATE = 1024 * 10  # environment steps in an update of the cells with n=10
 
 
 @pytest.fixture(autouse=True)
-def quick(monkeypatch: pytest.MonkeyPatch, undrawn: None) -> None:
+def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(contest, "TUNING_TASKS", 20)
 
 

@@ -26,11 +26,25 @@ TRPO = [
     "agent.conjugate_gradients=2",
 ]
 JUDGED = ["training.evaluate_every=2", "training.evaluation_tasks=6"]
+_IMAGES = ["training.updates=2", "agent.filters=2", "agent.episodes_per_phase=2", "distribution.ways=2"]
+_IMAGES += ["distribution.size=8", "training.episodes_per_trial=6", "evaluation.episodes_per_trial=null"]
 CASES = {
     "rl2": ["smoke", *PULLS, *JUDGED, "agent.reward_units=measured"],
     "all_actions": ["smoke", *PULLS, "agent.surrogate=all_actions", "agent.critic=privileged"],
     "over_all_tasks": ["maml_bandit", *TRPO, "training.episodes_per_trial=2"],
     "regression": ["maml_sinusoid", "training.updates=3", "agent.hidden_sizes=[8]"],
+    "mlsh": [
+        *("mlsh_moving_bandits", "training.updates=2", "training.episodes_per_trial=6", "agent.epochs=1"),
+        *("agent.episodes_per_phase=2", "agent.warm_up=1", "agent.minibatches=2", "distribution.horizon=8"),
+    ],
+    "learned_optimiser": [
+        *("learned_optimiser_quadratics", "training.updates=2", "training.episodes_per_trial=6"),
+        *("agent.episodes_per_phase=2", "agent.unroll=1", "agent.passes=1", "distribution.dimension=4"),
+    ],
+    "pretrained": ["pretrained_glyphs_5way_1shot", *_IMAGES],
+    "classification": ["maml_glyphs_5way_1shot", *_IMAGES],
+    "sequence": ["snail_glyphs_5way_1shot", *_IMAGES, "agent.features=4", "agent.core=lstm"],
+    "reptile": ["reptile_sinusoid", "training.updates=2", "agent.hidden_sizes=[5]"],
 }
 """What to train: a config and settings beside those of ``BATCH``."""
 TRAIN_ALL = """

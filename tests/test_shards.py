@@ -15,6 +15,7 @@ from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.envs.sinusoids import Sinusoids
 from rl2meta.errors import UserError
+from rl2meta.experiments.catalogue import AGENTS
 from rl2meta.experiments.components import make_learner, read_config
 from rl2meta.randomness import generator
 from rl2meta.ranks import Ranks
@@ -26,6 +27,22 @@ from rl2meta.trial import Trial
 from rl2meta.units import ObservationUnits, RewardUnits
 
 CPU = torch.device("cpu")
+_FEW = ["agent.filters=2", "agent.episodes_per_phase=2", "distribution.ways=2", "distribution.size=8"]
+SHIPPED = {
+    "mlsh": [
+        *("mlsh_moving_bandits", "distribution.name=point_navigation", "distribution.horizon=6"),
+        *("distribution.goal_radius=0.4", "agent.hidden_sizes=[5]", "agent.duration=2", "agent.epochs=1"),
+        *("agent.minibatches=1", "agent.episodes_per_phase=2", "agent.warm_up=1"),  # episodes end early
+    ],
+    "learned_optimiser": [
+        *("learned_optimiser_quadratics", "distribution.dimension=4", "agent.episodes_per_phase=2"),
+        *("agent.unroll=1", "agent.initial_deviation=1e-9"),  # so the draws of initial weights are alike
+    ],
+    "pretrained": ["pretrained_glyphs_5way_1shot", *_FEW],
+    "classification": ["maml_glyphs_5way_1shot", *_FEW],
+    "sequence": ["snail_glyphs_5way_1shot", *_FEW, "agent.features=4", "agent.core=lstm"],
+}
+"""A config and its settings."""
 
 
 def learner_of(kind: str) -> tuple[TaskDistribution, Any]:
@@ -44,6 +61,10 @@ def learner_of(kind: str) -> tuple[TaskDistribution, Any]:
         law = Sinusoids()
         moved = ReptileConfig(hidden_sizes=[8], episodes_per_phase=3, rule=AdamRule(), keep_moments=True)
         return law, ReptileLearner(law.observation_space, law.action_space, moved)
+    if kind in SHIPPED:
+        name, *settings = SHIPPED[kind]
+        read = read_config(name, settings)
+        return read.distribution, make_learner(read, CPU)
     law = PointNavigation(horizon=4)
     trpo = MAMLTRPOConfig(
         hidden_sizes=[8], episodes_per_phase=3, standardise=False, curvature_fraction=1.0, max_kl=0.05
@@ -51,7 +72,7 @@ def learner_of(kind: str) -> tuple[TaskDistribution, Any]:
     return law, MAMLTRPOLearner(law.observation_space, law.action_space, trpo, dtype=torch.float64)
 
 
-@pytest.mark.parametrize("kind", ["rl2", "all_actions", "maml_regression", "maml_trpo", "reptile"])
+@pytest.mark.parametrize("kind", ["rl2", "all_actions", "maml_regression", "maml_trpo", "reptile", *SHIPPED])
 def test_an_update_in_shards_is_that_of_the_whole_batch(kind: str) -> None:
     """Advantages, units, gradients, trust region: means over all shards are means over all tasks."""
     (law, whole), (_, parts) = learner_of(kind), learner_of(kind)
@@ -64,7 +85,7 @@ def test_an_update_in_shards_is_that_of_the_whole_batch(kind: str) -> None:
     ours, theirs = whole.state_dict(), parts.state_dict()
     for name, tensor in ours.items():
         # Adam's first step is the sign of a gradient: where that is nearly zero, rounding decides.
-        if not name.startswith("network") or kind == "maml_trpo":
+        if not name.startswith(("network", "all_classes")) or kind == "maml_trpo":
             torch.testing.assert_close(theirs[name], tensor, rtol=2e-3, atol=1e-6, msg=name)
 
 
@@ -157,12 +178,16 @@ def test_one_shard_calls_nothing() -> None:
     assert ALONE.mean([x]) is x and ALONE.gather([x])[0] is x and ALONE.names == [()]
 
 
-def test_a_learner_that_knows_no_shards_is_refused() -> None:
-    config = read_config("mlsh_moving_bandits", [])
-    learner = make_learner(config, CPU)
+def test_a_learner_that_knows_no_shards_is_refused(arms_in_turn: str) -> None:
+    learner = make_learner(read_config("smoke", [f"agent.name={arms_in_turn}", "agent.lanes=1"]), CPU)
     refuse_shards(learner, ALONE)
-    with pytest.raises(UserError, match=r"training.shards: expected 1 for MLSHLearner.*got 2"):
+    with pytest.raises(UserError, match=r"training.shards: expected 1 for NothingToLearn.*got 2"):
         refuse_shards(learner, Shards(2))
+
+
+def test_every_agent_is_among_those_that_learn_from_shards_here() -> None:
+    shipped = {read_config(name, settings).agent_name for name, *settings in SHIPPED.values()}
+    assert {"rl2", "maml_trpo", "maml_regression", "reptile"} | shipped == set(AGENTS)
 
 
 def test_shards_are_equal_parts_of_the_batch() -> None:

@@ -164,6 +164,7 @@ def tuned(folder: Path, *words: str) -> list[str]:
     return ["tune", "smoke", *TINY, "--search", RATE, *common, "--run-dir", str(folder), *words]
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_study_writes_its_results_and_goes_on(tmp_path: Path) -> None:
     said = CliRunner().invoke(app, tuned(tmp_path / "s", "--n-trials", "3"), catch_exceptions=False)
     assert said.exit_code == 0 and "trial 2 (3/3)" in said.output

@@ -16,6 +16,7 @@ PAGE = Path(__file__).parents[1] / "docs" / "your_own_environment.md"
 _BLOCK = re.compile(r"(?:^`(?P<file>[\w.]+)`:\n\n)?^```(?P<language>\w+)\n(?P<text>.*?)^```$", re.M | re.S)
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_tutorial_leads_to_its_curves(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     blocks = list(_BLOCK.finditer(PAGE.read_text()))
     monkeypatch.chdir(tmp_path)

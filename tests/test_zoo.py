@@ -124,7 +124,6 @@ def test_the_list_shows_each_agent_and_its_score() -> None:
     assert rl2meta.list_zoo().keys() == set(NAMES)
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_results_go_into_the_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     before = _contents(zoo.ZOO)
@@ -269,7 +268,6 @@ def _regret(run: Run | Group) -> float:
     return float(regrets.sum(axis=1).mean())
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_an_entry_is_the_seed_with_the_median_score(
     trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -292,7 +290,6 @@ def test_an_entry_is_the_seed_with_the_median_score(
     assert "## zoo:new" in text and entry.command in text and f"{min(regrets.values()):.2f}" in text
 
 
-@pytest.mark.usefixtures("undrawn")
 def test_runs_that_make_no_entry(trained: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     half = rl2meta.train("rl2_bandit", TINY, callbacks=[lambda *_: False], run_dir=tmp_path / "half")
     runs = [trained / "seed3", trained / "seed4"]

@@ -5,6 +5,8 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
+from rl2meta.errors import UserError
+
 _BASE = 128  # a shell's exit code for a process that ended by signal n is 128 + n
 Handler = Callable[[int, FrameType | None], None]
 
@@ -27,6 +29,9 @@ def handled(handler: Handler) -> Iterator[None]:
     """Call ``handler`` for SIGINT, SIGTERM and SIGHUP inside the block.
 
     A signal that the parent process ignores (``nohup``) stays ignored.
+
+    Raises:
+        Interrupted: if ``handler`` raises it, also where it led to another error (``unmasked``).
     """
     names = ("SIGINT", "SIGTERM", "SIGHUP")  # Windows has no SIGHUP
     numbers = [getattr(signal, name) for name in names if hasattr(signal, name)]
@@ -35,7 +40,27 @@ def handled(handler: Handler) -> Iterator[None]:
     for number in taken:
         signal.signal(number, handler)
     try:
-        yield
+        with unmasked():
+            yield
     finally:
         for number, former in taken.items():
             signal.signal(number, former)
+
+
+@contextmanager
+def unmasked() -> Iterator[None]:
+    """Raise ``Interrupted`` where it led to another error inside the block.
+
+    A signal may come while a lock is being taken; giving it back then fails with an error of its own.
+    """
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        cause: BaseException | None = error
+        while cause is not None and not isinstance(cause, Interrupted):
+            cause = cause.__context__
+        if cause is None:
+            raise
+        raise cause from None

@@ -8,7 +8,7 @@ from types import FrameType
 from typing import Any
 
 from rl2meta.commands.progress import TrainingProgress, say
-from rl2meta.commands.signals import Interrupted, handled
+from rl2meta.commands.signals import Interrupted, handled, unmasked
 from rl2meta.experiments.components import row_name
 from rl2meta.experiments.entry import train
 from rl2meta.experiments.run import Run
@@ -122,7 +122,8 @@ def _resumed(
 def _shown(terminal: Terminal, run_dir: Path, go: Any) -> int:
     """Train, and say at the end what to do next; return the exit code."""
     try:
-        run: Run = go()
+        with unmasked():
+            run: Run = go()
     except Interrupted as stop:
         if terminal.started is None:
             raise

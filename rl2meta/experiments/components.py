@@ -144,6 +144,7 @@ def read_config(
     text = _config_text(str(source))
     if is_of_a_run(path := Path(source)):
         refuse_strangers(path, text, {*trust, *modules_named(overrides)})
+    if "versions" in parse(text, str(source)):  # a run wrote it; a user's config.yaml has today's defaults
         text = with_former(text, COMPONENTS)
     return load_config(text, str(source), overrides, COMPONENTS)
 

@@ -9,10 +9,11 @@ import torch
 from matplotlib.axes import Axes
 from torch import Tensor
 
+from rl2meta import drawing
 from rl2meta.agents.mlsh import MLSHAgent
 from rl2meta.agents.sub_policies import SubPolicies
 from rl2meta.colours import TRAINED
-from rl2meta.drawing import INK, save, titled_figure
+from rl2meta.drawing import INK, titled_figure
 from rl2meta.envs.moving_bandits import MovingBandits
 from rl2meta.errors import UserError
 from rl2meta.experiments.run import Run
@@ -107,7 +108,7 @@ def draw(run: Run, path: str | Path, num_tasks: int = 3, seed: int = 0) -> None:
         row[0].set_ylabel(f"sub-policy {k}", color=TRAINED[k % len(TRAINED)], weight="bold")
         for axes, placed in zip(row, points, strict=True):
             _draw_one(axes, network, law, k, placed)
-    save(figure, Path(path))
+    drawing.save(figure, Path(path))
 
 
 def _placements(law: MovingBandits, num: int, seed: int) -> Tensor:

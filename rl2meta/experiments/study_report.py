@@ -94,8 +94,9 @@ def draw_history(shared: SharedStudy, path: Path) -> Path:
     from matplotlib.figure import Figure
     from matplotlib.ticker import MaxNLocator
 
+    from rl2meta import drawing
     from rl2meta.colours import TRAINED
-    from rl2meta.drawing import FAINT, GRID, INK, add_axes, save
+    from rl2meta.drawing import FAINT, GRID, INK, add_axes
 
     figure = Figure(figsize=(12, 4.9), dpi=150, facecolor="white")
     trials = shared.ended()
@@ -117,4 +118,4 @@ def draw_history(shared: SharedStudy, path: Path) -> Path:
         (("best so far", TRAINED[0]), ("completed", TRAINED[1]), ("pruned, last value", FAINT))
     ):
         figure.text(0.86, 0.74 - 0.07 * place, text, size=11.5, color=colour)
-    return save(figure, path)
+    return drawing.save(figure, path)

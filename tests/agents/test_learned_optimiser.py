@@ -8,12 +8,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.learned_optimiser import (
-    LearnedOptimiserConfig,
-    LearnedOptimiserLearner,
-    ScoreCrossEntropy,
-    hand_made_rules,
-)
+from rl2meta.agents.learned_optimiser import LearnedOptimiserLearner
+from rl2meta.agents.optimisee import LearnedOptimiserConfig, ScoreCrossEntropy, hand_made_rules
 from rl2meta.agents.rows import Rows
 from rl2meta.envs.quadratics import Quadratics
 from rl2meta.errors import UserError
@@ -76,7 +72,7 @@ def test_an_outer_gradient_is_that_of_the_sum_along_the_unroll() -> None:
     learner = learner_of()
     rows = rows_of(learner, lived(learner.agent, 3))
     start = learner._drawn(3, generator(7))
-    learner._unroll(start, rows, 3)
+    learner._unroll(start, rows, 3)[1].backward()  # type: ignore[no-untyped-call]
     ours = [parameter.grad for parameter in learner.learnt.parameters()]
     for parameter in learner.learnt.parameters():
         parameter.grad = None
@@ -104,7 +100,7 @@ def test_state_goes_on_across_unrolls() -> None:
     """With steps of almost no length, three short unrolls see the losses of a long one."""
     short, long = (learner_of(unroll=unroll, learning_rate=1e-12) for unroll in (2, 6))
     rows = rows_of(short, lived(short.agent, 7))
-    parts, (whole,) = (learner._walk(rows, generator(0)) for learner in (short, long))
+    parts, (whole,) = (learner._walk([rows], [generator(0)]) for learner in (short, long))
     assert sum(parts) / 3 == pytest.approx(whole, rel=1e-5)
     assert len({round(mean, 6) for mean in parts}) == 3
 

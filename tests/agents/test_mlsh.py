@@ -244,13 +244,13 @@ def test_notes_are_of_the_sub_policy_that_acted() -> None:
 @pytest.mark.parametrize("family", [POINTS, ROAM], ids=str)
 def test_each_sub_policy_moves_by_its_own_steps(family: Any) -> None:
     learner = learner_on(family, max_gradient_norm=1e6)
-    batch = learner.steps(lived(learner, family))
+    batch = learner.steps([lived(learner, family)])[0]
     old = {name: weight.detach().clone() for name, weight in learner.network.stacked_weights.items()}
-    learner._step(batch, 0.01)
+    learner._step([batch], 0.01)
     for k in range(2):
         alone = learner_on(family, max_gradient_norm=1e6)
         mine = (batch.sub_policy == k) & (batch.mask > 0)
-        alone._step(type(batch)(*(field[mine] for field in batch)), 0.01)
+        alone._step([type(batch)(*(field[mine] for field in batch))], 0.01)
         for name, weight in learner.network.stacked_weights.items():
             gradient = alone.network.stacked_weights[name].grad
             assert gradient is not None and weight.grad is not None
@@ -276,7 +276,7 @@ def test_shares_are_those_of_the_steps_that_were_lived() -> None:
 def test_sub_policies_learn_from_the_joint_phases(phases: int, warm_up: int, joint: int) -> None:
     learner = learner_on(POINTS, warm_up=warm_up)
     trial = lived(learner, POINTS, phases)
-    batch = learner.steps(trial)
+    (batch,) = learner.steps([trial])
     assert len(batch.mask) == joint * trial.phases[0].mask.numel()
     assert torch.equal(batch.action, torch.cat([phase.action.flatten() for phase in trial.phases[-joint:]]))
 

@@ -64,6 +64,7 @@ def in_memory() -> rl2meta.Run:
 # A whole program
 
 
+@pytest.mark.usefixtures("rendered")
 def test_a_whole_program_prints_nothing(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     run = rl2meta.train("rl2_bandit", little(distribution__low=0.0), run_dir=tmp_path / "wide")
     evaluation = rl2meta.evaluate(run, tasks=20, against=["gittins", "thompson"])
@@ -103,6 +104,7 @@ def test_metrics_in_memory_equal_those_on_disk(trained: rl2meta.Run, in_memory: 
 # Without a folder
 
 
+@pytest.mark.usefixtures("rendered")
 def test_without_a_folder_nothing_is_left_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
@@ -148,6 +150,7 @@ def test_runs_are_compared_under_the_names_they_are_given(
     assert list(unnamed.results) == ["run 1", "copy"] and unnamed.path is None
 
 
+@pytest.mark.usefixtures("rendered")
 def test_an_unknown_figure_is_refused(in_memory: rl2meta.Run) -> None:
     evaluation = rl2meta.evaluate(in_memory, tasks=10, against="none")
     with pytest.raises(rl2meta.UserError, match="adaptation, loss, profile, got 'regrets'"):

@@ -47,11 +47,13 @@ def test_sub_policies_that_go_to_one_point_are_not() -> None:
     assert places(run_to(1, 1), num_tasks=300).apart == 0
 
 
+@pytest.mark.usefixtures("rendered")
 def test_the_picture_shows_every_sub_policy(tmp_path: Path) -> None:
     draw(run_to(0, 1, 0), tmp_path / "fields.png", num_tasks=1)
     assert (tmp_path / "fields.png").stat().st_size > 20_000
 
 
+@pytest.mark.usefixtures("rendered")
 def test_points_that_every_episode_draws_anew_are_drawn_too(tmp_path: Path) -> None:
     draw(run_to(0, 1, overrides=("distribution.redraw=true",)), tmp_path / "fields.png", num_tasks=2)
     assert (tmp_path / "fields.png").stat().st_size > 20_000

@@ -10,6 +10,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
+from rl2meta import cli
+
 Prepare = Callable[[], object]
 """Called in the child before the command."""
 
@@ -98,8 +100,6 @@ def _become(words: Sequence[str], folder: Path, log: Path, prepare: Prepare | No
 
 
 def _main(words: Sequence[str]) -> int:
-    from rl2meta import cli
-
     sys.argv = ["rl2meta", *words]
     try:
         cli.main()

@@ -38,9 +38,12 @@ def _kill_once(
     config, run = write_config(name, folder), folder / "run"
     shutil.rmtree(run, ignore_errors=True)
     told = []
+    slow = chance.random() < 0.3
+    if slow:
+        row.count("runs on a slow disk")
     for _ in range(chance.choice((1, 1, 2, 3))):  # the second kill hits a run that goes on
-        child = Child(words_to_go_on(config, run), folder)
-        time.sleep(chance.uniform(0, lasted))
+        child = Child(words_to_go_on(config, run), folder, _slowly(run, chance.random()) if slow else None)
+        time.sleep(chance.uniform(0, lasted * (2 if slow else 1)))
         number = chance.choice(SIGNALS)
         child.kill(number)
         if chance.random() < 0.3:  # twice in a row: the second one ends it at once
@@ -51,6 +54,21 @@ def _kill_once(
     ended = command(words_to_go_on(config, run), folder)
     other = differences(outcome(run), right) if ended.code == 0 else "not finished"
     row.check(not other and not ended.left, f"{name}, {'+'.join(told)}: {other}; {brief(ended)}")
+
+
+def _slowly(run: Path, seed: float) -> Callable[[], None]:
+    """Return what makes each file operation below ``run`` take up to 40 ms, as on a busy network disk."""
+
+    def prepare() -> None:
+        chance = random.Random(seed)
+
+        def hook(event: str, arguments: tuple[object, ...]) -> None:
+            if event in WATCHED and str(run) in str(arguments[0]):
+                time.sleep(chance.uniform(0, 0.04))
+
+        sys.addaudithook(hook)
+
+    return prepare
 
 
 def _check_end(row: Row, ended: Ended, where: str) -> None:

@@ -14,13 +14,13 @@ from kills import at_operation, brief
 from report import Row
 
 _TRAINING = {"updates": 4, "checkpoint_every": 1, "keep_checkpoints": 1}
-_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.EDQUOT)
+_ERRORS = (errno.ENOSPC, errno.EROFS, errno.EACCES, errno.EIO, errno.EDQUOT, errno.ESTALE)
 
 
 def refused_operations(home: Path, every: int, chance: random.Random) -> Row:
     """Let the disk refuse each file operation of a run in turn (or every n-th)."""
     row = Row(
-        "the disk refuses one file operation: full, read-only, no permission, broken, over quota",
+        "the disk refuses one file operation: full, read-only, no permission, broken, over quota, gone",
         "a message with exit code 2, or no harm; the run goes on afterwards to the undisturbed bits",
     )
     right = outcome(undisturbed("RL²", home, **_TRAINING))
