@@ -179,11 +179,9 @@ def test_an_update_is_read_in_few_files() -> None:
     _, entered = _entered(lambda: meta_train(Traced(), law, worker, Budget(1, 8, 10), 0, lambda row: True))
     worker.close()
     entered |= of_the_learner
-    for files in (entered, of_the_learner):
-        files.remove("rl2meta/kernels.py")  # a switch, which leads to files that compute the same
     assert {"rl2meta/training.py", "rl2meta/rollout.py", "envs/bandits.py", "agents/ppo.py"} <= entered
-    assert len(entered) <= 13, " ".join(sorted(entered))
-    assert "agents/ppo.py" in of_the_learner and len(of_the_learner) <= 8, sorted(of_the_learner)
+    assert len(entered) <= 14, " ".join(sorted(entered))
+    assert "agents/ppo.py" in of_the_learner and len(of_the_learner) <= 9, sorted(of_the_learner)
 
 
 def _entered(call: Callable[[], Any]) -> tuple[Any, set[str]]:
