@@ -138,20 +138,20 @@ def within(_: Any, x: Any, low: Any, high: Any) -> Any:
 
 
 @intrinsic
-def times_power(_: Any, x: Any, rounded: Any) -> Any:
-    """Return x 2ⁿ for ``rounded`` = n + _ROUND, whose last bits hold n."""
+def power(_: Any, rounded: Any) -> Any:
+    """Return 2ⁿ for ``rounded`` = n + _ROUND, whose last bits hold n; |n| <= 126."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        x, rounded = (builder.bitcast(each, _WORDS) for each in given)
-        exponent = builder.shl(rounded, ir.Constant(_WORDS, [23] * LANES))
-        return builder.bitcast(builder.add(x, exponent), _VECTOR)
+        exponent = builder.shl(builder.bitcast(given[0], _WORDS), ir.Constant(_WORDS, [23] * LANES))
+        one = builder.bitcast(ir.Constant(_VECTOR, [1.0] * LANES), _WORDS)
+        return builder.bitcast(builder.add(exponent, one), _VECTOR)
 
-    return _V(_V, _V), generate
+    return _V(_V), generate
 
 
 @_inlined
 def exp(x):
-    """Return eˣ = 2ⁿ eʳ, |r| <= ln 2 / 2, for |x| <= 87; a polynomial of Cephes (expf.c)."""
+    """Return eʳ and 2ⁿ with eˣ = 2ⁿ eʳ, |r| <= ln 2 / 2, for |x| <= 87; a polynomial of Cephes (expf.c)."""
     x = within(x, constant(_float(-87)), constant(_float(87)))
     rounded = fma(x, constant(_float(1.44269504088896341)), constant(_ROUND))
     n = sub(rounded, constant(_ROUND))
@@ -162,14 +162,15 @@ def exp(x):
     y = fma(y, r, constant(_float(4.1665795894e-2)))
     y = fma(y, r, constant(_float(1.6666665459e-1)))
     y = fma(y, r, constant(_float(5.0000001201e-1)))
-    return times_power(fma(y, mul(r, r), add(r, constant(_float(1)))), rounded)
+    return fma(y, mul(r, r), add(r, constant(_float(1)))), power(rounded)
 
 
 @_inlined
 def sigmoid(x):
     """Return σ(x)."""
     one = constant(_float(1))
-    return div(one, add(one, exp(sub(constant(_float(0)), x))))
+    e, scale = exp(sub(constant(_float(0)), x))
+    return div(one, fma(e, scale, one))  # a product, so NaN stays NaN, whatever its bits are
 
 
 @_inlined
