@@ -5,7 +5,8 @@ its config.yaml like the device and the threads. Whoever has no kernel for what 
 """
 
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from functools import wraps
 from importlib import import_module
 from typing import Any, Literal
 
@@ -54,6 +55,16 @@ def chosen() -> Kernels:
     return _chosen[0]
 
 
+@contextmanager
+def kernels_restored() -> Iterator[None]:
+    """Choose again, at the end of ``with``, what was chosen at its start."""
+    before = chosen()
+    try:
+        yield
+    finally:
+        set_kernels(before)
+
+
 def compiled(x: Tensor) -> bool:
     """Return whether compiled kernels compute with ``x``: if they are chosen, on a CPU, in float32."""
     return _chosen[0] == "compiled" and x.device.type == "cpu" and x.dtype == torch.float32
@@ -90,15 +101,28 @@ def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let Numba compile a function at its first call, and keep the result where it finds a folder for it.
 
     It runs without Python's lock. Its file must hold all that is compiled with it: Numba looks at no other.
+    Where what was kept is damaged, or the disk refuses it, this process compiles for itself.
     """
     from numba import njit
 
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
-        kept: Callable[..., Any] = njit(cache=True, **options)(function)
-    except RuntimeError:  # no folder can be written to
+        kept = njit(cache=True, **options)(function)
+    except (RuntimeError, OSError):  # no folder can be written to
         kept = njit(**options)(function)
-    return kept
+    used = [kept]
+
+    @wraps(function)
+    def kernel(*given: Any) -> Any:
+        try:
+            return used[0](*given)
+        except Exception:  # Numba lets all through that reading and writing its files raises; nothing ran
+            with suppress(Exception):
+                kept._cache.flush()  # so the next process keeps it again
+            used[0] = njit(**options)(function)
+        return used[0](*given)
+
+    return kernel
 
 
 def _missing(device: torch.device) -> str:

@@ -1,6 +1,7 @@
 """Which kernels a run uses, where it says so, and that it goes on with the same."""
 
 import importlib
+import runpy
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -114,6 +115,43 @@ def test_a_run_says_its_kernels_and_goes_on_with_the_same_bits(whole: Path, tmp_
     assert chosen() == "compiled" and again.finished
     one, other = (load_run(folder).learner.state_dict() for folder in (whole, half))
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+def test_an_evaluation_in_a_callback_does_not_change_the_kernels(whole: Path) -> None:
+    seen = []
+
+    def judge(run: rl2meta.Run, row: Any) -> None:
+        seen.append(chosen())
+        rl2meta.evaluate(run, tasks=4)
+        assert chosen() == "torch"
+
+    given = {**SMALL, "kernels": "compiled"}
+    run = rl2meta.train("smoke", given, callbacks=[judge], on_start=lambda run: set_kernels("torch"))
+    assert seen == 4 * ["compiled"]
+    one, other = load_run(whole).learner.state_dict(), run.learner.state_dict()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.mark.parametrize("damage", [b"", b"damaged", "refused"])
+def test_a_damaged_cache_or_a_full_disk_changes_no_result(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, damage: Any
+) -> None:
+    caching = pytest.importorskip("numba.core.caching", reason="needs the extra: pip install 'rl2meta[fast]'")
+    (tmp_path / "kept_twice.py").write_text("def twice(x):\n    return 2 * x\n")
+    monkeypatch.setattr(caching.config, "CACHE_DIR", "")
+    twice = runpy.run_path(str(tmp_path / "kept_twice.py"))["twice"]
+    if damage == "refused":
+
+        def full(*_: Any) -> None:
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(caching.IndexDataCacheFile, "save", full)
+    else:
+        assert kernels.kept_on_disk(twice)(3) == 6
+        (index,) = tmp_path.rglob("*.nbi")
+        index.write_bytes(damage)
+    assert kernels.kept_on_disk(twice)(3) == 6 and kernels.kept_on_disk(twice)(3) == 6
+    assert damage == "refused" or len(index.read_bytes()) > 500  # it is kept again
 
 
 def test_a_run_with_compiled_kernels_does_not_go_on_without_them(

@@ -26,7 +26,7 @@ from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import overrides_of, text_of
-from rl2meta.kernels import resolve_kernels, set_kernels
+from rl2meta.kernels import kernels_restored, resolve_kernels, set_kernels
 from rl2meta.ranks import ONE, Ranks
 from rl2meta.shards import Shards
 from rl2meta.training import TrainingDiverged, refuse_shards
@@ -225,7 +225,8 @@ def _train(
         held_out = held_out_of(run.config, device, ranks)
         stack.callback(held_out.close)
         if on_start is not None:
-            on_start(run)
+            with kernels_restored():
+                on_start(run)
         try:
             train_learner(
                 run.config,
@@ -260,7 +261,8 @@ def _after_update(
             row |= held_out.metrics(run.agent)
     finally:  # if its environments fail, the run is saved after this update, and so needs its row
         ranks.together(lambda: record(row))
-    wishes = ranks.together(lambda: [callback(run, row) is False for callback in callbacks])  # calls all
+    with kernels_restored():  # an evaluation in a callback sets them
+        wishes = ranks.together(lambda: [callback(run, row) is False for callback in callbacks])  # calls all
     stop = bool(ranks.largest(any(wishes)))  # if one rank stops, all do
     if must_save(run, stop):
         refuse_drift(ranks, run.learner, run.update)
