@@ -10,8 +10,8 @@ import json
 import sys
 import time
 from collections.abc import Callable, Mapping
-from contextlib import suppress
 from importlib import import_module
+from importlib.machinery import PathFinder
 from typing import Any
 
 MAKERS: Mapping[str, tuple[str, str]] = {
@@ -29,16 +29,21 @@ Unit = Callable[[], int]
 
 def begun(threads: int, device: str, precision: str) -> Any:
     """Do what the command line does before it measures; return the device."""
-    with suppress(ImportError):  # of a commit that keeps no memory
+    if _has("memory"):
         import_module("rl2meta.memory").keep_memory()  # before torch is loaded
     devices = import_module("rl2meta.devices")
     where = devices.resolve_device(device)
     devices.set_threads(threads)
     devices.set_precision(precision)
-    with suppress(ImportError):  # of a commit without compiled kernels
+    if _has("kernels"):
         kernels = import_module("rl2meta.kernels")
         kernels.set_kernels(kernels.resolve_kernels(None, where))
     return where
+
+
+def _has(module: str) -> bool:
+    """Return whether the checkout has a module; ``import`` would find an editable installation's, too."""
+    return PathFinder.find_spec(f"rl2meta.{module}", import_module("rl2meta").__path__) is not None
 
 
 def units(suites: Mapping[str, Mapping[str, Any]], device: Any) -> dict[str, dict[str, Unit]]:
