@@ -151,6 +151,7 @@ RL2 = AgentKind(
     training_only=("critic", "auxiliary"),
     network=("core", *UNITS),
     variant=_core_if_not_usual,
+    compiled=lambda config: isinstance(config.core, LSTMConfig),
 )
 
 

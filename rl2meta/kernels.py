@@ -27,7 +27,7 @@ def resolve_kernels(name: Kernels | None, device: torch.device, episodes: int = 
     Args:
         name: as in a config.
         device: of the training.
-        episodes: number of all its episodes.
+        episodes: number of all its episodes; 0: compiled kernels would compute little of it.
 
     Raises:
         UserError: if compiled ones are asked for where there are none; torch does not silently replace them.

@@ -106,6 +106,10 @@ def _no_references(
     return {}
 
 
+def _nothing_compiled(config: Any) -> bool:
+    return False
+
+
 @dataclass(frozen=True)
 class AgentKind:
     """A trainable agent, which a config selects by ``agent.name``.
@@ -127,6 +131,7 @@ class AgentKind:
             has the same values of them.
         references: (observation space, action space, config) -> references that need the agent's config, by
             name, such as ones that train the same network; beside those that the family's model has.
+        compiled: config -> whether compiled kernels (``rl2meta.kernels``) compute most of a training.
     """
 
     line: str
@@ -138,6 +143,7 @@ class AgentKind:
     variant: Callable[[Any], str] = _no_variant
     network: tuple[str, ...] = ()
     references: Callable[[gym.Space[Any], gym.Space[Any], Any], Mapping[str, Any]] = _no_references
+    compiled: Callable[[Any], bool] = _nothing_compiled
 
 
 @dataclass(frozen=True)

@@ -14,6 +14,7 @@ import rl2meta
 from rl2meta import kernels
 from rl2meta.errors import UserError
 from rl2meta.experiments.restore import load_run
+from rl2meta.experiments.components import COMPONENTS
 from rl2meta.kernels import chosen, compiled, resolve_kernels, set_kernels
 
 CPU = torch.device("cpu")
@@ -47,6 +48,12 @@ def test_long_trainings_on_a_cpu_use_compiled_kernels(any_numba: None) -> None:
     assert resolve_kernels(None, torch.device("meta"), LONG) == "torch"
     with pytest.raises(UserError, match="kernels: expected a CPU, got device meta"):
         resolve_kernels("compiled", torch.device("meta"), LONG)
+
+
+def test_an_agent_without_an_lstm_has_nothing_compiled() -> None:
+    rl2, maml = (COMPONENTS.agents[name] for name in ("rl2", "maml_trpo"))
+    assert rl2.compiled(rl2.config()) and not rl2.compiled(rl2.config(core={"name": "gru"}))
+    assert not maml.compiled(maml.config())
 
 
 def test_without_numba_torch_computes_unless_compiled_kernels_are_asked_for(no_numba: None) -> None:
