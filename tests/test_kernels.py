@@ -13,8 +13,8 @@ import yaml
 import rl2meta
 from rl2meta import kernels
 from rl2meta.errors import UserError
-from rl2meta.experiments.restore import load_run
 from rl2meta.experiments.components import COMPONENTS
+from rl2meta.experiments.restore import load_run
 from rl2meta.kernels import chosen, compiled, resolve_kernels, set_kernels
 
 CPU = torch.device("cpu")
