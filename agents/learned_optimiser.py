@@ -32,11 +32,11 @@ from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, seeded, state_of
 from rl2meta.parts import in_parts
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
-from rl2meta.training import AgentKind, linear, set_rate
+from rl2meta.training import AgentKind, WholeIsOneShard, linear, set_rate
 from rl2meta.trial import Trial, over_fields
 
 
-class LearnedOptimiserLearner:
+class LearnedOptimiserLearner(WholeIsOneShard):
     """Adam on the sum of the losses along truncated unrolls of the inner loop.
 
     Args:
@@ -70,10 +70,6 @@ class LearnedOptimiserLearner:
         self.agent = optimising_agent(self.network, self.inner, self.learnt, config)
         self.optimizer = Adam(self.learnt.parameters(), lr=config.learning_rate, fused=True)
 
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Walk along the trial from new initial weights, as often as ``passes`` says."""
-        return self.update_shards([trial], progress, [generator], ALONE)
-
     def update_shards(
         self,
         trials: Sequence[Trial],
@@ -81,7 +77,7 @@ class LearnedOptimiserLearner:
         generators: Sequence[torch.Generator],
         shards: Shards,
     ) -> dict[str, float]:
-        """Do what ``update`` does with a batch in shards; each draws initial weights of its own."""
+        """Walk along the trials ``passes`` times, from new initial weights that each shard draws."""
         cfg = self.config
         rate = linear(cfg.learning_rate, cfg.final_learning_rate, progress)
         set_rate(self.optimizer, rate)

@@ -23,7 +23,7 @@ from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.returns import RewardSignal, reward_signal
 from rl2meta.shards import ALONE, Shards
-from rl2meta.training import AgentKind, linear
+from rl2meta.training import AgentKind, WholeIsOneShard, linear
 from rl2meta.trial import Trial
 from rl2meta.trust_region import line_search, longest_step
 from rl2meta.units import FORMER_UNITS, UNITS
@@ -72,7 +72,7 @@ class MAMLTRPOConfig(PolicyGradientConfig):
     )
 
 
-class MAMLTRPOLearner:
+class MAMLTRPOLearner(WholeIsOneShard):
     """A trust-region step on the return after adaptation.
 
         max over θ  E_tasks E[ρ A]    subject to  E_tasks E KL(π_old ‖ π) ≤ δ,    ρ = π(a) / π_old(a)
@@ -112,10 +112,6 @@ class MAMLTRPOLearner:
         self.objective.units.to(device)
         self.inner = InnerLoop(network, self.objective, config)
         self.agent = MAMLAgent(self.meta, self.inner)
-
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Take one outer step."""
-        return self.update_shards([trial], progress, [generator], ALONE)
 
     def update_shards(
         self,

@@ -34,7 +34,7 @@ from rl2meta.returns import (
     reward_signal,
 )
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
-from rl2meta.training import AgentKind, linear, set_rate
+from rl2meta.training import AgentKind, WholeIsOneShard, linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -157,7 +157,7 @@ class MLSHAgent:
         return carry._replace(masters=self.loop.learn(carry.masters, choices))
 
 
-class MLSHLearner:
+class MLSHLearner(WholeIsOneShard):
     """Moves the sub-policies by PPO; each learns from the steps at which it acted, over all tasks together.
 
         L = Σ_k E_k[−min(ρA, clip(ρ, 1−ε, 1+ε)A) + c_v (v − v_target)² − c_e H(π_k)]
@@ -186,10 +186,6 @@ class MLSHLearner:
         self.agent = MLSHAgent(self.network, loop, config.reward_unit)
         self.optimizer = Adam(self.network.parameters(), lr=config.learning_rate)
 
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Learn from the joint phases of one batch of trials."""
-        return self.update_shards([trial], progress, [generator], ALONE)
-
     def update_shards(
         self,
         trials: Sequence[Trial],
@@ -197,7 +193,7 @@ class MLSHLearner:
         generators: Sequence[torch.Generator],
         shards: Shards,
     ) -> dict[str, float]:
-        """Learn from the shards of a batch; a minibatch has steps of every shard."""
+        """Learn from the joint phases of a batch; a minibatch has steps of every shard."""
         cfg = self.config
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         set_rate(self.optimizer, linear(cfg.learning_rate, cfg.final_learning_rate, progress))

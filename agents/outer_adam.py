@@ -7,6 +7,7 @@
 Source: Finn et al. 2017 (arXiv 1703.03400), algorithm 2.
 """
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Protocol
@@ -20,8 +21,8 @@ from rl2meta.agents.maml import Adapted, InnerConfig, InnerLoop, MAMLAgent, Meta
 from rl2meta.agents.numbers import Count, Positive
 from rl2meta.agents.rows import Rows, normalised
 from rl2meta.learner_state import load_state, state_of
-from rl2meta.shards import ALONE, Lost, Shards, set_gradients
-from rl2meta.training import linear, set_rate
+from rl2meta.shards import Lost, Shards, set_gradients
+from rl2meta.training import WholeIsOneShard, linear, set_rate
 from rl2meta.trial import Trial
 
 
@@ -53,23 +54,18 @@ class OuterAdamConfig(InnerConfig):
     )
 
 
-class OuterAdam:
-    """The learner of an agent that adapts to examples.
+class StepOnLoss(WholeIsOneShard):
+    """A learner that takes one step of Adam on the loss of a batch of trials.
 
-    Args:
-        meta: θ, and what is learnt of the rule of the inner steps.
-        inner: the inner loop.
-        config: hyper-parameters.
+    Attributes:
+        config: Adam's learning rates, among others.
+        optimizer: of ``weights``.
+        weights: all that is learnt.
     """
 
-    def __init__(self, meta: MetaWeights, inner: InnerLoop, config: OuterAdamConfig) -> None:
-        self.meta, self.inner, self.config = meta, inner, config
-        self.agent = MAMLAgent(meta, inner)
-        self.optimizer = Adam(meta.parameters(), lr=config.learning_rate, fused=True)
-
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Take one outer step on the phases after the last inner step, through the inner steps."""
-        return self.update_shards([trial], progress, [generator], ALONE)
+    config: Rates
+    optimizer: Adam
+    weights: list[Tensor]
 
     def update_shards(
         self,
@@ -78,12 +74,34 @@ class OuterAdam:
         generators: Sequence[torch.Generator],
         shards: Shards,
     ) -> dict[str, float]:
-        """Take one outer step on the shards of a batch, which have the same number of tasks."""
-        losses = [partial(self._lost, trial) for trial in trials]
-        return take_step(self.optimizer, list(self.meta.parameters()), losses, self.config, progress, shards)
+        """Take one step on the shards of a batch, which have the same number of tasks."""
+        losses = [partial(self.lost, trial) for trial in trials]
+        return take_step(self.optimizer, self.weights, losses, self.config, progress, shards)
 
-    def _lost(self, trial: Trial) -> Lost:
-        """Return the loss after adaptation."""
+    @abstractmethod
+    def lost(self, trial: Trial) -> Lost:
+        """Return the loss of a shard, with its gradient, and what the metrics tell of it."""
+
+
+class OuterAdam(StepOnLoss):
+    """The learner of an agent that adapts to examples.
+
+    Args:
+        meta: θ, and what is learnt of the rule of the inner steps.
+        inner: the inner loop.
+        config: hyper-parameters.
+    """
+
+    config: OuterAdamConfig
+
+    def __init__(self, meta: MetaWeights, inner: InnerLoop, config: OuterAdamConfig) -> None:
+        self.meta, self.inner, self.config = meta, inner, config
+        self.agent = MAMLAgent(meta, inner)
+        self.weights = list(meta.parameters())
+        self.optimizer = Adam(self.weights, lr=config.learning_rate, fused=True)
+
+    def lost(self, trial: Trial) -> Lost:
+        """Return the loss on the phases after the last inner step, through the inner steps."""
         lanes = self.config.episodes_per_phase
         phases = [self.inner.objective.rows(phase, lanes) for phase in trial.phases]
         states = self.inner.replay(named(self.meta), phases)

@@ -37,7 +37,7 @@ from rl2meta.returns import (
 )
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.spaces import input_encoding
-from rl2meta.training import linear, set_rate
+from rl2meta.training import WholeIsOneShard, linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
 from rl2meta.units import RAW, ActionUnits, ObservationUnits, RewardUnits, UnitsConfig, action_units, set_once
 
@@ -245,7 +245,7 @@ class Estimate(NamedTuple):
     per_step: Tensor
 
 
-class PPO:
+class PPO(WholeIsOneShard):
     """PPO on whole trials, with backpropagation through time over all of each trial.
 
         L = −E[min(ρA, clip(ρ, 1−ε, 1+ε)A)] + c_v E[(v − v_target)²] − c_e E[H(π)]
@@ -279,10 +279,6 @@ class PPO:
         self._weights = [*network.parameters(), *more]
         self.optimizer = Adam(self._weights, lr=config.learning_rate, fused=True)
 
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Learn from one batch of trials: ``epochs`` passes in minibatches of whole trials."""
-        return self.update_shards([trial], progress, [generator], ALONE)
-
     def update_shards(
         self,
         trials: Sequence[Trial],
@@ -290,7 +286,7 @@ class PPO:
         generators: Sequence[torch.Generator],
         shards: Shards,
     ) -> dict[str, float]:
-        """Learn from the shards of a batch; a minibatch has trials of every shard."""
+        """Learn in ``epochs`` passes over minibatches of whole trials, some of every shard."""
         with threads_to_kernels(_compiles(self.network)):
             return self._update(trials, progress, generators, shards)
 

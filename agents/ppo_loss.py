@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rl2meta.agents.ppo_kernels import descend
+from rl2meta.kernels import flat
 from rl2meta.networks import legal_only
 
 METRICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
@@ -75,7 +76,7 @@ class _Loss(torch.autograd.Function):
             out[:-1] = legal_only(out[:-1], taken.legal.flatten(0, 1).t())
         told = x.new_empty(1 + len(METRICS))  # the loss first
         every = [x.new_empty(0) if each is None else each for each in (taken.log_probs, taken.immediate)]
-        arrays = [_flat(each) for each in (out, *taken[:5], *every, told)]
+        arrays = [flat(each) for each in (out, *taken[:5], *every, told)]
         descend(*arrays, np.array([*weights, 1 / float(taken.mask.sum())]))
         ctx.save_for_backward(x, heads, out)  # now the gradient of what it was
         loss, metrics = told[0], told[1:]
@@ -89,7 +90,3 @@ class _Loss(torch.autograd.Function):
         d_out = slopes * d_loss
         d_heads, d_bias = d_out @ x, d_out.sum(dim=1)
         return d_out.t() @ heads, d_heads[:-1], d_bias[:-1], d_heads[-1:], d_bias[-1:], None, None
-
-
-def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy().reshape(-1)

@@ -11,7 +11,7 @@ Source: the baselines of Finn et al. 2017 (arXiv 1703.03400), section 5.2; Chen 
 Few-shot Classification* (arXiv 1904.04232).
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -31,10 +31,10 @@ from rl2meta.agents.maml_classification import (
     loop_of,
 )
 from rl2meta.agents.numbers import Count
-from rl2meta.agents.outer_adam import take_step
+from rl2meta.agents.outer_adam import StepOnLoss
 from rl2meta.agents.references.examples import NearestNeighbour, nearest
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
-from rl2meta.shards import ALONE, Lost, Shards
+from rl2meta.shards import Lost
 from rl2meta.training import AgentKind
 from rl2meta.trial import Trial
 
@@ -50,7 +50,7 @@ class PretrainedConfig(MAMLClassificationConfig):
     )
 
 
-class PretrainingLearner:
+class PretrainingLearner(StepOnLoss):
     """Adam on the cross-entropy of all classes of training at once.
 
     An image is normalised as at test: by the support of its trial, or by all images of its phase.
@@ -65,6 +65,8 @@ class PretrainingLearner:
     Raises:
         UserError: if actions are not numbers of classes, or observations are not images.
     """
+
+    config: PretrainedConfig
 
     def __init__(
         self,
@@ -86,29 +88,15 @@ class PretrainingLearner:
         if config.nearest:
             answer = partial(nearest_in_features, self.network)
             self.agent = NearestNeighbour(config.episodes_per_phase, answer)
-        self._weights = [*self.meta.parameters(), *self.all_classes.parameters()]
-        self.optimizer = Adam(self._weights, lr=config.learning_rate, fused=True)
+        self.weights = [*self.meta.parameters(), *self.all_classes.parameters()]
+        self.optimizer = Adam(self.weights, lr=config.learning_rate, fused=True)
 
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Take one step on all images of the trials.
+    def lost(self, trial: Trial) -> Lost:
+        """Return the loss on all images of the trials.
 
         Raises:
             UserError: for a family that does not say the classes, or has more of them than the config.
         """
-        return self.update_shards([trial], progress, [generator], ALONE)
-
-    def update_shards(
-        self,
-        trials: Sequence[Trial],
-        progress: float,
-        generators: Sequence[torch.Generator],
-        shards: Shards,
-    ) -> dict[str, float]:
-        """Take one step on the shards of a batch, which have the same number of tasks."""
-        losses = [partial(self._lost, trial) for trial in trials]
-        return take_step(self.optimizer, self._weights, losses, self.config, progress, shards)
-
-    def _lost(self, trial: Trial) -> Lost:
         cfg, lanes = self.config, self.config.episodes_per_phase
         pixels, classes = of_all_classes(trial.phases, lanes, cfg.classes)
         features = features_of(self.network, pixels, 0 if cfg.transductive else lanes)

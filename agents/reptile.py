@@ -42,8 +42,8 @@ from rl2meta.agents.rules import SGD, AnyRule
 from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.parts import in_parts
-from rl2meta.shards import ALONE, Shards
-from rl2meta.training import AgentKind, linear
+from rl2meta.shards import Shards
+from rl2meta.training import AgentKind, WholeIsOneShard, linear
 from rl2meta.trial import Trial
 
 
@@ -139,7 +139,7 @@ class ReptileAgent(MAMLAgent):
         return new._replace(state=self.moments.begin(new.state))  # [...] -> [num_tasks, ...]
 
 
-class ReptileLearner:
+class ReptileLearner(WholeIsOneShard):
     """Moves φ towards where the inner steps lead: φ ← φ + ε E_tasks[φ̃ᵢ − φ].
 
     Args:
@@ -171,10 +171,6 @@ class ReptileLearner:
         self.inner = self.learnt.loop(network, objective, config.inner())
         self.agent = ReptileAgent(self.meta, self.inner, self.moments)
 
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Take the inner steps on every task, and move φ towards the mean of where they lead."""
-        return self.update_shards([trial], progress, [generator], ALONE)
-
     @torch.no_grad()
     def update_shards(
         self,
@@ -183,7 +179,7 @@ class ReptileLearner:
         generators: Sequence[torch.Generator],
         shards: Shards,
     ) -> dict[str, float]:
-        """Do what ``update`` does with a batch in shards."""
+        """Take the inner steps on every task, and move φ towards the mean of where they lead."""
         cfg = self.config
         reached = [self._reached_by(*pair) for pair in zip(trials, generators, strict=True)]
         step = linear(cfg.meta_step, cfg.final_meta_step, progress)

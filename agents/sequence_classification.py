@@ -20,7 +20,6 @@ is that of Oreshkin et al. 2018 (arXiv 1805.10123), section 3.4.
 
 import math
 from collections.abc import Mapping, Sequence
-from functools import partial
 from typing import Annotated, Any
 
 import gymnasium as gym
@@ -38,7 +37,7 @@ from rl2meta.agents.cores.transformer import TransformerConfig
 from rl2meta.agents.image_classifier import ImageClassifier
 from rl2meta.agents.maml_classification import CrossEntropy, ImagesConfig, image_classes
 from rl2meta.agents.numbers import Count, NonNegative, Positive
-from rl2meta.agents.outer_adam import take_step
+from rl2meta.agents.outer_adam import StepOnLoss
 from rl2meta.agents.rl2 import CORES
 from rl2meta.agents.sequence_classifier import Memory, SequenceClassifier
 from rl2meta.beliefs import Told
@@ -46,7 +45,7 @@ from rl2meta.errors import UserError
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.networks import legal_only
 from rl2meta.parts import in_parts
-from rl2meta.shards import ALONE, Lost, Shards
+from rl2meta.shards import Lost
 from rl2meta.training import AgentKind
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
@@ -141,7 +140,7 @@ class SequenceAgent:
         return legal_only(torch.cat(logits).flatten(0, 1), step.legal)
 
 
-class SequenceLearner:
+class SequenceLearner(StepOnLoss):
     """Adam on the cross-entropy of the queries.
 
     Args:
@@ -155,6 +154,8 @@ class SequenceLearner:
         UserError: if actions are not numbers of classes, or observations are not images.
     """
 
+    config: SequenceConfig
+
     def __init__(
         self,
         observation_space: gym.Space[Any],
@@ -167,25 +168,11 @@ class SequenceLearner:
         self.network = seeded(lambda: _network(observation_space, action_space, config), seed).to(device)
         self.agent = SequenceAgent(self.network, CrossEntropy(observation_space), config.episodes_per_phase)
         self.all_classes = seeded(lambda: AllClasses(config.features, config.classes), seed).to(device)
-        self._weights = [*self.network.parameters(), *self.all_classes.parameters()]
-        self.optimizer = Adam(self._weights, lr=config.learning_rate, fused=True)
+        self.weights = [*self.network.parameters(), *self.all_classes.parameters()]
+        self.optimizer = Adam(self.weights, lr=config.learning_rate, fused=True)
 
-    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
-        """Take one step on all queries of the trials."""
-        return self.update_shards([trial], progress, [generator], ALONE)
-
-    def update_shards(
-        self,
-        trials: Sequence[Trial],
-        progress: float,
-        generators: Sequence[torch.Generator],
-        shards: Shards,
-    ) -> dict[str, float]:
-        """Take one step on the shards of a batch, which have the same number of tasks."""
-        losses = [partial(self._lost, trial) for trial in trials]
-        return take_step(self.optimizer, self._weights, losses, self.config, progress, shards)
-
-    def _lost(self, trial: Trial) -> Lost:
+    def lost(self, trial: Trial) -> Lost:
+        """Return the loss on all queries of the trials."""
         cfg, network = self.config, self.network
         memory, queries, labels = self.examples(trial)
         features = network.encoded(memory, queries)

@@ -97,6 +97,11 @@ def threads() -> int:
     return _threads[0] if _threads else torch.get_num_threads()
 
 
+def flat(tensor: Tensor) -> Any:
+    """Return the numbers of a tensor as a kernel reads them, in one axis; a copy only if they are apart."""
+    return tensor.detach().contiguous().numpy().reshape(-1)
+
+
 def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let Numba compile a function at its first call, and keep the result where it finds a folder for it.
 

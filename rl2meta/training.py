@@ -2,6 +2,7 @@
 
 import math
 import time
+from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -81,6 +82,24 @@ class ShardedLearner(Learner, Protocol):
             shards: adds up what the shards of all processes contribute.
         """
         ...
+
+
+class WholeIsOneShard(ABC):
+    """A base of learners in shards: ``update`` learns from a whole batch as from one shard."""
+
+    def update(self, trial: Trial, progress: float, generator: torch.Generator) -> dict[str, float]:
+        """Learn from one trial on every task of a batch; see ``Learner`` and ``update_shards``."""
+        return self.update_shards([trial], progress, [generator], ALONE)
+
+    @abstractmethod
+    def update_shards(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
+        """Learn from the shards of a batch; see ``ShardedLearner``."""
 
 
 def refuse_shards(learner: Learner, shards: Shards) -> None:

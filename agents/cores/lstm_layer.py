@@ -17,7 +17,7 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from rl2meta.agents.cores import lstm_kernels as kernels
-from rl2meta.kernels import threads
+from rl2meta.kernels import flat, threads
 
 _WIDTH = 2 * kernels.LANES  # units are added up to a multiple of it
 _STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
@@ -50,7 +50,7 @@ def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Te
     packed, bias, inputs, hidden = _packed(weights)
     state = [_widened(each, hidden) for each in before]
     new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
-    arrays = _flat(x), packed, bias, *map(_flat, state), _flat(new_h), _flat(new_c)
+    arrays = flat(x), packed, bias, *map(flat, state), flat(new_h), flat(new_c)
     _divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), _parts(rows, 1))
     return new_h[:, :units], new_c[:, :units]
 
@@ -65,7 +65,7 @@ class _Unroll(torch.autograd.Function):
         sizes = rows, inputs, hidden
         x, h = x.contiguous(), x.new_empty(steps, rows, hidden)
         c, slopes, gates = (x.new_empty(steps * rows * hidden * each) for each in (1, 1, 4))
-        arrays = _flat(x), packed, bias, *map(_flat, (h, c, gates, slopes))
+        arrays = flat(x), packed, bias, *map(flat, (h, c, gates, slopes))
         _divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), _parts(rows, steps))
         ctx.save_for_backward(x, *weights[:2], h, c, gates, slopes)
         ctx.sizes, ctx.spent = sizes, False
@@ -81,16 +81,16 @@ class _Unroll(torch.autograd.Function):
             )
         ctx.spent, steps = True, len(x)
         wanted = ctx.needs_input_grad[0]
-        w_back = _packed_back(w, hidden) if wanted else _flat(x.new_empty(0))
+        w_back = _packed_back(w, hidden) if wanted else flat(x.new_empty(0))
         d_x = x.new_empty(steps, rows, _wide(inputs) if wanted else 0)
-        read = *map(_flat, (_widened(d_y, hidden), x, h, c, gates, slopes)), _packed_back(u, hidden), w_back
-        parts, work = _parts(rows, steps), _flat(x.new_empty(2 * rows * hidden))
-        d_packed = _flat(x.new_zeros(len(parts) * 4 * hidden * (inputs + hidden)))
-        d_bias = _flat(x.new_zeros(len(parts) * 4 * hidden))
-        arrays = *read, _flat(d_x), d_packed, d_bias, work
+        read = *map(flat, (_widened(d_y, hidden), x, h, c, gates, slopes)), _packed_back(u, hidden), w_back
+        parts, work = _parts(rows, steps), flat(x.new_empty(2 * rows * hidden))
+        d_packed = flat(x.new_zeros(len(parts) * 4 * hidden * (inputs + hidden)))
+        d_bias = flat(x.new_zeros(len(parts) * 4 * hidden))
+        arrays = *read, flat(d_x), d_packed, d_bias, work
         _divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), parts)
         found = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
-        kernels.unpack(d_packed, d_bias, *map(_flat, found), len(parts), inputs, u.shape[1], hidden)
+        kernels.unpack(d_packed, d_bias, *map(flat, found), len(parts), inputs, u.shape[1], hidden)
         return d_x[..., :inputs] if wanted else None, *found, found[-1]
 
 
@@ -99,16 +99,16 @@ def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
     w, u = weights[:2]
     inputs, units = w.shape[1], u.shape[1]
     hidden = _wide(units)
-    packed, bias = (_flat(w.new_empty(4 * hidden * each)) for each in (inputs + hidden, 1))
-    kernels.pack(*map(_flat, weights), packed, bias, inputs, units, hidden)
+    packed, bias = (flat(w.new_empty(4 * hidden * each)) for each in (inputs + hidden, 1))
+    kernels.pack(*map(flat, weights), packed, bias, inputs, units, hidden)
     return packed, bias, inputs, hidden
 
 
 def _packed_back(weight: Tensor, hidden: int) -> Any:
     """Return the panels of W or U for the way back."""
     columns = weight.shape[1]
-    panels = _flat(weight.new_empty(4 * hidden * _wide(columns)))
-    kernels.pack_back(_flat(weight), panels, columns, len(weight) // 4, hidden)
+    panels = flat(weight.new_empty(4 * hidden * _wide(columns)))
+    kernels.pack_back(flat(weight), panels, columns, len(weight) // 4, hidden)
     return panels
 
 
@@ -120,10 +120,6 @@ def _wide(units: int) -> int:
 def _widened(x: Tensor, width: int) -> Tensor:
     """Add zeros, [..., H] -> [..., width]."""
     return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
-
-
-def _flat(tensor: Tensor) -> Any:
-    return tensor.detach().contiguous().numpy().reshape(-1)
 
 
 def _parts(rows: int, steps: int) -> list[Part]:
