@@ -83,7 +83,7 @@ class RunSettings(_Section):
     kernels: Kernels | None = Field(
         None,
         description="what an LSTM computes with on a CPU: torch, or kernels that Numba compiles, which round "
-        "differently; null: compiled, for a long training where Numba is there",
+        "differently; null: compiled, where Numba is there, for a long training with an LSTM",
     )
     cuda_graphs: bool = Field(
         False,
