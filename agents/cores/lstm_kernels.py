@@ -4,10 +4,11 @@
 
 Lanes are neighbouring units. A product goes on from the bias to the gates and to h without leaving the
 registers; what the backward pass needs is written once. Every sum has a fixed order, which does not depend on
-the number of lanes. Arrays are flat, float32 and contiguous. ``lstm_layer`` allocates them and packs weights:
+the number of lanes, so numbers are the same on processors with short and with long vectors. Arrays are flat,
+float32 and contiguous. ``lstm_layer`` allocates them and packs weights:
 
     w [J, K, 4, LANES]   W and U by blocks of LANES units, J = H / LANES; K = inputs + H
-    u [H / (2 LANES), 4H, 2 LANES]   U for the way back; its rows stand in the order [J, 4, LANES]
+    u [J, 4H, LANES]   U for the way back; its rows stand in the order [H / 8, 4, 8]
     gates [T, J, B, 4, LANES]   i, f, g, o after σ and tanh, later their gradients
 
 All is in this one file, because Numba's cache looks only at the file of a kernel.
@@ -16,7 +17,7 @@ All is in this one file, because Numba's cache looks only at the file of a kerne
 from typing import Any
 
 import numpy as np
-from llvmlite import ir
+from llvmlite import binding, ir
 from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
@@ -24,8 +25,9 @@ from numba.extending import intrinsic, register_model
 
 from rl2meta.kernels import kept_on_disk
 
-LANES = 8
+LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
 """Numbers in a vector. The compiler splits it where a processor has shorter ones."""
+_SUMMED = 8  # units whose gates are summed one after another on the way back, whatever LANES is
 _BLOCK = 64  # trials whose gradients stay in the nearest cache
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
@@ -235,9 +237,9 @@ def pack_back(weight, panels, columns, units, hidden):
     panels[:] = 0
     for gate in range(4):
         for unit in range(units):
-            to = ((unit // LANES * 4 + gate) * LANES + unit % LANES) * 2 * LANES
+            to = ((unit // _SUMMED * 4 + gate) * _SUMMED + unit % _SUMMED) * LANES
             for k in range(columns):
-                place = k // (2 * LANES) * 4 * hidden * 2 * LANES + k % (2 * LANES)
+                place = k // LANES * 4 * hidden * LANES + k % LANES
                 panels[to + place] = weight[(gate * units + unit) * columns + k]
 
 
@@ -367,28 +369,45 @@ def _add_weights(d_w, d_bias, x, x_at, h, at, past, gates, g_at, part, sizes):
             _store_four(d_bias, 4 * unit, LANES, sums)
 
 
+@_inlined
+def _spread_four(gates, at, trials):
+    """Return a gate of four trials, each in all lanes."""
+    a, b, c, d = trials
+    return (
+        spread(gates, at + a * 4 * LANES),
+        spread(gates, at + b * 4 * LANES),
+        spread(gates, at + c * 4 * LANES),
+        spread(gates, at + d * 4 * LANES),
+    )
+
+
+@_inlined
+def _four_from(trial, last):
+    """Return four trials from ``trial`` on; behind the last one comes the last one again."""
+    return min(trial, last), min(trial + 1, last), min(trial + 2, last), min(trial + 3, last)
+
+
 @njit
 def _back(d, to, u, width, gates, g_at, part, sizes):
-    """Set d [B, width] at ``to``: a step's gradients of gates times u, four trials at a time."""
+    """Set d [B, width] at ``to``: a step's gradients of gates times u, eight trials at a time."""
     rows, _, hidden = sizes
     first, last = part
     zero = constant(_float(0))
-    for column in range(0, width, 2 * LANES):
-        for t1 in range(first, last, 4):
-            t2, t3, t4 = min(t1 + 1, last - 1), min(t1 + 2, last - 1), min(t1 + 3, last - 1)
-            left = right = (zero, zero, zero, zero)
+    for column in range(0, width, LANES):
+        for trial in range(first, last, 8):
+            these, those = _four_from(trial, last - 1), _four_from(trial + 4, last - 1)
+            some = others = (zero, zero, zero, zero)
             row = column * 4 * hidden
-            for unit in range(0, hidden, LANES):
-                start = g_at + 4 * unit * rows
-                for gate in range(start, start + 4 * LANES):
-                    p, q = spread(gates, gate + t1 * 4 * LANES), spread(gates, gate + t2 * 4 * LANES)
-                    r, s = spread(gates, gate + t3 * 4 * LANES), spread(gates, gate + t4 * 4 * LANES)
-                    left = _plus(left, load(u, row), (p, q, r, s))
-                    right = _plus(right, load(u, row + LANES), (p, q, r, s))
-                    row += 2 * LANES
-            for trial, one, two in zip((t1, t2, t3, t4), left, right):  # noqa: B905, Numba has no strict
-                store(d, to + trial * width + column, one)
-                store(d, to + trial * width + column + LANES, two)
+            for unit in range(0, hidden, _SUMMED):
+                start = g_at + 4 * (unit // LANES * LANES) * rows + unit % LANES
+                for gate in range(start, start + 4 * LANES, LANES):
+                    for at in range(gate, gate + _SUMMED):
+                        vector = load(u, row)
+                        some = _plus(some, vector, _spread_four(gates, at, these))
+                        others = _plus(others, vector, _spread_four(gates, at, those))
+                        row += LANES
+            for each, found in zip(these + those, some + others):  # noqa: B905, Numba has no strict
+                store(d, to + each * width + column, found)
 
 
 @kept_on_disk

@@ -6,9 +6,10 @@ number of threads; a kernel does all steps of its trials in one call without Pyt
 
 import os
 from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from functools import cache
-from itertools import count, pairwise
+from itertools import pairwise
+from queue import SimpleQueue
+from threading import Thread
 from typing import Any
 
 import torch
@@ -19,12 +20,16 @@ from torch.nn.functional import pad
 from rl2meta.agents.cores import lstm_kernels as kernels
 from rl2meta.kernels import flat, threads
 
-_WIDTH = 2 * kernels.LANES  # units are added up to a multiple of it
+_WIDTH = kernels.LANES  # units are added up to a multiple of it
 _STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W [4H, inputs], U [4H, H] and both biases [4H], as ``torch.nn.LSTM`` has them."""
 Part = tuple[int, int]
 """Of the trials: the first and the one behind the last."""
+Kernel = Callable[[Part, int], None]
+"""Computes a part of the trials, given with its number."""
+Given = tuple[Kernel, Part, int, SimpleQueue[BaseException | None]]
+"""What a thread is to compute, and where it says that it is done, with what went wrong."""
 
 
 def unroll(x: Tensor, weights: Weights) -> Tensor:
@@ -129,17 +134,38 @@ def _parts(rows: int, steps: int) -> list[Part]:
     return list(pairwise(ends))
 
 
-def _divided(kernel: Callable[[Part, int], None], parts: Sequence[Part]) -> None:
+def _divided(kernel: Kernel, parts: Sequence[Part]) -> None:
     """Call ``kernel`` for each part of the trials with its number, side by side."""
-    own, *others = parts
-    futures = [_threads(os.getpid()).submit(kernel, *each) for each in zip(others, count(1), strict=False)]
-    kernel(own, 0)
-    wait(futures)
-    for future in futures:
-        future.result()
+    ended: SimpleQueue[BaseException | None] = SimpleQueue()
+    for number in range(1, len(parts)):
+        _helper(os.getpid(), number).put((kernel, parts[number], number, ended))
+    try:
+        kernel(parts[0], 0)
+    finally:
+        faults = [ended.get() for _ in parts[1:]]
+    for fault in faults:
+        if fault is not None:
+            raise fault
 
 
 @cache
-def _threads(process: int) -> ThreadPoolExecutor:
-    """Return the threads of this process; those of a process that forked are not in its child."""
-    return ThreadPoolExecutor(thread_name_prefix="lstm")
+def _helper(process: int, number: int) -> SimpleQueue[Given]:
+    """Start a thread, and return where it takes its work; a pool of threads takes longer to hand it over.
+
+    Threads stay in their process, so each process that forked has its own.
+    """
+    given: SimpleQueue[Given] = SimpleQueue()
+    Thread(target=_work, args=(given,), name=f"lstm-{number}", daemon=True).start()
+    return given
+
+
+def _work(given: SimpleQueue[Given]) -> None:
+    while True:
+        kernel, part, number, ended = given.get()
+        fault = None
+        try:
+            kernel(part, number)
+        except BaseException as error:
+            fault = error
+        del kernel  # it holds the arrays
+        ended.put(fault)

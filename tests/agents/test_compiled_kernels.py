@@ -1,5 +1,9 @@
 """Compiled kernels against torch in float64, and against the plain form of the loss."""
 
+import importlib.util
+import re
+from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import pytest
@@ -16,6 +20,7 @@ from rl2meta.randomness import generator
 from rl2meta.trial import TimeStep
 
 pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
+from rl2meta.agents.cores import lstm_kernels, lstm_layer
 from rl2meta.agents.cores.lstm_layer import step, unroll
 
 SHAPES = [(7, 37, 5, 20), (3, 66, 9, 48), (1, 1, 1, 1), (4, 5, 17, 33)]
@@ -52,6 +57,35 @@ def test_whole_trials_and_their_gradients_are_those_of_torch_in_float64(shape: t
     for ours, theirs in zip(found, gradients(y64, [x64, *exact.parameters()], d_y.double()), strict=True):
         scale = max(1.0, float(theirs.abs().max()))
         torch.testing.assert_close(ours.double(), theirs, atol=2e-6 * scale, rtol=0)
+
+
+def with_lanes(lanes: int, folder: Path) -> ModuleType:
+    """Return the kernels for a processor whose vectors have so many numbers."""
+    source = re.sub(r"^LANES = .*$", f"LANES = {lanes}", Path(lstm_kernels.__file__).read_text(), flags=re.M)
+    path = folder / "kernels_with_other_lanes.py"
+    path.write_text(source)
+    spec = importlib.util.spec_from_file_location(path.stem, path)
+    assert spec is not None and spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def test_numbers_do_not_depend_on_the_length_of_vectors(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lanes = 24 - lstm_kernels.LANES
+    given, x = layer(9, 20), random(3, 13, 9).requires_grad_()
+
+    def computed() -> list[Tensor]:
+        y = unroll(x, tuple(given.parameters()))
+        after = step(x[0].detach(), (y[0].detach(), y[1].detach()), *given.parameters())
+        return [y, *gradients(y, [x, *given.parameters()], random(3, 13, 20)), *after]
+
+    usual = computed()
+    monkeypatch.setattr(lstm_layer, "kernels", with_lanes(lanes, tmp_path))
+    monkeypatch.setattr(lstm_layer, "_WIDTH", lanes)
+    assert all(map(torch.equal, usual, computed()))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
