@@ -25,7 +25,16 @@ from numba.extending import intrinsic, register_model
 
 from rl2meta.kernels import kept_on_disk
 
-LANES = 16 if binding.get_host_cpu_features().get("avx512f") else 8
+
+def _lanes() -> int:
+    """Return how many numbers fit into a vector of this processor, at least 8."""
+    try:
+        return 16 if binding.get_host_cpu_features().get("avx512f") else 8
+    except RuntimeError:  # LLVM cannot tell on every operating system
+        return 8
+
+
+LANES = _lanes()
 """Numbers in a vector. The compiler splits it where a processor has shorter ones."""
 _SUMMED = 8  # units whose gates are summed one after another on the way back, whatever LANES is
 _BLOCK = 64  # trials whose gradients stay in the nearest cache
