@@ -156,7 +156,7 @@ def _span(node: ast.stmt) -> int:
 
 
 def test_an_update_is_read_in_few_files() -> None:
-    """Whoever follows a plain update of RL² from the outer loop to the environment opens no more than these."""
+    """Whoever follows a plain update of RL² from the outer loop to the environment opens no more files."""
     import torch
 
     from rl2meta.experiments.components import make_learner, make_worker
