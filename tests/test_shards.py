@@ -86,7 +86,8 @@ def test_an_update_in_shards_is_that_of_the_whole_batch(kind: str) -> None:
     for name, tensor in ours.items():
         # Adam's first step is the sign of a gradient: where that is nearly zero, rounding decides.
         if not name.startswith(("network", "all_classes")) or kind == "maml_trpo":
-            torch.testing.assert_close(theirs[name], tensor, rtol=2e-3, atol=1e-6, msg=name)
+            # Conjugate gradients make 1e-5 of a rounding, which is another one on other processors.
+            torch.testing.assert_close(theirs[name], tensor, rtol=2e-3, atol=2e-5, msg=name)
 
 
 def split(trial: Trial, number: int) -> list[Trial]:

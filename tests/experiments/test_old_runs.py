@@ -17,7 +17,10 @@ RUNS = ("bandit", "bandit_two_layers", "mdp", "navigation")
 TIMING = {"seconds", "env_steps_per_second"}
 FORMER = ("embedding_sizes", "hidden_size", "num_layers", "previous_observation")
 # Another processor rounds other sums otherwise; the machine that wrote the folders gives the very bits.
-ROUNDING = 1e-5
+# On another one with AVX-512 a loss near zero differed by 2e-7. Conjugate gradients made 8e-4 of the rounding
+# in the first update after the resumption, and 3e-2 in the second.
+ROUNDING, NEAR_ZERO = 1e-5, 5e-7
+BY_CONJUGATE_GRADIENTS = {"navigation": 5e-2}
 # The held-out tasks are the same for good, but a later version may draw other luck on them.
 STANDARD_ERRORS = 4
 
@@ -46,10 +49,11 @@ def test_an_old_run_goes_on_to_the_metrics_of_the_undisturbed_one_and_is_judged(
     assert rl2meta.load_run(folder).update == 4  # it stopped there
     run = rl2meta.resume(folder)
     assert run.finished and len(run.metrics) == len(expected) == 6
+    rounding = BY_CONJUGATE_GRADIENTS.get(name, ROUNDING)
     for row, want in zip(run.metrics, expected, strict=True):
         assert row.keys() >= want.keys()
         for key in want.keys() - TIMING:
-            assert row[key] == pytest.approx(want[key], rel=ROUNDING, abs=1e-7), (row["update"], key)
+            assert row[key] == pytest.approx(want[key], rel=rounding, abs=NEAR_ZERO), (row["update"], key)
     rl2meta.evaluate(folder, threads=1)
     said, want = (
         json.loads((path / "evaluation.json").read_text())
