@@ -20,6 +20,7 @@ from rl2meta.agents.outer_problem import OuterProblem, Sharded, joined, unflatte
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_network
 from rl2meta.agents.rows import episode_return
 from rl2meta.errors import UserError
+from rl2meta.kernels import threads_to_kernels
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.returns import RewardSignal, reward_signal
 from rl2meta.shards import ALONE, Shards
@@ -121,6 +122,16 @@ class MAMLTRPOLearner(WholeIsOneShard):
         shards: Shards,
     ) -> dict[str, float]:
         """Take one outer step on the shards of a batch."""
+        with threads_to_kernels(bool(self.config.hidden_sizes)):
+            return self._update(trials, progress, generators, shards)
+
+    def _update(
+        self,
+        trials: Sequence[Trial],
+        progress: float,
+        generators: Sequence[torch.Generator],
+        shards: Shards,
+    ) -> dict[str, float]:
         cfg, wholes = self.config, self._outer_problems(trials, shards)
         pairs = zip(wholes, trials, strict=True)
         problem = Sharded(tuple(whole.parts(self._numbers_per_task(trial)) for whole, trial in pairs), shards)
@@ -215,6 +226,7 @@ MAML_TRPO = AgentKind(
     AT_TEST,
     FORMER_UNITS,
     network=UNITS,
+    compiled=lambda config: bool(config.hidden_sizes),
 )
 
 

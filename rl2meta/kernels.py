@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from functools import wraps
 from importlib import import_module
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -16,23 +17,24 @@ from torch import Tensor
 from rl2meta.errors import UserError
 
 Kernels = Literal["torch", "compiled"]
-_LONG = 2**19  # episodes from which a training wins more than it takes to import Numba and to compile
+_LONG = 2**19  # environment steps from which a training wins more than importing Numba and compiling take
 _chosen: list[Kernels] = ["torch"]
+_weights_fixed = [False]
 _threads: list[int] = []  # those of the kernels, where torch has but one
 
 
-def resolve_kernels(name: Kernels | None, device: torch.device, episodes: int = _LONG) -> Kernels:
+def resolve_kernels(name: Kernels | None, device: torch.device, steps: int = _LONG) -> Kernels:
     """Return which kernels a training uses; None: compiled ones on a CPU, if it is long and Numba is there.
 
     Args:
         name: as in a config.
         device: of the training.
-        episodes: number of all its episodes; 0: compiled kernels would compute little of it.
+        steps: the most environment steps that it takes; 0: compiled kernels would compute little of it.
 
     Raises:
         UserError: if compiled ones are asked for where there are none; torch does not silently replace them.
     """
-    if name == "torch" or (name is None and (device.type != "cpu" or episodes < _LONG)):
+    if name == "torch" or (name is None and (device.type != "cpu" or steps < _LONG)):
         return "torch"
     missing = _missing(device)
     if name is None:
@@ -97,6 +99,24 @@ def threads() -> int:
     return _threads[0] if _threads else torch.get_num_threads()
 
 
+@contextmanager
+def fixed_weights() -> Iterator[None]:
+    """Inside ``with``, promise that nobody uses gradients by weights, so kernels need not compute them.
+
+    They then give gradients by what a graph is linear in alone. A node of torch cannot know what is used.
+    """
+    before, _weights_fixed[0] = _weights_fixed[0], True
+    try:
+        yield
+    finally:
+        _weights_fixed[0] = before
+
+
+def weights_are_fixed() -> bool:
+    """Return whether nobody uses gradients by weights."""
+    return _weights_fixed[0]
+
+
 def flat(tensor: Tensor) -> Any:
     """Return the numbers of a tensor as a kernel reads them, in one axis; a copy only if they are apart."""
     return tensor.detach().contiguous().numpy().reshape(-1)
@@ -105,14 +125,17 @@ def flat(tensor: Tensor) -> Any:
 def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     """Let Numba compile a function at its first call, and keep the result where it finds a folder for it.
 
-    It runs without Python's lock. Its file must hold all that is compiled with it: Numba looks at no other.
-    Where what was kept is damaged, or the disk refuses it, this process compiles for itself.
+    It runs without Python's lock. Its file and ``rl2meta.vectors`` must hold all that is compiled with it: a
+    change of another file would not be seen. Where what was kept is damaged, or the disk refuses it, this
+    process compiles for itself.
     """
     from numba import njit
 
     options: dict[str, Any] = {"nogil": True, "error_model": "numpy"}
     try:
         kept = njit(cache=True, **options)(function)
+        index = kept._cache._cache_file  # Numba itself looks at the function's own file alone
+        index._source_stamp = (index._source_stamp, *_stamp_of_vectors())
     except (RuntimeError, OSError):  # no folder can be written to
         kept = njit(**options)(function)
     used = [kept]
@@ -128,6 +151,12 @@ def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
         return used[0](*given)
 
     return kernel
+
+
+def _stamp_of_vectors() -> tuple[float, int]:
+    """Return what changes with the file of ``rl2meta.vectors``: when it was written, and its length."""
+    stat = Path(__file__).with_name("vectors.py").stat()
+    return stat.st_mtime, stat.st_size
 
 
 def _missing(device: torch.device) -> str:

@@ -8,6 +8,7 @@ from torch import Tensor, nn
 from torch.func import vmap
 from torch.nn import functional
 
+from rl2meta.kernels import compiled
 from rl2meta.learner_state import under
 
 LOOKED_UP = 64
@@ -107,6 +108,11 @@ def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Te
     activations, and ``stacked`` takes less time.
     """
     modules = [layer for _, layer in layers]
+    if compiled(x) and x.dim() == 3 and not x.requires_grad and is_tanh_chain(modules):
+        from rl2meta.tanh_chain import chain
+
+        linear = [name for name, layer in layers if type(layer) is nn.Linear]
+        return chain([weights[name + part] for name in linear for part in ("weight", "bias")], x)
     folded = [_folds(x, *modules[max(0, i - 1) : i + 2]) for i in range(len(modules))]
     for i, (name, layer) in enumerate(layers):
         before, after = i > 0 and folded[i - 1], folded[i + 1 : i + 2] == [True]
@@ -118,6 +124,13 @@ def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Te
         else:
             x = stacked(layer, under(name, weights), x)
     return x
+
+
+def is_tanh_chain(layers: Sequence[nn.Module]) -> bool:
+    """Return whether layers are linear ones with biases, with a ``Tanh`` between any two of them."""
+    kinds = [nn.Linear, *(kind for _ in range(len(layers) // 2) for kind in (Tanh, nn.Linear))]
+    biases = [getattr(layer, "bias", None) for layer in layers[::2]]
+    return [type(layer) for layer in layers] == kinds and len(layers) > 1 and None not in biases
 
 
 def _folds(x: Tensor, *layers: nn.Module) -> bool:

@@ -14,6 +14,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from rl2meta.kernels import fixed_weights
+
 Product = Callable[[Tensor], Tensor]
 """v -> Hv, for a symmetric matrix H and vectors [n]."""
 
@@ -56,7 +58,8 @@ def gauss_newton_product(
     curved = hessian_product(loss, z)
 
     def product(v: Tensor) -> Tensor:
-        (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
+        with fixed_weights():  # the outputs are fixed, and u alone is left
+            (pushed,) = torch.autograd.grad(pulled, u, v, retain_graph=True)
         return torch.autograd.grad(z, x, curved(pushed), retain_graph=True)[0]
 
     return product

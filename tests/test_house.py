@@ -48,6 +48,8 @@ AGENTS_MAY = {
     "networks",
     "layers",
     "kernels",
+    "divided",
+    "vectors",
     "images",
     "learner_state",
     "shards",

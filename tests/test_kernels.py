@@ -50,10 +50,11 @@ def test_long_trainings_on_a_cpu_use_compiled_kernels(any_numba: None) -> None:
         resolve_kernels("compiled", torch.device("meta"), LONG)
 
 
-def test_an_agent_without_an_lstm_has_nothing_compiled() -> None:
+def test_agents_say_whether_kernels_compute_most_of_a_training() -> None:
     rl2, maml = (COMPONENTS.agents[name] for name in ("rl2", "maml_trpo"))
     assert rl2.compiled(rl2.config()) and not rl2.compiled(rl2.config(core={"name": "gru"}))
-    assert not maml.compiled(maml.config())
+    assert maml.compiled(maml.config()) and not maml.compiled(maml.config(hidden_sizes=[]))
+    assert not COMPONENTS.agents["maml_regression"].compiled(maml.config())
 
 
 def test_without_numba_torch_computes_unless_compiled_kernels_are_asked_for(no_numba: None) -> None:

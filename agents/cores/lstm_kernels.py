@@ -10,209 +10,36 @@ float32 and contiguous. ``lstm_layer`` allocates them and packs weights:
     w [J, K, 4, LANES]   W and U by blocks of LANES units, J = H / LANES; K = inputs + H
     u [J, 4H, LANES]   U for the way back; its rows stand in the order [H / 8, 4, 8]
     gates [T, J, B, 4, LANES]   i, f, g, o after σ and tanh, later their gradients
-
-All is in this one file, because Numba's cache looks only at the file of a kernel.
 """
 
-from typing import Any
-
 import numpy as np
-from llvmlite import binding, ir
-from numba import njit, types
-from numba.core import cgutils
-from numba.core.datamodel import models
-from numba.extending import intrinsic, register_model
+from numba import njit
 
 from rl2meta.kernels import kept_on_disk
+from rl2meta.vectors import (
+    LANES,
+    add,
+    constant,
+    fma,
+    inlined,
+    load,
+    load_four,
+    mul,
+    plus,
+    sigmoid,
+    spread,
+    store,
+    store_four,
+    sub,
+    tanh,
+)
 
-
-def _lanes() -> int:
-    """Return how many numbers fit into a vector of this processor, at least 8."""
-    try:
-        return 16 if binding.get_host_cpu_features().get("avx512f") else 8
-    except RuntimeError:  # LLVM cannot tell on every operating system
-        return 8
-
-
-LANES = _lanes()
-"""Numbers in a vector. The compiler splits it where a processor has shorter ones."""
 _SUMMED = 8  # units whose gates are summed one after another on the way back, whatever LANES is
 _BLOCK = 64  # trials whose gradients stay in the nearest cache
-_VECTOR = ir.VectorType(ir.FloatType(), LANES)
-_WORDS = ir.VectorType(ir.IntType(32), LANES)
 _float = np.float32
-_ROUND = _float(1.5 * 2**23)  # adding it rounds to whole numbers
 
 
-class Vector(types.Type):
-    """LANES numbers of float32, in Numba's types."""
-
-    def __init__(self) -> None:
-        super().__init__(name=f"float32x{LANES}")
-
-
-_V = Vector()
-
-
-@register_model(Vector)
-class _VectorModel(models.PrimitiveModel):
-    def __init__(self, manager: Any, kind: Any) -> None:
-        super().__init__(manager, kind, _VECTOR)
-
-
-_inlined = njit(forceinline=True, error_model="numpy")
-
-
-def _place(context: Any, builder: Any, kind: Any, array: Any, index: Any) -> Any:
-    return builder.gep(context.make_array(kind)(context, builder, array).data, [index])
-
-
-def _in_all_lanes(builder: Any, number: Any) -> Any:
-    none = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(none, number, ir.Constant(ir.IntType(32), 0))
-    return builder.shuffle_vector(first, none, ir.Constant(_WORDS, [0] * LANES))
-
-
-@intrinsic
-def load(_: Any, array: Any, index: Any) -> Any:
-    """Return array[index : index + LANES]."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        place = _place(context, builder, signature.args[0], *given)
-        return builder.load(builder.bitcast(place, _VECTOR.as_pointer()), align=4)
-
-    return _V(array, types.intp), generate
-
-
-@intrinsic
-def store(_: Any, array: Any, index: Any, vector: Any) -> Any:
-    """Set array[index : index + LANES]."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        place = _place(context, builder, signature.args[0], *given[:2])
-        builder.store(given[2], builder.bitcast(place, _VECTOR.as_pointer()), align=4)
-        return context.get_dummy_value()
-
-    return types.void(array, types.intp, _V), generate
-
-
-@intrinsic
-def spread(_: Any, array: Any, index: Any) -> Any:
-    """Return array[index] in all lanes."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        place = _place(context, builder, signature.args[0], *given)
-        return _in_all_lanes(builder, builder.load(place, align=4))
-
-    return _V(array, types.intp), generate
-
-
-@intrinsic
-def constant(_: Any, number: Any) -> Any:
-    """Return a number in all lanes."""
-    return _V(types.float32), lambda context, builder, signature, given: _in_all_lanes(builder, given[0])
-
-
-@intrinsic
-def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
-    """Return x y + z, rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        name = f"llvm.fma.v{LANES}f32"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
-
-    return _V(_V, _V, _V), generate
-
-
-def _of_two(name: str) -> Any:
-    @intrinsic
-    def operation(_: Any, x: Any, y: Any) -> Any:
-        return _V(_V, _V), lambda context, builder, signature, given: getattr(builder, name)(*given)
-
-    return operation
-
-
-add, sub, mul, div = map(_of_two, ("fadd", "fsub", "fmul", "fdiv"))
-
-
-@intrinsic
-def within(_: Any, x: Any, low: Any, high: Any) -> Any:
-    """Return x, or the bound that it exceeds; NaN stays NaN."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        x, low, high = given
-        x = builder.select(builder.fcmp_ordered(">", x, high), high, x)
-        return builder.select(builder.fcmp_ordered("<", x, low), low, x)
-
-    return _V(_V, _V, _V), generate
-
-
-@intrinsic
-def power(_: Any, rounded: Any) -> Any:
-    """Return 2ⁿ for ``rounded`` = n + _ROUND, whose last bits hold n; |n| <= 126."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        exponent = builder.shl(builder.bitcast(given[0], _WORDS), ir.Constant(_WORDS, [23] * LANES))
-        one = builder.bitcast(ir.Constant(_VECTOR, [1.0] * LANES), _WORDS)
-        return builder.bitcast(builder.add(exponent, one), _VECTOR)
-
-    return _V(_V), generate
-
-
-@_inlined
-def exp(x):
-    """Return eʳ and 2ⁿ with eˣ = 2ⁿ eʳ, |r| <= ln 2 / 2, for |x| <= 87; a polynomial of Cephes (expf.c)."""
-    x = within(x, constant(_float(-87)), constant(_float(87)))
-    rounded = fma(x, constant(_float(1.44269504088896341)), constant(_ROUND))
-    n = sub(rounded, constant(_ROUND))
-    r = fma(n, constant(_float(-0.693359375)), x)  # ln 2 in two parts
-    r = fma(n, constant(_float(2.12194440e-4)), r)
-    y = fma(constant(_float(1.9875691500e-4)), r, constant(_float(1.3981999507e-3)))
-    y = fma(y, r, constant(_float(8.3334519073e-3)))
-    y = fma(y, r, constant(_float(4.1665795894e-2)))
-    y = fma(y, r, constant(_float(1.6666665459e-1)))
-    y = fma(y, r, constant(_float(5.0000001201e-1)))
-    return fma(y, mul(r, r), add(r, constant(_float(1)))), power(rounded)
-
-
-@_inlined
-def sigmoid(x):
-    """Return σ(x)."""
-    one = constant(_float(1))
-    e, scale = exp(sub(constant(_float(0)), x))
-    return div(one, fma(e, scale, one))  # a product, so NaN stays NaN, whatever its bits are
-
-
-@_inlined
-def tanh(x):
-    """Return 2 σ(2x) − 1."""
-    return fma(constant(_float(2)), sigmoid(add(x, x)), constant(_float(-1)))
-
-
-@_inlined
-def _load_four(array, at):
-    """Return the four vectors at ``at``."""
-    return load(array, at), load(array, at + LANES), load(array, at + 2 * LANES), load(array, at + 3 * LANES)
-
-
-@_inlined
-def _store_four(array, at, apart, four):
-    """Store four vectors, ``apart`` numbers from one to the next."""
-    store(array, at, four[0])
-    store(array, at + apart, four[1])
-    store(array, at + 2 * apart, four[2])
-    store(array, at + 3 * apart, four[3])
-
-
-@_inlined
-def _plus(sums, x, four):
-    """Return sums + x · four."""
-    a, b, c, d = sums
-    return fma(x, four[0], a), fma(x, four[1], b), fma(x, four[2], c), fma(x, four[3], d)
-
-
-@_inlined
+@inlined
 def _finish(sums, had, c, h, to, gates, kept, slopes, keep):
     """What the gates get -> c and h of LANES units; with ``keep`` also the gates and tanh c."""
     i, f, g, o = sigmoid(sums[0]), sigmoid(sums[1]), tanh(sums[2]), sigmoid(sums[3])
@@ -221,7 +48,7 @@ def _finish(sums, had, c, h, to, gates, kept, slopes, keep):
     store(c, to, new)
     store(h, to, mul(o, bent))
     if keep:
-        _store_four(gates, kept, LANES, (i, f, g, o))
+        store_four(gates, kept, LANES, (i, f, g, o))
         store(slopes, to, bent)
 
 
@@ -278,23 +105,23 @@ def _step(x, x_at, w, bias, h, c, at, new_h, new_c, to, gates, slopes, keep, rem
     for unit in range(0, hidden, LANES):
         for one in range(first, last, 2):
             two = min(one + 1, last - 1)
-            sums1 = sums2 = _load_four(bias, 4 * unit)
+            sums1 = sums2 = load_four(bias, 4 * unit)
             row = (inputs + hidden) * 4 * unit
             here, there = x_at + one * inputs, x_at + two * inputs
             for k in range(inputs):
-                four = _load_four(w, row + k * 4 * LANES)
+                four = load_four(w, row + k * 4 * LANES)
                 sums1, sums2 = (
-                    _plus(sums1, spread(x, here + k), four),
-                    _plus(sums2, spread(x, there + k), four),
+                    plus(sums1, spread(x, here + k), four),
+                    plus(sums2, spread(x, there + k), four),
                 )
             had1 = had2 = constant(_float(0))
             if remembers:
                 row += inputs * 4 * LANES
                 here, there = at + one * hidden, at + two * hidden
                 for k in range(hidden):
-                    four = _load_four(w, row + k * 4 * LANES)
-                    sums1 = _plus(sums1, spread(h, here + k), four)
-                    sums2 = _plus(sums2, spread(h, there + k), four)
+                    four = load_four(w, row + k * 4 * LANES)
+                    sums1 = plus(sums1, spread(h, here + k), four)
+                    sums2 = plus(sums2, spread(h, there + k), four)
                 had1, had2 = load(c, here + unit), load(c, there + unit)
             here, there = to + one * hidden + unit, to + two * hidden + unit
             kept = 4 * (to + rows * unit)  # gates stand by blocks, [J, B, 4, LANES]
@@ -330,7 +157,7 @@ def _to_sums(d_y, d_h, d_c, c, slopes, gates, at, past, later, part, sizes):
     for unit in range(0, hidden, LANES):
         for trial in range(part[0], part[1]):
             place, kept = trial * hidden + unit, 4 * (at + rows * unit + trial * LANES)
-            i, f, g, o = _load_four(gates, kept)
+            i, f, g, o = load_four(gates, kept)
             bent, d = load(slopes, at + place), load(d_y, at + place)
             d_cell = had = constant(_float(0))
             if later:
@@ -340,7 +167,7 @@ def _to_sums(d_y, d_h, d_c, c, slopes, gates, at, past, later, part, sizes):
             d_cell = fma(mul(d, o), sub(one, mul(bent, bent)), d_cell)
             d_i, d_f = mul(mul(d_cell, g), mul(i, sub(one, i))), mul(mul(d_cell, had), mul(f, sub(one, f)))
             d_g, d_o = mul(mul(d_cell, i), sub(one, mul(g, g))), mul(mul(d, bent), mul(o, sub(one, o)))
-            _store_four(gates, kept, LANES, (d_i, d_f, d_g, d_o))
+            store_four(gates, kept, LANES, (d_i, d_f, d_g, d_o))
             store(d_c, place, mul(d_cell, f))
 
 
@@ -350,14 +177,14 @@ def _add_outer(d_w, at, x, x_at, width, gates, g_at, trials):
     for k in range(0, width, 2):
         next_k = min(k + 1, width - 1)
         to1, to2 = at + k * 4 * LANES, at + next_k * 4 * LANES
-        sums1, sums2 = _load_four(d_w, to1), _load_four(d_w, to2)
+        sums1, sums2 = load_four(d_w, to1), load_four(d_w, to2)
         here, there = x_at + k, x_at + next_k
         for trial in range(trials):
-            four = _load_four(gates, g_at + trial * 4 * LANES)
-            sums1 = _plus(sums1, spread(x, here + trial * width), four)
-            sums2 = _plus(sums2, spread(x, there + trial * width), four)
-        _store_four(d_w, to1, LANES, sums1)
-        _store_four(d_w, to2, LANES, sums2)
+            four = load_four(gates, g_at + trial * 4 * LANES)
+            sums1 = plus(sums1, spread(x, here + trial * width), four)
+            sums2 = plus(sums2, spread(x, there + trial * width), four)
+        store_four(d_w, to1, LANES, sums1)
+        store_four(d_w, to2, LANES, sums2)
 
 
 @njit
@@ -372,13 +199,13 @@ def _add_weights(d_w, d_bias, x, x_at, h, at, past, gates, g_at, part, sizes):
             _add_outer(d_w, to, x, x_at + start * inputs, inputs, gates, row, trials)
             if past:
                 _add_outer(d_w, to + inputs * 4 * LANES, h, at + start * hidden, hidden, gates, row, trials)
-            sums = _load_four(d_bias, 4 * unit)
+            sums = load_four(d_bias, 4 * unit)
             for trial in range(trials):
-                sums = _plus(sums, one, _load_four(gates, row + trial * 4 * LANES))
-            _store_four(d_bias, 4 * unit, LANES, sums)
+                sums = plus(sums, one, load_four(gates, row + trial * 4 * LANES))
+            store_four(d_bias, 4 * unit, LANES, sums)
 
 
-@_inlined
+@inlined
 def _spread_four(gates, at, trials):
     """Return a gate of four trials, each in all lanes."""
     a, b, c, d = trials
@@ -390,7 +217,7 @@ def _spread_four(gates, at, trials):
     )
 
 
-@_inlined
+@inlined
 def _four_from(trial, last):
     """Return four trials from ``trial`` on; behind the last one comes the last one again."""
     return min(trial, last), min(trial + 1, last), min(trial + 2, last), min(trial + 3, last)
@@ -412,8 +239,8 @@ def _back(d, to, u, width, gates, g_at, part, sizes):
                 for gate in range(start, start + 4 * LANES, LANES):
                     for at in range(gate, gate + _SUMMED):
                         vector = load(u, row)
-                        some = _plus(some, vector, _spread_four(gates, at, these))
-                        others = _plus(others, vector, _spread_four(gates, at, those))
+                        some = plus(some, vector, _spread_four(gates, at, these))
+                        others = plus(others, vector, _spread_four(gates, at, those))
                         row += LANES
             for each, found in zip(these + those, some + others):  # noqa: B905, Numba has no strict
                 store(d, to + each * width + column, found)

@@ -4,12 +4,7 @@ They compute what ``torch.nn.LSTM`` computes, with other roundings. The trials a
 number of threads; a kernel does all steps of its trials in one call without Python's lock.
 """
 
-import os
-from collections.abc import Callable, Sequence
-from functools import cache
-from itertools import pairwise
-from queue import SimpleQueue
-from threading import Thread
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,18 +13,13 @@ from torch.autograd.function import once_differentiable
 from torch.nn.functional import pad
 
 from rl2meta.agents.cores import lstm_kernels as kernels
-from rl2meta.kernels import flat, threads
+from rl2meta.divided import Part, divided, equal_parts
+from rl2meta.kernels import flat
+from rl2meta.vectors import wide
 
-_WIDTH = kernels.LANES  # units are added up to a multiple of it
 _STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
 """W [4H, inputs], U [4H, H] and both biases [4H], as ``torch.nn.LSTM`` has them."""
-Part = tuple[int, int]
-"""Of the trials: the first and the one behind the last."""
-Kernel = Callable[[Part, int], None]
-"""Computes a part of the trials, given with its number."""
-Given = tuple[Kernel, Part, int, SimpleQueue[BaseException | None]]
-"""What a thread is to compute, and where it says that it is done, with what went wrong."""
 
 
 def unroll(x: Tensor, weights: Weights) -> Tensor:
@@ -56,7 +46,7 @@ def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Te
     state = [_widened(each, hidden) for each in before]
     new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
     arrays = flat(x), packed, bias, *map(flat, state), flat(new_h), flat(new_c)
-    _divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), _parts(rows, 1))
+    divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), _parts(rows, 1))
     return new_h[:, :units], new_c[:, :units]
 
 
@@ -71,7 +61,7 @@ class _Unroll(torch.autograd.Function):
         x, h = x.contiguous(), x.new_empty(steps, rows, hidden)
         c, slopes, gates = (x.new_empty(steps * rows * hidden * each) for each in (1, 1, 4))
         arrays = flat(x), packed, bias, *map(flat, (h, c, gates, slopes))
-        _divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), _parts(rows, steps))
+        divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), _parts(rows, steps))
         ctx.save_for_backward(x, *weights[:2], h, c, gates, slopes)
         ctx.sizes, ctx.spent = sizes, False
         return h[..., : weights[1].shape[1]]
@@ -87,13 +77,13 @@ class _Unroll(torch.autograd.Function):
         ctx.spent, steps = True, len(x)
         wanted = ctx.needs_input_grad[0]
         w_back = _packed_back(w, hidden) if wanted else flat(x.new_empty(0))
-        d_x = x.new_empty(steps, rows, _wide(inputs) if wanted else 0)
+        d_x = x.new_empty(steps, rows, wide(inputs) if wanted else 0)
         read = *map(flat, (_widened(d_y, hidden), x, h, c, gates, slopes)), _packed_back(u, hidden), w_back
         parts, work = _parts(rows, steps), flat(x.new_empty(2 * rows * hidden))
         d_packed = flat(x.new_zeros(len(parts) * 4 * hidden * (inputs + hidden)))
         d_bias = flat(x.new_zeros(len(parts) * 4 * hidden))
         arrays = *read, flat(d_x), d_packed, d_bias, work
-        _divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), parts)
+        divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), parts)
         found = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
         kernels.unpack(d_packed, d_bias, *map(flat, found), len(parts), inputs, u.shape[1], hidden)
         return d_x[..., :inputs] if wanted else None, *found, found[-1]
@@ -103,7 +93,7 @@ def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
     """Return weights and bias as the kernels read them, the number of inputs, and that of units."""
     w, u = weights[:2]
     inputs, units = w.shape[1], u.shape[1]
-    hidden = _wide(units)
+    hidden = wide(units)
     packed, bias = (flat(w.new_empty(4 * hidden * each)) for each in (inputs + hidden, 1))
     kernels.pack(*map(flat, weights), packed, bias, inputs, units, hidden)
     return packed, bias, inputs, hidden
@@ -112,14 +102,9 @@ def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
 def _packed_back(weight: Tensor, hidden: int) -> Any:
     """Return the panels of W or U for the way back."""
     columns = weight.shape[1]
-    panels = flat(weight.new_empty(4 * hidden * _wide(columns)))
+    panels = flat(weight.new_empty(4 * hidden * wide(columns)))
     kernels.pack_back(flat(weight), panels, columns, len(weight) // 4, hidden)
     return panels
-
-
-def _wide(units: int) -> int:
-    """Return the next multiple of ``_WIDTH``."""
-    return -(-units // _WIDTH) * _WIDTH
 
 
 def _widened(x: Tensor, width: int) -> Tensor:
@@ -128,44 +113,5 @@ def _widened(x: Tensor, width: int) -> Tensor:
 
 
 def _parts(rows: int, steps: int) -> list[Part]:
-    """Return the part of each thread."""
-    number = max(1, min(threads(), rows, rows * steps // _STEPS_OF_A_THREAD))
-    ends = [rows * each // number for each in range(number + 1)]
-    return list(pairwise(ends))
-
-
-def _divided(kernel: Kernel, parts: Sequence[Part]) -> None:
-    """Call ``kernel`` for each part of the trials with its number, side by side."""
-    ended: SimpleQueue[BaseException | None] = SimpleQueue()
-    for number in range(1, len(parts)):
-        _helper(os.getpid(), number).put((kernel, parts[number], number, ended))
-    try:
-        kernel(parts[0], 0)
-    finally:
-        faults = [ended.get() for _ in parts[1:]]
-    for fault in faults:
-        if fault is not None:
-            raise fault
-
-
-@cache
-def _helper(process: int, number: int) -> SimpleQueue[Given]:
-    """Start a thread, and return where it takes its work; a pool of threads takes longer to hand it over.
-
-    Threads stay in their process, so each process that forked has its own.
-    """
-    given: SimpleQueue[Given] = SimpleQueue()
-    Thread(target=_work, args=(given,), name=f"lstm-{number}", daemon=True).start()
-    return given
-
-
-def _work(given: SimpleQueue[Given]) -> None:
-    while True:
-        kernel, part, number, ended = given.get()
-        fault = None
-        try:
-            kernel(part, number)
-        except BaseException as error:
-            fault = error
-        del kernel  # it holds the arrays
-        ended.put(fault)
+    """Return the trials of each thread."""
+    return equal_parts(rows, rows * steps // _STEPS_OF_A_THREAD)

@@ -82,8 +82,9 @@ class RunSettings(_Section):
     )
     kernels: Kernels | None = Field(
         None,
-        description="what an LSTM computes with on a CPU: torch, or kernels that Numba compiles, which round "
-        "differently; null: compiled, where Numba is there, for a long training with an LSTM",
+        description="what an LSTM, or the policy of MAML-TRPO, computes with on a CPU: torch, or kernels "
+        "that Numba compiles, which round differently; null: compiled, where Numba is there, for a long "
+        "training",
     )
     cuda_graphs: bool = Field(
         False,

@@ -205,7 +205,8 @@ def settled(config: RunConfig, ranks: Ranks = ONE) -> tuple[RunConfig, str, torc
     training = config.settings.training
     episodes = training.updates * training.trials_per_update * training.episodes_per_trial
     gains = COMPONENTS.agents[config.agent_name].compiled(config.agent)
-    kernels = resolve_kernels(config.settings.kernels, device, episodes if gains else 0)
+    steps = episodes * config.law.horizon if gains else 0
+    kernels = resolve_kernels(config.settings.kernels, device, steps)
     set_kernels(kernels)
     text = config.to_yaml(device=str(device), threads=threads, kernels=kernels, versions=versions(kernels))
     return load_config(text, "config.yaml", (), COMPONENTS), text, device

@@ -1,9 +1,9 @@
 """Compiled kernels against torch in float64, and against the plain form of the loss."""
 
-import importlib.util
-import re
+import os
+import subprocess
+import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
@@ -20,8 +20,8 @@ from rl2meta.randomness import generator
 from rl2meta.trial import TimeStep
 
 pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
-from rl2meta.agents.cores import lstm_kernels, lstm_layer
 from rl2meta.agents.cores.lstm_layer import step, unroll
+from rl2meta.tanh_chain import chain
 
 SHAPES = [(7, 37, 5, 20), (3, 66, 9, 48), (1, 1, 1, 1), (4, 5, 17, 33)]
 """Steps, trials, inputs and units: odd numbers, and more or fewer than fit into whole vectors."""
@@ -59,33 +59,43 @@ def test_whole_trials_and_their_gradients_are_those_of_torch_in_float64(shape: t
         torch.testing.assert_close(ours.double(), theirs, atol=2e-6 * scale, rtol=0)
 
 
-def with_lanes(lanes: int, folder: Path) -> ModuleType:
-    """Return the kernels for a processor whose vectors have so many numbers."""
-    source = re.sub(r"^LANES = .*$", f"LANES = {lanes}", Path(lstm_kernels.__file__).read_text(), flags=re.M)
-    path = folder / "kernels_with_other_lanes.py"
-    path.write_text(source)
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-def test_numbers_do_not_depend_on_the_length_of_vectors(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    lanes = 24 - lstm_kernels.LANES
+def computed() -> list[Tensor]:
+    """Return what both families of kernels compute of numbers that are always the same."""
     given, x = layer(9, 20), random(3, 13, 9).requires_grad_()
+    y = unroll(x, tuple(given.parameters()))
+    after = step(x[0].detach(), (y[0].detach(), y[1].detach()), *given.parameters())
+    weights = [random(3, *shape).requires_grad_() for shape in ((20, 4), (20,), (5, 20), (5,))]
+    out = chain(weights, random(3, 70, 4))
+    first = torch.autograd.grad(out.square().sum(), weights, create_graph=True)
+    second = gradients(torch.cat([each.flatten() for each in first]).square().sum(), weights, torch.ones(()))
+    return [y, *gradients(y, [x, *given.parameters()], random(3, 13, 20)), *after, out, *first, *second]
 
-    def computed() -> list[Tensor]:
-        y = unroll(x, tuple(given.parameters()))
-        after = step(x[0].detach(), (y[0].detach(), y[1].detach()), *given.parameters())
-        return [y, *gradients(y, [x, *given.parameters()], random(3, 13, 20)), *after]
 
-    usual = computed()
-    monkeypatch.setattr(lstm_layer, "kernels", with_lanes(lanes, tmp_path))
-    monkeypatch.setattr(lstm_layer, "_WIDTH", lanes)
-    assert all(map(torch.equal, usual, computed()))
+OTHER_LANES = """
+import runpy, sys
+from importlib.util import find_spec, module_from_spec
+import torch
+
+spec = find_spec("rl2meta.vectors")
+source = spec.loader.get_source(spec.name).replace("LANES = _lanes()", "LANES = 24 - _lanes()")
+assert "24 - " in source
+sys.modules[spec.name] = module_from_spec(spec)
+exec(source, vars(sys.modules[spec.name]))
+torch.save([each.detach() for each in runpy.run_path(sys.argv[1])["computed"]()], sys.argv[2])
+"""
+
+
+def test_numbers_do_not_depend_on_the_length_of_vectors(tmp_path: Path) -> None:
+    command = [sys.executable, "-c", OTHER_LANES, __file__, str(tmp_path / "numbers")]
+    done = subprocess.run(
+        command,
+        env={**os.environ, "NUMBA_CACHE_DIR": str(tmp_path)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert all(map(torch.equal, computed(), torch.load(tmp_path / "numbers")))
 
 
 @pytest.mark.parametrize("shape", SHAPES)
