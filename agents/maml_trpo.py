@@ -20,7 +20,7 @@ from rl2meta.agents.outer_problem import OuterProblem, Sharded, joined, unflatte
 from rl2meta.agents.policy_gradient import PolicyGradient, PolicyGradientConfig, policy_network
 from rl2meta.agents.rows import episode_return
 from rl2meta.errors import UserError
-from rl2meta.kernels import threads_to_kernels
+from rl2meta.kernels import compiled, threads_to_kernels
 from rl2meta.learner_state import load_state, named_under, seeded, state_of, under
 from rl2meta.returns import RewardSignal, reward_signal
 from rl2meta.shards import ALONE, Shards
@@ -122,7 +122,7 @@ class MAMLTRPOLearner(WholeIsOneShard):
         shards: Shards,
     ) -> dict[str, float]:
         """Take one outer step on the shards of a batch."""
-        with threads_to_kernels(bool(self.config.hidden_sizes)):
+        with threads_to_kernels(self._compiles()):
             return self._update(trials, progress, generators, shards)
 
     def _update(
@@ -206,8 +206,16 @@ class MAMLTRPOLearner(WholeIsOneShard):
         return OuterProblem(self.meta, self.inner, self.objective, tuple(support), query)
 
     def _numbers_per_task(self, trial: Trial) -> int:
-        """Estimate how many numbers the graph of one task holds, through all inner steps."""
-        return len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
+        """Estimate how many numbers the graph of one task holds, through all inner steps.
+
+        Of a unit, torch keeps the products, tanh, and what both make of it on the way; kernels keep tanh alone.
+        """
+        numbers = len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
+        return numbers // 4 if self._compiles() else numbers
+
+    def _compiles(self) -> bool:
+        """Return whether compiled kernels run the policy."""
+        return bool(self.config.hidden_sizes) and compiled(next(self.meta.parameters()))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights, and what was measured of the units, as named tensors."""

@@ -97,7 +97,27 @@ def named_layers(layers: nn.Sequential, prefix: str = "") -> Chain:
 
 
 def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
-    """Run layers one after another as ``stacked`` does, to the bit, with fewer passes over the activations.
+    """Run layers one after another as ``stacked`` does: to the bit, unless compiled kernels are chosen.
+
+    These run linear layers with tanh between them, for inputs that need no gradient (``tanh_chain``).
+    """
+    if compiled(x) and x.dim() == 3 and not x.requires_grad and _is_tanh_chain(layers):
+        from rl2meta.tanh_chain import chain
+
+        return chain([weights[name + part] for name, _ in layers[::2] for part in ("weight", "bias")], x)
+    return _folded_chain(layers, weights, x)
+
+
+def _is_tanh_chain(layers: Chain) -> bool:
+    """Return whether layers are linear ones with biases, with a ``Tanh`` between any two of them."""
+    kinds = [nn.Linear, *(kind for _ in range(len(layers) // 2) for kind in (Tanh, nn.Linear))]
+    if len(layers) == 1 or [type(layer) for _, layer in layers] != kinds:
+        return False
+    return all(layer.bias is not None for _, layer in layers[::2])
+
+
+def _folded_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Tensor:
+    """Run layers as ``stacked`` does, to the bit, with fewer passes over the activations.
 
     A ``Tanh`` between two linear layers is h = 2σ(2z) − 1, whose factors go to the layers' small weights:
 
@@ -108,11 +128,6 @@ def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Te
     activations, and ``stacked`` takes less time.
     """
     modules = [layer for _, layer in layers]
-    if compiled(x) and x.dim() == 3 and not x.requires_grad and is_tanh_chain(modules):
-        from rl2meta.tanh_chain import chain
-
-        linear = [name for name, layer in layers if type(layer) is nn.Linear]
-        return chain([weights[name + part] for name in linear for part in ("weight", "bias")], x)
     folded = [_folds(x, *modules[max(0, i - 1) : i + 2]) for i in range(len(modules))]
     for i, (name, layer) in enumerate(layers):
         before, after = i > 0 and folded[i - 1], folded[i + 1 : i + 2] == [True]
@@ -124,13 +139,6 @@ def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Te
         else:
             x = stacked(layer, under(name, weights), x)
     return x
-
-
-def is_tanh_chain(layers: Sequence[nn.Module]) -> bool:
-    """Return whether layers are linear ones with biases, with a ``Tanh`` between any two of them."""
-    kinds = [nn.Linear, *(kind for _ in range(len(layers) // 2) for kind in (Tanh, nn.Linear))]
-    biases = [getattr(layer, "bias", None) for layer in layers[::2]]
-    return [type(layer) for layer in layers] == kinds and len(layers) > 1 and None not in biases
 
 
 def _folds(x: Tensor, *layers: nn.Module) -> bool:

@@ -23,7 +23,7 @@ from rl2meta.vectors import wide
 
 Sizes = tuple[int, ...]
 """Length of the input, and units of each layer."""
-_ROWS_OF_A_THREAD = 128  # with fewer, all tasks counted, a thread waits longer than it computes
+_ROWS_OF_A_THREAD = 1024  # with fewer, all tasks counted, a thread waits longer than it computes
 
 
 def chain(weights: Sequence[Tensor], x: Tensor) -> Tensor:
