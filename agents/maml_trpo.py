@@ -208,7 +208,7 @@ class MAMLTRPOLearner(WholeIsOneShard):
     def _numbers_per_task(self, trial: Trial) -> int:
         """Estimate how many numbers the graph of one task holds, through all inner steps.
 
-        Of a unit, torch keeps the products, tanh, and what both make of it on the way; kernels keep tanh alone.
+        Of a unit, torch keeps z, tanh z and what comes in between, kernels tanh z alone.
         """
         numbers = len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
         return numbers // 4 if self._compiles() else numbers

@@ -8,6 +8,7 @@ gradients of gradients are those of torch with other roundings:
 The tasks are divided among torch's number of threads.
 """
 
+import operator
 from collections.abc import Sequence
 from functools import cache
 from typing import Any
@@ -34,106 +35,160 @@ def chain(weights: Sequence[Tensor], x: Tensor) -> Tensor:
         x: inputs, [N, rows, inputs]; they get no gradient.
     """
     sizes = x.shape[-1], *(bias.shape[-1] for bias in weights[1::2])
-    theta = torch.cat([weight.flatten(1) for weight in weights], dim=1)  # [N, all weights of a task]
-    given = theta, x.contiguous(), sizes
     if not torch.is_grad_enabled():  # an operation with gradients takes longer to begin than a step of acting
-        return _Outputs.forward(*given)[0]
-    y: Tensor = _Outputs.apply(*given)[0]  # type: ignore[no-untyped-call]
+        return _run(x, _packed_once(weights, sizes), sizes)[0]
+    y: Tensor = _Outputs.apply(x.contiguous(), sizes, *weights)[0]  # type: ignore[no-untyped-call]
     return y
 
 
 class _Outputs(torch.autograd.Function):
-    """θ [N, P], x [N, rows, inputs] -> y [N, rows, units], and h of all layers for the derivatives."""
+    """x [N, rows, inputs] and the weights -> y [N, rows, units]; for derivatives h and packed weights."""
 
     @staticmethod
-    def forward(theta: Tensor, x: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
-        y = x.new_empty(*x.shape[:2], wide(sizes[-1]))
-        kept = x.new_empty(x.shape[0] * x.shape[1] * sum(map(wide, sizes[1:-1])))
-        arrays = *map(flat, (theta, x)), _array(sizes), *map(flat, (y, kept))
-        _over_tasks(kernels.forward, arrays, x)
-        return y[..., : sizes[-1]], kept
+    def forward(x: Tensor, sizes: Sizes, *weights: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        packed = _packed(weights, sizes)
+        return *_run(x, packed, sizes), packed
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        theta, x, ctx.sizes = inputs
-        ctx.mark_non_differentiable(output[1])
+        x, ctx.sizes, *weights = inputs
+        ctx.mark_non_differentiable(*output[1:])
         ctx.set_materialize_grads(False)  # zeros for h of all layers take as long as a product
-        ctx.save_for_backward(theta, x, output[1])
+        ctx.save_for_backward(x, *output[1:], *weights)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        theta, x, kept = ctx.saved_tensors
-        return _Gradient.apply(theta, g, x, kept, ctx.sizes), None, None  # type: ignore[no-untyped-call]
+    def backward(ctx: Any, g: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+        x, kept, packed, *weights = ctx.saved_tensors
+        given = g, x, kept, packed, ctx.sizes, *weights
+        return None, None, *_Gradient.apply(*given)  # type: ignore[no-untyped-call]
 
 
 class _Gradient(torch.autograd.Function):
-    """θ, g [N, rows, units] -> Jᵀg [N, P]."""
-
-    @staticmethod
-    def forward(theta: Tensor, g: Tensor, x: Tensor, kept: Tensor, sizes: Sizes) -> Tensor:
-        found = torch.empty_like(theta)
-        arrays = *map(flat, (theta, g, x, kept)), _array(sizes), flat(found)
-        _over_tasks(kernels.back, arrays, x)
-        return found
-
-    @staticmethod
-    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        *tensors, ctx.sizes = inputs
-        ctx.save_for_backward(*tensors)
-
-    @staticmethod
-    def backward(ctx: Any, v: Tensor) -> tuple[Tensor | None, ...]:
-        theta, g, x, kept = ctx.saved_tensors
-        if weights_are_fixed():
-            return None, _tangent(theta, v, x, kept, ctx.sizes), None, None, None
-        given = theta, g, v, x, kept, ctx.sizes
-        y_dot, curved = _Curvature.apply(*given)  # type: ignore[no-untyped-call]
-        return curved, y_dot, None, None, None
-
-
-class _Curvature(torch.autograd.Function):
-    """θ, g, v [N, P] -> J v [N, rows, units] and H_g v [N, P]; linear in v, whose gradient alone it gives."""
+    """g [N, rows, units] and the weights -> Jᵀg, in the shapes of the weights."""
 
     @staticmethod
     def forward(
-        theta: Tensor, g: Tensor, v: Tensor, x: Tensor, kept: Tensor, sizes: Sizes
-    ) -> tuple[Tensor, Tensor]:
-        return _curved(theta, g, v, None, x, kept, sizes)
+        g: Tensor, x: Tensor, kept: Tensor, packed: Tensor, sizes: Sizes, *weights: Tensor
+    ) -> tuple[Tensor, ...]:
+        found = _like(weights)
+        arrays = *map(flat, (packed, g, x, kept)), _array(sizes), flat(found)
+        _over_tasks(kernels.back, arrays, x)
+        return _apart(found, weights)
 
     @staticmethod
     def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
-        theta, g, _, x, kept, ctx.sizes = inputs
-        ctx.save_for_backward(theta, g, x, kept)
+        *first, ctx.sizes = inputs[:5]
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(*first, *inputs[5:])
+
+    @staticmethod
+    def backward(ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
+        g, x, kept, packed, *weights = ctx.saved_tensors
+        whole = [torch.zeros_like(w) if each is None else each for each, w in zip(v, weights, strict=True)]
+        nothing = [None] * (4 + len(weights))
+        if weights_are_fixed():
+            return _tangent(whole, x, kept, packed, ctx.sizes), *nothing
+        given = g, x, kept, packed, ctx.sizes, *weights, *whole
+        y_dot, *curved = _Curvature.apply(*given)  # type: ignore[no-untyped-call]
+        return y_dot, *nothing[:4], *curved
+
+
+class _Curvature(torch.autograd.Function):
+    """g, the weights, and v like them -> J v [N, rows, units], and H_g v like the weights; linear in v."""
+
+    @staticmethod
+    def forward(
+        g: Tensor, x: Tensor, kept: Tensor, packed: Tensor, sizes: Sizes, *weights_and_v: Tensor
+    ) -> tuple[Tensor, ...]:
+        v = weights_and_v[len(weights_and_v) // 2 :]
+        y_dot, found = _curved(g, v, None, x, kept, packed, sizes)
+        return y_dot, *_apart(found, v)
+
+    @staticmethod
+    def setup_context(ctx: Any, inputs: Any, output: Any) -> None:
+        *first, ctx.sizes = inputs[:5]
+        ctx.save_for_backward(*first, *inputs[5 : (len(inputs) + 5) // 2])
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, a: Tensor, w: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, a: Tensor, *w: Tensor) -> tuple[Tensor | None, ...]:
         if not weights_are_fixed():
             raise RuntimeError(
                 "expected at most second derivatives by the weights, got a third one, which compiled kernels "
                 "do not compute; use rl2meta.kernels.set_kernels('torch')"
             )
-        theta, g, x, kept = ctx.saved_tensors
-        return None, None, _curved(theta, g, w, a, x, kept, ctx.sizes)[1], None, None, None
+        g, x, kept, packed, *weights = ctx.saved_tensors
+        _, found = _curved(g, w, a, x, kept, packed, ctx.sizes)
+        return *[None] * (5 + len(weights)), *_apart(found, weights)
 
 
-def _tangent(theta: Tensor, v: Tensor, x: Tensor, kept: Tensor, sizes: Sizes) -> Tensor:
+def _run(x: Tensor, packed: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
+    """Return y, [N, rows, units], and h of all hidden layers."""
+    y, kept = _wide_rows(x, sizes), x.new_empty(x.shape[0] * x.shape[1] * sum(map(wide, sizes[1:-1])))
+    arrays = *map(flat, (packed, x)), _array(sizes), *map(flat, (y, kept))
+    _over_tasks(kernels.forward, arrays, x)
+    return y[..., : sizes[-1]], kept
+
+
+def _tangent(v: Sequence[Tensor], x: Tensor, kept: Tensor, packed: Tensor, sizes: Sizes) -> Tensor:
     """Return J v, [N, rows, units]."""
-    y_dot = x.new_empty(*x.shape[:2], wide(sizes[-1]))
-    arrays = *map(flat, (theta, x, kept, v)), _array(sizes), flat(y_dot)
+    y_dot = _wide_rows(x, sizes)
+    arrays = *map(flat, (packed, x, kept, _together(v))), _array(sizes), flat(y_dot)
     _over_tasks(kernels.tangent, arrays, x)
     return y_dot[..., : sizes[-1]]
 
 
 def _curved(
-    theta: Tensor, g: Tensor, v: Tensor, a: Tensor | None, x: Tensor, kept: Tensor, sizes: Sizes
+    g: Tensor, v: Sequence[Tensor], a: Tensor | None, x: Tensor, kept: Tensor, packed: Tensor, sizes: Sizes
 ) -> tuple[Tensor, Tensor]:
-    """Return J v, [N, rows, units], and H_g v + Jᵀa, [N, P]."""
-    y_dot, found = x.new_empty(*x.shape[:2], wide(sizes[-1])), torch.empty_like(theta)
+    """Return J v, [N, rows, units], and H_g v + Jᵀa, [N, all weights of a task]."""
+    y_dot, found = _wide_rows(x, sizes), _like(v)
     a = x.new_empty(0) if a is None else a
-    arrays = *map(flat, (theta, g, x, kept, v, a)), _array(sizes), *map(flat, (y_dot, found))
+    arrays = *map(flat, (packed, g, x, kept, _together(v), a)), _array(sizes), *map(flat, (y_dot, found))
     _over_tasks(kernels.curved, arrays, x)
     return y_dot[..., : sizes[-1]], found
+
+
+def _packed(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
+    """Return the weights as the kernels read them, [N, ·]."""
+    theta, length = _together(weights), kernels.packed_size(_array(sizes))
+    packed = theta.new_zeros(len(theta), length)
+    kernels.pack(flat(theta), _array(sizes), flat(packed), len(theta))
+    return packed
+
+
+_last: dict[str, Any] = {"weights": [], "versions": [], "packed": None}
+
+
+def _packed_once(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
+    """Do what ``_packed`` does, but not again for the same weights: an agent acts with them many times."""
+    versions = [each._version for each in weights]  # changes with every change in place
+    same = len(weights) == len(_last["weights"]) and all(map(operator.is_, weights, _last["weights"]))
+    if not same or versions != _last["versions"]:
+        _last.update(weights=list(weights), versions=versions, packed=_packed(weights, sizes))
+    packed: Tensor = _last["packed"]
+    return packed
+
+
+def _together(parts: Sequence[Tensor]) -> Tensor:
+    """[N, ...] each -> [N, all numbers of a task]."""
+    return torch.cat([part.flatten(1) for part in parts], dim=1)
+
+
+def _apart(together: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
+    """[N, all numbers of a task] -> [N, ...] each, in the shapes of ``like``."""
+    parts = torch.split(together, [each[0].numel() for each in like], dim=1)
+    return tuple(part.view_as(each) for part, each in zip(parts, like, strict=True))
+
+
+def _like(parts: Sequence[Tensor]) -> Tensor:
+    """Return memory for tensors like the parts, [N, all numbers of a task]."""
+    return parts[0].new_empty(len(parts[0]), sum(each[0].numel() for each in parts))
+
+
+def _wide_rows(x: Tensor, sizes: Sizes) -> Tensor:
+    """Return memory for whole vectors of outputs, [N, rows, P]."""
+    return x.new_empty(*x.shape[:2], wide(sizes[-1]))
 
 
 @cache

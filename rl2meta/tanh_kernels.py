@@ -18,7 +18,7 @@ units, and P_l for n_l rounded up to whole vectors:
     theta, v, and gradients [N, Σ (n_{l-1} + 1) n_l]   W_1 [n_1, n_0], b_1, W_2, ...
     x, g [N, rows, n_0], [N, rows, n_L]
     y, kept [N, rows, P_L]; [N, rows, P_l] for h_1, h_2, ... one after another
-    down, up   of one task, (b_l, W_lᵀ) [1 + n_{l-1}, P_l] and W_l [n_l, P_{l-1}] one after another
+    packed [N, ·]   of each task: down, (b_l, W_lᵀ) [1 + n_{l-1}, P_l], and up, W_l [n_l, P_{l-1}], for all l
 """
 
 import numpy as np
@@ -50,23 +50,28 @@ def _places(sizes, all_rows):
 
 
 @njit
-def _pack(theta, at, sizes, places, down, up):
-    """Fill ``down`` and ``up``, unless empty, from the weights of a task; what widens them stays as it is."""
+def _pack(theta, at, sizes, places, packed, to):
+    """Set ``down`` and ``up`` of a task, from ``to`` on; what widens them stays as it is."""
     for layer in range(1, len(sizes)):
         inputs, units = sizes[layer - 1], sizes[layer]
         width, back = _wide(units), _wide(inputs)
-        first, row = places[layer, 0], places[layer, 1]
-        if len(down):
+        first, row = to + places[layer, 0], to + places[-1, 0] + places[layer, 1]
+        for unit in range(units):
+            packed[first + unit] = theta[at + units * inputs + unit]
+        for k in range(inputs):
             for unit in range(units):
-                down[first + unit] = theta[at + units * inputs + unit]
+                packed[first + (k + 1) * width + unit] = theta[at + unit * inputs + k]
+        for unit in range(units):
             for k in range(inputs):
-                for unit in range(units):
-                    down[first + (k + 1) * width + unit] = theta[at + unit * inputs + k]
-        if len(up):
-            for unit in range(units):
-                for k in range(inputs):
-                    up[row + unit * back + k] = theta[at + unit * inputs + k]
+                packed[row + unit * back + k] = theta[at + unit * inputs + k]
         at += units * (inputs + 1)
+
+
+@njit
+def _both(packed, task, places):
+    """Return ``down`` and ``up`` of a task."""
+    numbers, most = places[-1, 0], places[-1, 0] + places[-1, 1]
+    return packed[task * most : task * most + numbers], packed[task * most + numbers : (task + 1) * most]
 
 
 @njit
@@ -294,38 +299,51 @@ def _run_curved(x, kept, h_dot, up, v_up, sizes, places, first, rows, e, d, e_do
 
 
 @kept_on_disk
-def forward(theta, x, sizes, y, kept, tasks, rows, part):
+def packed_size(sizes):
+    """Return how many numbers ``down`` and ``up`` of a task have together."""
+    return _places(sizes, 0)[-1].sum()
+
+
+@kept_on_disk
+def pack(theta, sizes, packed, tasks):
+    """Set ``packed``, which holds zeros, to ``down`` and ``up`` of each task in turn."""
+    places = _places(sizes, 0)
+    for task in range(tasks):
+        _pack(theta, len(theta) // tasks * task, sizes, places, packed, len(packed) // tasks * task)
+
+
+@kept_on_disk
+def forward(packed, x, sizes, y, kept, tasks, rows, part):
     """Set y and h for a part of the tasks: from the first to the one before the second number."""
-    places, numbers = _places(sizes, tasks * rows), len(theta) // tasks
-    down, up = np.zeros(places[-1, 0], _float), np.zeros(0, _float)
+    places = _places(sizes, tasks * rows)
     for task in range(part[0], part[1]):
-        _pack(theta, task * numbers, sizes, places, down, up)
+        down, _ = _both(packed, task, places)
         for start in range(0, rows, _BLOCK):
             _run(x, y, kept, down, sizes, places, task * rows + start, min(_BLOCK, rows - start))
 
 
 @kept_on_disk
-def tangent(theta, x, kept, v, sizes, y_dot, tasks, rows, part):
+def tangent(packed, x, kept, v, sizes, y_dot, tasks, rows, part):
     """Set ``y_dot`` to J v for a part of the tasks."""
-    places, numbers = _places(sizes, tasks * rows), len(theta) // tasks
-    down, v_down = _zeros(2, places[-1, 0])
-    up, h_dot = np.zeros(0, _float), np.empty(_hidden(sizes), _float)
+    places, numbers = _places(sizes, tasks * rows), len(v) // tasks
+    v_packed, h_dot = np.zeros(len(packed) // tasks, _float), np.empty(_hidden(sizes), _float)
+    v_down, _ = _both(v_packed, 0, places)
     for task in range(part[0], part[1]):
-        _pack(theta, task * numbers, sizes, places, down, up)
-        _pack(v, task * numbers, sizes, places, v_down, up)
+        down, _ = _both(packed, task, places)
+        _pack(v, task * numbers, sizes, places, v_packed, 0)
         for start in range(0, rows, _BLOCK):
             first, some = task * rows + start, min(_BLOCK, rows - start)
             _run_tangent(x, y_dot, kept, h_dot, down, v_down, sizes, places, first, some)
 
 
 @kept_on_disk
-def back(theta, g, x, kept, sizes, found, tasks, rows, part):
+def back(packed, g, x, kept, sizes, found, tasks, rows, part):
     """Set ``found`` to Jᵀg for a part of the tasks."""
-    places, numbers, units = _places(sizes, tasks * rows), len(theta) // tasks, sizes[-1]
-    sums, down, up = np.zeros(places[-1, 0], _float), np.zeros(0, _float), np.zeros(places[-1, 1], _float)
+    places, numbers, units = _places(sizes, tasks * rows), len(found) // tasks, sizes[-1]
+    sums = np.empty(places[-1, 0], _float)
     e, d, zeros = _zeros(3, _BLOCK * _widest(sizes))
     for task in range(part[0], part[1]):
-        _pack(theta, task * numbers, sizes, places, down, up)
+        _, up = _both(packed, task, places)
         sums[:] = 0
         for start in range(0, rows, _BLOCK):
             first, some = task * rows + start, min(_BLOCK, rows - start)
@@ -335,15 +353,16 @@ def back(theta, g, x, kept, sizes, found, tasks, rows, part):
 
 
 @kept_on_disk
-def curved(theta, g, x, kept, v, g_dot, sizes, y_dot, found, tasks, rows, part):
+def curved(packed, g, x, kept, v, g_dot, sizes, y_dot, found, tasks, rows, part):
     """Set ``y_dot`` to J v and ``found`` to H_g v + Jᵀġ for a part of the tasks; an empty ġ is 0."""
-    places, numbers, units = _places(sizes, tasks * rows), len(theta) // tasks, sizes[-1]
-    (down, v_down, sums), (up, v_up) = _zeros(3, places[-1, 0]), _zeros(2, places[-1, 1])
+    places, numbers, units = _places(sizes, tasks * rows), len(found) // tasks, sizes[-1]
+    v_packed, sums = np.zeros(len(packed) // tasks, _float), np.empty(places[-1, 0], _float)
     e, d, e_dot, d_dot, zeros = _zeros(5, _BLOCK * _widest(sizes))
     h_dot, width = np.empty(_hidden(sizes), _float), _wide(units)
+    v_down, v_up = _both(v_packed, 0, places)
     for task in range(part[0], part[1]):
-        _pack(theta, task * numbers, sizes, places, down, up)
-        _pack(v, task * numbers, sizes, places, v_down, v_up)
+        down, up = _both(packed, task, places)
+        _pack(v, task * numbers, sizes, places, v_packed, 0)
         sums[:] = 0
         for start in range(0, rows, _BLOCK):
             first, some = task * rows + start, min(_BLOCK, rows - start)
