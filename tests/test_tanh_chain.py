@@ -104,6 +104,38 @@ def test_a_number_that_is_none_stays_in_its_row() -> None:
     assert lost[1, 7].all() and lost.sum() == 2
 
 
+@torch.no_grad()
+def test_acting_sees_every_change_of_the_weights() -> None:
+    weights, x = weights_of(2, (3, 16, 2)), random(2, 20, 3)
+    for _ in range(2):
+        assert torch.equal(chain(weights, x), chain([weight.clone() for weight in weights], x))
+    before = chain(weights, x)
+    weights[2].mul_(2)  # in place, as a learner does
+    changed = chain(weights, x)
+    assert not torch.equal(changed, before)
+    assert torch.equal(changed, chain([weight.clone() for weight in weights], x))
+    other = [*weights[:3], weights[3] + 1]
+    torch.testing.assert_close(chain(other, x), changed + 1)
+    whole = [random(1, 16, 3), random(1, 16), *weights[2:]]
+    expanded = [whole[0].expand(2, -1, -1), whole[1].expand(2, -1), *whole[2:]]
+    first = chain(expanded, x)
+    whole[0].zero_()  # what the views show
+    assert not torch.equal(chain(expanded, x), first)
+
+
+def test_derivatives_that_nobody_asked_for_are_left_out_where_weights_are_fixed() -> None:
+    weights, x = weights_of(2, (3, 16, 2)), random(2, 20, 3)
+    weights = [weight.requires_grad_() for weight in weights]
+    u = random(2, 20, 2).requires_grad_()
+    pulled = torch.autograd.grad(chain(weights, x), weights, u, create_graph=True)
+    total = sum((each.square().sum() for each in pulled), torch.zeros(()))
+    wanted = torch.autograd.grad(total, [u, *weights], retain_graph=True)
+    with kernels.fixed_weights():
+        alone, *others = torch.autograd.grad(total, [u, *weights], allow_unused=True)
+    torch.testing.assert_close(alone, wanted[0])
+    assert others == len(weights) * [None]
+
+
 def test_third_derivatives_are_refused() -> None:
     weights = [weight.requires_grad_() for weight in weights_of(1, (2, 8, 1))]
     first = torch.autograd.grad(chain(weights, random(1, 9, 2)).pow(3).sum(), weights, create_graph=True)
