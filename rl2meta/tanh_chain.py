@@ -177,13 +177,13 @@ def _together(parts: Sequence[Tensor]) -> Tensor:
 
 def _apart(together: Tensor, like: Sequence[Tensor]) -> tuple[Tensor, ...]:
     """[N, all numbers of a task] -> [N, ...] each, in the shapes of ``like``."""
-    parts = torch.split(together, [each[0].numel() for each in like], dim=1)
+    parts = torch.split(together, [each.shape[1:].numel() for each in like], dim=1)
     return tuple(part.view_as(each) for part, each in zip(parts, like, strict=True))
 
 
 def _like(parts: Sequence[Tensor]) -> Tensor:
     """Return memory for tensors like the parts, [N, all numbers of a task]."""
-    return parts[0].new_empty(len(parts[0]), sum(each[0].numel() for each in parts))
+    return parts[0].new_empty(len(parts[0]), sum(each.shape[1:].numel() for each in parts))
 
 
 def _wide_rows(x: Tensor, sizes: Sizes) -> Tensor:

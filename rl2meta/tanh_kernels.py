@@ -25,7 +25,22 @@ import numpy as np
 from numba import njit
 
 from rl2meta.kernels import kept_on_disk
-from rl2meta.vectors import LANES, add, constant, fma, inlined, load, mul, plus, spread, store, sub, tanh
+from rl2meta.vectors import (
+    LANES,
+    add,
+    constant,
+    fma,
+    four_from,
+    inlined,
+    load,
+    load_at,
+    mul,
+    plus,
+    spread_at,
+    store,
+    sub,
+    tanh,
+)
 
 _BLOCK = 64  # rows that pass through all layers together
 _float = np.float32
@@ -87,36 +102,6 @@ def _unpack(down, sizes, places, theta, at):
         at += units * (inputs + 1)
 
 
-@inlined
-def _four_from(one, last):
-    """Return four places from ``one`` on; behind the last one comes the last one again."""
-    return min(one, last), min(one + 1, last), min(one + 2, last), min(one + 3, last)
-
-
-@inlined
-def _spread_at(array, at, apart, four):
-    """Return the numbers of four rows that are ``apart``, each in all lanes."""
-    a, b, c, d = four
-    return (
-        spread(array, at + a * apart),
-        spread(array, at + b * apart),
-        spread(array, at + c * apart),
-        spread(array, at + d * apart),
-    )
-
-
-@inlined
-def _load_at(array, at, apart, four):
-    """Return vectors of four rows that are ``apart``."""
-    a, b, c, d = four
-    return (
-        load(array, at + a * apart),
-        load(array, at + b * apart),
-        load(array, at + c * apart),
-        load(array, at + d * apart),
-    )
-
-
 @njit
 def _product(x, x_at, apart, inputs, w, w_at, begin, begin_at, begin_apart, to, to_at, width, rows):
     """Set ``to`` [rows, width] to begin + x w, with x [rows, inputs], w [inputs, width]; eight rows at once.
@@ -125,13 +110,13 @@ def _product(x, x_at, apart, inputs, w, w_at, begin, begin_at, begin_apart, to, 
     """
     for column in range(0, width, LANES):
         for row in range(0, rows, 8):
-            these, those = _four_from(row, rows - 1), _four_from(row + 4, rows - 1)
-            some = _load_at(begin, begin_at + column, begin_apart, these)
-            others = _load_at(begin, begin_at + column, begin_apart, those)
+            these, those = four_from(row, rows - 1), four_from(row + 4, rows - 1)
+            some = load_at(begin, begin_at + column, begin_apart, these)
+            others = load_at(begin, begin_at + column, begin_apart, those)
             for k in range(inputs):
                 vector = load(w, w_at + k * width + column)
-                some = plus(some, vector, _spread_at(x, x_at + k, apart, these))
-                others = plus(others, vector, _spread_at(x, x_at + k, apart, those))
+                some = plus(some, vector, spread_at(x, x_at + k, apart, these))
+                others = plus(others, vector, spread_at(x, x_at + k, apart, those))
             for each, found in zip(these + those, some + others):  # noqa: B905, Numba has no strict
                 store(to, to_at + each * width + column, found)
 
@@ -141,13 +126,13 @@ def _add_outer(a, a_at, apart, inputs, e, width, rows, to, to_at):
     """Add aᵀ e to ``to`` [inputs, width], with a [rows, inputs] and e [rows, width]; eight inputs at once."""
     for column in range(0, width, LANES):
         for k in range(0, inputs, 8):
-            these, those = _four_from(k, inputs - 1), _four_from(k + 4, inputs - 1)
-            some = _load_at(to, to_at + column, width, these)
-            others = _load_at(to, to_at + column, width, those)
+            these, those = four_from(k, inputs - 1), four_from(k + 4, inputs - 1)
+            some = load_at(to, to_at + column, width, these)
+            others = load_at(to, to_at + column, width, those)
             for row in range(rows):
                 vector = load(e, row * width + column)
-                some = plus(some, vector, _spread_at(a, a_at + row * apart, 1, these))
-                others = plus(others, vector, _spread_at(a, a_at + row * apart, 1, those))
+                some = plus(some, vector, spread_at(a, a_at + row * apart, 1, these))
+                others = plus(others, vector, spread_at(a, a_at + row * apart, 1, those))
             for each, found in zip(these + those, some + others):  # noqa: B905
                 store(to, to_at + each * width + column, found)
 

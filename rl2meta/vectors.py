@@ -203,3 +203,33 @@ def plus(sums, x, four):
     """Return sums + x · four."""
     a, b, c, d = sums
     return fma(x, four[0], a), fma(x, four[1], b), fma(x, four[2], c), fma(x, four[3], d)
+
+
+@inlined
+def four_from(one, last):
+    """Return four places from ``one`` on; behind the last one comes the last one again."""
+    return min(one, last), min(one + 1, last), min(one + 2, last), min(one + 3, last)
+
+
+@inlined
+def spread_at(array, at, apart, four):
+    """Return the numbers of four rows that are ``apart``, each in all lanes."""
+    a, b, c, d = four
+    return (
+        spread(array, at + a * apart),
+        spread(array, at + b * apart),
+        spread(array, at + c * apart),
+        spread(array, at + d * apart),
+    )
+
+
+@inlined
+def load_at(array, at, apart, four):
+    """Return vectors of four rows that are ``apart``."""
+    a, b, c, d = four
+    return (
+        load(array, at + a * apart),
+        load(array, at + b * apart),
+        load(array, at + c * apart),
+        load(array, at + d * apart),
+    )

@@ -21,6 +21,7 @@ from rl2meta.vectors import (
     add,
     constant,
     fma,
+    four_from,
     inlined,
     load,
     load_four,
@@ -28,6 +29,7 @@ from rl2meta.vectors import (
     plus,
     sigmoid,
     spread,
+    spread_at,
     store,
     store_four,
     sub,
@@ -205,33 +207,15 @@ def _add_weights(d_w, d_bias, x, x_at, h, at, past, gates, g_at, part, sizes):
             store_four(d_bias, 4 * unit, LANES, sums)
 
 
-@inlined
-def _spread_four(gates, at, trials):
-    """Return a gate of four trials, each in all lanes."""
-    a, b, c, d = trials
-    return (
-        spread(gates, at + a * 4 * LANES),
-        spread(gates, at + b * 4 * LANES),
-        spread(gates, at + c * 4 * LANES),
-        spread(gates, at + d * 4 * LANES),
-    )
-
-
-@inlined
-def _four_from(trial, last):
-    """Return four trials from ``trial`` on; behind the last one comes the last one again."""
-    return min(trial, last), min(trial + 1, last), min(trial + 2, last), min(trial + 3, last)
-
-
 @njit
 def _back(d, to, u, width, gates, g_at, part, sizes):
     """Set d [B, width] at ``to``: a step's gradients of gates times u, eight trials at a time."""
     rows, _, hidden = sizes
     first, last = part
-    zero = constant(_float(0))
+    zero, apart = constant(_float(0)), 4 * LANES  # from trial to trial
     for column in range(0, width, LANES):
         for trial in range(first, last, 8):
-            these, those = _four_from(trial, last - 1), _four_from(trial + 4, last - 1)
+            these, those = four_from(trial, last - 1), four_from(trial + 4, last - 1)
             some = others = (zero, zero, zero, zero)
             row = column * 4 * hidden
             for unit in range(0, hidden, _SUMMED):
@@ -239,8 +223,8 @@ def _back(d, to, u, width, gates, g_at, part, sizes):
                 for gate in range(start, start + 4 * LANES, LANES):
                     for at in range(gate, gate + _SUMMED):
                         vector = load(u, row)
-                        some = plus(some, vector, _spread_four(gates, at, these))
-                        others = plus(others, vector, _spread_four(gates, at, those))
+                        some = plus(some, vector, spread_at(gates, at, apart, these))
+                        others = plus(others, vector, spread_at(gates, at, apart, those))
                         row += LANES
             for each, found in zip(these + those, some + others):  # noqa: B905, Numba has no strict
                 store(d, to + each * width + column, found)
