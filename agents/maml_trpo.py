@@ -26,7 +26,7 @@ from rl2meta.returns import RewardSignal, reward_signal
 from rl2meta.shards import ALONE, Shards
 from rl2meta.training import AgentKind, WholeIsOneShard, linear
 from rl2meta.trial import Trial
-from rl2meta.trust_region import line_search, longest_step
+from rl2meta.trust_region import Found, line_search, longest_step
 from rl2meta.units import FORMER_UNITS, UNITS
 
 
@@ -123,50 +123,54 @@ class MAMLTRPOLearner(WholeIsOneShard):
     ) -> dict[str, float]:
         """Take one outer step on the shards of a batch."""
         with threads_to_kernels(self._compiles()):
-            return self._update(trials, progress, generators, shards)
-
-    def _update(
-        self,
-        trials: Sequence[Trial],
-        progress: float,
-        generators: Sequence[torch.Generator],
-        shards: Shards,
-    ) -> dict[str, float]:
-        cfg, wholes = self.config, self._outer_problems(trials, shards)
-        pairs = zip(wholes, trials, strict=True)
-        problem = Sharded(tuple(whole.parts(self._numbers_per_task(trial)) for whole, trial in pairs), shards)
-        start = parameters_to_vector(self.meta.parameters()).detach()
-        gradient, old, before = problem.linearised(start)
-        rows = [whole.support[0].weight.shape[1] for whole in wholes]
-        some = [_some(n, cfg.curvature_fraction, each) for n, each in zip(rows, generators, strict=True)]
-        metric = problem.metric(start, [index.to(start.device) for index in some])
-        radius = linear(cfg.max_kl, cfg.final_max_kl, progress)
-        step = longest_step(lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients)
-        with torch.no_grad():
-            found = line_search(
-                lambda x: problem.measure(x, old),
-                start,
-                step,
-                radius,
-                cfg.line_shrink,
-                cfg.line_searches,
-                before,
+            cfg, problem = self.config, self._sharded(trials, shards)
+            start = parameters_to_vector(self.meta.parameters()).detach()
+            gradient, old, before = problem.linearised(start)
+            metric = problem.metric(start, self._some_rows(problem, generators))
+            radius = linear(cfg.max_kl, cfg.final_max_kl, progress)
+            step = longest_step(
+                lambda v: metric(v) + cfg.damping * v, gradient, radius, cfg.conjugate_gradients
             )
-            if found.scale > 0:  # otherwise the weights stay exactly as they are
-                new = unflatten(found.x, self.meta)
-                for name, value in self.meta.named_parameters():
-                    value.copy_(new[name])  # in place: a recorded rollout reads this memory
-        self.objective.measure(trials, shards)
-        return {
-            "surrogate": float(found.measured.surrogate),
-            "kl": float(found.measured.kl),
-            "max_kl": radius,
-            "step_scale": found.scale,
-            "gradient_norm": float(gradient.norm()),
-            "entropy": float(problem.entropy(old)),
-            "return_before": float(shards.mean([episode_return(trial.phases[0]) for trial in trials])),
-            "return_after": float(shards.mean([episode_return(trial.phases[-1]) for trial in trials])),
-        }
+            with torch.no_grad():
+                found = line_search(
+                    lambda x: problem.measure(x, old),
+                    start,
+                    step,
+                    radius,
+                    cfg.line_shrink,
+                    cfg.line_searches,
+                    before,
+                )
+                self._take(found)
+            self.objective.measure(trials, shards)
+            return {
+                "surrogate": float(found.measured.surrogate),
+                "kl": float(found.measured.kl),
+                "max_kl": radius,
+                "step_scale": found.scale,
+                "gradient_norm": float(gradient.norm()),
+                "entropy": float(problem.entropy(old)),
+                "return_before": float(shards.mean([episode_return(trial.phases[0]) for trial in trials])),
+                "return_after": float(shards.mean([episode_return(trial.phases[-1]) for trial in trials])),
+            }
+
+    def _sharded(self, trials: Sequence[Trial], shards: Shards) -> Sharded:
+        """Return the outer problem of a batch, in parts that fit in memory."""
+        wholes = zip(self._outer_problems(trials, shards), trials, strict=True)
+        return Sharded(tuple(whole.parts(self._numbers_per_task(trial)) for whole, trial in wholes), shards)
+
+    def _some_rows(self, problem: Sharded, generators: Sequence[torch.Generator]) -> list[Tensor]:
+        """Return the rows of each own shard that estimate the metric."""
+        fraction, shards = self.config.curvature_fraction, zip(problem.own, generators, strict=True)
+        rows = [_some(own.problems[0].rows_per_phase, fraction, generator) for own, generator in shards]
+        return [index.to(next(self.meta.parameters()).device) for index in rows]
+
+    def _take(self, found: Found) -> None:
+        """Set the weights to what the line search found; if it is nothing, they stay exactly as they are."""
+        if found.scale > 0:
+            new = unflatten(found.x, self.meta)
+            for name, value in self.meta.named_parameters():
+                value.copy_(new[name])  # in place: a recorded rollout reads this memory
 
     def outer_problem(self, trial: Trial) -> OuterProblem:
         """Return the objective and the constraint of the outer step, for a batch of trials."""

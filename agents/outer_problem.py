@@ -51,9 +51,14 @@ class OuterProblem:
     support: tuple[Rows, ...]
     query: Rows
 
+    @property
+    def rows_per_phase(self) -> int:
+        """The number of steps of a task in each phase."""
+        return self.support[0].weight.shape[1]
+
     def take(self, index: Tensor) -> "OuterProblem":
         """Return the same problem on the steps at ``index`` of every phase."""
-        rows = self.support[0].weight.shape[1]
+        rows = self.rows_per_phase
         starts = range(0, self.query.weight.shape[1], rows)
         everywhere = torch.cat([index + start for start in starts])  # [index] -> [phases × index]
         support = tuple(phase.take(index) for phase in self.support)  # [num_tasks, index, ...] each
@@ -78,7 +83,7 @@ class OuterProblem:
     def outputs(self, vector: Tensor) -> Tensor:
         """Return the outputs of the adapted networks on the query, [num_tasks, phases × rows, P]."""
         states = self.inner.replay(unflatten(vector, self.meta), self.support)  # [n] -> [num_tasks, ...]
-        size = self.support[0].weight.shape[1]
+        size = self.rows_per_phase
         # [num_tasks, phases × rows, size] -> one [num_tasks, rows, size] for each phase
         parts = torch.split(self.query.observation, size, dim=1)
         legal = torch.split(self.query.legal, size, dim=1)  # as the parts
