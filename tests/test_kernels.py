@@ -125,6 +125,23 @@ def test_a_run_says_its_kernels_and_goes_on_with_the_same_bits(whole: Path, tmp_
     assert one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
 
 
+def test_a_run_of_maml_goes_on_with_the_same_bits(whole: Path, tmp_path: Path) -> None:
+    small: Any = {"training.updates": 3, "training.trials_per_update": 6, "training.checkpoint_every": 1}
+    small |= {"device": "cpu", "agent.episodes_per_phase": 4, "training.episodes_per_trial": 12}
+    small |= {"kernels": "compiled", "threads": 1, "distribution.horizon": 20}
+
+    def run(name: str, until: int) -> Any:
+        callbacks = [lambda run, row: run.update < until]
+        return rl2meta.train("maml_navigation", small, run_dir=tmp_path / name, callbacks=callbacks)
+
+    undisturbed = run("whole", 99).learner.state_dict()
+    run("half", 1)
+    set_kernels("torch")
+    again = rl2meta.resume(tmp_path / "half")
+    assert chosen() == "compiled" and again.finished
+    assert all(torch.equal(again.learner.state_dict()[name], value) for name, value in undisturbed.items())
+
+
 def test_an_evaluation_in_a_callback_does_not_change_the_kernels(whole: Path) -> None:
     seen = []
 
