@@ -294,12 +294,15 @@ class MAMLAgent:
         rows = self.inner.objective.rows(trajectory.columns(columns), lanes)
         return self.inner.advance(adapted.of(tasks), rows)
 
-    def numbers_per_task(self, trajectory: Trajectory) -> int:
-        """Estimate how many numbers an inner step holds per task; its derivative holds twice as many."""
+    def numbers_per_task(self, trajectory: Trajectory, per_unit: int = 4) -> int:
+        """Estimate how many numbers an inner step holds per task; its derivative holds twice as many.
+
+        ``per_unit`` of them belong to each unit of the network in each row.
+        """
         rows = len(trajectory.mask) * self.phase.lanes_per_task
         units = sum(weight.shape[-1] for weight in self.inner.network.parameters())
         weights = sum(weight.numel() for weight in self.inner.network.parameters())
-        return 4 * rows * units + (2 + self.inner.config.inner_rule().numbers_per_weight) * weights
+        return per_unit * rows * units + (2 + self.inner.config.inner_rule().numbers_per_weight) * weights
 
 
 def named(module: nn.Module) -> dict[str, Tensor]:

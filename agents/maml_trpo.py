@@ -109,6 +109,7 @@ class MAMLTRPOLearner(WholeIsOneShard):
         network = seeded(lambda: policy_network(*spaces, config.hidden_sizes, config), seed)
         network.to(device, dtype)
         self.meta = seeded(lambda: MetaWeights(network, config), seed).to(device, dtype)
+        self._is_chain = network.is_chain
         self.objective = PolicyGradient(observation_space, network, config)
         self.objective.units.to(device)
         self.inner = InnerLoop(network, self.objective, config)
@@ -212,14 +213,14 @@ class MAMLTRPOLearner(WholeIsOneShard):
     def _numbers_per_task(self, trial: Trial) -> int:
         """Estimate how many numbers the graph of one task holds, through all inner steps.
 
-        Of a unit, torch keeps z, tanh z and what comes in between, kernels tanh z alone.
+        Torch keeps z, tanh z and what comes between them for each unit; kernels keep tanh z and the weights.
         """
-        numbers = len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0])
-        return numbers // 4 if self._compiles() else numbers
+        per_unit = 1 if self._compiles() else 4
+        return len(trial.phases) * 2 * self.agent.numbers_per_task(trial.phases[0], per_unit)
 
     def _compiles(self) -> bool:
         """Return whether compiled kernels run the policy."""
-        return bool(self.config.hidden_sizes) and compiled(next(self.meta.parameters()))
+        return self._is_chain and compiled(next(self.meta.parameters()))
 
     def state_dict(self) -> dict[str, Tensor]:
         """Return the weights, and what was measured of the units, as named tensors."""

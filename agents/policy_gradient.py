@@ -15,7 +15,7 @@ from rl2meta.agents.rows import Rows, by_lane, by_row, legal_rows, normalised
 from rl2meta.beliefs import Told, policy_told
 from rl2meta.errors import UserError
 from rl2meta.images import is_image
-from rl2meta.layers import named_layers, stacked_chain
+from rl2meta.layers import Chain, is_tanh_chain, named_layers, stacked_chain
 from rl2meta.learner_state import under
 from rl2meta.networks import LOOKED_UP, ActionDistribution, Lookup, Tanh, action_head, mlp
 from rl2meta.returns import discounted_lengths, discounted_returns, gae, masked_mean, standardised
@@ -112,15 +112,22 @@ class PolicyNetwork(nn.Module):
         features = hidden_sizes[-1] if hidden_sizes else in_features
         self.head = action_head(action_space, features, deviation, action_units(action_space, units))
 
+    @property
+    def is_chain(self) -> bool:
+        """Whether compiled kernels can run the network; an observation that is looked up comes before any."""
+        return is_tanh_chain(self._layers())
+
     def forward(self, observation: Tensor) -> Tensor:
         """Return [..., P] for observations [..., in_features]."""
         return self.head.parameters_of(self.trunk(observation))
 
     def stacked(self, weights: Mapping[str, Tensor], observation: Tensor) -> Tensor:
         """Return [N, rows, P] for observations [N, rows, in_features] of N tasks with their own weights."""
-        layers = [*named_layers(self.trunk, "trunk."), ("head.linear.", self.head.linear)]
-        outputs = stacked_chain(layers, weights, observation)
+        outputs = stacked_chain(self._layers(), weights, observation)
         return self.head.stacked_parameters(under("head.", weights), outputs)  # [N, rows, P]
+
+    def _layers(self) -> Chain:
+        return [*named_layers(self.trunk, "trunk."), ("head.linear.", self.head.linear)]
 
 
 def policy_network(

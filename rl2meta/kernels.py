@@ -6,6 +6,7 @@ its config.yaml like the device and the threads. Whoever has no kernel for what 
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
@@ -19,7 +20,7 @@ from rl2meta.errors import UserError
 Kernels = Literal["torch", "compiled"]
 _LONG = 2**19  # environment steps from which a training wins more than importing Numba and compiling take
 _chosen: list[Kernels] = ["torch"]
-_weights_fixed = [False]
+_weights_fixed: ContextVar[bool] = ContextVar("weights_fixed", default=False)
 _threads: list[int] = []  # those of the kernels, where torch has but one
 
 
@@ -103,18 +104,19 @@ def threads() -> int:
 def fixed_weights() -> Iterator[None]:
     """Inside ``with``, promise that nobody uses gradients by weights, so kernels need not compute them.
 
-    They then give gradients by what a graph is linear in alone. A node of torch cannot know what is used.
+    Kernels then compute only gradients by that in which the graph is linear: a node of torch cannot know
+    which of its gradients will be used.
     """
-    before, _weights_fixed[0] = _weights_fixed[0], True
+    token = _weights_fixed.set(True)
     try:
         yield
     finally:
-        _weights_fixed[0] = before
+        _weights_fixed.reset(token)
 
 
 def weights_are_fixed() -> bool:
     """Return whether nobody uses gradients by weights."""
-    return _weights_fixed[0]
+    return _weights_fixed.get()
 
 
 def flat(tensor: Tensor) -> Any:
@@ -136,7 +138,7 @@ def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
         kept = njit(cache=True, **options)(function)
         index = kept._cache._cache_file  # Numba itself looks at the function's own file alone
         index._source_stamp = (index._source_stamp, *_stamp_of_vectors())
-    except (RuntimeError, OSError):  # no folder can be written to
+    except (RuntimeError, OSError, AttributeError):  # no folder can be written to, or another Numba
         kept = njit(**options)(function)
     used = [kept]
 

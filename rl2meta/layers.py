@@ -101,14 +101,14 @@ def stacked_chain(layers: Chain, weights: Mapping[str, Tensor], x: Tensor) -> Te
 
     These run linear layers with tanh between them, for inputs that need no gradient (``tanh_chain``).
     """
-    if compiled(x) and x.dim() == 3 and not x.requires_grad and _is_tanh_chain(layers):
+    if compiled(x) and x.dim() == 3 and not x.requires_grad and is_tanh_chain(layers):
         from rl2meta.tanh_chain import chain
 
         return chain([weights[name + part] for name, _ in layers[::2] for part in ("weight", "bias")], x)
     return _folded_chain(layers, weights, x)
 
 
-def _is_tanh_chain(layers: Chain) -> bool:
+def is_tanh_chain(layers: Chain) -> bool:
     """Return whether layers are linear ones with biases, with a ``Tanh`` between any two of them."""
     kinds = [nn.Linear, *(kind for _ in range(len(layers) // 2) for kind in (Tanh, nn.Linear))]
     if len(layers) == 1 or [type(layer) for _, layer in layers] != kinds:

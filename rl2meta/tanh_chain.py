@@ -11,7 +11,8 @@ The tasks are divided among torch's number of threads.
 import operator
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
+from itertools import pairwise
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -25,6 +26,7 @@ from rl2meta.vectors import wide
 Sizes = tuple[int, ...]
 """Length of the input, and units of each layer."""
 _ROWS_OF_A_THREAD = 1024  # with fewer, all tasks counted, a thread waits longer than it computes
+_MOST_KEPT = 2**24  # numbers of weights that stay packed while an agent acts
 
 
 def chain(weights: Sequence[Tensor], x: Tensor) -> Tensor:
@@ -33,8 +35,12 @@ def chain(weights: Sequence[Tensor], x: Tensor) -> Tensor:
     Args:
         weights: W [N, units, inputs] and b [N, units] of each layer in turn, float32 on the CPU.
         x: inputs, [N, rows, inputs]; they get no gradient.
+
+    Raises:
+        ValueError: if shapes or dtypes do not fit together: a kernel would read what lies beside an array.
     """
     sizes = x.shape[-1], *(bias.shape[-1] for bias in weights[1::2])
+    _refuse_unfit(weights, x, sizes)
     if not torch.is_grad_enabled():  # an operation with gradients takes longer to begin than a step of acting
         return _run(x, _packed_once(weights, sizes), sizes)[0]
     y: Tensor = _Outputs.apply(x.contiguous(), sizes, *weights)[0]  # type: ignore[no-untyped-call]
@@ -57,8 +63,10 @@ class _Outputs(torch.autograd.Function):
         ctx.save_for_backward(x, *output[1:], *weights)
 
     @staticmethod
-    def backward(ctx: Any, g: Tensor, *_: None) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, g: Tensor | None, *_: None) -> tuple[Tensor | None, ...]:
         x, kept, packed, *weights = ctx.saved_tensors
+        if g is None:
+            return (None,) * (2 + len(weights))
         given = g, x, kept, packed, ctx.sizes, *weights
         return None, None, *_Gradient.apply(*given)  # type: ignore[no-untyped-call]
 
@@ -85,12 +93,11 @@ class _Gradient(torch.autograd.Function):
     def backward(ctx: Any, *v: Tensor | None) -> tuple[Tensor | None, ...]:
         g, x, kept, packed, *weights = ctx.saved_tensors
         whole = [torch.zeros_like(w) if each is None else each for each, w in zip(v, weights, strict=True)]
-        nothing = [None] * (4 + len(weights))
-        if weights_are_fixed():
-            return _tangent(whole, x, kept, packed, ctx.sizes), *nothing
+        if weights_are_fixed() and not torch.is_grad_enabled():
+            return _tangent(whole, x, kept, packed, ctx.sizes), *[None] * (4 + len(weights))
         given = g, x, kept, packed, ctx.sizes, *weights, *whole
         y_dot, *curved = _Curvature.apply(*given)  # type: ignore[no-untyped-call]
-        return y_dot, *nothing[:4], *curved
+        return y_dot, *[None] * 4, *curved
 
 
 class _Curvature(torch.autograd.Function):
@@ -157,17 +164,38 @@ def _packed(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
     return packed
 
 
-_last: dict[str, Any] = {"weights": [], "versions": [], "packed": None}
+class _Last(NamedTuple):
+    """The weights that acted last, their versions, and what they were packed to."""
+
+    weights: list[Tensor]
+    versions: list[int]
+    packed: Tensor
+
+
+_last: list[_Last] = []
 
 
 def _packed_once(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
     """Do what ``_packed`` does, but not again for the same weights: an agent acts with them many times."""
+    if weights[0].is_inference() or sum(each.numel() for each in weights) > _MOST_KEPT:
+        return _packed(weights, sizes)
     versions = [each._version for each in weights]  # changes with every change in place
-    same = len(weights) == len(_last["weights"]) and all(map(operator.is_, weights, _last["weights"]))
-    if not same or versions != _last["versions"]:
-        _last.update(weights=list(weights), versions=versions, packed=_packed(weights, sizes))
-    packed: Tensor = _last["packed"]
-    return packed
+    for last in _last:
+        if last.versions == versions and all(map(operator.is_, last.weights, weights)):
+            return last.packed
+    found = _Last(list(weights), versions, _packed(weights, sizes))
+    _last[:] = [found]
+    return found.packed
+
+
+def _refuse_unfit(weights: Sequence[Tensor], x: Tensor, sizes: Sizes) -> None:
+    layers = [each for into, out in pairwise(sizes) for each in ((len(x), out, into), (len(x), out))]
+    shapes = [tuple(each.shape) for each in weights]
+    if shapes != layers or {each.dtype for each in (x, *weights)} != {torch.float32}:
+        raise ValueError(
+            f"expected float32 weights of shapes {layers} for inputs {tuple(x.shape)}, got "
+            f"{', '.join(f'{each.dtype} {tuple(each.shape)}' for each in weights)}"
+        )
 
 
 def _together(parts: Sequence[Tensor]) -> Tensor:

@@ -66,7 +66,7 @@ def _places(sizes, all_rows):
 
 @njit
 def _pack(theta, at, sizes, places, packed, to):
-    """Set ``down`` and ``up`` of a task, from ``to`` on; what widens them stays as it is."""
+    """Set ``down`` and ``up`` of a task, from ``to`` on; the padding is not written, and must hold zeros."""
     for layer in range(1, len(sizes)):
         inputs, units = sizes[layer - 1], sizes[layer]
         width, back = _wide(units), _wide(inputs)

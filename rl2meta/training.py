@@ -150,7 +150,8 @@ class AgentKind:
             has the same values of them.
         references: (observation space, action space, config) -> references that need the agent's config, by
             name, such as ones that train the same network; beside those that the family's model has.
-        compiled: config -> whether compiled kernels (``rl2meta.kernels``) compute most of a training.
+        compiled: config -> whether compiled kernels (``rl2meta.kernels``) compute most of a training, as far
+            as the config can tell.
     """
 
     line: str

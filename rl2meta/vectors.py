@@ -207,7 +207,7 @@ def plus(sums, x, four):
 
 @inlined
 def four_from(one, last):
-    """Return four places from ``one`` on; behind the last one comes the last one again."""
+    """Return four places from ``one`` on; the last one repeats where fewer are left."""
     return min(one, last), min(one + 1, last), min(one + 2, last), min(one + 3, last)
 
 

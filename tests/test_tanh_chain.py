@@ -4,6 +4,7 @@ from collections.abc import Iterator
 from itertools import pairwise
 from typing import Any
 
+import gymnasium as gym
 import pytest
 import torch
 from torch import Tensor, nn
@@ -12,6 +13,7 @@ from torch.nn.utils import parameters_to_vector
 from rl2meta import kernels
 from rl2meta.agents.maml_trpo import MAMLTRPOConfig, MAMLTRPOLearner
 from rl2meta.agents.outer_problem import OuterProblem
+from rl2meta.divided import equal_parts
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.navigation import PointNavigation
 from rl2meta.kernels import set_kernels
@@ -86,8 +88,17 @@ def test_one_set_of_weights_for_all_tasks_gets_the_sum_of_their_gradients() -> N
     assert_near(derivatives(shared(chain), own, x), exact, 3e-6)
 
 
-def test_threads_change_no_bit() -> None:
+def test_threads_change_no_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     weights, x, before = weights_of(5, (2, 24, 3)), random(5, 77, 2), torch.get_num_threads()
+    parts: list[int] = []
+
+    def counted(number: int, worth: int) -> Any:
+        found = equal_parts(number, worth)
+        parts.append(len(found))
+        return found
+
+    monkeypatch.setattr(tanh_chain, "equal_parts", counted)
+    monkeypatch.setattr(tanh_chain, "_ROWS_OF_A_THREAD", 1)
     try:
         torch.set_num_threads(1)
         alone = derivatives(chain, weights, x)
@@ -95,6 +106,7 @@ def test_threads_change_no_bit() -> None:
         assert all(map(torch.equal, alone, derivatives(chain, weights, x)))
     finally:
         torch.set_num_threads(before)
+    assert set(parts) == {1, 3}
 
 
 def test_a_number_that_is_none_stays_in_its_row() -> None:
@@ -105,11 +117,19 @@ def test_a_number_that_is_none_stays_in_its_row() -> None:
 
 
 @torch.no_grad()
-def test_acting_sees_every_change_of_the_weights() -> None:
-    weights, x = weights_of(2, (3, 16, 2)), random(2, 20, 3)
-    for _ in range(2):
-        assert torch.equal(chain(weights, x), chain([weight.clone() for weight in weights], x))
+def test_acting_packs_once_and_sees_every_change_of_the_weights(monkeypatch: pytest.MonkeyPatch) -> None:
+    weights, x, packed = weights_of(2, (3, 16, 2)), random(2, 20, 3), tanh_chain._packed
+    calls: list[int] = []
+
+    def counted(*given: Any) -> Tensor:
+        calls.append(1)
+        return packed(*given)
+
+    monkeypatch.setattr(tanh_chain, "_packed", counted)
     before = chain(weights, x)
+    assert torch.equal(chain(weights, x), before) and len(calls) == 1
+    assert torch.equal(chain([weight.clone() for weight in weights], x), before) and len(calls) == 2
+    chain(weights, x)
     weights[2].mul_(2)  # in place, as a learner does
     changed = chain(weights, x)
     assert not torch.equal(changed, before)
@@ -123,6 +143,28 @@ def test_acting_sees_every_change_of_the_weights() -> None:
     assert not torch.equal(chain(expanded, x), first)
 
 
+def test_an_agent_acts_in_inference_mode_too() -> None:
+    weights, x = weights_of(2, (3, 16, 2)), random(2, 20, 3)
+    with torch.inference_mode():
+        inside = [weight.clone() for weight in weights]
+        found = [chain(inside, x) for _ in range(2)]
+    assert all(torch.equal(each, chain(weights, x)) for each in found)
+
+
+@pytest.mark.parametrize(
+    ("weights", "shape"),
+    [
+        (weights_of(1, (3, 16, 2)), (4, 20, 3)),
+        (weights_of(4, (3, 16, 2)), (2, 20, 3)),
+        (weights_of(2, (3, 16, 2)), (2, 20, 5)),
+        ([weight.double() for weight in weights_of(2, (3, 16, 2))], (2, 20, 3)),
+    ],
+)
+def test_weights_that_do_not_fit_are_refused(weights: list[Tensor], shape: tuple[int, ...]) -> None:
+    with pytest.raises(ValueError, match=r"expected float32 weights of shapes \[.*got torch.float"):
+        chain(weights, random(*shape))
+
+
 def test_derivatives_that_nobody_asked_for_are_left_out_where_weights_are_fixed() -> None:
     weights, x = weights_of(2, (3, 16, 2)), random(2, 20, 3)
     weights = [weight.requires_grad_() for weight in weights]
@@ -134,6 +176,10 @@ def test_derivatives_that_nobody_asked_for_are_left_out_where_weights_are_fixed(
         alone, *others = torch.autograd.grad(total, [u, *weights], allow_unused=True)
     torch.testing.assert_close(alone, wanted[0])
     assert others == len(weights) * [None]
+    pulled = torch.autograd.grad(chain(weights, x), weights, u, create_graph=True)
+    with kernels.fixed_weights():
+        (again,) = torch.autograd.grad(pulled, u, pulled, create_graph=True)
+    assert again.requires_grad
 
 
 def test_third_derivatives_are_refused() -> None:
@@ -195,6 +241,16 @@ def problem(law: Any, episodes: int, **settings: Any) -> tuple[OuterProblem, Ten
     tasks = law.sample(6, generator(1, "tasks"), "train")
     trial = RolloutWorker(law).run(learner.agent, tasks, episodes, 2)
     return learner.outer_problem(trial), parameters_to_vector(learner.meta.parameters()).detach()
+
+
+def test_a_policy_that_looks_observations_up_is_no_chain() -> None:
+    action = gym.spaces.Discrete(3)
+    many, few = (
+        MAMLTRPOLearner(gym.spaces.Discrete(n), action, MAMLTRPOConfig(hidden_sizes=[8])) for n in (5000, 5)
+    )
+    assert not many._compiles() and not few._compiles()
+    set_kernels("compiled")
+    assert few._compiles() and not many._compiles()
 
 
 @pytest.mark.parametrize(
