@@ -162,8 +162,8 @@ class MAMLTRPOLearner(WholeIsOneShard):
 
     def _some_rows(self, problem: Sharded, generators: Sequence[torch.Generator]) -> list[Tensor]:
         """Return the rows of each own shard that estimate the metric."""
-        fraction, shards = self.config.curvature_fraction, zip(problem.own, generators, strict=True)
-        rows = [_some(own.problems[0].rows_per_phase, fraction, generator) for own, generator in shards]
+        fraction, pairs = self.config.curvature_fraction, zip(problem.own, generators, strict=True)
+        rows = [_some(own.problems[0].rows_per_phase, fraction, generator) for own, generator in pairs]
         return [index.to(next(self.meta.parameters()).device) for index in rows]
 
     def _take(self, found: Found) -> None:

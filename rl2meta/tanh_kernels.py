@@ -38,18 +38,17 @@ from rl2meta.vectors import (
     plus,
     spread_at,
     store,
+    store_at,
     sub,
     tanh,
+    wide,
 )
 
 _BLOCK = 64  # rows that pass through all layers together
 _float = np.float32
 
 
-@inlined
-def _wide(units):
-    """Return ``units`` rounded up to whole vectors."""
-    return (units + LANES - 1) // LANES * LANES
+_wide = inlined(wide)
 
 
 @njit
@@ -117,8 +116,7 @@ def _product(x, x_at, apart, inputs, w, w_at, begin, begin_at, begin_apart, to, 
                 vector = load(w, w_at + k * width + column)
                 some = plus(some, vector, spread_at(x, x_at + k, apart, these))
                 others = plus(others, vector, spread_at(x, x_at + k, apart, those))
-            for each, found in zip(these + those, some + others):  # noqa: B905, Numba has no strict
-                store(to, to_at + each * width + column, found)
+            store_at(to, to_at + column, width, these + those, some + others)
 
 
 @njit
@@ -133,8 +131,7 @@ def _add_outer(a, a_at, apart, inputs, e, width, rows, to, to_at):
                 vector = load(e, row * width + column)
                 some = plus(some, vector, spread_at(a, a_at + row * apart, 1, these))
                 others = plus(others, vector, spread_at(a, a_at + row * apart, 1, those))
-            for each, found in zip(these + those, some + others):  # noqa: B905
-                store(to, to_at + each * width + column, found)
+            store_at(to, to_at + column, width, these + those, some + others)
 
 
 @njit

@@ -233,3 +233,10 @@ def load_at(array, at, apart, four):
         load(array, at + c * apart),
         load(array, at + d * apart),
     )
+
+
+@inlined
+def store_at(array, at, apart, places, vectors):
+    """Store vectors of rows that are ``apart``, one at each of the places."""
+    for place, vector in zip(places, vectors):  # noqa: B905, Numba has no strict
+        store(array, at + place * apart, vector)

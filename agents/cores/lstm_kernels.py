@@ -31,6 +31,7 @@ from rl2meta.vectors import (
     spread,
     spread_at,
     store,
+    store_at,
     store_four,
     sub,
     tanh,
@@ -226,8 +227,7 @@ def _back(d, to, u, width, gates, g_at, part, sizes):
                         some = plus(some, vector, spread_at(gates, at, apart, these))
                         others = plus(others, vector, spread_at(gates, at, apart, those))
                         row += LANES
-            for each, found in zip(these + those, some + others):  # noqa: B905, Numba has no strict
-                store(d, to + each * width + column, found)
+            store_at(d, to + column, width, these + those, some + others)
 
 
 @kept_on_disk
