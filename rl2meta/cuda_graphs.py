@@ -120,10 +120,10 @@ class GraphWorker:
         generators = self._seed(agent, 0)
         try:
             return self._capture(lambda: self._live(agent, plan), generators)
-        except torch.OutOfMemoryError:
-            raise
         except RuntimeError as error:  # such as an operation that reads a value back from the device
             cause = error.__context__ or error  # the end of a failed capture raises a second error
+            if "out of memory" in str(cause):
+                raise torch.OutOfMemoryError(str(cause)) from error
             raise UserError(
                 f"cuda_graphs: expected rollouts that can be captured, got {cause}; set cuda_graphs=false"
             ) from error

@@ -540,15 +540,16 @@ def test_the_table_shows_every_workload() -> None:
             "the others": figures(10.0, 30.0, 20.0),
             "an environment": figures(7.0, 7.0, 7.0, flops_per_step=0.0, fraction_of_best_matrix_product=[0]),
         },
-        "ratios": {"the others": [150.0, 100.0, 50.0]},
+        "ratios": {"the others": [150.0, 100.0, 50.0], "a far one": [0.0182, 0.0212, 1.0]},
     }
-    machines, head, ours, others, environment, ratio = table(report)
+    machines, head, ours, others, environment, ratio, small = table(report)
     assert machines == "matrix products: 2 GFLOP/s (torch.mm), 4 (oneDNN); copies: 7.5 GB/s"
     assert ours.split() == ["ours", "1,500", "(1,000", "–", "3,000)", "2.5", "20%", "3"]
     assert others.split() == ["the", "others", "20", "(10", "–", "30)"]  # uncounted, and no memory told
     assert environment.split() == ["an", "environment", "7", "(7", "–", "7)"]  # without any product
     assert len({len(line) for line in (head, ours, others, environment)}) == 1
     assert ratio == "rl2meta / the others, turn by turn: 100.0 (min 50.0, max 150.0)"
+    assert small == "rl2meta / a far one, turn by turn: 0.021 (min 0.018, max 1.0)"
 
 
 def test_where_the_c_library_has_no_name_the_work_is_done(

@@ -70,6 +70,7 @@ def test_acting_agrees_with_the_fused_pass(core: Any) -> None:
     )
 
 
+@pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 def test_a_rollout_does_not_wait_for_the_device() -> None:
     learner, device = _learner("cuda"), torch.device("cuda")
     tasks = sample_tasks(BANDITS, 64, 0, "train").to(device)

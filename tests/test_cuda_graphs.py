@@ -155,6 +155,19 @@ def test_what_cannot_be_recorded_is_refused() -> None:
         GraphWorker(law, CPU, asks).run(agent, sample_tasks(law, 2, 0, "train"), 2, 0)
 
 
+def test_too_little_memory_is_not_taken_for_what_cannot_be_recorded() -> None:
+    law = BernoulliBandits(num_arms=3)
+
+    def full(play: Callable[[], Trial], generators: list[torch.Generator]) -> Any:
+        try:
+            raise RuntimeError("CUDA error: out of memory")
+        finally:
+            raise RuntimeError("the capture ended")  # as CUDA says at the end of every failed capture
+
+    with pytest.raises(torch.OutOfMemoryError, match="out of memory"):
+        GraphWorker(law, CPU, full).run(_rl2(law).agent, sample_tasks(law, 2, 0, "train"), 2, 0)
+
+
 def test_an_agent_that_adapts_between_phases_is_refused() -> None:
     law = PointNavigation(horizon=6)
     tasks = sample_tasks(law, 2, 0, "train")

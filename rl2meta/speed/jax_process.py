@@ -70,6 +70,7 @@ def _settings(device: torch.device, threads: int) -> dict[str, str]:
     return {
         "JAX_PLATFORMS": "cuda" if device.type == "cuda" else "cpu",
         "XLA_FLAGS": flags.strip(),
+        "XLA_PYTHON_CLIENT_PREALLOCATE": "false",  # else it takes three quarters of a GPU that is ours too
         "RL2META_CPUS": str(threads),
     }
 

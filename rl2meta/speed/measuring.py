@@ -133,9 +133,14 @@ def table(report: Mapping[str, Any]) -> list[str]:
         *(_line(name, each, width) for name, each in report["contestants"].items()),
     ]
     for name, values in report["ratios"].items():
-        low, middle, high = min(values), statistics.median(values), max(values)
-        lines.append(f"rl2meta / {name}, turn by turn: {middle:.1f} (min {low:.1f}, max {high:.1f})")
+        low, middle, high = (_ratio(of(values)) for of in (min, statistics.median, max))
+        lines.append(f"rl2meta / {name}, turn by turn: {middle} (min {low}, max {high})")
     return lines
+
+
+def _ratio(value: float) -> str:
+    """Return a ratio with a digit after the point, a small one with two digits that count."""
+    return f"{value:.1f}" if value >= 0.95 else f"{value:.2g}"
 
 
 def _line(name: str, figures: Mapping[str, Any], width: int) -> str:
