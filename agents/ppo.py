@@ -4,7 +4,7 @@ Source: Schulman et al. 2017, *Proximal Policy Optimization Algorithms* (arXiv 1
 as in Duan et al. 2016 (arXiv 1611.02779). In their code, "first-order TRPO" is PPO's clipped surrogate.
 """
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -309,8 +309,12 @@ class PPO(WholeIsOneShard):
         set_rate(self.optimizer, rate * warmed)
         entropy_weight = linear(cfg.entropy_coefficient, cfg.final_entropy_coefficient, progress)
         length = trajectories[0].most_steps
+        losses = [self._loss_of_trials(batch, entropy_weight, length) for batch in batches]
         orders = [self.minibatches(*pair) for pair in zip(batches, generators, strict=True)]
-        steps = [self.step(parts, entropy_weight, length, shards) for parts in zip(*orders, strict=True)]
+        steps = [
+            self.step([partial(loss, index) for loss, index in zip(losses, indices, strict=True)], shards)
+            for indices in zip(*orders, strict=True)
+        ]
         self._measure_inputs(trajectories, shards)
         means = torch.stack([torch.stack(list(step.values())) for step in steps]).mean(dim=0)
         values = torch.cat([means, torch.stack(list(told.values()))]).tolist()  # the only read-back
@@ -432,52 +436,58 @@ class PPO(WholeIsOneShard):
             seen = [net.encode(trajectory.inputs.observation) for trajectory in trajectories]
             net.observation_units.measure(seen, masks, shards)
 
-    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Batch]:
-        """Yield each trial once in every pass, in minibatches of random order."""
+    def minibatches(self, batch: Batch, generator: torch.Generator) -> Iterator[Tensor]:
+        """Yield the number of each trial once in every pass, in minibatches of random order."""
         num_trials = batch.mask.shape[1]
         for _ in range(self.config.epochs):
             order = torch.randperm(num_trials, generator=generator).to(batch.mask.device)
-            for index in order.chunk(self.config.minibatches):
-                yield batch.trials(index)  # [T, B, ...] -> [T, B / minibatches, ...]
+            yield from order.chunk(self.config.minibatches)  # [B] -> [B / minibatches]
 
-    def step(
-        self,
-        parts: Sequence[Batch],
-        entropy_weight: float,
-        trial_length: int | None = None,
-        shards: Shards = ALONE,
-    ) -> dict[str, Tensor]:
-        """Take one gradient step on a minibatch, with a part of each shard; return its metrics."""
-        losses = [partial(self._lost, part, entropy_weight, trial_length) for part in parts]
+    def _loss_of_trials(
+        self, batch: Batch, entropy_weight: float, trial_length: int | None
+    ) -> Callable[[Tensor], Lost]:
+        """Return the loss of trials of a batch as a function of their numbers."""
+        if self.auxiliary is None and self._fuses(self.network.value.weight) and getattr(self.network.core, "only_layer", None):
+            from rl2meta.agents.ppo_lstm import LossOfTrials
+
+            weights = self._in_the_loss(entropy_weight)
+            return LossOfTrials(self.network, batch, weights, trial_length)
+        return lambda index: self.lost(batch.trials(index), entropy_weight, trial_length)
+
+    def step(self, losses: Sequence[Callable[[], Lost]], shards: Shards = ALONE) -> dict[str, Tensor]:
+        """Take one gradient step on a minibatch, with the loss of each shard's part; return its metrics."""
         told = set_gradients(self._weights, losses, shards)
         norm = nn.utils.clip_grad_norm_(self._weights, self.config.max_gradient_norm)
         self.optimizer.step()
         return told | {"gradient_norm": norm}
 
-    def _lost(self, batch: Batch, entropy_weight: float, trial_length: int | None) -> Lost:
-        """Return the loss of a part of a minibatch, and its metrics."""
+    def lost(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> Lost:
+        """Return the loss of trials, a mean over their steps, and its metrics."""
         output = self.network.core(Seen(*batch.inputs[:4], trial_length))
-        judge = self.fused if self._fuses(output) else self.plain
+        judge = self.fused if self._fuses(output.features) else self.plain
         loss, told = judge(output, batch, entropy_weight)
         if self.auxiliary is not None and batch.immediate is not None:
             told["auxiliary_loss"] = self._auxiliary_loss(output.features, batch.immediate, batch.mask)
             loss = loss + self.config.auxiliary_coefficient * told["auxiliary_loss"]
         return Lost(loss, batch.mask.sum(), told)
 
-    def _fuses(self, output: Output) -> bool:
-        """Return whether there are compiled kernels for the heads and the loss."""
-        return compiled(output.features) and self.network.discrete_head is not None
+    def _fuses(self, x: Tensor) -> bool:
+        """Return whether there are compiled kernels for the heads and the loss, with numbers as in ``x``."""
+        return compiled(x) and self.network.discrete_head is not None
 
     def fused(self, output: Output, batch: Batch, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return what ``plain`` returns, for one linear layer on the features that gives logits."""
-        from rl2meta.agents.ppo_loss import Taken, Weights, fused_loss
+        from rl2meta.agents.ppo_loss import Taken, fused_loss
 
-        head, cfg = self.network.discrete_head, self.config
+        head, known = self.network.discrete_head, Taken(*batch[1:], batch.inputs.legal)
         assert head is not None
-        weights = Weights(cfg.clip_range, cfg.value_coefficient, entropy_weight)
-        return fused_loss(
-            output.features, head, self.network.value, Taken(*batch[1:], batch.inputs.legal), weights
-        )
+        weights = self._in_the_loss(entropy_weight)
+        return fused_loss(output.features, head, self.network.value, known, weights)
+
+    def _in_the_loss(self, entropy_weight: float) -> Any:
+        from rl2meta.agents.ppo_loss import Weights
+
+        return Weights(self.config.clip_range, self.config.value_coefficient, entropy_weight)
 
     def plain(self, output: Output, batch: Batch, entropy_weight: float) -> tuple[Tensor, dict[str, Tensor]]:
         """Return the loss and its metrics for the output of any core and any distribution."""

@@ -1,4 +1,4 @@
-"""The loss of ``PPO`` for discrete actions and its gradient in one loop over the steps, compiled by Numba.
+"""The heads of an actor-critic, the loss of ``PPO`` for discrete actions and its gradient, compiled by Numba.
 
 A minibatch has some thousand steps of few actions, for which torch's operations take longer to begin than to
 compute. With π by the logits z, the action taken b, share m = mask / Σ mask, and ρA unless it is clipped:
@@ -6,87 +6,236 @@ compute. With π by the logits z, the action taken b, share m = mask / Σ mask, 
     dL/dz_a = m [−ρA (1[a = b] − π_a) + c_e π_a (log π_a + H) − s_a + π_a Σ s]
     dL/dv = 2 m c_v (v − v_target)
 
-with s_a = π_a Â_a for the advantages of all actions where they are not clipped, or 0.
+with s_a = π_a Â_a for the advantages of all actions where they are not clipped, or 0. A block of steps passes
+from the features to their gradient in the nearest cache. Within it lanes are outputs for the heads, steps for
+the loss, and features for the gradients; every sum has a fixed order. Outputs are the logits and, as the last,
+the value; arrays are flat. ``ppo_loss`` allocates them.
 """
-
-import math
 
 import numpy as np
 from numba import njit
 
 from rl2meta.kernels import kept_on_disk
+from rl2meta.vectors import (
+    LANES,
+    add,
+    constant,
+    exp,
+    exp_and_less,
+    fma,
+    four_from,
+    if_at_most,
+    if_equal,
+    inlined,
+    load,
+    log,
+    mul,
+    plus,
+    spread,
+    spread_at,
+    store,
+    store_at,
+    sub,
+)
 
+_BLOCK = 64  # steps
 _float = np.float32
 
 
 @kept_on_disk
-def descend(out, action, log_prob, advantage, target, mask, old, immediate, told, numbers):
-    """Put the gradient by logits and value, [A + 1, N], in their place; set loss and metrics.
+def stack(policy, policy_bias, value, value_bias, rows, columns, bias, size):
+    """Fill the heads as ``judge`` reads them from the weights [A, size] and [1, size]; what is added is 0."""
+    width = len(bias)
+    features, actions = len(columns) // width, len(policy_bias)
+    rows[:], columns[:], bias[:] = 0, 0, 0
+    for output in range(actions + 1):
+        last = output == actions
+        bias[output] = value_bias[0] if last else policy_bias[output]
+        for k in range(size):
+            weight = value[k] if last else policy[output * size + k]
+            rows[output * features + k] = columns[k * width + output] = weight
 
-    ``numbers`` are ε, c_v, c_e and 1 / Σ mask. ``old`` and ``immediate``, of all actions, may be empty.
+
+@kept_on_disk
+def judge(x, heads, columns, bias, known, action, old, immediate, legal, d_x, d_heads, d_bias, sums, numbers):
+    """Set the gradient by features, and add those by the heads, and Σ of the loss's parts and metrics.
+
+    ``x`` is [N, F], ``heads`` [outputs, F] and ``columns`` [F, wide(outputs)], as the bias is; F fills vectors.
+    ``known`` are log π_old(b), the advantage, the value's target and the mask, [4, N]. ``old`` and
+    ``immediate``, [N, A], may be empty, as ``legal`` may. ``numbers`` are ε, c_v, c_e and 1 / Σ mask, and
+    ``sums`` the surrogate, the value's error, the entropy, the KL and the part that is clipped.
     """
-    rows, clip, value_cost, cost = len(action), _float(numbers[0]), _float(numbers[1]), _float(numbers[2])
-    actions = len(out) // rows - 1
-    log_pi, pi, slope = np.empty(actions, _float), np.empty(actions, _float), np.empty(actions, _float)
-    gain = lost = entropies = divergence = beyond = 0.0
-    for row in range(rows):
-        share, taken = _float(mask[row] * numbers[3]), action[row]
-        entropy = _judged(out, row, rows, log_pi, pi)
-        change = log_pi[taken] - log_prob[row]
-        won = _float(0)
-        slope[:] = 0
-        if len(immediate):
-            won = _all_clipped(pi, old, immediate, row * actions, clip, slope)
-        more, steep = _clipped(_float(math.exp(change)), _float(1), advantage[row], clip)
-        slope[taken] += steep
-        whole = slope.sum()
+    judge_all(
+        x, heads, columns, bias, known, action, old, immediate, legal, d_x, d_heads, d_bias, sums, numbers
+    )
+
+
+@njit
+def judge_all(
+    x, heads, columns, bias, known, action, old, immediate, legal, d_x, d_heads, d_bias, sums, numbers
+):
+    """Do what ``judge`` does, for other kernels."""
+    rows, width = len(action), len(bias)
+    features, outputs = len(x) // rows, len(d_bias)
+    z, both = np.zeros(outputs * _BLOCK, _float), np.zeros(2 * outputs * _BLOCK, _float)
+    mine, parts = np.zeros(5 * _BLOCK, _float), np.zeros(5 * _BLOCK, _float)
+    for first in range(0, rows, _BLOCK):
+        steps = min(_BLOCK, rows - first)
+        _outputs(x, columns, bias, z, first, steps, features, width)
+        _take(known, action, mine, first, steps, rows, numbers[3])
+        _take_all(old, immediate, legal, both, z, first, steps, outputs - 1)
+        for step in range(0, steps, LANES):
+            _descend(z, both, mine, parts, step, outputs - 1, len(old) > 0, numbers)
+        _give_back(z, heads, d_x, first, steps, features, outputs)
+        _add_heads(z, x, d_heads, d_bias, first, steps, features, outputs)
+        for step in range(steps):
+            for part in range(5):
+                sums[part] += parts[part * _BLOCK + step]
+
+
+@njit
+def _outputs(x, columns, bias, z, first, steps, features, width):
+    """Set the outputs of a block, [outputs, _BLOCK]."""
+    found = np.empty(8 * LANES, _float)
+    outputs = len(z) // _BLOCK
+    for column in range(0, outputs, LANES):
+        start = load(bias, column)
+        for step in range(0, steps, 8):
+            these, those = four_from(step, steps - 1), four_from(step + 4, steps - 1)
+            some = others = (start, start, start, start)
+            for k in range(features):
+                vector, at = load(columns, k * width + column), first * features + k
+                some = plus(some, vector, spread_at(x, at, features, these))
+                others = plus(others, vector, spread_at(x, at, features, those))
+            store_at(found, 0, LANES, (0, 1, 2, 3, 4, 5, 6, 7), some + others)
+            for output in range(column, min(column + LANES, outputs)):
+                for one in range(min(8, steps - step)):
+                    z[output * _BLOCK + step + one] = found[one * LANES + output - column]
+
+
+@njit
+def _take(known, action, mine, first, steps, rows, scale):
+    """Set log π_old(b), the advantage, the target, the share and b of a block, [5, _BLOCK]."""
+    mine[:] = 0
+    for step in range(steps):
+        for field in range(4):
+            mine[field * _BLOCK + step] = known[field * rows + first + step]
+        mine[3 * _BLOCK + step] *= _float(scale)
+        mine[4 * _BLOCK + step] = action[first + step]
+
+
+@njit
+def _take_all(old, immediate, legal, both, z, first, steps, actions):
+    """Set log π_old and the immediate advantages of a block, [2, A, _BLOCK]; make logits impossible."""
+    for step in range(steps):
+        row = (first + step) * actions
         for a in range(actions):
-            push = cost * pi[a] * (log_pi[a] + entropy) - slope[a] + pi[a] * whole
-            out[a * rows + row] = share * push
-        error = out[actions * rows + row] - target[row]
-        out[actions * rows + row] = _float(2) * share * value_cost * error
-        moved = _float(math.expm1(change))
-        gain += share * (won + more)
-        lost += share * error * error
-        entropies += share * entropy
-        divergence += share * (moved - change)
-        beyond += share * (abs(moved) > clip)
-    told[0] = numbers[1] * lost - gain - numbers[2] * entropies
-    told[1], told[2], told[3], told[4], told[5] = -gain, lost, entropies, divergence, beyond
+            if len(old):
+                both[a * _BLOCK + step] = old[row + a]
+                both[(actions + a) * _BLOCK + step] = immediate[row + a]
+            if len(legal) and not legal[row + a]:
+                z[a * _BLOCK + step] = _float(-1e9)
 
 
 @njit
-def _judged(out, row, rows, log_pi, pi):
-    """Set log π and π of a step by its logits, and return the entropy."""
-    top, total, entropy = out[row], _float(0), _float(0)
-    for a in range(1, len(pi)):
-        top = max(top, out[a * rows + row])
-    for a in range(len(pi)):
-        log_pi[a] = out[a * rows + row] - top
-        pi[a] = math.exp(log_pi[a])
-        total += pi[a]
-    below, scale = _float(math.log(total)), _float(1) / total
-    for a in range(len(pi)):
-        log_pi[a] -= below
-        pi[a] *= scale
-        entropy -= pi[a] * log_pi[a]
-    return entropy
+def _descend(z, both, mine, parts, step, actions, all_actions, numbers):
+    """Put the gradient by the outputs of LANES steps in their place; set shares of loss and metrics."""
+    zero, one, clip = constant(_float(0)), constant(_float(1)), constant(_float(numbers[0]))
+    old, advantage, target = load(mine, step), load(mine, _BLOCK + step), load(mine, 2 * _BLOCK + step)
+    share, taken = load(mine, 3 * _BLOCK + step), load(mine, 4 * _BLOCK + step)
+    top, total, entropy, chosen = load(z, step), zero, zero, zero
+    for a in range(1, actions):
+        other = load(z, a * _BLOCK + step)
+        top = if_at_most(top, other, other, top)
+    for a in range(actions):
+        total = add(total, _whole(sub(load(z, a * _BLOCK + step), top)))
+    below = add(top, log(total))
+    for a in range(actions):
+        log_pi = sub(load(z, a * _BLOCK + step), below)
+        store(z, a * _BLOCK + step, log_pi)
+        chosen = if_equal(taken, constant(_float(a)), log_pi, chosen)
+        entropy = sub(entropy, mul(_whole(log_pi), log_pi))
+    ratio, moved = exp_and_less(sub(chosen, old))
+    gain, steep = _clipped(ratio, one, advantage, clip)
+    whole, won = steep, zero
+    if all_actions:
+        for a in range(actions):
+            pi, before = _whole(load(z, a * _BLOCK + step)), load(both, a * _BLOCK + step)
+            more, slope = _clipped(pi, _whole(before), load(both, (actions + a) * _BLOCK + step), clip)
+            won, whole = add(won, more), add(whole, slope)
+            store(both, a * _BLOCK + step, slope)
+    cost = constant(_float(numbers[2]))
+    for a in range(actions):
+        log_pi = load(z, a * _BLOCK + step)
+        pi, slope = _whole(log_pi), if_equal(taken, constant(_float(a)), steep, zero)
+        if all_actions:
+            slope = add(slope, load(both, a * _BLOCK + step))
+        push = fma(mul(cost, pi), add(log_pi, entropy), sub(mul(pi, whole), slope))
+        store(z, a * _BLOCK + step, mul(share, push))
+    error = sub(load(z, actions * _BLOCK + step), target)
+    twice = mul(share, constant(_float(2 * numbers[1])))
+    store(z, actions * _BLOCK + step, mul(twice, error))
+    store(parts, step, mul(share, add(gain, won)))
+    store(parts, _BLOCK + step, mul(share, mul(error, error)))
+    store(parts, 2 * _BLOCK + step, mul(share, entropy))
+    store(parts, 3 * _BLOCK + step, mul(share, sub(moved, sub(chosen, old))))
+    far = if_at_most(moved, clip, if_at_most(sub(zero, clip), moved, zero, one), one)
+    store(parts, 4 * _BLOCK + step, mul(share, far))
 
 
-@njit
-def _all_clipped(pi, old, immediate, at, clip, slope):
-    """Return Σ π_old(a) min(ρₐ Âₐ, clip(ρₐ) Âₐ), and set its derivatives by log π."""
-    won = _float(0)
-    for a in range(len(pi)):
-        # π = π_old ρ cannot overflow; ρ of an action that was nearly impossible can.
-        more, slope[a] = _clipped(pi[a], _float(math.exp(old[at + a])), immediate[at + a], clip)
-        won += more
-    return won
+@inlined
+def _whole(x):
+    """Return eˣ."""
+    e, scale = exp(x)
+    return mul(e, scale)
 
 
-@njit
+@inlined
 def _clipped(new, old, advantage, clip):
     """Return min(xA, clip(x, (1 − ε) x_old, (1 + ε) x_old) A), and its derivative by log x."""
-    low, high = (_float(1) - clip) * old, (_float(1) + clip) * old
-    reached, bounded = new * advantage, min(max(new, low), high) * advantage
-    return min(reached, bounded), reached if reached <= bounded else _float(0)
+    one = constant(_float(1))
+    low, high = mul(sub(one, clip), old), mul(add(one, clip), old)
+    bounded = if_at_most(new, low, low, if_at_most(high, new, high, new))
+    reached, bounded = mul(new, advantage), mul(bounded, advantage)
+    return (
+        if_at_most(reached, bounded, reached, bounded),
+        if_at_most(reached, bounded, reached, constant(_float(0))),
+    )
+
+
+@njit
+def _give_back(z, heads, d_x, first, steps, features, outputs):
+    """Set the gradients of a block by its features: those by its outputs times the heads."""
+    zero = constant(_float(0))
+    for feature in range(0, features, LANES):
+        for step in range(0, steps, 8):
+            these, those = four_from(step, steps - 1), four_from(step + 4, steps - 1)
+            some = others = (zero, zero, zero, zero)
+            for output in range(outputs):
+                vector, at = load(heads, output * features + feature), output * _BLOCK
+                some = plus(some, vector, spread_at(z, at, 1, these))
+                others = plus(others, vector, spread_at(z, at, 1, those))
+            store_at(d_x, first * features + feature, features, these + those, some + others)
+
+
+@njit
+def _add_heads(z, x, d_heads, d_bias, first, steps, features, outputs):
+    """Add a block's share of the gradients by the heads and their bias."""
+    for feature in range(0, features, LANES):
+        for output in range(0, outputs, 4):
+            four = four_from(output, outputs - 1)
+            a, b, c, d = four
+            at = feature
+            sums = (
+                load(d_heads, at + a * features),
+                load(d_heads, at + b * features),
+                load(d_heads, at + c * features),
+                load(d_heads, at + d * features),
+            )
+            for step in range(steps):
+                vector = load(x, (first + step) * features + feature)
+                sums = plus(sums, vector, spread_at(z, step, _BLOCK, four))
+            store_at(d_heads, at, features, four, sums)
+    for step in range(steps):
+        for output in range(outputs):
+            d_bias[output] += z[output * _BLOCK + step]

@@ -3,6 +3,7 @@
 It is an operation of torch around ``ppo_kernels``. ``PPO.plain`` is the plain form, for all distributions.
 """
 
+from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -10,10 +11,11 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from rl2meta.agents.ppo_kernels import descend
+from rl2meta.agents.ppo_kernels import judge, stack
 from rl2meta.kernels import flat
-from rl2meta.networks import legal_only
+from rl2meta.vectors import wide, widened
 
+_NONE, _ALL = np.empty(0, np.float32), np.empty(0, np.bool_)
 METRICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
 
 
@@ -56,37 +58,77 @@ def fused_loss(
         taken: the steps.
         weights: the numbers in the loss.
     """
-    given = features.flatten(0, 1), policy.weight, policy.bias, value.weight, value.bias
+    given = features, policy.weight, policy.bias, value.weight, value.bias
     loss, told = _Loss.apply(*given, taken, weights)  # type: ignore[no-untyped-call]
     return loss, dict(zip(METRICS, told.unbind(), strict=True))
 
 
 class _Loss(torch.autograd.Function):
-    """Features [N, F] and the weights of the heads -> the loss, a scalar, and the metrics, [5]."""
+    """Features [T, B, F] and the weights of the heads -> the loss, a scalar, and the metrics, [5].
+
+    The gradient is found with the loss, and waits for the way back.
+    """
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *given: Any) -> tuple[Tensor, Tensor]:
-        policy, policy_bias, value, value_bias, taken, weights = given
-        heads, biases = (
-            torch.cat([policy, value]),
-            torch.cat([policy_bias, value_bias]),
-        )  # [A + 1, F], [A + 1]
-        out = torch.addmm(biases.unsqueeze(1), heads, x.t())  # [A + 1, N]
-        if taken.legal is not None and taken.legal.shape[-1]:
-            out[:-1] = legal_only(out[:-1], taken.legal.flatten(0, 1).t())
-        told = x.new_empty(1 + len(METRICS))  # the loss first
-        every = [x.new_empty(0) if each is None else each for each in (taken.log_probs, taken.immediate)]
-        arrays = [flat(each) for each in (out, *taken[:5], *every, told)]
-        descend(*arrays, np.array([*weights, 1 / float(taken.mask.sum())]))
-        ctx.save_for_backward(x, heads, out)  # now the gradient of what it was
-        loss, metrics = told[0], told[1:]
+        *heads, taken, weights = given
+        x, size = widened(x), x.shape[-1]
+        features, outputs = x.shape[-1], len(heads[0]) + 1
+        read = *packed_heads(heads, features), *known_of(taken)
+        d_x, d_rows, d_bias = torch.empty_like(x), x.new_zeros(outputs, features), x.new_zeros(outputs)
+        found, sums = map(flat, (d_x, d_rows, d_bias)), np.zeros(len(METRICS))
+        numbers = np.array([*weights, 1 / float(taken.mask.sum())])
+        rows, columns, bias, known, action, every = read
+        judge(flat(x), rows, columns, bias, known, action, *every, *found, sums, numbers)
+        ctx.found = [d_x[..., :size], *of_heads(d_rows, d_bias, size)]
+        loss, metrics = told_of(sums, weights)
         ctx.mark_non_differentiable(metrics)
         return loss, metrics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        x, heads, slopes = ctx.saved_tensors
-        d_out = slopes * d_loss
-        d_heads, d_bias = d_out @ x, d_out.sum(dim=1)
-        return d_out.t() @ heads, d_heads[:-1], d_bias[:-1], d_heads[-1:], d_bias[-1:], None, None
+        return *scaled(ctx.found, d_loss), None, None
+
+
+def packed_heads(heads: Sequence[Tensor], features: int) -> tuple[Any, Any, Any]:
+    """Return rows, columns and bias of both heads as the kernels read them.
+
+    Args:
+        heads: weight and bias of the policy's, then of the value's.
+        features: how many the kernels read, of which some may be added.
+    """
+    outputs, width = len(heads[0]) + 1, wide(len(heads[0]) + 1)
+    rows, columns, bias = map(_numbers, (outputs * features, width * features, width))
+    stack(*map(flat, heads), rows, columns, bias, heads[0].shape[1])
+    return rows, columns, bias
+
+
+def known_of(taken: Taken) -> tuple[Any, Any, tuple[Any, Any, Any]]:
+    """Return what the kernels read of steps: numbers [4, T, B], actions, and what is known of every action."""
+    known = torch.stack((taken.log_prob, taken.advantage, taken.value_target, taken.mask))
+    old, immediate = (_NONE if each is None else flat(each) for each in (taken.log_probs, taken.immediate))
+    legal = _ALL if taken.legal is None else flat(taken.legal)
+    return flat(known), flat(taken.action), (old, immediate, legal)
+
+
+def of_heads(rows: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return the gradients of weight and bias of the policy's and the value's head from those of the rows."""
+    return rows[:-1, :size], bias[:-1], rows[-1:, :size], bias[-1:]
+
+
+def told_of(sums: Any, weights: Weights) -> tuple[Tensor, Tensor]:
+    """Return the loss, [], and ``METRICS``, [5], from the sums of the kernel."""
+    won, lost, entropy = sums[:3]
+    loss = weights.value * lost - won - weights.entropy * entropy
+    told = torch.tensor([loss, -won, *sums[1:]], dtype=torch.float32)
+    return told[0], told[1:]
+
+
+def scaled(gradients: Sequence[Tensor], by: Tensor) -> list[Tensor]:
+    """Return the gradients of a loss times that by the loss, which is 1 in a training."""
+    return [*gradients] if float(by) == 1 else [each * by for each in gradients]
+
+
+def _numbers(size: int) -> Any:
+    return np.empty(size, np.float32)

@@ -10,6 +10,7 @@ from contextvars import ContextVar
 from functools import wraps
 from importlib import import_module
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Literal
 
 import torch
@@ -124,12 +125,16 @@ def flat(tensor: Tensor) -> Any:
     return tensor.detach().contiguous().numpy().reshape(-1)
 
 
-def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
+def kept_on_disk(function: Callable[..., Any], *others: ModuleType) -> Callable[..., Any]:
     """Let Numba compile a function at its first call, and keep the result where it finds a folder for it.
 
-    It runs without Python's lock. Its file and ``rl2meta.vectors`` must hold all that is compiled with it: a
-    change of another file would not be seen. Where what was kept is damaged, or the disk refuses it, this
-    process compiles for itself.
+    It runs without Python's lock. Where what was kept is damaged, or the disk refuses it, this process
+    compiles for itself.
+
+    Args:
+        function: what it compiles.
+        others: the modules besides its own and ``rl2meta.vectors`` that hold what is compiled with it. A
+            change of any other file would not be seen.
     """
     from numba import njit
 
@@ -137,7 +142,8 @@ def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     try:
         kept = njit(cache=True, **options)(function)
         index = kept._cache._cache_file  # Numba itself looks at the function's own file alone
-        index._source_stamp = (index._source_stamp, *_stamp_of_vectors())
+        files = [Path(__file__).with_name("vectors.py"), *(Path(str(other.__file__)) for other in others)]
+        index._source_stamp = (index._source_stamp, *map(_stamp, files))
     except (RuntimeError, OSError, AttributeError):  # no folder can be written to, or another Numba
         kept = njit(**options)(function)
     used = [kept]
@@ -155,9 +161,14 @@ def kept_on_disk(function: Callable[..., Any]) -> Callable[..., Any]:
     return kernel
 
 
-def _stamp_of_vectors() -> tuple[float, int]:
-    """Return what changes with the file of ``rl2meta.vectors``: when it was written, and its length."""
-    stat = Path(__file__).with_name("vectors.py").stat()
+def kept_with(*others: ModuleType) -> Callable[[Callable[..., Any]], Callable[..., Any]]:
+    """Return ``kept_on_disk`` for functions that call those of other modules; see there."""
+    return lambda function: kept_on_disk(function, *others)
+
+
+def _stamp(file: Path) -> tuple[float, int]:
+    """Return what changes with a file: when it was written, and its length."""
+    stat = file.stat()
     return stat.st_mtime, stat.st_size
 
 

@@ -12,6 +12,8 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.core.datamodel import models
 from numba.extending import intrinsic, register_model
+from torch import Tensor
+from torch.nn.functional import pad
 
 
 def _lanes() -> int:
@@ -31,10 +33,17 @@ def wide(numbers: int) -> int:
     return -(-numbers // LANES) * LANES
 
 
+def widened(x: Tensor) -> Tensor:
+    """Return ``x`` [..., N] with zeros behind it that fill the vectors, [..., wide(N)]."""
+    missing = wide(x.shape[-1]) - x.shape[-1]
+    return pad(x, (0, missing)) if missing else x
+
+
 _VECTOR = ir.VectorType(ir.FloatType(), LANES)
 _WORDS = ir.VectorType(ir.IntType(32), LANES)
 _float = np.float32
 _ROUND = _float(1.5 * 2**23)  # adding it rounds to whole numbers
+_ROOT = ir.Constant(_WORDS, [0x3F3504F3] * LANES)  # the bits of √½
 
 
 class Vector(types.Type):
@@ -141,6 +150,46 @@ def within(_: Any, x: Any, low: Any, high: Any) -> Any:
     return _V(_V, _V, _V), generate
 
 
+def _chosen(relation: str) -> Any:
+    @intrinsic
+    def operation(_: Any, x: Any, y: Any, then: Any, other: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            x, y, then, other = given
+            return builder.select(builder.fcmp_ordered(relation, x, y), then, other)
+
+        return _V(_V, _V, _V, _V), generate
+
+    return operation
+
+
+if_equal, if_at_most = map(_chosen, ("==", "<="))
+"""(x, y, then, other) -> ``then`` where x = y or x <= y, else ``other``, also where x or y is NaN."""
+
+
+@intrinsic
+def exponent(_: Any, x: Any) -> Any:
+    """Return n for x = m 2ⁿ with √½ <= m < √2, for normal x > 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        above = builder.sub(builder.bitcast(given[0], _WORDS), _ROOT)
+        return builder.sitofp(builder.ashr(above, ir.Constant(_WORDS, [23] * LANES)), _VECTOR)
+
+    return _V(_V), generate
+
+
+@intrinsic
+def mantissa(_: Any, x: Any) -> Any:
+    """Return m for x = m 2ⁿ with √½ <= m < √2, for normal x > 0."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        above = builder.sub(builder.bitcast(given[0], _WORDS), _ROOT)
+        return builder.bitcast(
+            builder.add(builder.and_(above, ir.Constant(_WORDS, [2**23 - 1] * LANES)), _ROOT), _VECTOR
+        )
+
+    return _V(_V), generate
+
+
 @intrinsic
 def power(_: Any, rounded: Any) -> Any:
     """Return 2ⁿ for ``rounded`` = n + _ROUND, whose last bits hold n; |n| <= 126."""
@@ -154,8 +203,8 @@ def power(_: Any, rounded: Any) -> Any:
 
 
 @inlined
-def exp(x):
-    """Return eʳ and 2ⁿ with eˣ = 2ⁿ eʳ, |r| <= ln 2 / 2, for |x| <= 87; a polynomial of Cephes (expf.c)."""
+def _near_power(x):
+    """Return r, y and 2ⁿ with eˣ = 2ⁿ (1 + r + r² y), |r| <= ln 2 / 2, for |x| <= 87; of Cephes (expf.c)."""
     x = within(x, constant(_float(-87)), constant(_float(87)))
     rounded = fma(x, constant(_float(1.44269504088896341)), constant(_ROUND))
     n = sub(rounded, constant(_ROUND))
@@ -166,7 +215,41 @@ def exp(x):
     y = fma(y, r, constant(_float(4.1665795894e-2)))
     y = fma(y, r, constant(_float(1.6666665459e-1)))
     y = fma(y, r, constant(_float(5.0000001201e-1)))
-    return fma(y, mul(r, r), add(r, constant(_float(1)))), power(rounded)
+    return r, y, power(rounded)
+
+
+@inlined
+def exp(x):
+    """Return eʳ and 2ⁿ with eˣ = 2ⁿ eʳ, for |x| <= 87."""
+    r, y, scale = _near_power(x)
+    return fma(y, mul(r, r), add(r, constant(_float(1)))), scale
+
+
+@inlined
+def exp_and_less(x):
+    """Return eˣ, and eˣ − 1 that is as exact near 0, for |x| <= 87."""
+    one = constant(_float(1))
+    r, y, scale = _near_power(x)
+    whole = mul(fma(y, mul(r, r), add(r, one)), scale)
+    return whole, if_equal(scale, one, fma(y, mul(r, r), r), sub(whole, one))
+
+
+@inlined
+def log(x):
+    """Return ln x for normal x > 0, and NaN for NaN and ∞; a polynomial of Cephes (logf.c)."""
+    n, r = exponent(x), sub(mantissa(x), constant(_float(1)))
+    y = fma(constant(_float(7.0376836292e-2)), r, constant(_float(-1.1514610310e-1)))
+    y = fma(y, r, constant(_float(1.1676998740e-1)))
+    y = fma(y, r, constant(_float(-1.2420140846e-1)))
+    y = fma(y, r, constant(_float(1.4249322787e-1)))
+    y = fma(y, r, constant(_float(-1.6668057665e-1)))
+    y = fma(y, r, constant(_float(2.0000714765e-1)))
+    y = fma(y, r, constant(_float(-2.4999993993e-1)))
+    y = fma(y, r, constant(_float(3.3333331174e-1)))
+    square = mul(r, r)
+    y = fma(n, constant(_float(-2.12194440e-4)), mul(mul(y, r), square))  # ln 2 in two parts
+    y = add(r, fma(constant(_float(-0.5)), square, y))
+    return fma(n, constant(_float(0.693359375)), fma(x, constant(_float(0)), y))  # x · 0 keeps NaN
 
 
 @inlined

@@ -189,7 +189,7 @@ def test_a_change_of_the_vectors_compiles_again(tmp_path: Path, monkeypatch: pyt
     first = index.read_bytes()
     kernels.kept_on_disk(twice)(3)
     assert index.read_bytes() == first
-    monkeypatch.setattr(kernels, "_stamp_of_vectors", lambda: (1.0, 2))
+    monkeypatch.setattr(kernels, "_stamp", lambda file: (1.0, 2))
     assert kernels.kept_on_disk(twice)(3) == 6 and index.read_bytes() != first
 
 

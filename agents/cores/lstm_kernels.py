@@ -142,14 +142,20 @@ def step(x, w, bias, h, c, new_h, new_c, part, sizes):
     _step(x, 0, w, bias, h, c, 0, new_h, new_c, 0, none, none, False, True, part, sizes)
 
 
-@kept_on_disk
-def forward(x, w, bias, h, c, gates, slopes, part, steps, sizes):
-    """Set h, c, the gates and ``slopes``, which is tanh c, [T, B, H], of whole trials."""
+@njit
+def all_forward(x, w, bias, h, c, gates, slopes, part, steps, sizes):
+    """Do what ``forward`` does, for other kernels."""
     rows, inputs, hidden = sizes
     for t in range(steps):
         to = t * rows * hidden
         before, x_at = to - rows * hidden, t * rows * inputs
         _step(x, x_at, w, bias, h, c, before, h, c, to, gates, slopes, True, t > 0, part, sizes)
+
+
+@kept_on_disk
+def forward(x, w, bias, h, c, gates, slopes, part, steps, sizes):
+    """Set h, c, the gates and ``slopes``, which is tanh c, [T, B, H], of whole trials."""
+    all_forward(x, w, bias, h, c, gates, slopes, part, steps, sizes)
 
 
 @njit
@@ -237,6 +243,12 @@ def backward(d_y, x, h, c, gates, slopes, u, w_back, d_x, d_w, d_bias, work, par
     d_x is [T, B, width] and ``w_back`` the panels of W, as ``u`` are those of U; both are empty if x needs no
     gradient. d_w and d_bias have an entry for each part of the trials; ``work`` is [2, B, H].
     """
+    all_backward(d_y, x, h, c, gates, slopes, u, w_back, d_x, d_w, d_bias, work, part, number, steps, sizes)
+
+
+@njit
+def all_backward(d_y, x, h, c, gates, slopes, u, w_back, d_x, d_w, d_bias, work, part, number, steps, sizes):
+    """Do what ``backward`` does, for other kernels."""
     rows, inputs, hidden = sizes
     width = len(d_x) // (steps * rows)
     d_h, d_c = work[: rows * hidden], work[rows * hidden :]

@@ -7,15 +7,15 @@ number of threads; a kernel does all steps of its trials in one call without Pyt
 from collections.abc import Sequence
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
-from torch.nn.functional import pad
 
 from rl2meta.agents.cores import lstm_kernels as kernels
 from rl2meta.divided import Part, divided, equal_parts
 from rl2meta.kernels import flat
-from rl2meta.vectors import wide
+from rl2meta.vectors import wide, widened
 
 _STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
 Weights = tuple[Tensor, Tensor, Tensor, Tensor]
@@ -43,10 +43,10 @@ def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Te
     """
     rows, units = before[0].shape
     packed, bias, inputs, hidden = _packed(weights)
-    state = [_widened(each, hidden) for each in before]
+    state = [widened(each) for each in before]
     new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
     arrays = flat(x), packed, bias, *map(flat, state), flat(new_h), flat(new_c)
-    divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), _parts(rows, 1))
+    divided(lambda part, _: kernels.step(*arrays, part, (rows, inputs, hidden)), parts_of(rows, 1))
     return new_h[:, :units], new_c[:, :units]
 
 
@@ -58,31 +58,32 @@ class _Unroll(torch.autograd.Function):
         packed, bias, inputs, hidden = _packed(weights)
         steps, rows, _ = x.shape
         sizes = rows, inputs, hidden
-        x, h = x.contiguous(), x.new_empty(steps, rows, hidden)
-        c, slopes, gates = (x.new_empty(steps * rows * hidden * each) for each in (1, 1, 4))
-        arrays = flat(x), packed, bias, *map(flat, (h, c, gates, slopes))
-        divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), _parts(rows, steps))
-        ctx.save_for_backward(x, *weights[:2], h, c, gates, slopes)
-        ctx.sizes, ctx.spent = sizes, False
-        return h[..., : weights[1].shape[1]]
+        h = x.new_empty(steps, rows, hidden)
+        c, slopes, gates = (_numbers(steps * rows * hidden * each) for each in (1, 1, 4))
+        read = flat(x), flat(h), c, gates, slopes
+        arrays = read[0], packed, bias, *read[1:]
+        divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), parts_of(rows, steps))
+        ctx.save_for_backward(*weights[:2])
+        ctx.sizes, ctx.steps, ctx.read = sizes, steps, read
+        return h if hidden == weights[1].shape[1] else h[..., : weights[1].shape[1]]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        (x, w, u, h, c, gates, slopes), (rows, inputs, hidden) = ctx.saved_tensors, ctx.sizes
-        if ctx.spent:
+        (w, u), (rows, inputs, hidden), steps = ctx.saved_tensors, ctx.sizes, ctx.steps
+        if ctx.read is None:
             raise RuntimeError(
                 "expected one backward pass, got a second: the first writes over what it reads"
             )
-        ctx.spent, steps = True, len(x)
+        read, ctx.read = ctx.read, None
         wanted = ctx.needs_input_grad[0]
-        w_back = _packed_back(w, hidden) if wanted else flat(x.new_empty(0))
-        d_x = x.new_empty(steps, rows, wide(inputs) if wanted else 0)
-        read = *map(flat, (_widened(d_y, hidden), x, h, c, gates, slopes)), _packed_back(u, hidden), w_back
-        parts, work = _parts(rows, steps), flat(x.new_empty(2 * rows * hidden))
-        d_packed = flat(x.new_zeros(len(parts) * 4 * hidden * (inputs + hidden)))
-        d_bias = flat(x.new_zeros(len(parts) * 4 * hidden))
-        arrays = *read, flat(d_x), d_packed, d_bias, work
+        w_back = _packed_back(w, hidden) if wanted else _numbers(0)
+        d_x = w.new_empty(steps, rows, wide(inputs) if wanted else 0)
+        parts, work = parts_of(rows, steps), _numbers(2 * rows * hidden)
+        d_packed = np.zeros(len(parts) * 4 * hidden * (inputs + hidden), np.float32)
+        d_bias = np.zeros(len(parts) * 4 * hidden, np.float32)
+        panels = _packed_back(u, hidden), w_back
+        arrays = flat(widened(d_y)), *read, *panels, flat(d_x), d_packed, d_bias, work
         divided(lambda part, number: kernels.backward(*arrays, part, number, steps, ctx.sizes), parts)
         found = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
         kernels.unpack(d_packed, d_bias, *map(flat, found), len(parts), inputs, u.shape[1], hidden)
@@ -94,24 +95,30 @@ def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
     w, u = weights[:2]
     inputs, units = w.shape[1], u.shape[1]
     hidden = wide(units)
-    packed, bias = (flat(w.new_empty(4 * hidden * each)) for each in (inputs + hidden, 1))
+    packed, bias = (_numbers(4 * hidden * each) for each in (inputs + hidden, 1))
     kernels.pack(*map(flat, weights), packed, bias, inputs, units, hidden)
     return packed, bias, inputs, hidden
+
+
+def packed_both(weights: Sequence[Tensor]) -> tuple[tuple[Any, Any, Any], int]:
+    """Return weights, bias and the panels of U as the kernels read them, and the number of units."""
+    packed, bias, _, hidden = _packed(weights)
+    return (packed, bias, _packed_back(weights[1], hidden)), hidden
 
 
 def _packed_back(weight: Tensor, hidden: int) -> Any:
     """Return the panels of W or U for the way back."""
     columns = weight.shape[1]
-    panels = flat(weight.new_empty(4 * hidden * wide(columns)))
+    panels = _numbers(4 * hidden * wide(columns))
     kernels.pack_back(flat(weight), panels, columns, len(weight) // 4, hidden)
     return panels
 
 
-def _widened(x: Tensor, width: int) -> Tensor:
-    """Add zeros, [..., H] -> [..., width]."""
-    return x if x.shape[-1] == width else pad(x, (0, width - x.shape[-1]))
+def _numbers(size: int) -> Any:
+    """Return an array for what only kernels read; torch's tensors take longer to make."""
+    return np.empty(size, np.float32)
 
 
-def _parts(rows: int, steps: int) -> list[Part]:
+def parts_of(rows: int, steps: int) -> list[Part]:
     """Return the trials of each thread."""
     return equal_parts(rows, rows * steps // _STEPS_OF_A_THREAD)

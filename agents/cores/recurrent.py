@@ -131,6 +131,12 @@ class LSTMCore(nn.Module):
         """Whether compiled kernels compute all that takes long: an image's encoder has none."""
         return self.input.encoder is None
 
+    @property
+    def only_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
+        """The weights W, U and both biases, if they are all that the core learns; else None."""
+        learns_inputs = any(True for _ in self.input.parameters())
+        return None if learns_inputs or self.lstm.num_layers > 1 else _weights(self.lstm, 0)
+
     def begin(self, rows: int, steps: int | None) -> LSTMState:
         """Return zeros, [layers, rows, hidden_size] each."""
         zeros = _zeros(self.lstm, rows)

@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -196,7 +197,7 @@ def test_without_a_future_the_gradient_is_that_of_the_expected_regret() -> None:
         batch.immediate[0, 0].abs().max() / _immediate(trajectory, policy.log_probs)[0, 0].abs().max()
     )
     wanted = gradient(learner, regret)
-    learner.step([batch], 0.0, trajectory.most_steps)
+    learner.step([partial(learner.lost, batch, 0.0, trajectory.most_steps)])
     got = torch.cat(
         [w.grad.flatten() for n, w in learner.network.named_parameters() if not n.startswith("value.")]  # type: ignore[union-attr]
     )
@@ -316,7 +317,7 @@ def test_the_auxiliary_layer_learns_what_actions_cost_and_is_no_part_of_the_agen
     learner = learner_of(core=core, critic="privileged", auxiliary_coefficient=1.0)
     worker = RolloutWorker(BANDITS)
     (batch,), _ = learner.all_action_batches([lived(learner, tasks=64)], 0.0, [generator(0)])
-    losses = [float(learner.step([batch], 0.0)["auxiliary_loss"]) for _ in range(200)]
+    losses = [float(learner.step([partial(learner.lost, batch, 0.0)])["auxiliary_loss"]) for _ in range(200)]
     assert losses[-1] < 0.9 * losses[0]
     assert not any(name.startswith("auxiliary") for name, _ in learner.agent.network.named_parameters())
     other = learner_of(core=core, critic="privileged", auxiliary_coefficient=1.0, seed=1)

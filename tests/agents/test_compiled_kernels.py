@@ -11,16 +11,20 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.cores.core import Output
+from rl2meta.agents.cores.recurrent import LSTMConfig
 from rl2meta.agents.ppo import PPO, Batch
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.kernels import set_kernels
 from rl2meta.learner_state import seeded
 from rl2meta.randomness import generator
+from rl2meta.shards import Lost
 from rl2meta.trial import TimeStep
 
 pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
 from rl2meta.agents.cores.lstm_layer import step, unroll
+from rl2meta.agents.ppo_loss import Weights
+from rl2meta.agents.ppo_lstm import LossOfTrials
 from rl2meta.tanh_chain import chain
 
 SHAPES = [(7, 37, 5, 20), (3, 66, 9, 48), (1, 1, 1, 1), (4, 5, 17, 33)]
@@ -60,7 +64,7 @@ def test_whole_trials_and_their_gradients_are_those_of_torch_in_float64(shape: t
 
 
 def computed() -> list[Tensor]:
-    """Return what both families of kernels compute of numbers that are always the same."""
+    """Return what all kernels compute of numbers that are always the same."""
     given, x = layer(9, 20), random(3, 13, 9).requires_grad_()
     y = unroll(x, tuple(given.parameters()))
     after = step(x[0].detach(), (y[0].detach(), y[1].detach()), *given.parameters())
@@ -68,7 +72,10 @@ def computed() -> list[Tensor]:
     out = chain(weights, random(3, 70, 4))
     first = torch.autograd.grad(out.square().sum(), weights, create_graph=True)
     second = gradients(torch.cat([each.flatten() for each in first]).square().sum(), weights, torch.ones(()))
-    return [y, *gradients(y, [x, *given.parameters()], random(3, 13, 20)), *after, out, *first, *second]
+    ours, known = whole(5, 30, 20, True, True)
+    lost = LossOfTrials(ours.network, known, Weights(0.1, 0.5, 0.07), None)(torch.arange(1, 29))
+    of_layer = gradients(y, [x, *given.parameters()], random(3, 13, 20))
+    return [y, *of_layer, *after, out, *first, *second, *found_of(lost, ours)]
 
 
 OTHER_LANES = """
@@ -157,9 +164,10 @@ def test_threads_change_no_bit_of_a_trial_and_sums_over_trials_only_by_rounding(
         torch.testing.assert_close(alone, divided, atol=1e-4, rtol=1e-5)
 
 
-def learner() -> PPO:
+def learner(**core: Any) -> PPO:
     law = BernoulliBandits(num_arms=4)
-    made = rl2_learner(law.observation_space, law.action_space, RL2Config(clip_range=0.1))
+    config = RL2Config(clip_range=0.1, core=LSTMConfig(**core))
+    made = rl2_learner(law.observation_space, law.action_space, config)
     with torch.no_grad():
         for weight in made.network.parameters():
             weight.add_(0.2 * random(*weight.shape))
@@ -199,18 +207,64 @@ def test_the_fused_loss_is_the_plain_one(masked: bool, all_actions: bool) -> Non
         torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-5)
 
 
-def test_an_update_learns_what_it_learns_by_torch(monkeypatch: pytest.MonkeyPatch) -> None:
+def whole(steps: int, rows: int, units: int, masked: bool, all_actions: bool) -> tuple[PPO, Batch]:
+    """Return a learner with an LSTM of so many units, and a batch of whole trials for it."""
+    ours, features = learner(hidden_size=units), random(steps, rows, units)
+    known = batch(ours, features, masked, all_actions)
+    first = torch.zeros(steps, rows, dtype=torch.bool)
+    seen = TimeStep(
+        random(steps, rows, 1), random(rows, steps, 4).movedim(0, 1), random(steps, rows), first, None
+    )  # type: ignore[arg-type]
+    return ours, known._replace(inputs=seen._replace(legal=known.inputs.legal))
+
+
+def found_of(lost: Lost, ours: PPO) -> list[Tensor]:
+    """Return loss, weight, metrics and the gradients of three times the loss."""
+    gradient = torch.autograd.grad(3 * lost.loss, list(ours.network.parameters()))
+    return [lost.loss.detach(), lost.weight, *(each.detach() for each in lost.told.values()), *gradient]
+
+
+@pytest.mark.parametrize("shape", [(6, 40, 48), (3, 150, 20), (1, 1, 1), (90, 35, 17)])
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("all_actions", [False, True])
+def test_the_loss_of_whole_trials_is_the_plain_one(
+    shape: tuple[int, int, int], masked: bool, all_actions: bool, threads: Any
+) -> None:
+    ours, known = whole(*shape, masked, all_actions)
+    index = torch.randperm(shape[1], generator=generator(0, "order"))[: 2 * shape[1] // 3 + 1]
+    wanted = found_of(ours.lost(known.trials(index), 0.07), ours)
+    weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
+    for number in (1, 4):
+        threads(number)
+        lost = LossOfTrials(ours.network, known, weights, None)(index)
+        assert [*lost.told] == ["policy_loss", "value_loss", "entropy", "kl", "clip_fraction"]
+        for one, other in zip(found_of(lost, ours), wanted, strict=True):
+            torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_an_advantage_that_is_no_number_is_not_hidden() -> None:
+    ours, known = whole(4, 9, 16, False, False)
+    known.value_target[2, 3] = torch.nan
+    weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
+    lost = LossOfTrials(ours.network, known, weights, None)(torch.arange(9))
+    assert lost.loss.isnan() and torch.autograd.grad(lost.loss, [ours.network.value.bias])[0].isnan()
+
+
+@pytest.mark.parametrize("core", [{}, {"embedding_sizes": [7]}, {"num_layers": 2}])
+def test_an_update_learns_what_it_learns_by_torch(
+    core: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from rl2meta.rollout import RolloutWorker
     from rl2meta.tasks import sample_tasks
 
     law = BernoulliBandits(num_arms=4)
     worker, tasks = RolloutWorker(law), sample_tasks(law, 128, 0, "train")
     monkeypatch.setattr("rl2meta.kernels._chosen", ["torch"])
-    trial = worker.run(learner().agent, tasks, 6, 0)
+    trial = worker.run(learner(**core).agent, tasks, 6, 0)
     found = []
     for kernels in ("torch", "compiled"):
         set_kernels(kernels)  # type: ignore[arg-type]
-        ours = learner()
+        ours = learner(**core)
         again = worker.run(ours.agent, tasks, 6, 0)
         torch.testing.assert_close(again.phases[0].notes, trial.phases[0].notes, atol=1e-5, rtol=1e-5)
         told = ours.update(trial, 0.0, generator(0, "minibatches"))

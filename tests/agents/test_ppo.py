@@ -2,8 +2,8 @@
 
 import math
 import re
-from collections.abc import Sequence
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
@@ -18,7 +18,7 @@ from rl2meta.envs.batched import TensorVectorEnv, Transition
 from rl2meta.randomness import generator
 from rl2meta.returns import clipped_surrogate, discounted_lengths
 from rl2meta.rollout import RolloutWorker
-from rl2meta.shards import ALONE, Shards
+from rl2meta.shards import Lost
 from rl2meta.tasks import TensorTasks, sample_tasks
 from rl2meta.training import Budget, meta_train
 from rl2meta.trial import Trajectory, Trial, over_fields
@@ -145,8 +145,12 @@ def test_padding_changes_nothing() -> None:
     torch.testing.assert_close(losses[0], losses[1])
 
 
+def _step(learner: PPO, batch: Batch, entropy_weight: float) -> dict[str, Tensor]:
+    return learner.step([partial(learner.lost, batch, entropy_weight)])
+
+
 def _metrics_of_a_step(batch: Batch) -> Tensor:
-    metrics = _learner().step([batch], 0.01)
+    metrics = _step(_learner(), batch, 0.01)
     return torch.stack([metrics[name] for name in ("policy_loss", "value_loss", "entropy", "gradient_norm")])
 
 
@@ -163,7 +167,7 @@ def test_the_first_step_of_an_update_is_the_policy_gradient() -> None:
     learner = _learner(entropy_coefficient=0.0, value_coefficient=0.0, max_gradient_norm=1e6)
     (trajectory,) = _trial(learner).phases
     batch = learner.batches([trajectory])[0]
-    learner.step([batch], 0.0)
+    _step(learner, batch, 0.0)
     fresh = _learner()
     policy, _ = fresh.network(Seen(*batch.inputs))
     (-(policy.log_prob(batch.action) * batch.advantage).mean()).backward()
@@ -179,15 +183,15 @@ def test_beyond_the_clip_range_nothing_pulls() -> None:
     far = batch._replace(
         log_prob=batch.log_prob - batch.advantage.sign()
     )  # ρ = e where A > 0, 1/e where A < 0
-    assert learner.step([far], 0.0)["gradient_norm"] == 0
-    assert learner.step([batch], 0.0)["gradient_norm"] > 0
+    assert _step(learner, far, 0.0)["gradient_norm"] == 0
+    assert _step(learner, batch, 0.0)["gradient_norm"] > 0
 
 
 def test_the_kl_estimate_is_exact_for_a_known_shift() -> None:
     learner = _learner()
     batch = learner.batches([_trial(learner).phases[0]])[0]
     shifted = batch._replace(log_prob=batch.log_prob - 0.1)  # log ρ = 0.1 everywhere
-    assert float(learner.step([shifted], 0.0)["kl"]) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
+    assert float(_step(learner, shifted, 0.0)["kl"]) == pytest.approx(math.exp(0.1) - 1 - 0.1, rel=1e-3)
 
 
 def test_the_clip_fraction_counts_the_steps_whose_ratio_left_the_range() -> None:
@@ -196,9 +200,9 @@ def test_the_clip_fraction_counts_the_steps_whose_ratio_left_the_range() -> None
     batch = learner.batches([_trial(learner).phases[0]])[0]
     factor = torch.ones_like(batch.log_prob)
     factor[:, :8], factor[:, 8:12] = 1.5, 0.9
-    told = learner.step([batch._replace(log_prob=batch.log_prob + factor.log())], 0.0)
+    told = _step(learner, batch._replace(log_prob=batch.log_prob + factor.log()), 0.0)
     assert told["clip_fraction"] == 0.5  # ρ is 2/3, 10/9 and 1
-    assert learner.step([batch], 0.0)["clip_fraction"] == 0
+    assert _step(learner, batch, 0.0)["clip_fraction"] == 0
 
 
 def test_an_update_tells_its_learning_rate_and_what_its_value_explained() -> None:
@@ -214,24 +218,18 @@ def test_an_update_tells_its_learning_rate_and_what_its_value_explained() -> Non
 def test_the_entropy_bonus_raises_entropy() -> None:
     learner = _learner(value_coefficient=0.0, entropy_coefficient=1.0, epochs=1, minibatches=1)
     batch = learner.batches([_trial(learner).phases[0]])[0]._replace(advantage=torch.zeros(6, 16))
-    entropies = [float(learner.step([batch], 1.0)["entropy"]) for _ in range(20)]
+    entropies = [float(_step(learner, batch, 1.0)["entropy"]) for _ in range(20)]
     assert entropies[-1] > entropies[0] and entropies[-1] > 0.999 * math.log(3)
 
 
 class Weighed(PPO):
-    """Learns nothing, and notes how it would have been told to."""
+    """Notes what it is told to learn with."""
 
     told: list[tuple[float, int | None]]
 
-    def step(
-        self,
-        parts: Sequence[Batch],
-        entropy_weight: float,
-        trial_length: int | None = None,
-        shards: Shards = ALONE,
-    ) -> dict[str, Tensor]:
+    def lost(self, batch: Batch, entropy_weight: float, trial_length: int | None = None) -> Lost:
         self.told.append((entropy_weight, trial_length))
-        return {"x": torch.zeros(())}
+        return super().lost(batch, entropy_weight, trial_length)
 
 
 def test_the_entropy_bonus_falls_over_training_and_every_step_knows_the_trials_length() -> None:
@@ -246,7 +244,7 @@ def test_the_entropy_bonus_falls_over_training_and_every_step_knows_the_trials_l
 def test_an_update_passes_over_every_trial_in_every_epoch() -> None:
     learner = _learner(epochs=3, minibatches=4)
     batch = learner.batches([_trial(learner).phases[0]])[0]
-    parts = list(learner.minibatches(batch, generator(0, "order")))
+    parts = [batch.trials(index) for index in learner.minibatches(batch, generator(0, "order"))]
     assert len(parts) == 12 and all(part.action.shape == (6, 4) for part in parts)
     for epoch in range(3):
         seen = torch.cat([part.log_prob for part in parts[4 * epoch : 4 * epoch + 4]], dim=1)

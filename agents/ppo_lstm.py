@@ -1,0 +1,96 @@
+"""PPO's loss for one LSTM layer with discrete actions, of which kernels compute all: ``ppo_lstm_kernels``.
+
+Most of a small minibatch's time goes into beginning operations, not into computing. So what is the same in
+every minibatch of a batch is prepared once, and one operation takes the trials and gives the gradient.
+``PPO.lost`` is the plain form, for every core and every distribution.
+"""
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from rl2meta.agents.cores import lstm_kernels
+from rl2meta.agents.cores.core import Seen
+from rl2meta.agents.cores.lstm_layer import packed_both, parts_of
+from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads, packed_heads, scaled, told_of
+from rl2meta.agents.ppo_lstm_kernels import learn
+from rl2meta.divided import divided
+from rl2meta.kernels import flat
+from rl2meta.shards import Lost
+
+if TYPE_CHECKING:
+    from rl2meta.agents.ppo import ActorCritic, Batch
+
+_STEPS_OF_A_BLOCK = 640  # steps of trials that go forward and back together; numbers of 48 units are 0.9 MB
+
+
+class LossOfTrials:
+    """Returns the loss of trials of a batch, by their numbers.
+
+    Args:
+        network: an LSTM of one layer whose inputs have no weights, with a discrete head.
+        batch: on the CPU, in float32.
+        numbers: in the loss.
+        trial_length: maximum number of steps in a trial.
+    """
+
+    def __init__(
+        self, network: "ActorCritic", batch: "Batch", numbers: Weights, trial_length: int | None
+    ) -> None:
+        core: Any = network.core
+        head = network.discrete_head
+        assert head is not None
+        self._weights = *core.only_layer, head.weight, head.bias, network.value.weight, network.value.bias
+        inputs = core.input(Seen(*batch.inputs[:4], trial_length)).detach()  # [T, B, inputs]
+        self._given = flat(inputs), *known_of(Taken(*batch[1:], batch.inputs.legal))
+        self._sizes = tuple(inputs.shape)
+        self._counted, self._numbers = batch.mask.sum(dim=0), numbers  # [B]
+
+    def __call__(self, index: Tensor) -> Lost:
+        """Return the loss of the trials at ``index`` [N], a mean over their steps."""
+        counted = self._counted[index].sum()
+        numbers = np.array([*self._numbers, 1 / float(counted)])
+        given = self._given, flat(index), numbers, self._sizes
+        loss, told = _Loss.apply(*self._weights, given, self._numbers)  # type: ignore[no-untyped-call]
+        return Lost(loss, counted, dict(zip(METRICS, told.unbind(), strict=True)))
+
+
+class _Loss(torch.autograd.Function):
+    """The weights of the layer and of the heads -> the loss, a scalar, and the metrics, [5]."""
+
+    @staticmethod
+    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
+        *layer, policy, policy_bias, value, value_bias, all_trials, weights = given
+        (x, *known), index, numbers, (steps, trials, inputs) = all_trials
+        w, u = layer[:2]
+        read, hidden = packed_both(layer)
+        heads = packed_heads((policy, policy_bias, value, value_bias), hidden)
+        parts, outputs, sizes = parts_of(len(index), steps), len(policy) + 1, (steps, trials, inputs, hidden)
+        entries = 4 * hidden * (inputs + hidden), 4 * hidden, outputs * hidden, outputs
+        found = (
+            *(np.zeros((len(parts), each), np.float32) for each in entries),
+            np.zeros((len(parts), len(METRICS))),
+        )
+        block = max(2, _STEPS_OF_A_BLOCK // steps)
+        arrays = x, read, heads, *known, index, found, numbers, block
+        divided(lambda part, number: learn(*arrays, part, number, sizes), parts)
+        d_w, d_u, d_gates = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
+        sums_of_parts = found[0].reshape(-1), found[1].reshape(-1)
+        lstm_kernels.unpack(
+            *sums_of_parts, *map(flat, (d_w, d_u, d_gates)), len(parts), inputs, u.shape[1], hidden
+        )
+        d_rows, d_head_bias, sums = (each.sum(axis=0) for each in found[2:])
+        d_rows = torch.from_numpy(d_rows.reshape(outputs, hidden))
+        of_them = of_heads(d_rows, torch.from_numpy(d_head_bias), u.shape[1])
+        ctx.found = [d_w, d_u, d_gates, d_gates, *of_them]
+        loss, metrics = told_of(sums, weights)
+        ctx.mark_non_differentiable(metrics)
+        return loss, metrics
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        return *scaled(ctx.found, d_loss), None, None
