@@ -12,7 +12,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from rl2meta.adam import Adam
+from rl2meta.adam import Adam, clip_gradients
 from rl2meta.agents.all_actions import Given, all_action_surrogate, judged, sees_all
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
@@ -130,6 +130,12 @@ class ActorCritic(nn.Module):
             return None
         return self.policy.linear
 
+    @property
+    def compiles_all(self) -> bool:
+        """Whether kernels are chosen, and compute the core and the heads together."""
+        core = getattr(self.core, "only_layer", None)
+        return core is not None and compiled(self.value.weight) and self.discrete_head is not None
+
     def judged(self, output: Output, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
         """Return π over legal actions and the scaled value [...] for the core's output, [..., features]."""
         value = self.value(output.features).squeeze(-1)  # [..., 1] -> [...]
@@ -175,8 +181,18 @@ class PPOAgent:
     def act(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
         """Let the core read the step and sample from its policy."""
         with threads_to_kernels(_compiles(self.network)):
+            if self.network.compiles_all and not torch.is_grad_enabled():
+                return self._act_compiled(carry, step)
             policy, value, following = self._read(carry, step)
             return _chosen(policy, value, carry.generator), following
+
+    def _act_compiled(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
+        from rl2meta.agents.ppo_lstm import act
+
+        seen, legal, position = self._seen(carry, step)
+        done = act(self.network, seen, legal, carry.state, carry.generator)
+        notes = {"log_prob": done.log_prob, "value": done.value}
+        return Choice(done.action, done.mode, notes), carry._replace(state=done.state, position=position)
 
     def act_and_tell(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry, Told]:
         """Do what ``act`` does; tell the policy, and the value as the network learns it: per step left."""
@@ -187,14 +203,19 @@ class PPOAgent:
 
     def _read(self, carry: PPOCarry, step: TimeStep) -> tuple[ActionDistribution, Tensor, PPOCarry]:
         """Return the policy, the scaled value [B] and the next carry."""
+        seen, legal, following = self._seen(carry, step)
+        output, state = self.network.core.step(seen, carry.state)
+        policy, value = self.network.judged(output, legal)
+        return policy, value, carry._replace(state=state, position=following)
+
+    def _seen(self, carry: PPOCarry, step: TimeStep) -> tuple[Seen, Tensor, Position]:
+        """Return what the core reads, which actions are legal, and the position of the next step."""
         step = self.network.step_in_units(step, carry.position.trial_step == 0)
         position = carry.position._replace(
             episode_step=carry.position.episode_step.masked_fill(step.first, 0)
         )
-        output, state = self.network.core.step(Seen(*step[:4], carry.trial_length, position), carry.state)
-        policy, value = self.network.judged(output, step.legal)
         following = Position(step.observation, position.episode_step + 1, position.trial_step + 1)
-        return policy, value, carry._replace(state=state, position=following)
+        return Seen(*step[:4], carry.trial_length, position), step.legal, following
 
     def adapt(self, carry: PPOCarry, trajectory: Trajectory) -> PPOCarry:
         """Return the carry as it is."""
@@ -447,7 +468,7 @@ class PPO(WholeIsOneShard):
         self, batch: Batch, entropy_weight: float, trial_length: int | None
     ) -> Callable[[Tensor], Lost]:
         """Return the loss of trials of a batch as a function of their numbers."""
-        if self.auxiliary is None and self._fuses(self.network.value.weight) and getattr(self.network.core, "only_layer", None):
+        if self.auxiliary is None and self.network.compiles_all:
             from rl2meta.agents.ppo_lstm import LossOfTrials
 
             weights = self._in_the_loss(entropy_weight)
@@ -457,7 +478,7 @@ class PPO(WholeIsOneShard):
     def step(self, losses: Sequence[Callable[[], Lost]], shards: Shards = ALONE) -> dict[str, Tensor]:
         """Take one gradient step on a minibatch, with the loss of each shard's part; return its metrics."""
         told = set_gradients(self._weights, losses, shards)
-        norm = nn.utils.clip_grad_norm_(self._weights, self.config.max_gradient_norm)
+        norm = clip_gradients(self._weights, self.config.max_gradient_norm)
         self.optimizer.step()
         return told | {"gradient_norm": norm}
 

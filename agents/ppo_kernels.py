@@ -38,7 +38,7 @@ from rl2meta.vectors import (
     sub,
 )
 
-_BLOCK = 64  # steps
+BLOCK = 64  # steps
 _float = np.float32
 
 
@@ -77,11 +77,11 @@ def judge_all(
     """Do what ``judge`` does, for other kernels."""
     rows, width = len(action), len(bias)
     features, outputs = len(x) // rows, len(d_bias)
-    z, both = np.zeros(outputs * _BLOCK, _float), np.zeros(2 * outputs * _BLOCK, _float)
-    mine, parts = np.zeros(5 * _BLOCK, _float), np.zeros(5 * _BLOCK, _float)
-    for first in range(0, rows, _BLOCK):
-        steps = min(_BLOCK, rows - first)
-        _outputs(x, columns, bias, z, first, steps, features, width)
+    z, both = np.zeros(outputs * BLOCK, _float), np.zeros(2 * outputs * BLOCK, _float)
+    mine, parts = np.zeros(5 * BLOCK, _float), np.zeros(5 * BLOCK, _float)
+    for first in range(0, rows, BLOCK):
+        steps = min(BLOCK, rows - first)
+        outputs_of(x, columns, bias, z, first, steps, features, width)
         _take(known, action, mine, first, steps, rows, numbers[3])
         _take_all(old, immediate, legal, both, z, first, steps, outputs - 1)
         for step in range(0, steps, LANES):
@@ -90,14 +90,14 @@ def judge_all(
         _add_heads(z, x, d_heads, d_bias, first, steps, features, outputs)
         for step in range(steps):
             for part in range(5):
-                sums[part] += parts[part * _BLOCK + step]
+                sums[part] += parts[part * BLOCK + step]
 
 
 @njit
-def _outputs(x, columns, bias, z, first, steps, features, width):
-    """Set the outputs of a block, [outputs, _BLOCK]."""
+def outputs_of(x, columns, bias, z, first, steps, features, width):
+    """Set the outputs of a block, [outputs, BLOCK]."""
     found = np.empty(8 * LANES, _float)
-    outputs = len(z) // _BLOCK
+    outputs = len(z) // BLOCK
     for column in range(0, outputs, LANES):
         start = load(bias, column)
         for step in range(0, steps, 8):
@@ -110,81 +110,98 @@ def _outputs(x, columns, bias, z, first, steps, features, width):
             store_at(found, 0, LANES, (0, 1, 2, 3, 4, 5, 6, 7), some + others)
             for output in range(column, min(column + LANES, outputs)):
                 for one in range(min(8, steps - step)):
-                    z[output * _BLOCK + step + one] = found[one * LANES + output - column]
+                    z[output * BLOCK + step + one] = found[one * LANES + output - column]
 
 
 @njit
 def _take(known, action, mine, first, steps, rows, scale):
-    """Set log π_old(b), the advantage, the target, the share and b of a block, [5, _BLOCK]."""
+    """Set log π_old(b), the advantage, the target, the share and b of a block, [5, BLOCK]."""
     mine[:] = 0
     for step in range(steps):
         for field in range(4):
-            mine[field * _BLOCK + step] = known[field * rows + first + step]
-        mine[3 * _BLOCK + step] *= _float(scale)
-        mine[4 * _BLOCK + step] = action[first + step]
+            mine[field * BLOCK + step] = known[field * rows + first + step]
+        mine[3 * BLOCK + step] *= _float(scale)
+        mine[4 * BLOCK + step] = action[first + step]
 
 
 @njit
 def _take_all(old, immediate, legal, both, z, first, steps, actions):
-    """Set log π_old and the immediate advantages of a block, [2, A, _BLOCK]; make logits impossible."""
+    """Set log π_old and the immediate advantages of a block, [2, A, BLOCK]; make logits impossible."""
     for step in range(steps):
         row = (first + step) * actions
         for a in range(actions):
             if len(old):
-                both[a * _BLOCK + step] = old[row + a]
-                both[(actions + a) * _BLOCK + step] = immediate[row + a]
-            if len(legal) and not legal[row + a]:
-                z[a * _BLOCK + step] = _float(-1e9)
+                both[a * BLOCK + step] = old[row + a]
+                both[(actions + a) * BLOCK + step] = immediate[row + a]
+    forbid(legal, z, first, steps, actions)
+
+
+@njit
+def forbid(legal, z, first, steps, actions):
+    """Give illegal actions of a block probability 0; ``legal`` may be empty."""
+    if len(legal):
+        for step in range(steps):
+            for a in range(actions):
+                if not legal[(first + step) * actions + a]:
+                    z[a * BLOCK + step] = _float(-1e9)
+
+
+@njit
+def log_softmax(z, step, actions):
+    """Put log π of LANES steps in place of their logits."""
+    top, total = load(z, step), constant(_float(0))
+    for a in range(1, actions):
+        other = load(z, a * BLOCK + step)
+        top = if_at_most(top, other, other, top)
+    for a in range(actions):
+        total = add(total, whole_exp(sub(load(z, a * BLOCK + step), top)))
+    below = add(top, log(total))
+    for a in range(actions):
+        store(z, a * BLOCK + step, sub(load(z, a * BLOCK + step), below))
 
 
 @njit
 def _descend(z, both, mine, parts, step, actions, all_actions, numbers):
     """Put the gradient by the outputs of LANES steps in their place; set shares of loss and metrics."""
     zero, one, clip = constant(_float(0)), constant(_float(1)), constant(_float(numbers[0]))
-    old, advantage, target = load(mine, step), load(mine, _BLOCK + step), load(mine, 2 * _BLOCK + step)
-    share, taken = load(mine, 3 * _BLOCK + step), load(mine, 4 * _BLOCK + step)
-    top, total, entropy, chosen = load(z, step), zero, zero, zero
-    for a in range(1, actions):
-        other = load(z, a * _BLOCK + step)
-        top = if_at_most(top, other, other, top)
+    old, advantage, target = load(mine, step), load(mine, BLOCK + step), load(mine, 2 * BLOCK + step)
+    share, taken = load(mine, 3 * BLOCK + step), load(mine, 4 * BLOCK + step)
+    log_softmax(z, step, actions)
+    entropy = chosen = zero
     for a in range(actions):
-        total = add(total, _whole(sub(load(z, a * _BLOCK + step), top)))
-    below = add(top, log(total))
-    for a in range(actions):
-        log_pi = sub(load(z, a * _BLOCK + step), below)
-        store(z, a * _BLOCK + step, log_pi)
+        log_pi = load(z, a * BLOCK + step)
         chosen = if_equal(taken, constant(_float(a)), log_pi, chosen)
-        entropy = sub(entropy, mul(_whole(log_pi), log_pi))
+        entropy = sub(entropy, mul(whole_exp(log_pi), log_pi))
     ratio, moved = exp_and_less(sub(chosen, old))
     gain, steep = _clipped(ratio, one, advantage, clip)
     whole, won = steep, zero
     if all_actions:
         for a in range(actions):
-            pi, before = _whole(load(z, a * _BLOCK + step)), load(both, a * _BLOCK + step)
-            more, slope = _clipped(pi, _whole(before), load(both, (actions + a) * _BLOCK + step), clip)
+            pi, before = whole_exp(load(z, a * BLOCK + step)), load(both, a * BLOCK + step)
+            more, slope = _clipped(pi, whole_exp(before), load(both, (actions + a) * BLOCK + step), clip)
             won, whole = add(won, more), add(whole, slope)
-            store(both, a * _BLOCK + step, slope)
+            store(both, a * BLOCK + step, slope)
     cost = constant(_float(numbers[2]))
     for a in range(actions):
-        log_pi = load(z, a * _BLOCK + step)
-        pi, slope = _whole(log_pi), if_equal(taken, constant(_float(a)), steep, zero)
+        log_pi = load(z, a * BLOCK + step)
+        pi, slope = whole_exp(log_pi), if_equal(taken, constant(_float(a)), steep, zero)
         if all_actions:
-            slope = add(slope, load(both, a * _BLOCK + step))
+            slope = add(slope, load(both, a * BLOCK + step))
         push = fma(mul(cost, pi), add(log_pi, entropy), sub(mul(pi, whole), slope))
-        store(z, a * _BLOCK + step, mul(share, push))
-    error = sub(load(z, actions * _BLOCK + step), target)
+        store(z, a * BLOCK + step, mul(share, push))
+    error = sub(load(z, actions * BLOCK + step), target)
     twice = mul(share, constant(_float(2 * numbers[1])))
-    store(z, actions * _BLOCK + step, mul(twice, error))
+    store(z, actions * BLOCK + step, mul(twice, error))
     store(parts, step, mul(share, add(gain, won)))
-    store(parts, _BLOCK + step, mul(share, mul(error, error)))
-    store(parts, 2 * _BLOCK + step, mul(share, entropy))
-    store(parts, 3 * _BLOCK + step, mul(share, sub(moved, sub(chosen, old))))
+    store(parts, BLOCK + step, mul(share, mul(error, error)))
+    store(parts, 2 * BLOCK + step, mul(share, entropy))
+    store(parts, 3 * BLOCK + step, mul(share, sub(moved, sub(chosen, old))))
     far = if_at_most(moved, clip, if_at_most(sub(zero, clip), moved, zero, one), one)
-    store(parts, 4 * _BLOCK + step, mul(share, far))
+    store(parts, 4 * BLOCK + step, mul(share, far))
 
 
 @inlined
-def _whole(x):
+def whole_exp(x):
     """Return eˣ."""
     e, scale = exp(x)
     return mul(e, scale)
@@ -212,7 +229,7 @@ def _give_back(z, heads, d_x, first, steps, features, outputs):
             these, those = four_from(step, steps - 1), four_from(step + 4, steps - 1)
             some = others = (zero, zero, zero, zero)
             for output in range(outputs):
-                vector, at = load(heads, output * features + feature), output * _BLOCK
+                vector, at = load(heads, output * features + feature), output * BLOCK
                 some = plus(some, vector, spread_at(z, at, 1, these))
                 others = plus(others, vector, spread_at(z, at, 1, those))
             store_at(d_x, first * features + feature, features, these + those, some + others)
@@ -234,8 +251,8 @@ def _add_heads(z, x, d_heads, d_bias, first, steps, features, outputs):
             )
             for step in range(steps):
                 vector = load(x, (first + step) * features + feature)
-                sums = plus(sums, vector, spread_at(z, step, _BLOCK, four))
+                sums = plus(sums, vector, spread_at(z, step, BLOCK, four))
             store_at(d_heads, at, features, four, sums)
     for step in range(steps):
         for output in range(outputs):
-            d_bias[output] += z[output * _BLOCK + step]
+            d_bias[output] += z[output * BLOCK + step]

@@ -1,30 +1,76 @@
-"""PPO's loss for one LSTM layer with discrete actions, of which kernels compute all: ``ppo_lstm_kernels``.
+"""Acting and PPO's loss for one LSTM layer with discrete actions, by the kernels of ``ppo_lstm_kernels``.
 
-Most of a small minibatch's time goes into beginning operations, not into computing. So what is the same in
-every minibatch of a batch is prepared once, and one operation takes the trials and gives the gradient.
-``PPO.lost`` is the plain form, for every core and every distribution.
+Most of the time of a step or of a small minibatch goes into beginning operations, not into computing. So one
+operation does a step and draws actions; another takes trials and gives the gradient, and what is the same in
+every minibatch is prepared once. The plain forms, for every core and every distribution, are in ``ppo``.
 """
 
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from rl2meta.agents import ppo_lstm_kernels as kernels
 from rl2meta.agents.cores import lstm_kernels
 from rl2meta.agents.cores.core import Seen
-from rl2meta.agents.cores.lstm_layer import packed_both, parts_of
+from rl2meta.agents.cores.lstm_layer import pack_layer, packed_both, parts_of
 from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads, packed_heads, scaled, told_of
-from rl2meta.agents.ppo_lstm_kernels import learn
 from rl2meta.divided import divided
 from rl2meta.kernels import flat
 from rl2meta.shards import Lost
+from rl2meta.vectors import widened
 
 if TYPE_CHECKING:
     from rl2meta.agents.ppo import ActorCritic, Batch
 
 _STEPS_OF_A_BLOCK = 640  # steps of trials that go forward and back together; numbers of 48 units are 0.9 MB
+
+
+class Acted(NamedTuple):
+    """A step of every trial: action, the most likely action, its log π and the value, [B], and the state."""
+
+    action: Tensor
+    mode: Tensor
+    log_prob: Tensor
+    value: Tensor
+    state: tuple[Tensor, Tensor]
+
+
+def act(network: "ActorCritic", seen: Seen, legal: Tensor, state: Any, generator: torch.Generator) -> Acted:
+    """Read a step of every trial, and draw an action from the policy, without gradients.
+
+    Args:
+        network: an LSTM of one layer whose inputs have no weights, with a discrete head.
+        seen: the step, [B, ...].
+        legal: bool [B, A], or [B, 0].
+        state: of the core before the step.
+        generator: of one number of U[0, 1) for each trial, as ``Categorical`` draws it.
+    """
+    core: Any = network.core
+    layer, x = core.only_layer, core.input(seen)  # [B, inputs]
+    (rows, inputs), units = x.shape, layer[1].shape[1]
+    *read, _, hidden = pack_layer(layer)
+    place = torch.rand(1, rows, generator=generator)
+    before = [flat(widened(each[0])) for each in state]
+    after = [x.new_empty(rows, hidden) for _ in before]
+    drawn, sizes = x.new_empty(4, rows), (rows, inputs, hidden)
+    arrays = (
+        *(flat(x), tuple(read), packed_heads(_heads(network), hidden), *before),
+        *(flat(place), flat(legal), *map(flat, after), flat(drawn)),
+    )
+    divided(lambda part, _: kernels.act(*arrays, part, sizes), parts_of(rows, 1))
+    action, mode = drawn[:2].long()
+    new_h, new_c = (each[:, :units].unsqueeze(0) for each in after)
+    return Acted(action, mode, drawn[2], drawn[3], (new_h, new_c))
+
+
+def _heads(network: "ActorCritic") -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return weight and bias of the policy's head and of the value's."""
+    head = network.discrete_head
+    assert head is not None
+    return head.weight, head.bias, network.value.weight, network.value.bias
 
 
 class LossOfTrials:
@@ -41,9 +87,7 @@ class LossOfTrials:
         self, network: "ActorCritic", batch: "Batch", numbers: Weights, trial_length: int | None
     ) -> None:
         core: Any = network.core
-        head = network.discrete_head
-        assert head is not None
-        self._weights = *core.only_layer, head.weight, head.bias, network.value.weight, network.value.bias
+        self._weights = *core.only_layer, *_heads(network)
         inputs = core.input(Seen(*batch.inputs[:4], trial_length)).detach()  # [T, B, inputs]
         self._given = flat(inputs), *known_of(Taken(*batch[1:], batch.inputs.legal))
         self._sizes = tuple(inputs.shape)
@@ -76,7 +120,7 @@ class _Loss(torch.autograd.Function):
         )
         block = max(2, _STEPS_OF_A_BLOCK // steps)
         arrays = x, read, heads, *known, index, found, numbers, block
-        divided(lambda part, number: learn(*arrays, part, number, sizes), parts)
+        divided(lambda part, number: kernels.learn(*arrays, part, number, sizes), parts)
         d_w, d_u, d_gates = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
         sums_of_parts = found[0].reshape(-1), found[1].reshape(-1)
         lstm_kernels.unpack(

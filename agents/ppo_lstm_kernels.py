@@ -1,4 +1,4 @@
-"""The loss of ``PPO`` for one LSTM layer with discrete actions and its gradient, in one pass, compiled by Numba.
+"""Acting, and the loss of ``PPO`` with its gradient, for one LSTM layer with discrete actions, by Numba.
 
 A block of trials goes forward through all its steps, through the loss and back before the next one begins, so
 what the way back needs is still in a cache; and nothing of it is given to torch. It is made of the functions
@@ -10,9 +10,10 @@ from numba import njit
 
 from rl2meta.agents import ppo_kernels
 from rl2meta.agents.cores import lstm_kernels
-from rl2meta.agents.cores.lstm_kernels import all_backward, all_forward
-from rl2meta.agents.ppo_kernels import judge_all
+from rl2meta.agents.cores.lstm_kernels import all_backward, all_forward, one_step
+from rl2meta.agents.ppo_kernels import BLOCK, forbid, judge_all, log_softmax, outputs_of, whole_exp
 from rl2meta.kernels import kept_with
+from rl2meta.vectors import LANES, add, constant, if_at_most, if_equal, inlined, load, mul, store
 
 _float = np.float32
 
@@ -87,6 +88,66 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
         )
 
 
+@kept_with(lstm_kernels, ppo_kernels)
+def act(x, layer, heads, h, c, place, legal, new_h, new_c, drawn, part, sizes):
+    """Do a step of a part of the trials and draw an action, the first a with π(0) + … + π(a) > u.
+
+    Args:
+        x: inputs [B, inputs].
+        layer: w and its bias.
+        heads: rows, columns and bias.
+        h, c: the state before, [B, H].
+        place: u of U[0, 1), [B].
+        legal: [B, A], or empty.
+        new_h, new_c: set to the state after the step.
+        drawn: set to the action, the most likely one, log π of the action and the value, [4, B].
+        part: the first trial and the one behind the last.
+        sizes: B, inputs and units.
+    """
+    rows, _, hidden = sizes
+    outputs, width = len(heads[0]) // hidden, len(heads[2])
+    z, own = np.zeros(outputs * BLOCK, _float), np.zeros(4 * BLOCK, _float)
+    one_step(x, 0, layer[0], layer[1], h, c, 0, new_h, new_c, 0, new_c, new_c, False, True, part, sizes)
+    for first in range(part[0], part[1], BLOCK):
+        steps = min(BLOCK, part[1] - first)
+        outputs_of(new_h, heads[1], heads[2], z, first, steps, hidden, width)
+        forbid(legal, z, first, steps, outputs - 1)
+        own[3 * BLOCK : 3 * BLOCK + steps] = place[first : first + steps]
+        for step in range(0, steps, LANES):
+            log_softmax(z, step, outputs - 1)
+            _draw(z, own, step, outputs - 1)
+        for step in range(steps):
+            for field in range(3):
+                drawn[field * rows + first + step] = own[field * BLOCK + step]
+            drawn[3 * rows + first + step] = z[(outputs - 1) * BLOCK + step]
+
+
+@njit
+def _draw(z, own, step, actions):
+    """Set action, most likely action and log π of the action of LANES steps from u, which stands behind them."""
+    zero, one = constant(_float(0)), constant(_float(1))
+    total = up_to = action = likely = chosen = zero
+    best = load(z, step)
+    for a in range(actions):
+        total = add(total, _probability(load(z, a * BLOCK + step)))
+    reach = mul(load(own, 3 * BLOCK + step), total)  # u is scaled by the rounded sum, so it stays below it
+    for a in range(actions):
+        log_pi = load(z, a * BLOCK + step)
+        up_to = add(up_to, _probability(log_pi))
+        action = add(action, if_at_most(up_to, reach, one, zero))
+        likely = if_at_most(log_pi, best, likely, constant(_float(a)))
+        best = if_at_most(log_pi, best, best, log_pi)
+    for a in range(actions):
+        chosen = if_equal(action, constant(_float(a)), load(z, a * BLOCK + step), chosen)
+    store(own, step, action)
+    store(own, BLOCK + step, likely)
+    store(own, 2 * BLOCK + step, chosen)
+
+
+@inlined
+def _probability(log_pi):
+    """Return π, which must be 0 for what is impossible, so that it is never drawn."""
+    return if_at_most(log_pi, constant(_float(-87)), constant(_float(0)), whole_exp(log_pi))
 @njit
 def _empty(size):
     return np.empty(size, _float)

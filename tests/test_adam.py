@@ -2,10 +2,12 @@
 
 import copy
 
+import pytest
 import torch
 from torch import Tensor, nn
 
-from rl2meta.adam import Adam
+from rl2meta.adam import Adam, clip_gradients
+from rl2meta.randomness import generator
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 
@@ -31,3 +33,14 @@ def test_the_steps_are_those_of_torch() -> None:
     mine.load_state_dict(its_own)
     its.load_state_dict(saved)
     assert all(map(torch.equal, steps(ours, mine, 2), steps(theirs, its, 2)))
+
+
+@pytest.mark.parametrize("largest", [0.1, 1e6])
+def test_clips_as_torch_does_to_the_bit(largest: float) -> None:
+    found = []
+    for clip in (clip_gradients, torch.nn.utils.clip_grad_norm_):
+        weights = [torch.zeros(shape, requires_grad=True) for shape in ((3, 4), (5,), (2,))]
+        for weight in weights[:2]:  # the last one has no gradient
+            weight.grad = torch.randn(weight.shape, generator=generator(0, "gradient"))
+        found.append([clip(weights, largest), *(weight.grad for weight in weights[:2])])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))

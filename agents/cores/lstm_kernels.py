@@ -101,7 +101,7 @@ def unpack(packed, bias, d_w, d_u, d_bias, parts, inputs, units, hidden):
 
 
 @njit
-def _step(x, x_at, w, bias, h, c, at, new_h, new_c, to, gates, slopes, keep, remembers, part, sizes):
+def one_step(x, x_at, w, bias, h, c, at, new_h, new_c, to, gates, slopes, keep, remembers, part, sizes):
     """Do one step of a part of the trials, two at a time; ``at`` and ``to`` say where a step begins."""
     first, last = part
     rows, inputs, hidden = sizes
@@ -139,7 +139,7 @@ def step(x, w, bias, h, c, new_h, new_c, part, sizes):
     ``part`` is the first trial and the one behind the last, ``sizes`` are trials, inputs and units.
     """
     none = new_c  # nothing is kept
-    _step(x, 0, w, bias, h, c, 0, new_h, new_c, 0, none, none, False, True, part, sizes)
+    one_step(x, 0, w, bias, h, c, 0, new_h, new_c, 0, none, none, False, True, part, sizes)
 
 
 @njit
@@ -149,7 +149,7 @@ def all_forward(x, w, bias, h, c, gates, slopes, part, steps, sizes):
     for t in range(steps):
         to = t * rows * hidden
         before, x_at = to - rows * hidden, t * rows * inputs
-        _step(x, x_at, w, bias, h, c, before, h, c, to, gates, slopes, True, t > 0, part, sizes)
+        one_step(x, x_at, w, bias, h, c, before, h, c, to, gates, slopes, True, t > 0, part, sizes)
 
 
 @kept_on_disk

@@ -42,7 +42,7 @@ def step(x: Tensor, before: tuple[Tensor, Tensor], *weights: Tensor) -> tuple[Te
         weights: of the layer.
     """
     rows, units = before[0].shape
-    packed, bias, inputs, hidden = _packed(weights)
+    packed, bias, inputs, hidden = pack_layer(weights)
     state = [widened(each) for each in before]
     new_h, new_c = (x.new_empty(rows, hidden) for _ in range(2))
     arrays = flat(x), packed, bias, *map(flat, state), flat(new_h), flat(new_c)
@@ -55,7 +55,7 @@ class _Unroll(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, *weights: Tensor) -> Tensor:
-        packed, bias, inputs, hidden = _packed(weights)
+        packed, bias, inputs, hidden = pack_layer(weights)
         steps, rows, _ = x.shape
         sizes = rows, inputs, hidden
         h = x.new_empty(steps, rows, hidden)
@@ -90,7 +90,7 @@ class _Unroll(torch.autograd.Function):
         return d_x[..., :inputs] if wanted else None, *found, found[-1]
 
 
-def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
+def pack_layer(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
     """Return weights and bias as the kernels read them, the number of inputs, and that of units."""
     w, u = weights[:2]
     inputs, units = w.shape[1], u.shape[1]
@@ -102,7 +102,7 @@ def _packed(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
 
 def packed_both(weights: Sequence[Tensor]) -> tuple[tuple[Any, Any, Any], int]:
     """Return weights, bias and the panels of U as the kernels read them, and the number of units."""
-    packed, bias, _, hidden = _packed(weights)
+    packed, bias, _, hidden = pack_layer(weights)
     return (packed, bias, _packed_back(weights[1], hidden)), hidden
 
 

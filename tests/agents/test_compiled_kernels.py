@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from rl2meta.agents.cores.core import Output
+from rl2meta.agents.cores.core import Output, Seen
 from rl2meta.agents.cores.recurrent import LSTMConfig
 from rl2meta.agents.ppo import PPO, Batch
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
@@ -24,7 +24,7 @@ from rl2meta.trial import TimeStep
 pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
 from rl2meta.agents.cores.lstm_layer import step, unroll
 from rl2meta.agents.ppo_loss import Weights
-from rl2meta.agents.ppo_lstm import LossOfTrials
+from rl2meta.agents.ppo_lstm import LossOfTrials, act
 from rl2meta.tanh_chain import chain
 
 SHAPES = [(7, 37, 5, 20), (3, 66, 9, 48), (1, 1, 1, 1), (4, 5, 17, 33)]
@@ -273,3 +273,35 @@ def test_an_update_learns_what_it_learns_by_torch(
     assert fast == pytest.approx(plain, rel=1e-3, abs=1e-4)
     for one, other in zip(weights, others, strict=True):  # Adam divides by small gradients
         torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("units", [48, 20])
+@pytest.mark.parametrize("masked", [False, True])
+def test_acting_at_once_draws_what_torch_draws(units: int, masked: bool, threads: Any) -> None:
+    ours, known = whole(3, 1200, units, masked, False)
+    state = tuple(0.5 * random(1, 1200, units, part)[..., 0] for part in (1, 1))
+    step = TimeStep(*(None if field is None else field[1] for field in known.inputs))  # type: ignore[arg-type]
+    seen, legal = Seen(*step[:4]), step.legal if masked else torch.ones(1200, 0, dtype=torch.bool)
+    with torch.no_grad():
+        output, after = ours.network.core.step(seen, state)
+        policy, value = ours.network.judged(output, legal)
+        action = policy.sample(generator(0, "actions"))
+        wanted = action, policy.mode(), policy.log_prob(action), value, after
+        for number in (1, 4):
+            threads(number)
+            found = act(ours.network, seen, legal, state, generator(0, "actions"))
+            for one, other in zip(found, wanted, strict=True):
+                torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-5)
+    assert len(set(action.tolist())) == 4 and (not masked or legal.gather(1, action.unsqueeze(1)).all())
+
+
+def test_what_is_illegal_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None:
+    ours, known = whole(1, 70, 16, True, False)
+    legal = torch.zeros(70, 4, dtype=torch.bool)
+    legal[:, 2] = True
+    state = tuple(torch.zeros(1, 70, 16) for _ in range(2))
+    for place in (0.0, 1 - 2**-24):
+        monkeypatch.setattr(torch, "rand", lambda *shape, place=place, **_: torch.full(shape, place))
+        with torch.no_grad():
+            found = act(ours.network, Seen(*(field[0] for field in known.inputs[:4])), legal, state, None)  # type: ignore[arg-type]
+        assert (found.action == 2).all() and (found.mode == 2).all() and found.log_prob.abs().max() < 1e-6
