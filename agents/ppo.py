@@ -208,7 +208,7 @@ class PPOAgent:
         policy, value = self.network.judged(output, legal)
         return policy, value, carry._replace(state=state, position=following)
 
-    def _seen(self, carry: PPOCarry, step: TimeStep) -> tuple[Seen, Tensor, Position]:
+    def _seen(self, carry: PPOCarry, step: TimeStep) -> tuple[Seen, Tensor | None, Position]:
         """Return what the core reads, which actions are legal, and the position of the next step."""
         step = self.network.step_in_units(step, carry.position.trial_step == 0)
         position = carry.position._replace(

@@ -88,7 +88,8 @@ class _Loss(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *scaled(ctx.found, d_loss), None, None
+        found = ctx.found if float(d_loss) == 1 else [each * d_loss for each in ctx.found]
+        return *found, None, None
 
 
 def packed_heads(heads: Sequence[Tensor], features: int) -> tuple[Any, Any, Any]:
@@ -114,7 +115,7 @@ def known_of(taken: Taken) -> tuple[Any, Any, tuple[Any, Any, Any]]:
 
 def of_heads(rows: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """Return the gradients of weight and bias of the policy's and the value's head from those of the rows."""
-    return rows[:-1, :size], bias[:-1], rows[-1:, :size], bias[-1:]
+    return rows[:-1, :size].contiguous(), bias[:-1], rows[-1:, :size].contiguous(), bias[-1:]
 
 
 def told_of(sums: Any, weights: Weights) -> tuple[Tensor, Tensor]:
@@ -123,11 +124,6 @@ def told_of(sums: Any, weights: Weights) -> tuple[Tensor, Tensor]:
     loss = weights.value * lost - won - weights.entropy * entropy
     told = torch.tensor([loss, -won, *sums[1:]], dtype=torch.float32)
     return told[0], told[1:]
-
-
-def scaled(gradients: Sequence[Tensor], by: Tensor) -> list[Tensor]:
-    """Return the gradients of a loss times that by the loss, which is 1 in a training."""
-    return [*gradients] if float(by) == 1 else [each * by for each in gradients]
 
 
 def _numbers(size: int) -> Any:

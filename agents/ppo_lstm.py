@@ -10,13 +10,12 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from rl2meta.agents import ppo_lstm_kernels as kernels
 from rl2meta.agents.cores import lstm_kernels
 from rl2meta.agents.cores.core import Seen
 from rl2meta.agents.cores.lstm_layer import pack_layer, packed_both, parts_of
-from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads, packed_heads, scaled, told_of
+from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads, packed_heads, told_of
 from rl2meta.divided import divided
 from rl2meta.kernels import flat
 from rl2meta.shards import Lost
@@ -25,6 +24,7 @@ from rl2meta.vectors import widened
 if TYPE_CHECKING:
     from rl2meta.agents.ppo import ActorCritic, Batch
 
+_NONE = np.empty(0, np.bool_)
 _STEPS_OF_A_BLOCK = 640  # steps of trials that go forward and back together; numbers of 48 units are 0.9 MB
 
 
@@ -38,13 +38,13 @@ class Acted(NamedTuple):
     state: tuple[Tensor, Tensor]
 
 
-def act(network: "ActorCritic", seen: Seen, legal: Tensor, state: Any, generator: torch.Generator) -> Acted:
+def act(network: "ActorCritic", seen: Seen, legal: Tensor | None, state: Any, generator: torch.Generator) -> Acted:
     """Read a step of every trial, and draw an action from the policy, without gradients.
 
     Args:
         network: an LSTM of one layer whose inputs have no weights, with a discrete head.
         seen: the step, [B, ...].
-        legal: bool [B, A], or [B, 0].
+        legal: bool [B, A]; None or [B, 0]: every action is legal.
         state: of the core before the step.
         generator: of one number of U[0, 1) for each trial, as ``Categorical`` draws it.
     """
@@ -58,7 +58,7 @@ def act(network: "ActorCritic", seen: Seen, legal: Tensor, state: Any, generator
     drawn, sizes = x.new_empty(4, rows), (rows, inputs, hidden)
     arrays = (
         *(flat(x), tuple(read), packed_heads(_heads(network), hidden), *before),
-        *(flat(place), flat(legal), *map(flat, after), flat(drawn)),
+        *(flat(place), _NONE if legal is None else flat(legal), *map(flat, after), flat(drawn)),
     )
     divided(lambda part, _: kernels.act(*arrays, part, sizes), parts_of(rows, 1))
     action, mode = drawn[:2].long()
@@ -94,47 +94,29 @@ class LossOfTrials:
         self._counted, self._numbers = batch.mask.sum(dim=0), numbers  # [B]
 
     def __call__(self, index: Tensor) -> Lost:
-        """Return the loss of the trials at ``index`` [N], a mean over their steps."""
+        """Return the loss of the trials at ``index`` [N], a mean over their steps, with its gradients."""
         counted = self._counted[index].sum()
         numbers = np.array([*self._numbers, 1 / float(counted)])
-        given = self._given, flat(index), numbers, self._sizes
-        loss, told = _Loss.apply(*self._weights, given, self._numbers)  # type: ignore[no-untyped-call]
-        return Lost(loss, counted, dict(zip(METRICS, told.unbind(), strict=True)))
+        sums, gradients = self._learnt(flat(index), numbers)
+        loss, told = told_of(sums, self._numbers)
+        metrics = dict(zip(METRICS, told.unbind(), strict=True))
+        return Lost(loss, counted, metrics, dict(zip(self._weights, gradients, strict=True)))
 
-
-class _Loss(torch.autograd.Function):
-    """The weights of the layer and of the heads -> the loss, a scalar, and the metrics, [5]."""
-
-    @staticmethod
-    def forward(ctx: Any, *given: Any) -> tuple[Tensor, Tensor]:
-        *layer, policy, policy_bias, value, value_bias, all_trials, weights = given
-        (x, *known), index, numbers, (steps, trials, inputs) = all_trials
-        w, u = layer[:2]
+    def _learnt(self, index: Any, numbers: Any) -> tuple[Any, list[Tensor]]:
+        """Return the sums of the kernel and the gradients of all weights."""
+        (x, *known), (steps, trials, inputs) = self._given, self._sizes
+        (w, u, *_), (policy, *_) = layer, heads = self._weights[:4], self._weights[4:]
         read, hidden = packed_both(layer)
-        heads = packed_heads((policy, policy_bias, value, value_bias), hidden)
-        parts, outputs, sizes = parts_of(len(index), steps), len(policy) + 1, (steps, trials, inputs, hidden)
+        parts, outputs = parts_of(len(index), steps), len(policy) + 1
         entries = 4 * hidden * (inputs + hidden), 4 * hidden, outputs * hidden, outputs
-        found = (
-            *(np.zeros((len(parts), each), np.float32) for each in entries),
-            np.zeros((len(parts), len(METRICS))),
-        )
-        block = max(2, _STEPS_OF_A_BLOCK // steps)
-        arrays = x, read, heads, *known, index, found, numbers, block
+        found = *(np.zeros((len(parts), each), np.float32) for each in entries), np.zeros((len(parts), 5))
+        sizes, block = (steps, trials, inputs, hidden), max(2, _STEPS_OF_A_BLOCK // steps)
+        arrays = x, read, packed_heads(heads, hidden), *known, index, found, numbers, block
         divided(lambda part, number: kernels.learn(*arrays, part, number, sizes), parts)
-        d_w, d_u, d_gates = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
-        sums_of_parts = found[0].reshape(-1), found[1].reshape(-1)
-        lstm_kernels.unpack(
-            *sums_of_parts, *map(flat, (d_w, d_u, d_gates)), len(parts), inputs, u.shape[1], hidden
-        )
-        d_rows, d_head_bias, sums = (each.sum(axis=0) for each in found[2:])
+        of_layer = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
+        both = found[0].reshape(-1), found[1].reshape(-1)
+        lstm_kernels.unpack(*both, *map(flat, of_layer), len(parts), inputs, u.shape[1], hidden)
+        d_rows, d_bias, sums = (each.sum(axis=0) for each in found[2:])
         d_rows = torch.from_numpy(d_rows.reshape(outputs, hidden))
-        of_them = of_heads(d_rows, torch.from_numpy(d_head_bias), u.shape[1])
-        ctx.found = [d_w, d_u, d_gates, d_gates, *of_them]
-        loss, metrics = told_of(sums, weights)
-        ctx.mark_non_differentiable(metrics)
-        return loss, metrics
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, d_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        return *scaled(ctx.found, d_loss), None, None
+        of_them = of_heads(d_rows, torch.from_numpy(d_bias), u.shape[1])
+        return sums, [*of_layer, of_layer[2].clone(), *of_them]

@@ -29,6 +29,6 @@ def clip_gradients(weights: Sequence[Tensor], largest: float) -> Tensor:
     of one type, so the gradients need not be sorted by these, which takes most of its time.
     """
     gradients = [weight.grad for weight in weights if weight.grad is not None]
-    norm = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
     torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
     return norm

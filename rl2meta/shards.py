@@ -112,11 +112,13 @@ class Lost(NamedTuple):
         loss: a scalar with a graph: a mean over what counts.
         weight: how much counts, [].
         told: metrics, scalars that are means over the same.
+        gradients: of the loss by every weight, if they are known; then the loss has no graph.
     """
 
     loss: Tensor
     weight: Tensor
     told: Mapping[str, Tensor]
+    gradients: Mapping[Tensor, Tensor] | None = None
 
 
 ALONE = Shards()
@@ -137,10 +139,7 @@ def set_gradients(
     """
     rows, shares, names = [], [], []
     for loss in losses:
-        for weight in weights:
-            weight.grad = None
-        found = loss()
-        found.loss.backward()  # type: ignore[no-untyped-call]
+        found = _differentiated(loss, weights)
         names, told = list(found.told), [each.detach() for each in found.told.values()]
         if shards.total == 1:
             return dict(zip(names, told, strict=True))
@@ -152,6 +151,19 @@ def set_gradients(
     for weight, gradient in zip(weights, gradients, strict=True):
         weight.grad = gradient.view_as(weight)
     return dict(zip(names, told_means.unbind(), strict=True))
+
+
+def _differentiated(loss: Callable[[], Lost], weights: Sequence[Tensor]) -> Lost:
+    """Return the loss of a shard, and set the gradients of the weights to its own."""
+    for weight in weights:
+        weight.grad = None
+    found = loss()
+    if found.gradients is None:
+        found.loss.backward()  # type: ignore[no-untyped-call]
+    else:
+        for weight, gradient in found.gradients.items():
+            weight.grad = gradient
+    return found
 
 
 def _flat_gradient(weight: Tensor) -> Tensor:

@@ -219,8 +219,9 @@ def whole(steps: int, rows: int, units: int, masked: bool, all_actions: bool) ->
 
 
 def found_of(lost: Lost, ours: PPO) -> list[Tensor]:
-    """Return loss, weight, metrics and the gradients of three times the loss."""
-    gradient = torch.autograd.grad(3 * lost.loss, list(ours.network.parameters()))
+    """Return loss, weight, metrics and the gradients of all weights."""
+    weights, known = list(ours.network.parameters()), lost.gradients
+    gradient = torch.autograd.grad(lost.loss, weights) if known is None else [known[each] for each in weights]
     return [lost.loss.detach(), lost.weight, *(each.detach() for each in lost.told.values()), *gradient]
 
 
@@ -247,7 +248,8 @@ def test_an_advantage_that_is_no_number_is_not_hidden() -> None:
     known.value_target[2, 3] = torch.nan
     weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
     lost = LossOfTrials(ours.network, known, weights, None)(torch.arange(9))
-    assert lost.loss.isnan() and torch.autograd.grad(lost.loss, [ours.network.value.bias])[0].isnan()
+    assert lost.gradients is not None
+    assert lost.loss.isnan() and lost.gradients[ours.network.value.bias].isnan()
 
 
 @pytest.mark.parametrize("core", [{}, {"embedding_sizes": [7]}, {"num_layers": 2}])
