@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from rl2meta.agents.ppo import ActorCritic, Batch
 
 _NONE = np.empty(0, np.bool_)
-_STEPS_OF_A_BLOCK = 640  # steps of trials that go forward and back together; numbers of 48 units are 0.9 MB
+_TRIALS_OF_A_BLOCK = 48  # which go forward and back together: more leave the cache, fewer read weights more often
 
 
 class Acted(NamedTuple):
@@ -110,8 +110,8 @@ class LossOfTrials:
         parts, outputs = parts_of(len(index), steps), len(policy) + 1
         entries = 4 * hidden * (inputs + hidden), 4 * hidden, outputs * hidden, outputs
         found = *(np.zeros((len(parts), each), np.float32) for each in entries), np.zeros((len(parts), 5))
-        sizes, block = (steps, trials, inputs, hidden), max(2, _STEPS_OF_A_BLOCK // steps)
-        arrays = x, read, packed_heads(heads, hidden), *known, index, found, numbers, block
+        sizes = steps, trials, inputs, hidden
+        arrays = x, read, packed_heads(heads, hidden), *known, index, found, numbers, _TRIALS_OF_A_BLOCK
         divided(lambda part, number: kernels.learn(*arrays, part, number, sizes), parts)
         of_layer = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
         both = found[0].reshape(-1), found[1].reshape(-1)
