@@ -12,7 +12,7 @@ import gymnasium as gym
 import torch
 from torch import Tensor, nn
 
-from rl2meta.adam import Adam, clip_gradients
+from rl2meta.adam import Adam
 from rl2meta.agents.all_actions import Given, all_action_surrogate, judged, sees_all
 from rl2meta.agents.cores.core import Core, Output, Position, Seen
 from rl2meta.agents.ppo_config import PPOConfig
@@ -37,7 +37,7 @@ from rl2meta.returns import (
 )
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
 from rl2meta.spaces import input_encoding
-from rl2meta.training import WholeIsOneShard, linear, set_rate
+from rl2meta.training import WholeIsOneShard, clip_gradients, linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial, over_fields
 from rl2meta.units import RAW, ActionUnits, ObservationUnits, RewardUnits, UnitsConfig, action_units, set_once
 

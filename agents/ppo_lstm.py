@@ -19,7 +19,7 @@ from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads,
 from rl2meta.divided import divided
 from rl2meta.kernels import flat
 from rl2meta.shards import Lost
-from rl2meta.vectors import widened
+from rl2meta.vectors import wide, widened
 
 if TYPE_CHECKING:
     from rl2meta.agents.ppo import ActorCritic, Batch
@@ -42,7 +42,7 @@ def act(network: "ActorCritic", seen: Seen, legal: Tensor | None, state: Any, ge
     """Read a step of every trial, and draw an action from the policy, without gradients.
 
     Args:
-        network: an LSTM of one layer whose inputs have no weights, with a discrete head.
+        network: an LSTM of one layer with a discrete head.
         seen: the step, [B, ...].
         legal: bool [B, A]; None or [B, 0]: every action is legal.
         state: of the core before the step.
@@ -77,7 +77,7 @@ class LossOfTrials:
     """Returns the loss of trials of a batch, by their numbers.
 
     Args:
-        network: an LSTM of one layer whose inputs have no weights, with a discrete head.
+        network: an LSTM of one layer with a discrete head.
         batch: on the CPU, in float32.
         numbers: in the loss.
         trial_length: maximum number of steps in a trial.
@@ -87,32 +87,46 @@ class LossOfTrials:
         self, network: "ActorCritic", batch: "Batch", numbers: Weights, trial_length: int | None
     ) -> None:
         core: Any = network.core
+        self._read, self._before = core.input, [*core.input.parameters()]  # what learns before the layer
         self._weights = *core.only_layer, *_heads(network)
-        inputs = core.input(Seen(*batch.inputs[:4], trial_length)).detach()  # [T, B, inputs]
-        self._given = flat(inputs), *known_of(Taken(*batch[1:], batch.inputs.legal))
-        self._sizes = tuple(inputs.shape)
+        self._seen, self._length = batch.inputs[:4], trial_length
+        self._inputs = None if self._before else core.input(Seen(*self._seen, trial_length))  # [T, B, inputs]
+        self._known = known_of(Taken(*batch[1:], batch.inputs.legal))
         self._counted, self._numbers = batch.mask.sum(dim=0), numbers  # [B]
 
     def __call__(self, index: Tensor) -> Lost:
         """Return the loss of the trials at ``index`` [N], a mean over their steps, with its gradients."""
         counted = self._counted[index].sum()
+        x, place = self._inputs_of(index)
+        d_x = x.new_empty(*x.shape[:2], wide(x.shape[2]) if self._before else 0)
         numbers = np.array([*self._numbers, 1 / float(counted)])
-        sums, gradients = self._learnt(flat(index), numbers)
+        sums, gradients = self._learnt((x, place, d_x), index, numbers)
+        if self._before:
+            gradients += torch.autograd.grad(x, self._before, d_x[..., : x.shape[2]])
         loss, told = told_of(sums, self._numbers)
+        weights = *self._weights, *self._before
         metrics = dict(zip(METRICS, told.unbind(), strict=True))
-        return Lost(loss, counted, metrics, dict(zip(self._weights, gradients, strict=True)))
+        return Lost(loss, counted, metrics, dict(zip(weights, gradients, strict=True)))
 
-    def _learnt(self, index: Any, numbers: Any) -> tuple[Any, list[Tensor]]:
-        """Return the sums of the kernel and the gradients of all weights."""
-        (x, *known), (steps, trials, inputs) = self._given, self._sizes
-        (w, u, *_), (policy, *_) = layer, heads = self._weights[:4], self._weights[4:]
-        read, hidden = packed_both(layer)
-        parts, outputs = parts_of(len(index), steps), len(policy) + 1
+    def _inputs_of(self, index: Tensor) -> tuple[Tensor, Tensor]:
+        """Return inputs, [T, X, inputs], and the numbers of the trials at ``index`` among these X."""
+        if self._inputs is not None:
+            return self._inputs, index
+        observation, action, reward, first = (field.index_select(1, index) for field in self._seen)  # [T, N, ...]
+        return self._read(Seen(observation, action, reward, first, self._length)), torch.arange(len(index))
+
+    def _learnt(self, given: Any, index: Tensor, numbers: Any) -> tuple[Any, list[Tensor]]:
+        """Return the sums of the kernel and the gradients of the layer and the heads; set that of x."""
+        (x, _, d_x), (w, u, *_) = given, self._weights
+        layer, heads, (steps, _, inputs) = self._weights[:4], self._weights[4:], x.shape
+        read, hidden = packed_both(layer, d_x.numel() > 0)
+        parts, outputs = parts_of(len(index), steps), len(heads[0]) + 1
         entries = 4 * hidden * (inputs + hidden), 4 * hidden, outputs * hidden, outputs
         found = *(np.zeros((len(parts), each), np.float32) for each in entries), np.zeros((len(parts), 5))
-        sizes = steps, trials, inputs, hidden
-        arrays = x, read, packed_heads(heads, hidden), *known, index, found, numbers, _TRIALS_OF_A_BLOCK
-        divided(lambda part, number: kernels.learn(*arrays, part, number, sizes), parts)
+        sizes = steps, len(self._counted), inputs, hidden
+        arrays = tuple(map(flat, given)), read, packed_heads(heads, hidden), *self._known, flat(index)
+        rest = found, numbers, _TRIALS_OF_A_BLOCK
+        divided(lambda part, number: kernels.learn(*arrays, *rest, part, number, sizes), parts)
         of_layer = torch.empty_like(w), torch.empty_like(u), w.new_empty(len(w))
         both = found[0].reshape(-1), found[1].reshape(-1)
         lstm_kernels.unpack(*both, *map(flat, of_layer), len(parts), inputs, u.shape[1], hidden)

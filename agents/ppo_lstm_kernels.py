@@ -23,8 +23,9 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
     """Add the gradients of the weights, and Σ of the loss's parts, over a part of the trials at ``index``.
 
     Args:
-        x: inputs of all trials of the batch, [T, B, inputs].
-        layer: w, its bias, and the panels of U.
+        x: inputs [T, X, inputs], the numbers of the minibatch's trials among these X, and their gradient,
+            [T, X, wide(inputs)], which is set, or empty if nothing before the layer learns.
+        layer: w, its bias, and the panels of U and, for that gradient, of W.
         heads: rows, columns and bias.
         known: of all trials, [4, T, B].
         action: of all trials, [T, B].
@@ -39,13 +40,16 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
     """
     steps, trials, inputs, hidden = sizes
     d_w, d_bias, d_heads, d_head_bias, sums = found
+    inputs_of, place, d_inputs = x
+    given = len(inputs_of) // (steps * inputs)
+    width = len(d_inputs) // (steps * given)
     old, immediate, legal = every
     most, actions = steps * block, d_head_bias.shape[1] - 1
     own_x, y, d_y = _empty(most * inputs), _empty(most * hidden), _empty(most * hidden)
     c, slopes, gates = _empty(most * hidden), _empty(most * hidden), _empty(4 * most * hidden)
     own_known, own_action, work = _empty(4 * most), np.empty(most, np.int64), _empty(2 * block * hidden)
     own_old, own_immediate = _empty(most * actions), _empty(most * actions)
-    own_legal, none = np.empty(most * actions, np.bool_), own_x[:0]
+    own_legal, d_x = np.empty(most * actions, np.bool_), _empty(most * width)
     for first in range(part[0], part[1], block):
         rows = min(block, part[1] - first)
         these, size, whole, here = (
@@ -54,7 +58,7 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
             (0, rows),
             (rows, inputs, hidden),
         )
-        _gather(x, own_x, these, steps, trials, inputs)
+        _gather(inputs_of, own_x, place[first : first + rows], steps, given, inputs)
         for field in range(4):
             _gather(known[field * steps * trials :], own_known[field * size :], these, steps, trials, 1)
         _gather(action, own_action, these, steps, trials, 1)
@@ -82,10 +86,10 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
             sums[number],
             numbers,
         )
-        back = y, c, gates, slopes
-        all_backward(
-            d_y, own_x, *back, layer[2], none, none, d_w[number], d_bias[number], work, whole, 0, steps, here
-        )
+        back, panels, both = (y, c, gates, slopes), layer[2:], (d_w[number], d_bias[number])
+        all_backward(d_y, own_x, *back, *panels, d_x[: size * width], *both, work, whole, 0, steps, here)
+        if width:
+            _scatter(d_x, d_inputs, place[first : first + rows], steps, given, width)
 
 
 @kept_with(lstm_kernels, ppo_kernels)
@@ -151,6 +155,16 @@ def _probability(log_pi):
 @njit
 def _empty(size):
     return np.empty(size, _float)
+
+
+@njit
+def _scatter(own, of_all, index, steps, trials, size):
+    """Copy [T, len(index), size] to some trials of [T, B, size]."""
+    for step in range(steps):
+        for place in range(len(index)):
+            here, there = (step * len(index) + place) * size, (step * trials + index[place]) * size
+            for k in range(size):
+                of_all[there + k] = own[here + k]
 
 
 @njit

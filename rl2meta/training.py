@@ -33,6 +33,18 @@ def set_rate(optimizer: torch.optim.Optimizer, rate: float) -> None:
         group["lr"] = rate
 
 
+def clip_gradients(weights: Sequence[Tensor], largest: float) -> Tensor:
+    """Scale all gradients by min(1, largest / ‖g‖), and return their joint norm ‖g‖, [].
+
+    The numbers are those of ``torch.nn.utils.clip_grad_norm_`` to the bit. All weights are on one device and
+    of one type, so the gradients need not be sorted by these, which takes most of its time.
+    """
+    gradients = [weight.grad for weight in weights if weight.grad is not None]
+    norm: Tensor = torch.linalg.vector_norm(torch.stack(torch._foreach_norm(gradients)))
+    torch._foreach_mul_(gradients, (largest / (norm + 1e-6)).clamp(max=1.0))
+    return norm
+
+
 class Learner(Protocol):
     """Trains an agent: changes it between trials."""
 

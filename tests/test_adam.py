@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from rl2meta.adam import Adam, clip_gradients
+from rl2meta.adam import Adam
 from rl2meta.randomness import generator
+from rl2meta.training import clip_gradients
 
 X = torch.randn(8, 3, generator=torch.Generator().manual_seed(0))
 

@@ -100,10 +100,16 @@ def pack_layer(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
     return packed, bias, inputs, hidden
 
 
-def packed_both(weights: Sequence[Tensor]) -> tuple[tuple[Any, Any, Any], int]:
-    """Return weights, bias and the panels of U as the kernels read them, and the number of units."""
+def packed_both(weights: Sequence[Tensor], wanted: bool) -> tuple[tuple[Any, Any, Any, Any], int]:
+    """Return weights, bias and the panels of U and W as the kernels read them, and the number of units.
+
+    Args:
+        weights: of the layer.
+        wanted: whether the gradient by the inputs is, for which the panels of W are.
+    """
     packed, bias, _, hidden = pack_layer(weights)
-    return (packed, bias, _packed_back(weights[1], hidden)), hidden
+    w_back = _packed_back(weights[0], hidden) if wanted else _numbers(0)
+    return (packed, bias, _packed_back(weights[1], hidden), w_back), hidden
 
 
 def _packed_back(weight: Tensor, hidden: int) -> Any:

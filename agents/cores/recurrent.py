@@ -133,9 +133,8 @@ class LSTMCore(nn.Module):
 
     @property
     def only_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """The weights W, U and both biases, if they are all that the core learns; else None."""
-        learns_inputs = any(True for _ in self.input.parameters())
-        return None if learns_inputs or self.lstm.num_layers > 1 else _weights(self.lstm, 0)
+        """The weights W, U and both biases of the one layer that reads ``input``; None if there are more."""
+        return None if self.lstm.num_layers > 1 else _weights(self.lstm, 0)
 
     def begin(self, rows: int, steps: int | None) -> LSTMState:
         """Return zeros, [layers, rows, hidden_size] each."""

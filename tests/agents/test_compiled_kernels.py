@@ -207,9 +207,12 @@ def test_the_fused_loss_is_the_plain_one(masked: bool, all_actions: bool) -> Non
         torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-5)
 
 
-def whole(steps: int, rows: int, units: int, masked: bool, all_actions: bool) -> tuple[PPO, Batch]:
+def whole(
+    steps: int, rows: int, units: int, masked: bool, all_actions: bool, embedding: int = 0
+) -> tuple[PPO, Batch]:
     """Return a learner with an LSTM of so many units, and a batch of whole trials for it."""
-    ours, features = learner(hidden_size=units), random(steps, rows, units)
+    sizes = [embedding] if embedding else []
+    ours, features = learner(hidden_size=units, embedding_sizes=sizes), random(steps, rows, units)
     known = batch(ours, features, masked, all_actions)
     first = torch.zeros(steps, rows, dtype=torch.bool)
     seen = TimeStep(
@@ -228,10 +231,11 @@ def found_of(lost: Lost, ours: PPO) -> list[Tensor]:
 @pytest.mark.parametrize("shape", [(6, 40, 48), (3, 150, 20), (1, 1, 1), (90, 35, 17)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("all_actions", [False, True])
+@pytest.mark.parametrize("embedding", [0, 9])
 def test_the_loss_of_whole_trials_is_the_plain_one(
-    shape: tuple[int, int, int], masked: bool, all_actions: bool, threads: Any
+    shape: tuple[int, int, int], masked: bool, all_actions: bool, embedding: int, threads: Any
 ) -> None:
-    ours, known = whole(*shape, masked, all_actions)
+    ours, known = whole(*shape, masked, all_actions, embedding)
     index = torch.randperm(shape[1], generator=generator(0, "order"))[: 2 * shape[1] // 3 + 1]
     wanted = found_of(ours.lost(known.trials(index), 0.07), ours)
     weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
