@@ -133,8 +133,8 @@ class ActorCritic(nn.Module):
     @property
     def compiles_all(self) -> bool:
         """Whether kernels are chosen, and compute the core and the heads together."""
-        core = getattr(self.core, "only_layer", None)
-        return core is not None and compiled(self.value.weight) and self.discrete_head is not None
+        layer = getattr(self.core, "only_layer", None) if type(self) is ActorCritic else None
+        return layer is not None and compiled(self.value.weight) and self.discrete_head is not None
 
     def judged(self, output: Output, legal: Tensor | None = None) -> tuple[ActionDistribution, Tensor]:
         """Return π over legal actions and the scaled value [...] for the core's output, [..., features]."""
@@ -468,7 +468,8 @@ class PPO(WholeIsOneShard):
         self, batch: Batch, entropy_weight: float, trial_length: int | None
     ) -> Callable[[Tensor], Lost]:
         """Return the loss of trials of a batch as a function of their numbers."""
-        if self.auxiliary is None and self.network.compiles_all:
+        learns_all = self.auxiliary is None and all(weight.requires_grad for weight in self._weights)
+        if learns_all and self.network.compiles_all and type(self).lost is PPO.lost:
             from rl2meta.agents.ppo_lstm import LossOfTrials
 
             weights = self._in_the_loss(entropy_weight)

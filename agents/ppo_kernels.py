@@ -8,8 +8,8 @@ compute. With π by the logits z, the action taken b, share m = mask / Σ mask, 
 
 with s_a = π_a Â_a for the advantages of all actions where they are not clipped, or 0. A block of steps passes
 from the features to their gradient in the nearest cache. Within it lanes are outputs for the heads, steps for
-the loss, and features for the gradients; every sum has a fixed order. Outputs are the logits and, as the last,
-the value; arrays are flat. ``ppo_loss`` allocates them.
+the loss, and features for the gradients; every sum has a fixed order. Outputs are the logits and then the
+value; arrays are flat.
 """
 
 import numpy as np
@@ -31,7 +31,6 @@ from rl2meta.vectors import (
     log,
     mul,
     plus,
-    spread,
     spread_at,
     store,
     store_at,
@@ -60,10 +59,10 @@ def stack(policy, policy_bias, value, value_bias, rows, columns, bias, size):
 def judge(x, heads, columns, bias, known, action, old, immediate, legal, d_x, d_heads, d_bias, sums, numbers):
     """Set the gradient by features, and add those by the heads, and Σ of the loss's parts and metrics.
 
-    ``x`` is [N, F], ``heads`` [outputs, F] and ``columns`` [F, wide(outputs)], as the bias is; F fills vectors.
-    ``known`` are log π_old(b), the advantage, the value's target and the mask, [4, N]. ``old`` and
-    ``immediate``, [N, A], may be empty, as ``legal`` may. ``numbers`` are ε, c_v, c_e and 1 / Σ mask, and
-    ``sums`` the surrogate, the value's error, the entropy, the KL and the part that is clipped.
+    ``x`` is [N, F], ``heads`` [outputs, F], ``columns`` [F, wide(outputs)] and the bias [wide(outputs)]; F
+    fills vectors. ``known`` are log π_old(b), the advantage, the value's target and the mask, [4, N].
+    ``old`` and ``immediate``, [N, A], may be empty, as ``legal`` may. ``numbers`` are ε, c_v, c_e and
+    1 / Σ mask, and ``sums`` the surrogate, the value's error, the entropy, the KL and the clipped part.
     """
     judge_all(
         x, heads, columns, bias, known, action, old, immediate, legal, d_x, d_heads, d_bias, sums, numbers
@@ -155,9 +154,9 @@ def log_softmax(z, step, actions):
         top = if_at_most(top, other, other, top)
     for a in range(actions):
         total = add(total, whole_exp(sub(load(z, a * BLOCK + step), top)))
-    below = add(top, log(total))
+    below = log(total)
     for a in range(actions):
-        store(z, a * BLOCK + step, sub(load(z, a * BLOCK + step), below))
+        store(z, a * BLOCK + step, sub(sub(load(z, a * BLOCK + step), top), below))
 
 
 @njit
@@ -216,7 +215,7 @@ def _clipped(new, old, advantage, clip):
     reached, bounded = mul(new, advantage), mul(bounded, advantage)
     return (
         if_at_most(reached, bounded, reached, bounded),
-        if_at_most(reached, bounded, reached, constant(_float(0))),
+        if_at_most(reached, bounded, reached, mul(constant(_float(0)), bounded)),  # NaN stays NaN
     )
 
 

@@ -75,7 +75,7 @@ class _Loss(torch.autograd.Function):
         x, size = widened(x), x.shape[-1]
         features, outputs = x.shape[-1], len(heads[0]) + 1
         read = *packed_heads(heads, features), *known_of(taken)
-        d_x, d_rows, d_bias = torch.empty_like(x), x.new_zeros(outputs, features), x.new_zeros(outputs)
+        d_x, d_rows, d_bias = x.new_empty(x.shape), x.new_zeros(outputs, features), x.new_zeros(outputs)
         found, sums = map(flat, (d_x, d_rows, d_bias)), np.zeros(len(METRICS))
         numbers = np.array([*weights, 1 / float(taken.mask.sum())])
         rows, columns, bias, known, action, every = read
@@ -106,9 +106,11 @@ def packed_heads(heads: Sequence[Tensor], features: int) -> tuple[Any, Any, Any]
 
 
 def known_of(taken: Taken) -> tuple[Any, Any, tuple[Any, Any, Any]]:
-    """Return what the kernels read of steps: numbers [4, T, B], actions, and what is known of every action."""
+    """Return what kernels read of steps: numbers [4, T, B], actions, and what is known of every action."""
     known = torch.stack((taken.log_prob, taken.advantage, taken.value_target, taken.mask))
-    old, immediate = (_NONE if each is None else flat(each) for each in (taken.log_probs, taken.immediate))
+    old, immediate = _NONE, _NONE
+    if taken.log_probs is not None and taken.immediate is not None:
+        old, immediate = flat(taken.log_probs), flat(taken.immediate)
     legal = _ALL if taken.legal is None else flat(taken.legal)
     return flat(known), flat(taken.action), (old, immediate, legal)
 

@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from rl2meta.agents.ppo import ActorCritic, Batch
 
 _NONE = np.empty(0, np.bool_)
-_TRIALS_OF_A_BLOCK = 48  # which go forward and back together: more leave the cache, fewer read weights more often
+_TRIALS_OF_A_BLOCK = 48  # more leave the cache, fewer read weights more often
 
 
 class Acted(NamedTuple):
-    """A step of every trial: action, the most likely action, its log π and the value, [B], and the state."""
+    """A step of every trial: action, most likely action, log π(action) and value, [B], and the state."""
 
     action: Tensor
     mode: Tensor
@@ -38,7 +38,9 @@ class Acted(NamedTuple):
     state: tuple[Tensor, Tensor]
 
 
-def act(network: "ActorCritic", seen: Seen, legal: Tensor | None, state: Any, generator: torch.Generator) -> Acted:
+def act(
+    network: "ActorCritic", seen: Seen, legal: Tensor | None, state: Any, generator: torch.Generator
+) -> Acted:
     """Read a step of every trial, and draw an action from the policy, without gradients.
 
     Args:
@@ -112,7 +114,9 @@ class LossOfTrials:
         """Return inputs, [T, X, inputs], and the numbers of the trials at ``index`` among these X."""
         if self._inputs is not None:
             return self._inputs, index
-        observation, action, reward, first = (field.index_select(1, index) for field in self._seen)  # [T, N, ...]
+        observation, action, reward, first = (
+            field.index_select(1, index) for field in self._seen
+        )  # [T, N, ...]
         return self._read(Seen(observation, action, reward, first, self._length)), torch.arange(len(index))
 
     def _learnt(self, given: Any, index: Tensor, numbers: Any) -> tuple[Any, list[Tensor]]:

@@ -23,7 +23,7 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
     """Add the gradients of the weights, and Σ of the loss's parts, over a part of the trials at ``index``.
 
     Args:
-        x: inputs [T, X, inputs], the numbers of the minibatch's trials among these X, and their gradient,
+        x: inputs [T, X, inputs]; which of these X trials ``index`` means; and the gradient of the inputs,
             [T, X, wide(inputs)], which is set, or empty if nothing before the layer learns.
         layer: w, its bias, and the panels of U and, for that gradient, of W.
         heads: rows, columns and bias.
@@ -36,7 +36,7 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
         block: trials that go together.
         part: the first of ``index`` and the one behind the last.
         number: of the part.
-        sizes: T, B, inputs and units.
+        sizes: T, B, inputs and units, which fill vectors.
     """
     steps, trials, inputs, hidden = sizes
     d_w, d_bias, d_heads, d_head_bias, sums = found
@@ -44,6 +44,7 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
     given = len(inputs_of) // (steps * inputs)
     width = len(d_inputs) // (steps * given)
     old, immediate, legal = every
+    block = min(block, part[1] - part[0])
     most, actions = steps * block, d_head_bias.shape[1] - 1
     own_x, y, d_y = _empty(most * inputs), _empty(most * hidden), _empty(most * hidden)
     c, slopes, gates = _empty(most * hidden), _empty(most * hidden), _empty(4 * most * hidden)
@@ -100,10 +101,12 @@ def act(x, layer, heads, h, c, place, legal, new_h, new_c, drawn, part, sizes):
         x: inputs [B, inputs].
         layer: w and its bias.
         heads: rows, columns and bias.
-        h, c: the state before, [B, H].
+        h: before the step, [B, H].
+        c: before the step.
         place: u of U[0, 1), [B].
         legal: [B, A], or empty.
-        new_h, new_c: set to the state after the step.
+        new_h: set to h after the step.
+        new_c: set to c after the step.
         drawn: set to the action, the most likely one, log π of the action and the value, [4, B].
         part: the first trial and the one behind the last.
         sizes: B, inputs and units.
@@ -128,7 +131,7 @@ def act(x, layer, heads, h, c, place, legal, new_h, new_c, drawn, part, sizes):
 
 @njit
 def _draw(z, own, step, actions):
-    """Set action, most likely action and log π of the action of LANES steps from u, which stands behind them."""
+    """Set action, most likely action and log π(action) of LANES steps in ``own`` [4, BLOCK], whose end is u."""
     zero, one = constant(_float(0)), constant(_float(1))
     total = up_to = action = likely = chosen = zero
     best = load(z, step)
@@ -152,6 +155,8 @@ def _draw(z, own, step, actions):
 def _probability(log_pi):
     """Return π, which must be 0 for what is impossible, so that it is never drawn."""
     return if_at_most(log_pi, constant(_float(-87)), constant(_float(0)), whole_exp(log_pi))
+
+
 @njit
 def _empty(size):
     return np.empty(size, _float)

@@ -122,7 +122,7 @@ class GraphWorker:
             return self._capture(lambda: self._live(agent, plan), generators)
         except RuntimeError as error:  # such as an operation that reads a value back from the device
             cause = error.__context__ or error  # the end of a failed capture raises a second error
-            if "out of memory" in str(cause):
+            if "out of memory" in f"{cause} {error}":
                 raise torch.OutOfMemoryError(str(cause)) from error
             raise UserError(
                 f"cuda_graphs: expected rollouts that can be captured, got {cause}; set cuda_graphs=false"

@@ -152,6 +152,8 @@ def kept_on_disk(function: Callable[..., Any], *others: ModuleType) -> Callable[
     def kernel(*given: Any) -> Any:
         try:
             return used[0](*given)
+        except MemoryError:  # some of it ran
+            raise
         except Exception:  # Numba lets all through that reading and writing its files raises; nothing ran
             with suppress(Exception):
                 kept._cache.flush()  # so the next process keeps it again

@@ -179,18 +179,22 @@ def test_a_damaged_cache_or_a_full_disk_changes_no_result(
     assert damage == "refused" or len(index.read_bytes()) > 500  # it is kept again
 
 
-def test_a_change_of_the_vectors_compiles_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("changed", ["vectors.py", "kernels.py"])
+def test_a_change_of_what_is_compiled_with_it_compiles_again(
+    changed: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     caching = pytest.importorskip("numba.core.caching", reason="needs the extra: pip install 'rl2meta[fast]'")
     (tmp_path / "kept_twice.py").write_text("def twice(x):\n    return 2 * x\n")
     monkeypatch.setattr(caching.config, "CACHE_DIR", "")
     twice = runpy.run_path(str(tmp_path / "kept_twice.py"))["twice"]
-    kernels.kept_on_disk(twice)(3)
+    kept = kernels.kept_with(kernels)
+    kept(twice)(3)
     (index,) = tmp_path.rglob("*.nbi")
-    first = index.read_bytes()
-    kernels.kept_on_disk(twice)(3)
+    first, stamp = index.read_bytes(), kernels._stamp
+    kept(twice)(3)
     assert index.read_bytes() == first
-    monkeypatch.setattr(kernels, "_stamp", lambda file: (1.0, 2))
-    assert kernels.kept_on_disk(twice)(3) == 6 and index.read_bytes() != first
+    monkeypatch.setattr(kernels, "_stamp", lambda file: (1.0, 2) if file.name == changed else stamp(file))
+    assert kept(twice)(3) == 6 and index.read_bytes() != first
 
 
 def test_a_run_with_compiled_kernels_does_not_go_on_without_them(

@@ -63,14 +63,14 @@ class _Unroll(torch.autograd.Function):
         read = flat(x), flat(h), c, gates, slopes
         arrays = read[0], packed, bias, *read[1:]
         divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), parts_of(rows, steps))
-        ctx.save_for_backward(*weights[:2])
+        ctx.save_for_backward(x, *weights[:2], h)  # so torch refuses a change of x or h in place
         ctx.sizes, ctx.steps, ctx.read = sizes, steps, read
         return h if hidden == weights[1].shape[1] else h[..., : weights[1].shape[1]]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, d_y: Tensor) -> tuple[Tensor | None, ...]:
-        (w, u), (rows, inputs, hidden), steps = ctx.saved_tensors, ctx.sizes, ctx.steps
+        (_, w, u, _), (rows, inputs, hidden), steps = ctx.saved_tensors, ctx.sizes, ctx.steps
         if ctx.read is None:
             raise RuntimeError(
                 "expected one backward pass, got a second: the first writes over what it reads"

@@ -133,8 +133,9 @@ class LSTMCore(nn.Module):
 
     @property
     def only_layer(self) -> tuple[Tensor, Tensor, Tensor, Tensor] | None:
-        """The weights W, U and both biases of the one layer that reads ``input``; None if there are more."""
-        return None if self.lstm.num_layers > 1 else _weights(self.lstm, 0)
+        """The weights W, U and both biases, if one layer on ``input`` is all there is; else None."""
+        # not isinstance: a derived class may compute something else
+        return _weights(self.lstm, 0) if type(self) is LSTMCore and self.lstm.num_layers == 1 else None
 
     def begin(self, rows: int, steps: int | None) -> LSTMState:
         """Return zeros, [layers, rows, hidden_size] each."""

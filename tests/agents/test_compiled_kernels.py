@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -11,14 +12,14 @@ import torch
 from torch import Tensor
 
 from rl2meta.agents.cores.core import Output, Seen
-from rl2meta.agents.cores.recurrent import LSTMConfig
+from rl2meta.agents.cores.recurrent import LSTMConfig, LSTMCore
 from rl2meta.agents.ppo import PPO, Batch
 from rl2meta.agents.rl2 import RL2Config, rl2_learner
 from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.kernels import set_kernels
 from rl2meta.learner_state import seeded
 from rl2meta.randomness import generator
-from rl2meta.shards import Lost
+from rl2meta.shards import Lost, Shards, set_gradients
 from rl2meta.trial import TimeStep
 
 pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
@@ -164,8 +165,8 @@ def test_threads_change_no_bit_of_a_trial_and_sums_over_trials_only_by_rounding(
         torch.testing.assert_close(alone, divided, atol=1e-4, rtol=1e-5)
 
 
-def learner(**core: Any) -> PPO:
-    law = BernoulliBandits(num_arms=4)
+def learner(arms: int = 4, **core: Any) -> PPO:
+    law = BernoulliBandits(num_arms=arms)
     config = RL2Config(clip_range=0.1, core=LSTMConfig(**core))
     made = rl2_learner(law.observation_space, law.action_space, config)
     with torch.no_grad():
@@ -177,15 +178,18 @@ def learner(**core: Any) -> PPO:
 def batch(ours: PPO, features: Tensor, masked: bool, all_actions: bool) -> Batch:
     """Return a batch whose policy before was another, so that some ratios are clipped."""
     steps, rows = features.shape[:2]
-    action = torch.randint(4, (steps, rows), generator=generator(1, "actions"))
-    legal = random(steps, rows, 4, 1).squeeze(-1) > -0.5
+    head = ours.network.discrete_head
+    assert head is not None
+    arms = head.out_features
+    action = torch.randint(arms, (steps, rows), generator=generator(1, "actions"))
+    legal = random(steps, rows, arms, 1).squeeze(-1) > -0.5
     legal.scatter_(2, action.unsqueeze(-1), True)
     none = TimeStep(*(None for _ in TimeStep._fields))  # type: ignore[arg-type]
     inputs = none._replace(legal=legal) if masked else none
     policy, _ = ours.network.judged(Output(features), inputs.legal)
-    before = (policy.log_probs + 0.2 * random(steps, rows, 4)).log_softmax(dim=-1).detach()  # type: ignore[attr-defined]
+    before = (policy.log_probs + 0.2 * random(steps, rows, arms)).log_softmax(dim=-1).detach()  # type: ignore[attr-defined]
     taken = before.gather(2, action.unsqueeze(-1)).squeeze(-1)
-    known = (before, random(4, steps, rows).movedim(0, -1)) if all_actions else (None, None)
+    known = (before, random(arms, steps, rows).movedim(0, -1)) if all_actions else (None, None)
     mask = (random(rows, steps).t() > -1).float()
     return Batch(inputs, action, taken, random(steps, rows), random(rows, steps).t(), mask, *known)
 
@@ -208,15 +212,15 @@ def test_the_fused_loss_is_the_plain_one(masked: bool, all_actions: bool) -> Non
 
 
 def whole(
-    steps: int, rows: int, units: int, masked: bool, all_actions: bool, embedding: int = 0
+    steps: int, rows: int, units: int, masked: bool, all_actions: bool, embedding: int = 0, arms: int = 4
 ) -> tuple[PPO, Batch]:
     """Return a learner with an LSTM of so many units, and a batch of whole trials for it."""
     sizes = [embedding] if embedding else []
-    ours, features = learner(hidden_size=units, embedding_sizes=sizes), random(steps, rows, units)
+    ours, features = learner(arms, hidden_size=units, embedding_sizes=sizes), random(steps, rows, units)
     known = batch(ours, features, masked, all_actions)
     first = torch.zeros(steps, rows, dtype=torch.bool)
     seen = TimeStep(
-        random(steps, rows, 1), random(rows, steps, 4).movedim(0, 1), random(steps, rows), first, None
+        random(steps, rows, 1), random(rows, steps, arms).movedim(0, 1), random(steps, rows), first, None
     )  # type: ignore[arg-type]
     return ours, known._replace(inputs=seen._replace(legal=known.inputs.legal))
 
@@ -228,7 +232,7 @@ def found_of(lost: Lost, ours: PPO) -> list[Tensor]:
     return [lost.loss.detach(), lost.weight, *(each.detach() for each in lost.told.values()), *gradient]
 
 
-@pytest.mark.parametrize("shape", [(6, 40, 48), (3, 150, 20), (1, 1, 1), (90, 35, 17)])
+@pytest.mark.parametrize("shape", [(6, 40, 48), (7, 450, 20), (1, 1, 1), (90, 35, 17)])
 @pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("all_actions", [False, True])
 @pytest.mark.parametrize("embedding", [0, 9])
@@ -247,13 +251,59 @@ def test_the_loss_of_whole_trials_is_the_plain_one(
             torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
 
 
+@pytest.mark.parametrize("arms", [2, 7, 20])
+def test_any_number_of_actions(arms: int) -> None:
+    ours, known = whole(5, 30, 12, True, True, arms=arms)
+    weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
+    lost = LossOfTrials(ours.network, known, weights, None)(torch.arange(30))
+    for one, other in zip(found_of(lost, ours), found_of(ours.lost(known, 0.07), ours), strict=True):
+        torch.testing.assert_close(one, other, atol=1e-5, rtol=1e-4)
+
+
+def test_features_in_another_order_of_memory_have_the_same_gradient() -> None:
+    ours, features = learner(), random(40, 6, 48).transpose(0, 1).requires_grad_()
+    known = batch(ours, features.detach(), False, False)
+    found = [
+        torch.autograd.grad(judge(Output(features), known, 0.07)[0], features)[0]
+        for judge in (ours.fused, ours.plain)
+    ]
+    torch.testing.assert_close(*found, atol=3e-6, rtol=1e-5)
+
+
+def test_who_computes_something_else_is_not_taken_for_the_layer(monkeypatch: pytest.MonkeyPatch) -> None:
+    class Other(LSTMCore):
+        pass
+
+    law = BernoulliBandits(num_arms=4)
+    assert Other(law.observation_space, law.action_space, LSTMConfig()).only_layer is None
+    ours, known = whole(4, 9, 16, False, False)
+    monkeypatch.setattr("rl2meta.kernels._chosen", ["compiled"])
+    assert ours.network.compiles_all and isinstance(ours._loss_of_trials(known, 0.0, None), LossOfTrials)
+    for weight in ours.network.value.parameters():
+        weight.requires_grad_(False)  # a frozen weight has no gradient
+    assert not isinstance(ours._loss_of_trials(known, 0.0, None), LossOfTrials)
+
+
+def test_shards_have_the_gradient_of_the_whole_batch() -> None:
+    ours, known = whole(4, 32, 16, False, False)
+    weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
+    of_trials, every = LossOfTrials(ours.network, known, weights, None), list(ours.network.parameters())
+    found = []
+    for shards, parts in ((Shards(1), 1), (Shards(2), 2)):
+        indices = torch.arange(32).chunk(parts)
+        told = set_gradients(every, [partial(of_trials, index) for index in indices], shards)
+        found.append([*told.values(), *(weight.grad for weight in every)])
+    for one, other in zip(*found, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-4)
+
+
 def test_an_advantage_that_is_no_number_is_not_hidden() -> None:
     ours, known = whole(4, 9, 16, False, False)
-    known.value_target[2, 3] = torch.nan
+    known.advantage[2, 3] = torch.nan
     weights = Weights(ours.config.clip_range, ours.config.value_coefficient, 0.07)
-    lost = LossOfTrials(ours.network, known, weights, None)(torch.arange(9))
-    assert lost.gradients is not None
-    assert lost.loss.isnan() and lost.gradients[ours.network.value.bias].isnan()
+    lost, head = LossOfTrials(ours.network, known, weights, None)(torch.arange(9)), ours.network.discrete_head
+    assert lost.gradients is not None and head is not None
+    assert lost.loss.isnan() and lost.gradients[head.bias].isnan().all()
 
 
 @pytest.mark.parametrize("core", [{}, {"embedding_sizes": [7]}, {"num_layers": 2}])
@@ -285,7 +335,7 @@ def test_an_update_learns_what_it_learns_by_torch(
 @pytest.mark.parametrize("masked", [False, True])
 def test_acting_at_once_draws_what_torch_draws(units: int, masked: bool, threads: Any) -> None:
     ours, known = whole(3, 1200, units, masked, False)
-    state = tuple(0.5 * random(1, 1200, units, part)[..., 0] for part in (1, 1))
+    state = tuple(0.5 * random(1, 1200, units, part)[..., 0] for part in (1, 2))
     step = TimeStep(*(None if field is None else field[1] for field in known.inputs))  # type: ignore[arg-type]
     seen, legal = Seen(*step[:4]), step.legal if masked else torch.ones(1200, 0, dtype=torch.bool)
     with torch.no_grad():
