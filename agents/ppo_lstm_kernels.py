@@ -131,7 +131,7 @@ def act(x, layer, heads, h, c, place, legal, new_h, new_c, drawn, part, sizes):
 
 @njit
 def _draw(z, own, step, actions):
-    """Set action, most likely action and log π(action) of LANES steps in ``own`` [4, BLOCK], whose end is u."""
+    """Set action, most likely action and log π(action) of LANES steps in ``own`` [4, BLOCK]; its end is u."""
     zero, one = constant(_float(0)), constant(_float(1))
     total = up_to = action = likely = chosen = zero
     best = load(z, step)
