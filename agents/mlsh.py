@@ -16,7 +16,7 @@ from typing import Annotated, Any, NamedTuple
 import gymnasium as gym
 import torch
 from pydantic import Field
-from torch import Tensor, nn
+from torch import Tensor
 
 from rl2meta.adam import Adam
 from rl2meta.agents.mlsh_master import AT_TEST, MasterConfig, MasterLoop, Masters
@@ -34,7 +34,7 @@ from rl2meta.returns import (
     reward_signal,
 )
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
-from rl2meta.training import AgentKind, WholeIsOneShard, linear, set_rate
+from rl2meta.training import AgentKind, WholeIsOneShard, clip_gradients, linear, set_rate
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory, Trial
 
 
@@ -244,7 +244,7 @@ class MLSHLearner(WholeIsOneShard):
         told = set_gradients(
             weights, [partial(self._lost, part, size, entropy_weight) for part in parts], shards
         )
-        norm = nn.utils.clip_grad_norm_(weights, self.config.max_gradient_norm)
+        norm = clip_gradients(weights, self.config.max_gradient_norm)
         self.optimizer.step()
         return {**told, "gradient_norm": norm}
 

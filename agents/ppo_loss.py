@@ -12,10 +12,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from rl2meta.agents.ppo_kernels import judge, stack
-from rl2meta.kernels import flat
+from rl2meta.kernels import empty, flat
 from rl2meta.vectors import wide, widened
 
-_NONE, _ALL = np.empty(0, np.float32), np.empty(0, np.bool_)
 METRICS = ("policy_loss", "value_loss", "entropy", "kl", "clip_fraction")
 
 
@@ -100,7 +99,7 @@ def packed_heads(heads: Sequence[Tensor], features: int) -> tuple[Any, Any, Any]
         features: how many the kernels read, of which some may be added.
     """
     outputs, width = len(heads[0]) + 1, wide(len(heads[0]) + 1)
-    rows, columns, bias = map(_numbers, (outputs * features, width * features, width))
+    rows, columns, bias = map(empty, (outputs * features, width * features, width))
     stack(*map(flat, heads), rows, columns, bias, heads[0].shape[1])
     return rows, columns, bias
 
@@ -108,11 +107,15 @@ def packed_heads(heads: Sequence[Tensor], features: int) -> tuple[Any, Any, Any]
 def known_of(taken: Taken) -> tuple[Any, Any, tuple[Any, Any, Any]]:
     """Return what kernels read of steps: numbers [4, T, B], actions, and what is known of every action."""
     known = torch.stack((taken.log_prob, taken.advantage, taken.value_target, taken.mask))
-    old, immediate = _NONE, _NONE
+    old = immediate = empty(0)
     if taken.log_probs is not None and taken.immediate is not None:
         old, immediate = flat(taken.log_probs), flat(taken.immediate)
-    legal = _ALL if taken.legal is None else flat(taken.legal)
-    return flat(known), flat(taken.action), (old, immediate, legal)
+    return flat(known), flat(taken.action), (old, immediate, which(taken.legal))
+
+
+def which(legal: Tensor | None) -> Any:
+    """Return which actions are legal as the kernels read it, empty if all are."""
+    return np.empty(0, np.bool_) if legal is None else flat(legal)
 
 
 def of_heads(rows: Tensor, bias: Tensor, size: int) -> tuple[Tensor, Tensor, Tensor, Tensor]:
@@ -126,7 +129,3 @@ def told_of(sums: Any, weights: Weights) -> tuple[Tensor, Tensor]:
     loss = weights.value * lost - won - weights.entropy * entropy
     told = torch.tensor([loss, -won, *sums[1:]], dtype=torch.float32)
     return told[0], told[1:]
-
-
-def _numbers(size: int) -> Any:
-    return np.empty(size, np.float32)

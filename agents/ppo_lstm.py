@@ -15,7 +15,7 @@ from rl2meta.agents import ppo_lstm_kernels as kernels
 from rl2meta.agents.cores import lstm_kernels
 from rl2meta.agents.cores.core import Seen
 from rl2meta.agents.cores.lstm_layer import pack_layer, packed_both, parts_of
-from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads, packed_heads, told_of
+from rl2meta.agents.ppo_loss import METRICS, Taken, Weights, known_of, of_heads, packed_heads, told_of, which
 from rl2meta.divided import divided
 from rl2meta.kernels import flat
 from rl2meta.shards import Lost
@@ -24,7 +24,6 @@ from rl2meta.vectors import wide, widened
 if TYPE_CHECKING:
     from rl2meta.agents.ppo import ActorCritic, Batch
 
-_NONE = np.empty(0, np.bool_)
 _TRIALS_OF_A_BLOCK = 48  # more leave the cache, fewer read weights more often
 
 
@@ -60,7 +59,7 @@ def act(
     drawn, sizes = x.new_empty(4, rows), (rows, inputs, hidden)
     arrays = (
         *(flat(x), tuple(read), packed_heads(_heads(network), hidden), *before),
-        *(flat(place), _NONE if legal is None else flat(legal), *map(flat, after), flat(drawn)),
+        *(flat(place), which(legal), *map(flat, after), flat(drawn)),
     )
     divided(lambda part, _: kernels.act(*arrays, part, sizes), parts_of(rows, 1))
     action, mode = drawn[:2].long()

@@ -48,29 +48,22 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
     most, actions = steps * block, d_head_bias.shape[1] - 1
     own_x, y, d_y = _empty(most * inputs), _empty(most * hidden), _empty(most * hidden)
     c, slopes, gates = _empty(most * hidden), _empty(most * hidden), _empty(4 * most * hidden)
-    own_known, own_action, work = _empty(4 * most), np.empty(most, np.int64), _empty(2 * block * hidden)
-    own_old, own_immediate = _empty(most * actions), _empty(most * actions)
-    own_legal, d_x = np.empty(most * actions, np.bool_), _empty(most * width)
+    work, d_x = _empty(2 * block * hidden), _empty(most * width)
+    own_known, own_action = _empty(4 * most), np.empty(most, np.int64)
+    own_old, own_immediate = _empty(most * actions * (len(old) > 0)), _empty(most * actions * (len(old) > 0))
+    own_legal = np.empty(most * actions * (len(legal) > 0), np.bool_)
     for first in range(part[0], part[1], block):
         rows = min(block, part[1] - first)
-        these, size, whole, here = (
-            index[first : first + rows],
-            steps * rows,
-            (0, rows),
-            (rows, inputs, hidden),
-        )
-        _gather(inputs_of, own_x, place[first : first + rows], steps, given, inputs)
+        these, those = index[first : first + rows], place[first : first + rows]
+        size, whole, here = steps * rows, (0, rows), (rows, inputs, hidden)
+        _gather(inputs_of, own_x, those, steps, given, inputs)
         for field in range(4):
             _gather(known[field * steps * trials :], own_known[field * size :], these, steps, trials, 1)
         _gather(action, own_action, these, steps, trials, 1)
-        known_of_every = len(old) > 0, len(legal) > 0
-        if known_of_every[0]:
-            _gather(old, own_old, these, steps, trials, actions)
-            _gather(immediate, own_immediate, these, steps, trials, actions)
-        if known_of_every[1]:
-            _gather(legal, own_legal, these, steps, trials, actions)
+        _gather(old, own_old, these, steps, trials, actions)
+        _gather(immediate, own_immediate, these, steps, trials, actions)
+        _gather(legal, own_legal, these, steps, trials, actions)
         all_forward(own_x, layer[0], layer[1], y, c, gates, slopes, whole, steps, here)
-        some, masks = size * actions * known_of_every[0], size * actions * known_of_every[1]
         judge_all(
             y[: size * hidden],
             heads[0],
@@ -78,9 +71,9 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
             heads[2],
             own_known[: 4 * size],
             own_action[:size],
-            own_old[:some],
-            own_immediate[:some],
-            own_legal[:masks],
+            own_old[: size * actions],
+            own_immediate[: size * actions],
+            own_legal[: size * actions],
             d_y,
             d_heads[number],
             d_head_bias[number],
@@ -90,7 +83,7 @@ def learn(x, layer, heads, known, action, every, index, found, numbers, block, p
         back, panels, both = (y, c, gates, slopes), layer[2:], (d_w[number], d_bias[number])
         all_backward(d_y, own_x, *back, *panels, d_x[: size * width], *both, work, whole, 0, steps, here)
         if width:
-            _scatter(d_x, d_inputs, place[first : first + rows], steps, given, width)
+            _scatter(d_x, d_inputs, those, steps, given, width)
 
 
 @kept_with(lstm_kernels, ppo_kernels)
@@ -174,8 +167,8 @@ def _scatter(own, of_all, index, steps, trials, size):
 
 @njit
 def _gather(of_all, own, index, steps, trials, size):
-    """Copy some trials of [T, B, size] to [T, len(index), size]."""
-    for step in range(steps):
+    """Copy some trials of [T, B, size] to [T, len(index), size]; of what is empty, nothing."""
+    for step in range(steps if len(of_all) else 0):
         for place in range(len(index)):
             here, there = (step * len(index) + place) * size, (step * trials + index[place]) * size
             for k in range(size):

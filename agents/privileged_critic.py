@@ -19,6 +19,7 @@ from rl2meta.adam import Adam
 from rl2meta.learner_state import load_state, state_of
 from rl2meta.returns import mean_or_zero
 from rl2meta.shards import ALONE, Lost, Shards, set_gradients
+from rl2meta.training import clip_gradients
 
 _CHUNKS = 4  # minibatches of a pass
 
@@ -148,7 +149,7 @@ class PrivilegedCritic(nn.Module):
             for parts in zip(*orders, strict=True):
                 rows = zip(inputs, targets, masks, parts, strict=True)
                 set_gradients(weights, [partial(self._lost, *row) for row in rows], shards)
-                nn.utils.clip_grad_norm_(weights, 1.0)
+                clip_gradients(weights, 1.0)
                 self._optimizer.step()
 
     def _lost(self, given: Inputs, target: Tensor, mask: Tensor, index: Tensor) -> Lost:

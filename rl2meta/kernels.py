@@ -13,6 +13,7 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,6 +124,11 @@ def weights_are_fixed() -> bool:
 def flat(tensor: Tensor) -> Any:
     """Return the numbers of a tensor as a kernel reads them, in one axis; a copy only if they are apart."""
     return tensor.detach().contiguous().numpy().reshape(-1)
+
+
+def empty(size: int) -> Any:
+    """Return an array for what only kernels read; torch's tensors take longer to make."""
+    return np.empty(size, np.float32)
 
 
 def kept_on_disk(function: Callable[..., Any], *others: ModuleType) -> Callable[..., Any]:

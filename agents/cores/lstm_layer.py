@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from rl2meta.agents.cores import lstm_kernels as kernels
 from rl2meta.divided import Part, divided, equal_parts
-from rl2meta.kernels import flat
+from rl2meta.kernels import empty, flat
 from rl2meta.vectors import wide, widened
 
 _STEPS_OF_A_THREAD = 512  # with fewer, all trials counted, a thread waits longer than it computes
@@ -59,7 +59,7 @@ class _Unroll(torch.autograd.Function):
         steps, rows, _ = x.shape
         sizes = rows, inputs, hidden
         h = x.new_empty(steps, rows, hidden)
-        c, slopes, gates = (_numbers(steps * rows * hidden * each) for each in (1, 1, 4))
+        c, slopes, gates = (empty(steps * rows * hidden * each) for each in (1, 1, 4))
         read = flat(x), flat(h), c, gates, slopes
         arrays = read[0], packed, bias, *read[1:]
         divided(lambda part, _: kernels.forward(*arrays, part, steps, sizes), parts_of(rows, steps))
@@ -77,9 +77,9 @@ class _Unroll(torch.autograd.Function):
             )
         read, ctx.read = ctx.read, None
         wanted = ctx.needs_input_grad[0]
-        w_back = _packed_back(w, hidden) if wanted else _numbers(0)
+        w_back = _packed_back(w, hidden) if wanted else empty(0)
         d_x = w.new_empty(steps, rows, wide(inputs) if wanted else 0)
-        parts, work = parts_of(rows, steps), _numbers(2 * rows * hidden)
+        parts, work = parts_of(rows, steps), empty(2 * rows * hidden)
         d_packed = np.zeros(len(parts) * 4 * hidden * (inputs + hidden), np.float32)
         d_bias = np.zeros(len(parts) * 4 * hidden, np.float32)
         panels = _packed_back(u, hidden), w_back
@@ -95,7 +95,7 @@ def pack_layer(weights: Sequence[Tensor]) -> tuple[Any, Any, int, int]:
     w, u = weights[:2]
     inputs, units = w.shape[1], u.shape[1]
     hidden = wide(units)
-    packed, bias = (_numbers(4 * hidden * each) for each in (inputs + hidden, 1))
+    packed, bias = (empty(4 * hidden * each) for each in (inputs + hidden, 1))
     kernels.pack(*map(flat, weights), packed, bias, inputs, units, hidden)
     return packed, bias, inputs, hidden
 
@@ -108,21 +108,16 @@ def packed_both(weights: Sequence[Tensor], wanted: bool) -> tuple[tuple[Any, Any
         wanted: whether the gradient by the inputs is, for which the panels of W are.
     """
     packed, bias, _, hidden = pack_layer(weights)
-    w_back = _packed_back(weights[0], hidden) if wanted else _numbers(0)
+    w_back = _packed_back(weights[0], hidden) if wanted else empty(0)
     return (packed, bias, _packed_back(weights[1], hidden), w_back), hidden
 
 
 def _packed_back(weight: Tensor, hidden: int) -> Any:
     """Return the panels of W or U for the way back."""
     columns = weight.shape[1]
-    panels = _numbers(4 * hidden * wide(columns))
+    panels = empty(4 * hidden * wide(columns))
     kernels.pack_back(flat(weight), panels, columns, len(weight) // 4, hidden)
     return panels
-
-
-def _numbers(size: int) -> Any:
-    """Return an array for what only kernels read; torch's tensors take longer to make."""
-    return np.empty(size, np.float32)
 
 
 def parts_of(rows: int, steps: int) -> list[Part]:
