@@ -154,12 +154,15 @@ class PPOCarry(NamedTuple):
         generator: random stream of the agent's actions.
         trial_length: maximum number of steps in the trial; None if unknown.
         position: of the next step; ``act`` resets its ``episode_step`` if an episode begins there.
+        packed: the weights as kernels read them, from the first step on, so they must not change within a
+            trial; None before it, and where torch acts.
     """
 
     state: Any
     generator: torch.Generator
     trial_length: int | None
     position: Position
+    packed: Any = None
 
 
 class PPOAgent:
@@ -187,12 +190,15 @@ class PPOAgent:
             return _chosen(policy, value, carry.generator), following
 
     def _act_compiled(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry]:
-        from rl2meta.agents.ppo_lstm import act
+        from rl2meta.agents.ppo_lstm import act, packed_weights
 
         seen, legal, position = self._seen(carry, step)
-        done = act(self.network, seen, legal, carry.state, carry.generator)
+        core: Any = self.network.core
+        packed = carry.packed or packed_weights(self.network)
+        done = act(core.input(seen), packed, legal, carry.state, carry.generator)
         notes = {"log_prob": done.log_prob, "value": done.value}
-        return Choice(done.action, done.mode, notes), carry._replace(state=done.state, position=position)
+        following = carry._replace(state=done.state, position=position, packed=packed)
+        return Choice(done.action, done.mode, notes), following
 
     def act_and_tell(self, carry: PPOCarry, step: TimeStep) -> tuple[Choice, PPOCarry, Told]:
         """Do what ``act`` does; tell the policy, and the value as the network learns it: per step left."""

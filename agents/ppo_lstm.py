@@ -37,28 +37,38 @@ class Acted(NamedTuple):
     state: tuple[Tensor, Tensor]
 
 
-def act(
-    network: "ActorCritic", seen: Seen, legal: Tensor | None, state: Any, generator: torch.Generator
-) -> Acted:
+class Packed(NamedTuple):
+    """What ``act`` reads of the weights: those of the layer with its bias, and those of the heads."""
+
+    layer: tuple[Any, Any]
+    heads: tuple[Any, Any, Any]
+
+
+def packed_weights(network: "ActorCritic") -> Packed:
+    """Return the weights of an LSTM of one layer with a discrete head, as ``act`` reads them."""
+    core: Any = network.core
+    *layer, _, hidden = pack_layer(core.only_layer)
+    return Packed((layer[0], layer[1]), packed_heads(_heads(network), hidden))
+
+
+def act(x: Tensor, packed: Packed, legal: Tensor | None, state: Any, generator: torch.Generator) -> Acted:
     """Read a step of every trial, and draw an action from the policy, without gradients.
 
     Args:
-        network: an LSTM of one layer with a discrete head.
-        seen: the step, [B, ...].
+        x: inputs of the layer, [B, inputs].
+        packed: the weights.
         legal: bool [B, A]; None or [B, 0]: every action is legal.
-        state: of the core before the step.
+        state: of the core before the step, h and c, [1, B, units] each.
         generator: of one number of U[0, 1) for each trial, as ``Categorical`` draws it.
     """
-    core: Any = network.core
-    layer, x = core.only_layer, core.input(seen)  # [B, inputs]
-    (rows, inputs), units = x.shape, layer[1].shape[1]
-    *read, _, hidden = pack_layer(layer)
+    (rows, inputs), units = x.shape, state[0].shape[2]
+    hidden = len(packed.layer[1]) // 4  # whole vectors of units
     place = torch.rand(1, rows, generator=generator)
     before = [flat(widened(each[0])) for each in state]
     after = [x.new_empty(rows, hidden) for _ in before]
     drawn, sizes = x.new_empty(4, rows), (rows, inputs, hidden)
     arrays = (
-        *(flat(x), tuple(read), packed_heads(_heads(network), hidden), *before),
+        *(flat(x), *packed, *before),
         *(flat(place), which(legal), *map(flat, after), flat(drawn)),
     )
     divided(lambda part, _: kernels.act(*arrays, part, sizes), parts_of(rows, 1))

@@ -25,7 +25,7 @@ from rl2meta.trial import TimeStep
 pytest.importorskip("numba", reason="compiled kernels need the extra: pip install 'rl2meta[fast]'")
 from rl2meta.agents.cores.lstm_layer import step, unroll
 from rl2meta.agents.ppo_loss import Weights
-from rl2meta.agents.ppo_lstm import LossOfTrials, act
+from rl2meta.agents.ppo_lstm import LossOfTrials, act, packed_weights
 from rl2meta.tanh_chain import chain
 
 SHAPES = [(7, 37, 5, 20), (3, 66, 9, 48), (1, 1, 1, 1), (4, 5, 17, 33)]
@@ -331,6 +331,25 @@ def test_an_update_learns_what_it_learns_by_torch(
         torch.testing.assert_close(one, other, atol=2e-3, rtol=0)
 
 
+def test_a_trial_acts_with_what_the_update_before_it_learnt() -> None:
+    from rl2meta.rollout import RolloutWorker
+    from rl2meta.tasks import sample_tasks
+
+    law, ours = BernoulliBandits(num_arms=4), learner()
+    worker, tasks = RolloutWorker(law), sample_tasks(law, 64, 0, "train")
+    values = []
+    for kernels in ("compiled", "torch"):
+        set_kernels(kernels)  # type: ignore[arg-type]
+        trial = worker.run(ours.agent, tasks, 6, 0)
+        values.append(trial.phases[0].notes["value"])
+        if kernels == "compiled":
+            ours.update(trial, 0.0, generator(0, "minibatches"))
+            values.append(worker.run(ours.agent, tasks, 6, 0).phases[0].notes["value"])
+    before, after, plain = values
+    torch.testing.assert_close(after, plain, atol=1e-5, rtol=1e-5)
+    assert (after - before).abs().max() > 1e-3
+
+
 @pytest.mark.parametrize("units", [48, 20])
 @pytest.mark.parametrize("masked", [False, True])
 def test_acting_at_once_draws_what_torch_draws(units: int, masked: bool, threads: Any) -> None:
@@ -342,10 +361,13 @@ def test_acting_at_once_draws_what_torch_draws(units: int, masked: bool, threads
         output, after = ours.network.core.step(seen, state)
         policy, value = ours.network.judged(output, legal)
         action = policy.sample(generator(0, "actions"))
-        wanted = action, policy.mode(), policy.log_prob(action), value, after
+        wanted, x = (
+            (action, policy.mode(), policy.log_prob(action), value, after),
+            ours.network.core.input(seen),
+        )
         for number in (1, 4):
             threads(number)
-            found = act(ours.network, seen, legal, state, generator(0, "actions"))
+            found = act(x, packed_weights(ours.network), legal, state, generator(0, "actions"))
             for one, other in zip(found, wanted, strict=True):
                 torch.testing.assert_close(one, other, atol=3e-6, rtol=1e-5)
     assert len(set(action.tolist())) == 4 and (not masked or legal.gather(1, action.unsqueeze(1)).all())
@@ -359,5 +381,6 @@ def test_what_is_illegal_is_never_drawn(monkeypatch: pytest.MonkeyPatch) -> None
     for place in (0.0, 1 - 2**-24):
         monkeypatch.setattr(torch, "rand", lambda *shape, place=place, **_: torch.full(shape, place))
         with torch.no_grad():
-            found = act(ours.network, Seen(*(field[0] for field in known.inputs[:4])), legal, state, None)  # type: ignore[arg-type]
+            x = ours.network.core.input(Seen(*(field[0] for field in known.inputs[:4])))
+            found = act(x, packed_weights(ours.network), legal, state, None)  # type: ignore[arg-type]
         assert (found.action == 2).all() and (found.mode == 2).all() and found.log_prob.abs().max() < 1e-6
