@@ -192,8 +192,7 @@ class PolicyGradient:
     def choose(self, outputs: Tensor, generator: torch.Generator) -> Choice:
         """Sample an action from the policy in each row."""
         policy: ActionDistribution = self.distribution(outputs)
-        action = policy.sample(generator)
-        return Choice(action, policy.mode(), {"log_prob": policy.log_prob(action)})
+        return Choice(policy.sample(generator), policy.mode())
 
     def tell(self, outputs: Tensor) -> Told:
         """Tell the policy."""

@@ -198,3 +198,17 @@ def arms_in_turn(monkeypatch: pytest.MonkeyPatch) -> str:
     )
     monkeypatch.setitem(sys.modules, module.__name__, module)
     return "arms_in_turn:ARMS_IN_TURN"
+
+
+@pytest.fixture
+def noted(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Policies of MAML's kind note log π of what they do, for tests that ask whether they would again."""
+    from rl2meta.agents.policy_gradient import PolicyGradient
+
+    choose = PolicyGradient.choose
+
+    def noting(objective: PolicyGradient, outputs: torch.Tensor, source: torch.Generator) -> Choice:
+        choice = choose(objective, outputs, source)
+        return choice._replace(notes={"log_prob": objective.distribution(outputs).log_prob(choice.action)})
+
+    monkeypatch.setattr(PolicyGradient, "choose", noting)

@@ -163,6 +163,7 @@ def _network(meta: MetaWeights) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.usefixtures("noted")
 def test_the_learner_replays_what_the_agent_did(family: str) -> None:
     learner = learner_on(FAMILIES[family])
     trial = lived(learner, FAMILIES[family], 3)

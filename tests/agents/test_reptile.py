@@ -200,6 +200,7 @@ def test_one_step_is_joint_training() -> None:
 
 
 @pytest.mark.parametrize("rule", [{}, {"rule": ADAM, "keep_moments": True}])
+@pytest.mark.usefixtures("noted")
 def test_a_policy_takes_the_steps_that_it_took_when_it_acted(rule: dict[str, Any]) -> None:
     for family in (PLANE, TabularMDPs(num_states=3, num_actions=2, horizon=4)):
         learner = learner_on(family, **POLICY, **rule)
