@@ -4,7 +4,7 @@ import csv
 import io
 import json
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -184,9 +184,11 @@ def _subtitle(said: Mapping[str, Any]) -> str:
     parts = [f"{name}: {law}" if law else name]
     if "episodes" in said:
         parts[0] += f"; {said['episodes']:,} episodes a trial"
-    for agent, changed in trained_elsewhere(said).items():
-        here = {**settings, "episodes per trial": said.get("episodes")}
-        parts.append(f"{agent} was trained with {_differences(changed, here)}")
+    here = {**settings, "episodes per trial": said.get("episodes")}
+    trained = {agent: _differences(changed, here) for agent, changed in trained_elsewhere(said).items()}
+    for changes, agents in _alike(trained).items():
+        verb = "was" if len(agents) == 1 else "were"
+        parts.append(f"{_together(agents, said)} {verb} trained with {changes}")
     parts += _over_seeds(said)
     for agent, entry in said["agents"].items():
         if _num_tasks(said, entry) < said["num_tasks"]:
@@ -197,9 +199,25 @@ def _subtitle(said: Mapping[str, Any]) -> str:
 def _over_seeds(said: Mapping[str, Any]) -> list[str]:
     """Return what the intervals are over, if some agents are groups of training seeds."""
     seeds = {name: entry.get("over_seeds", {}).get("seeds", []) for name, entry in said["agents"].items()}
-    groups = [f"{name}: mean of {len(each)} training seeds" for name, each in seeds.items() if len(each) > 1]
-    others = " (others: over tasks)" if len(groups) < len(seeds) else ""
+    means = {name: f"mean of {len(each)} training seeds" for name, each in seeds.items() if len(each) > 1}
+    groups = [f"{_together(names, said)}: {mean}" for mean, names in _alike(means).items()]
+    others = " (others: over tasks)" if len(means) < len(seeds) else ""
     return [f"{', '.join(groups)}, intervals over seeds and tasks{others}"] if groups else []
+
+
+def _alike(notes: Mapping[str, str]) -> dict[str, list[str]]:
+    """Return by note the agents that have it."""
+    agents: dict[str, list[str]] = {}
+    for agent, note in notes.items():
+        agents.setdefault(note, []).append(agent)
+    return agents
+
+
+def _together(agents: Sequence[str], said: Mapping[str, Any]) -> str:
+    """Return some agents in words."""
+    if len(agents) > 2 and {*agents} == {*_subjects(said)}:
+        return "all but the references" if len(_subjects(said)) < len(said["agents"]) else "all agents"
+    return f"{', '.join(agents[:-1])} and {agents[-1]}" if len(agents) > 1 else agents[0]
 
 
 def _law_in_words(law: str) -> tuple[str, dict[str, str]]:

@@ -421,6 +421,24 @@ def test_a_long_subtitle_is_wrapped_and_not_cut(tmp_path, drawn):
     assert min(box.y0 for box in boxes[:-2]) > boxes[-1].y1 - 2
 
 
+def test_the_subtitle_says_once_what_agents_share(tmp_path, drawn):
+    names = ["a", "b", "c"]
+    folder = write_evaluation(tmp_path, dict.fromkeys([*names, "random"], 9.0))
+    say(
+        folder,
+        subjects=names,
+        runs={name: {"trained_with": {"distribution.low": 0.5}} for name in names},
+        agents={
+            name: {"over_seeds": {"seeds": [0, 1, 2], "return": {"low": 8.0, "high": 10.0}}}
+            for name in ("a", "b")
+        },
+    )
+    plot_regret(folder)
+    assert "all but the references were trained with low 0.5; a and b: mean of 3 training seeds, " in (
+        drawn[0].texts[1].get_text().replace("\n", " ")
+    )
+
+
 def test_the_subtitle_says_what_differs_in_words(tmp_path, drawn):
     folder = write_evaluation(tmp_path, trained_with={"distribution.reward_mean": 1.0})
     say(folder, distribution="TabularMDPs(num_states=10, reward_mean=3.0, sizes=(1, 2))", episodes=10)
