@@ -108,6 +108,7 @@ def _maml(law: Any) -> MAMLTRPOLearner:
         "navigation",
     ],
 )
+@pytest.mark.usefixtures("noted")
 def test_a_replay_is_the_rollout_of_its_tasks_its_seed_and_the_weights_of_now(
     law: Any, make: Callable[[Any], Any], episodes: int
 ) -> None:

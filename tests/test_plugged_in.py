@@ -264,6 +264,7 @@ def _poles(processes: int = 0) -> PluggedIn:
     return PluggedIn(family, WorkerSettings(processes=processes))
 
 
+@pytest.mark.usefixtures("noted")
 def test_maml_replays_what_it_did_where_phases_end_early() -> None:
     """The agent adapts to a phase as long as its longest episode, the learner to one that was padded."""
     law = _poles()
