@@ -179,7 +179,8 @@ def _packed_once(weights: Sequence[Tensor], sizes: Sizes) -> Tensor:
     """Do what ``_packed`` does, but not again for the same weights: an agent acts with them many times."""
     if weights[0].is_inference() or sum(each.numel() for each in weights) > _MOST_KEPT:
         return _packed(weights, sizes)
-    versions = [each._version for each in weights]  # changes with every change in place
+    # A fused optimiser changes no version, but what acts are tensors that each trial makes anew.
+    versions = [each._version for each in weights]
     for last in _last:
         if last.versions == versions and all(map(operator.is_, last.weights, weights)):
             return last.packed

@@ -361,10 +361,8 @@ def test_acting_at_once_draws_what_torch_draws(units: int, masked: bool, threads
         output, after = ours.network.core.step(seen, state)
         policy, value = ours.network.judged(output, legal)
         action = policy.sample(generator(0, "actions"))
-        wanted, x = (
-            (action, policy.mode(), policy.log_prob(action), value, after),
-            ours.network.core.input(seen),
-        )
+        wanted = action, policy.mode(), policy.log_prob(action), value, after
+        x = ours.network.core.input(seen)
         for number in (1, 4):
             threads(number)
             found = act(x, packed_weights(ours.network), legal, state, generator(0, "actions"))
