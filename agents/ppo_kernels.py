@@ -20,14 +20,17 @@ from rl2meta.vectors import (
     LANES,
     add,
     constant,
+    eight_from,
     exp,
     exp_and_less,
     fma,
+    for_each,
     four_from,
     if_at_most,
     if_equal,
     inlined,
     load,
+    load_at,
     log,
     mul,
     plus,
@@ -100,13 +103,12 @@ def outputs_of(x, columns, bias, z, first, steps, features, width):
     for column in range(0, outputs, LANES):
         start = load(bias, column)
         for step in range(0, steps, 8):
-            these, those = four_from(step, steps - 1), four_from(step + 4, steps - 1)
-            some = others = (start, start, start, start)
+            these = eight_from(step, steps - 1)
+            sums = for_each(these, start)
             for k in range(features):
                 vector, at = load(columns, k * width + column), first * features + k
-                some = plus(some, vector, spread_at(x, at, features, these))
-                others = plus(others, vector, spread_at(x, at, features, those))
-            store_at(found, 0, LANES, (0, 1, 2, 3, 4, 5, 6, 7), some + others)
+                sums = plus(sums, vector, spread_at(x, at, features, these))
+            store_at(found, 0, LANES, (0, 1, 2, 3, 4, 5, 6, 7), sums)
             for output in range(column, min(column + LANES, outputs)):
                 for one in range(min(8, steps - step)):
                     z[output * BLOCK + step + one] = found[one * LANES + output - column]
@@ -225,13 +227,12 @@ def _give_back(z, heads, d_x, first, steps, features, outputs):
     zero = constant(_float(0))
     for feature in range(0, features, LANES):
         for step in range(0, steps, 8):
-            these, those = four_from(step, steps - 1), four_from(step + 4, steps - 1)
-            some = others = (zero, zero, zero, zero)
+            these = eight_from(step, steps - 1)
+            sums = for_each(these, zero)
             for output in range(outputs):
                 vector, at = load(heads, output * features + feature), output * BLOCK
-                some = plus(some, vector, spread_at(z, at, 1, these))
-                others = plus(others, vector, spread_at(z, at, 1, those))
-            store_at(d_x, first * features + feature, features, these + those, some + others)
+                sums = plus(sums, vector, spread_at(z, at, 1, these))
+            store_at(d_x, first * features + feature, features, these, sums)
 
 
 @njit
@@ -240,18 +241,11 @@ def _add_heads(z, x, d_heads, d_bias, first, steps, features, outputs):
     for feature in range(0, features, LANES):
         for output in range(0, outputs, 4):
             four = four_from(output, outputs - 1)
-            a, b, c, d = four
-            at = feature
-            sums = (
-                load(d_heads, at + a * features),
-                load(d_heads, at + b * features),
-                load(d_heads, at + c * features),
-                load(d_heads, at + d * features),
-            )
+            sums = load_at(d_heads, feature, features, four)
             for step in range(steps):
                 vector = load(x, (first + step) * features + feature)
                 sums = plus(sums, vector, spread_at(z, step, BLOCK, four))
-            store_at(d_heads, at, features, four, sums)
+            store_at(d_heads, feature, features, four, sums)
     for step in range(steps):
         for output in range(outputs):
             d_bias[output] += z[output * BLOCK + step]

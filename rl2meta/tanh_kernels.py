@@ -29,8 +29,8 @@ from rl2meta.vectors import (
     LANES,
     add,
     constant,
+    eight_from,
     fma,
-    four_from,
     inlined,
     load,
     load_at,
@@ -109,14 +109,12 @@ def _product(x, x_at, apart, inputs, w, w_at, begin, begin_at, begin_apart, to, 
     """
     for column in range(0, width, LANES):
         for row in range(0, rows, 8):
-            these, those = four_from(row, rows - 1), four_from(row + 4, rows - 1)
-            some = load_at(begin, begin_at + column, begin_apart, these)
-            others = load_at(begin, begin_at + column, begin_apart, those)
+            these = eight_from(row, rows - 1)
+            sums = load_at(begin, begin_at + column, begin_apart, these)
             for k in range(inputs):
                 vector = load(w, w_at + k * width + column)
-                some = plus(some, vector, spread_at(x, x_at + k, apart, these))
-                others = plus(others, vector, spread_at(x, x_at + k, apart, those))
-            store_at(to, to_at + column, width, these + those, some + others)
+                sums = plus(sums, vector, spread_at(x, x_at + k, apart, these))
+            store_at(to, to_at + column, width, these, sums)
 
 
 @njit
@@ -124,14 +122,12 @@ def _add_outer(a, a_at, apart, inputs, e, width, rows, to, to_at):
     """Add aᵀ e to ``to`` [inputs, width], with a [rows, inputs] and e [rows, width]; eight inputs at once."""
     for column in range(0, width, LANES):
         for k in range(0, inputs, 8):
-            these, those = four_from(k, inputs - 1), four_from(k + 4, inputs - 1)
-            some = load_at(to, to_at + column, width, these)
-            others = load_at(to, to_at + column, width, those)
+            these = eight_from(k, inputs - 1)
+            sums = load_at(to, to_at + column, width, these)
             for row in range(rows):
                 vector = load(e, row * width + column)
-                some = plus(some, vector, spread_at(a, a_at + row * apart, 1, these))
-                others = plus(others, vector, spread_at(a, a_at + row * apart, 1, those))
-            store_at(to, to_at + column, width, these + those, some + others)
+                sums = plus(sums, vector, spread_at(a, a_at + row * apart, 1, these))
+            store_at(to, to_at + column, width, these, sums)
 
 
 @njit

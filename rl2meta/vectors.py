@@ -75,13 +75,26 @@ def _in_all_lanes(builder: Any, number: Any) -> Any:
     return builder.shuffle_vector(first, none, ir.Constant(_WORDS, [0] * LANES))
 
 
+def _vector_at(builder: Any, place: Any) -> Any:
+    return builder.load(builder.bitcast(place, _VECTOR.as_pointer()), align=4)
+
+
+def _number_at(builder: Any, place: Any) -> Any:
+    return _in_all_lanes(builder, builder.load(place, align=4))
+
+
+def _fused(builder: Any, x: Any, y: Any, z: Any) -> Any:
+    kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
+    name = f"llvm.fma.v{LANES}f32"
+    return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), [x, y, z])
+
+
 @intrinsic
 def load(_: Any, array: Any, index: Any) -> Any:
     """Return array[index : index + LANES]."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        place = _place(context, builder, signature.args[0], *given)
-        return builder.load(builder.bitcast(place, _VECTOR.as_pointer()), align=4)
+        return _vector_at(builder, _place(context, builder, signature.args[0], *given))
 
     return _V(array, types.intp), generate
 
@@ -103,8 +116,7 @@ def spread(_: Any, array: Any, index: Any) -> Any:
     """Return array[index] in all lanes."""
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        place = _place(context, builder, signature.args[0], *given)
-        return _in_all_lanes(builder, builder.load(place, align=4))
+        return _number_at(builder, _place(context, builder, signature.args[0], *given))
 
     return _V(array, types.intp), generate
 
@@ -118,13 +130,7 @@ def constant(_: Any, number: Any) -> Any:
 @intrinsic
 def fma(_: Any, x: Any, y: Any, z: Any) -> Any:
     """Return x y + z, rounded once."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        kind = ir.FunctionType(_VECTOR, [_VECTOR] * 3)
-        name = f"llvm.fma.v{LANES}f32"
-        return builder.call(cgutils.get_or_insert_function(builder.module, kind, name), given)
-
-    return _V(_V, _V, _V), generate
+    return _V(_V, _V, _V), lambda context, builder, signature, given: _fused(builder, *given)
 
 
 def _of_two(name: str) -> Any:
@@ -266,56 +272,76 @@ def tanh(x):
     return fma(constant(_float(2)), sigmoid(add(x, x)), constant(_float(-1)))
 
 
+def _all_of(kind: Any, count: int) -> Any:
+    return types.UniTuple(kind, count)
+
+
+def _places_from(count: int) -> Any:
+    @intrinsic
+    def places(_: Any, one: Any, last: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            one, last = given
+            ahead = [builder.add(one, ir.Constant(one.type, more)) for more in range(count)]
+            found = [builder.select(builder.icmp_signed("<", at, last), at, last) for at in ahead]
+            return context.make_tuple(builder, signature.return_type, found)
+
+        return _all_of(types.intp, count)(types.intp, types.intp), generate
+
+    return places
+
+
+two_from, four_from, eight_from = map(_places_from, (2, 4, 8))
+"""(one, last) -> two, four or eight places from ``one`` on; the last one repeats where fewer are left."""
+
+
+@intrinsic
+def for_each(_: Any, places: Any, vector: Any) -> Any:
+    """Return the vector for each of the places."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        return context.make_tuple(builder, signature.return_type, [given[1]] * places.count)
+
+    return _all_of(_V, places.count)(places, _V), generate
+
+
+def _at_places(read: Any) -> Any:
+    @intrinsic
+    def operation(_: Any, array: Any, at: Any, apart: Any, places: Any) -> Any:
+        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+            array, at, apart, places = given
+            first = _place(context, builder, signature.args[0], array, at)
+            steps = [builder.mul(place, apart) for place in cgutils.unpack_tuple(builder, places)]
+            found = [read(builder, builder.gep(first, [step])) for step in steps]
+            return context.make_tuple(builder, signature.return_type, found)
+
+        places = _all_of(types.intp, places.count)
+        return _all_of(_V, places.count)(array, types.intp, types.intp, places), generate
+
+    return operation
+
+
+load_at, spread_at = map(_at_places, (_vector_at, _number_at))
+"""(array, at, apart, places) -> of rows that are ``apart``, those at the places: the vectors that begin at
+column ``at``, or the numbers there, each in all lanes."""
+
+
+@intrinsic
+def plus(_: Any, sums: Any, x: Any, vectors: Any) -> Any:
+    """Return sums + x · vectors, for as many sums as vectors, each rounded once."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        sums, x, vectors = given
+        pairs = zip(*(cgutils.unpack_tuple(builder, each) for each in (sums, vectors)), strict=True)
+        found = [_fused(builder, x, vector, total) for total, vector in pairs]
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return sums(sums, _V, vectors), generate
+
+
 @inlined
 def load_four(array, at):
     """Return the four vectors at ``at``."""
-    return load(array, at), load(array, at + LANES), load(array, at + 2 * LANES), load(array, at + 3 * LANES)
-
-
-@inlined
-def store_four(array, at, apart, four):
-    """Store four vectors, ``apart`` numbers from one to the next."""
-    store(array, at, four[0])
-    store(array, at + apart, four[1])
-    store(array, at + 2 * apart, four[2])
-    store(array, at + 3 * apart, four[3])
-
-
-@inlined
-def plus(sums, x, four):
-    """Return sums + x · four."""
-    a, b, c, d = sums
-    return fma(x, four[0], a), fma(x, four[1], b), fma(x, four[2], c), fma(x, four[3], d)
-
-
-@inlined
-def four_from(one, last):
-    """Return four places from ``one`` on; the last one repeats where fewer are left."""
-    return min(one, last), min(one + 1, last), min(one + 2, last), min(one + 3, last)
-
-
-@inlined
-def spread_at(array, at, apart, four):
-    """Return the numbers of four rows that are ``apart``, each in all lanes."""
-    a, b, c, d = four
-    return (
-        spread(array, at + a * apart),
-        spread(array, at + b * apart),
-        spread(array, at + c * apart),
-        spread(array, at + d * apart),
-    )
-
-
-@inlined
-def load_at(array, at, apart, four):
-    """Return vectors of four rows that are ``apart``."""
-    a, b, c, d = four
-    return (
-        load(array, at + a * apart),
-        load(array, at + b * apart),
-        load(array, at + c * apart),
-        load(array, at + d * apart),
-    )
+    return load_at(array, at, LANES, (0, 1, 2, 3))
 
 
 @inlined
@@ -323,3 +349,9 @@ def store_at(array, at, apart, places, vectors):
     """Store vectors of rows that are ``apart``, one at each of the places."""
     for place, vector in zip(places, vectors):  # noqa: B905, Numba has no strict
         store(array, at + place * apart, vector)
+
+
+@inlined
+def store_four(array, at, apart, four):
+    """Store four vectors, ``apart`` numbers from one to the next."""
+    store_at(array, at, apart, (0, 1, 2, 3), four)

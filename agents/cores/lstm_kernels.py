@@ -20,24 +20,28 @@ from rl2meta.vectors import (
     LANES,
     add,
     constant,
+    eight_from,
     fma,
+    for_each,
     four_from,
     inlined,
     load,
+    load_at,
     load_four,
     mul,
     plus,
     sigmoid,
-    spread,
     spread_at,
     store,
     store_at,
     store_four,
     sub,
     tanh,
+    two_from,
 )
 
 _SUMMED = 8  # units whose gates are summed one after another on the way back, whatever LANES is
+_TOGETHER, _together_from = (4, four_from) if LANES == 16 else (2, two_from)  # × 4 gates fill the registers
 _BLOCK = 64  # trials whose gradients stay in the nearest cache
 _float = np.float32
 
@@ -100,36 +104,55 @@ def unpack(packed, bias, d_w, d_u, d_bias, parts, inputs, units, hidden):
                     d_u[row * units + k] += packed[to + (inputs + k) * 4 * LANES]
 
 
+@inlined
+def _gates_of(array, at, apart, these):
+    """Return four vectors of rows that are ``apart``: a tuple over these rows for each gate."""
+    return (
+        load_at(array, at, apart, these),
+        load_at(array, at + LANES, apart, these),
+        load_at(array, at + 2 * LANES, apart, these),
+        load_at(array, at + 3 * LANES, apart, these),
+    )
+
+
+@inlined
+def _plus_gates(sums, four, numbers):
+    """Return sums + four · numbers: a tuple over the numbers for each of four gates."""
+    i, f, g, o = sums
+    return (
+        plus(i, four[0], numbers),
+        plus(f, four[1], numbers),
+        plus(g, four[2], numbers),
+        plus(o, four[3], numbers),
+    )
+
+
+@inlined
+def _plus_product(sums, x, at, width, w, row, these):
+    """Return sums + x w for these trials of x [B, width]."""
+    for k in range(width):
+        sums = _plus_gates(sums, load_four(w, row + k * 4 * LANES), spread_at(x, at + k, width, these))
+    return sums
+
+
 @njit
 def one_step(x, x_at, w, bias, h, c, at, new_h, new_c, to, gates, slopes, keep, remembers, part, sizes):
-    """Do one step of a part of the trials, two at a time; ``at`` and ``to`` say where a step begins."""
+    """Do one step of a part of the trials, some at a time; ``at`` and ``to`` say where a step begins."""
     first, last = part
     rows, inputs, hidden = sizes
     for unit in range(0, hidden, LANES):
-        for one in range(first, last, 2):
-            two = min(one + 1, last - 1)
-            sums1 = sums2 = load_four(bias, 4 * unit)
-            row = (inputs + hidden) * 4 * unit
-            here, there = x_at + one * inputs, x_at + two * inputs
-            for k in range(inputs):
-                four = load_four(w, row + k * 4 * LANES)
-                sums1, sums2 = (
-                    plus(sums1, spread(x, here + k), four),
-                    plus(sums2, spread(x, there + k), four),
-                )
-            had1 = had2 = constant(_float(0))
+        row, kept = (inputs + hidden) * 4 * unit, 4 * (to + rows * unit)  # gates: [J, B, 4, LANES]
+        for trial in range(first, last, _TOGETHER):
+            these = _together_from(trial, last - 1)
+            sums = _gates_of(bias, 4 * unit, 0, these)
+            sums = _plus_product(sums, x, x_at, inputs, w, row, these)
+            had = for_each(these, constant(_float(0)))
             if remembers:
-                row += inputs * 4 * LANES
-                here, there = at + one * hidden, at + two * hidden
-                for k in range(hidden):
-                    four = load_four(w, row + k * 4 * LANES)
-                    sums1 = plus(sums1, spread(h, here + k), four)
-                    sums2 = plus(sums2, spread(h, there + k), four)
-                had1, had2 = load(c, here + unit), load(c, there + unit)
-            here, there = to + one * hidden + unit, to + two * hidden + unit
-            kept = 4 * (to + rows * unit)  # gates stand by blocks, [J, B, 4, LANES]
-            _finish(sums1, had1, new_c, new_h, here, gates, kept + one * 4 * LANES, slopes, keep)
-            _finish(sums2, had2, new_c, new_h, there, gates, kept + two * 4 * LANES, slopes, keep)
+                sums = _plus_product(sums, h, at, hidden, w, row + inputs * 4 * LANES, these)
+                had = load_at(c, at + unit, hidden, these)
+            for one, i, f, g, o, past in zip(these, *sums, had):  # noqa: B905, Numba has no strict
+                here, place = to + one * hidden + unit, kept + one * 4 * LANES
+                _finish((i, f, g, o), past, new_c, new_h, here, gates, place, slopes, keep)
 
 
 @kept_on_disk
@@ -182,18 +205,15 @@ def _to_sums(d_y, d_h, d_c, c, slopes, gates, at, past, later, part, sizes):
 
 @njit
 def _add_outer(d_w, at, x, x_at, width, gates, g_at, trials):
-    """Add Σ x [trials, width] ⊗ gradients of a block of gates [trials, 4, LANES], two rows at a time."""
-    for k in range(0, width, 2):
-        next_k = min(k + 1, width - 1)
-        to1, to2 = at + k * 4 * LANES, at + next_k * 4 * LANES
-        sums1, sums2 = load_four(d_w, to1), load_four(d_w, to2)
-        here, there = x_at + k, x_at + next_k
+    """Add Σ x [trials, width] ⊗ gradients of a block of gates [trials, 4, LANES], some rows at a time."""
+    for k in range(0, width, _TOGETHER):
+        these = _together_from(k, width - 1)
+        sums = _gates_of(d_w, at, 4 * LANES, these)
         for trial in range(trials):
-            four = load_four(gates, g_at + trial * 4 * LANES)
-            sums1 = plus(sums1, spread(x, here + trial * width), four)
-            sums2 = plus(sums2, spread(x, there + trial * width), four)
-        store_four(d_w, to1, LANES, sums1)
-        store_four(d_w, to2, LANES, sums2)
+            numbers = spread_at(x, x_at + trial * width, 1, these)
+            sums = _plus_gates(sums, load_four(gates, g_at + trial * 4 * LANES), numbers)
+        for row, i, f, g, o in zip(these, *sums):  # noqa: B905, Numba has no strict
+            store_four(d_w, at + row * 4 * LANES, LANES, (i, f, g, o))
 
 
 @njit
@@ -219,21 +239,19 @@ def _back(d, to, u, width, gates, g_at, part, sizes):
     """Set d [B, width] at ``to``: a step's gradients of gates times u, eight trials at a time."""
     rows, _, hidden = sizes
     first, last = part
-    zero, apart = constant(_float(0)), 4 * LANES  # from trial to trial
+    apart = 4 * LANES  # from trial to trial
     for column in range(0, width, LANES):
         for trial in range(first, last, 8):
-            these, those = four_from(trial, last - 1), four_from(trial + 4, last - 1)
-            some = others = (zero, zero, zero, zero)
+            these = eight_from(trial, last - 1)
+            sums = for_each(these, constant(_float(0)))
             row = column * 4 * hidden
             for unit in range(0, hidden, _SUMMED):
                 start = g_at + 4 * (unit // LANES * LANES) * rows + unit % LANES
                 for gate in range(start, start + 4 * LANES, LANES):
                     for at in range(gate, gate + _SUMMED):
-                        vector = load(u, row)
-                        some = plus(some, vector, spread_at(gates, at, apart, these))
-                        others = plus(others, vector, spread_at(gates, at, apart, those))
+                        sums = plus(sums, load(u, row), spread_at(gates, at, apart, these))
                         row += LANES
-            store_at(d, to + column, width, these + those, some + others)
+            store_at(d, to + column, width, these, sums)
 
 
 @kept_on_disk
