@@ -23,8 +23,8 @@ from rl2meta.vectors import (
     eight_from,
     exp,
     exp_and_less,
+    filled,
     fma,
-    for_each,
     four_from,
     if_at_most,
     if_equal,
@@ -104,11 +104,11 @@ def outputs_of(x, columns, bias, z, first, steps, features, width):
         start = load(bias, column)
         for step in range(0, steps, 8):
             these = eight_from(step, steps - 1)
-            sums = for_each(these, start)
+            sums = filled(these, (0,), start)
             for k in range(features):
                 vector, at = load(columns, k * width + column), first * features + k
-                sums = plus(sums, vector, spread_at(x, at, features, these))
-            store_at(found, 0, LANES, (0, 1, 2, 3, 4, 5, 6, 7), sums)
+                sums = plus(sums, spread_at(x, at, features, these), (vector,))
+            store_at(found, 0, LANES, (0, 1, 2, 3, 4, 5, 6, 7), (0,), sums)
             for output in range(column, min(column + LANES, outputs)):
                 for one in range(min(8, steps - step)):
                     z[output * BLOCK + step + one] = found[one * LANES + output - column]
@@ -228,11 +228,11 @@ def _give_back(z, heads, d_x, first, steps, features, outputs):
     for feature in range(0, features, LANES):
         for step in range(0, steps, 8):
             these = eight_from(step, steps - 1)
-            sums = for_each(these, zero)
+            sums = filled(these, (0,), zero)
             for output in range(outputs):
                 vector, at = load(heads, output * features + feature), output * BLOCK
-                sums = plus(sums, vector, spread_at(z, at, 1, these))
-            store_at(d_x, first * features + feature, features, these, sums)
+                sums = plus(sums, spread_at(z, at, 1, these), (vector,))
+            store_at(d_x, first * features + feature, features, these, (0,), sums)
 
 
 @njit
@@ -241,11 +241,11 @@ def _add_heads(z, x, d_heads, d_bias, first, steps, features, outputs):
     for feature in range(0, features, LANES):
         for output in range(0, outputs, 4):
             four = four_from(output, outputs - 1)
-            sums = load_at(d_heads, feature, features, four)
+            sums = load_at(d_heads, feature, features, four, (0,))
             for step in range(steps):
                 vector = load(x, (first + step) * features + feature)
-                sums = plus(sums, vector, spread_at(z, step, BLOCK, four))
-            store_at(d_heads, feature, features, four, sums)
+                sums = plus(sums, spread_at(z, step, BLOCK, four), (vector,))
+            store_at(d_heads, feature, features, four, (0,), sums)
     for step in range(steps):
         for output in range(outputs):
             d_bias[output] += z[output * BLOCK + step]

@@ -26,10 +26,11 @@ from numba import njit
 
 from rl2meta.kernels import kept_on_disk
 from rl2meta.vectors import (
+    BY_TWO,
     LANES,
     add,
+    by_two_from,
     constant,
-    eight_from,
     fma,
     inlined,
     load,
@@ -103,31 +104,55 @@ def _unpack(down, sizes, places, theta, at):
 
 @njit
 def _product(x, x_at, apart, inputs, w, w_at, begin, begin_at, begin_apart, to, to_at, width, rows):
-    """Set ``to`` [rows, width] to begin + x w, with x [rows, inputs], w [inputs, width]; eight rows at once.
+    """Set ``to`` [rows, width] to begin + x w, with x [rows, inputs], w [inputs, width].
 
     ``apart`` is the distance of two rows of x, ``begin_apart`` that of ``begin``: 0 if all have the same.
     """
-    for column in range(0, width, LANES):
-        for row in range(0, rows, 8):
-            these = eight_from(row, rows - 1)
-            sums = load_at(begin, begin_at + column, begin_apart, these)
-            for k in range(inputs):
-                vector = load(w, w_at + k * width + column)
-                sums = plus(sums, vector, spread_at(x, x_at + k, apart, these))
-            store_at(to, to_at + column, width, these, sums)
+    for column in range(0, width, 2 * LANES):
+        of_x, of_w, of_to = (x, x_at, apart, inputs), (w, w_at + column), (to, to_at + column)
+        start = begin, begin_at + column, begin_apart
+        if column + LANES < width:
+            _some_columns(of_x, of_w, start, of_to, (0, LANES), width, rows)
+        else:
+            _some_columns(of_x, of_w, start, of_to, (0,), width, rows)
+
+
+@njit
+def _some_columns(of_x, of_w, start, of_to, columns, width, rows):
+    """Set these columns of a product, some rows at a time."""
+    (x, x_at, apart, inputs), (w, w_at) = of_x, of_w
+    (begin, begin_at, begin_apart), (to, to_at) = start, of_to
+    for row in range(0, rows, BY_TWO):
+        these = by_two_from(row, rows - 1)
+        sums = load_at(begin, begin_at, begin_apart, these, columns)
+        for k in range(inputs):
+            vectors = load_at(w, w_at + k * width, 0, (0,), columns)[0]
+            sums = plus(sums, spread_at(x, x_at + k, apart, these), vectors)
+        store_at(to, to_at, width, these, columns, sums)
 
 
 @njit
 def _add_outer(a, a_at, apart, inputs, e, width, rows, to, to_at):
-    """Add aᵀ e to ``to`` [inputs, width], with a [rows, inputs] and e [rows, width]; eight inputs at once."""
-    for column in range(0, width, LANES):
-        for k in range(0, inputs, 8):
-            these = eight_from(k, inputs - 1)
-            sums = load_at(to, to_at + column, width, these)
-            for row in range(rows):
-                vector = load(e, row * width + column)
-                sums = plus(sums, vector, spread_at(a, a_at + row * apart, 1, these))
-            store_at(to, to_at + column, width, these, sums)
+    """Add aᵀ e to ``to`` [inputs, width], with a [rows, inputs] and e [rows, width]."""
+    for column in range(0, width, 2 * LANES):
+        of_a, of_e, of_to = (a, a_at, apart, inputs), (e, column, width), (to, to_at + column)
+        if column + LANES < width:
+            _add_some_columns(of_a, of_e, of_to, (0, LANES), rows)
+        else:
+            _add_some_columns(of_a, of_e, of_to, (0,), rows)
+
+
+@njit
+def _add_some_columns(of_a, of_e, of_to, columns, rows):
+    """Add these columns of an outer product, some inputs at a time."""
+    (a, a_at, apart, inputs), (e, e_at, width), (to, to_at) = of_a, of_e, of_to
+    for k in range(0, inputs, BY_TWO):
+        these = by_two_from(k, inputs - 1)
+        sums = load_at(to, to_at, width, these, columns)
+        for row in range(rows):
+            vectors = load_at(e, e_at + row * width, 0, (0,), columns)[0]
+            sums = plus(sums, spread_at(a, a_at + row * apart, 1, these), vectors)
+        store_at(to, to_at, width, these, columns, sums)
 
 
 @njit

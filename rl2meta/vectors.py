@@ -293,65 +293,93 @@ def _places_from(count: int) -> Any:
 two_from, four_from, eight_from = map(_places_from, (2, 4, 8))
 """(one, last) -> two, four or eight places from ``one`` on; the last one repeats where fewer are left."""
 
-
-@intrinsic
-def for_each(_: Any, places: Any, vector: Any) -> Any:
-    """Return the vector for each of the places."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return context.make_tuple(builder, signature.return_type, [given[1]] * places.count)
-
-    return _all_of(_V, places.count)(places, _V), generate
-
-
-def _at_places(read: Any) -> Any:
-    @intrinsic
-    def operation(_: Any, array: Any, at: Any, apart: Any, places: Any) -> Any:
-        def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-            array, at, apart, places = given
-            first = _place(context, builder, signature.args[0], array, at)
-            steps = [builder.mul(place, apart) for place in cgutils.unpack_tuple(builder, places)]
-            found = [read(builder, builder.gep(first, [step])) for step in steps]
-            return context.make_tuple(builder, signature.return_type, found)
-
-        places = _all_of(types.intp, places.count)
-        return _all_of(_V, places.count)(array, types.intp, types.intp, places), generate
-
-    return operation
-
-
-load_at, spread_at = map(_at_places, (_vector_at, _number_at))
-"""(array, at, apart, places) -> of rows that are ``apart``, those at the places: the vectors that begin at
-column ``at``, or the numbers there, each in all lanes."""
+_HAS_32_REGISTERS = LANES == 16
+BY_TWO, by_two_from = (8, eight_from) if _HAS_32_REGISTERS else (4, four_from)
+"""How many rows of two sums fit into the registers, and their places."""
+BY_FOUR, by_four_from = (4, four_from) if _HAS_32_REGISTERS else (2, two_from)
+"""How many rows of four sums fit into the registers, and their places."""
 
 
 @intrinsic
-def plus(_: Any, sums: Any, x: Any, vectors: Any) -> Any:
-    """Return sums + x · vectors, for as many sums as vectors, each rounded once."""
+def filled(_: Any, rows: Any, columns: Any, vector: Any) -> Any:
+    """Return a tuple for each of the rows that holds the vector for each of the columns."""
+    of_row = _all_of(_V, columns.count)
 
     def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        sums, x, vectors = given
-        pairs = zip(*(cgutils.unpack_tuple(builder, each) for each in (sums, vectors)), strict=True)
-        found = [_fused(builder, x, vector, total) for total, vector in pairs]
+        one = context.make_tuple(builder, of_row, [given[2]] * columns.count)
+        return context.make_tuple(builder, signature.return_type, [one] * rows.count)
+
+    return _all_of(of_row, rows.count)(rows, columns, _V), generate
+
+
+@intrinsic
+def spread_at(_: Any, array: Any, at: Any, apart: Any, rows: Any) -> Any:
+    """Return the numbers at ``at`` of these rows, which are ``apart``, each in all lanes."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        starts = _starts(context, builder, signature.args[0], *given)
+        return context.make_tuple(
+            builder, signature.return_type, [_number_at(builder, row) for row in starts]
+        )
+
+    return _all_of(_V, rows.count)(array, types.intp, types.intp, rows), generate
+
+
+def _starts(context: Any, builder: Any, kind: Any, array: Any, at: Any, apart: Any, rows: Any) -> list[Any]:
+    first = _place(context, builder, kind, array, at)
+    return [builder.gep(first, [builder.mul(row, apart)]) for row in cgutils.unpack_tuple(builder, rows)]
+
+
+@intrinsic
+def load_at(_: Any, array: Any, at: Any, apart: Any, rows: Any, columns: Any) -> Any:
+    """Return a tuple for each of these rows, which are ``apart``: the vectors that begin at these columns."""
+    of_row = _all_of(_V, columns.count)
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        starts = _starts(context, builder, signature.args[0], *given[:4])
+        places = cgutils.unpack_tuple(builder, given[4])
+        vectors = [[_vector_at(builder, builder.gep(row, [place])) for place in places] for row in starts]
+        found = [context.make_tuple(builder, of_row, each) for each in vectors]
         return context.make_tuple(builder, signature.return_type, found)
 
-    return sums(sums, _V, vectors), generate
+    return _all_of(of_row, rows.count)(array, types.intp, types.intp, rows, columns), generate
+
+
+@intrinsic
+def plus(_: Any, sums: Any, numbers: Any, vectors: Any) -> Any:
+    """Return sums + numbers ⊗ vectors: one number for each row, one vector for each column of the sums."""
+
+    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
+        sums, numbers, vectors = (cgutils.unpack_tuple(builder, each) for each in given)
+        found = []
+        for row, number in zip(sums, numbers, strict=True):
+            pairs = zip(cgutils.unpack_tuple(builder, row), vectors, strict=True)
+            new = [_fused(builder, number, vector, total) for total, vector in pairs]
+            found.append(context.make_tuple(builder, signature.return_type.dtype, new))
+        return context.make_tuple(builder, signature.return_type, found)
+
+    return sums(sums, numbers, vectors), generate
+
+
+@inlined
+def store_at(array, at, apart, rows, columns, vectors):
+    """Store a tuple of vectors for each of these rows, which are ``apart``, at these columns."""
+    for row, of_row in zip(rows, vectors):  # noqa: B905, Numba has no strict
+        for column, vector in zip(columns, of_row):  # noqa: B905
+            store(array, at + row * apart + column, vector)
+
+
+FOUR = 0, LANES, 2 * LANES, 3 * LANES
+"""Columns of four vectors that follow each other."""
 
 
 @inlined
 def load_four(array, at):
     """Return the four vectors at ``at``."""
-    return load_at(array, at, LANES, (0, 1, 2, 3))
+    return load_at(array, at, 0, (0,), FOUR)[0]
 
 
 @inlined
-def store_at(array, at, apart, places, vectors):
-    """Store vectors of rows that are ``apart``, one at each of the places."""
-    for place, vector in zip(places, vectors):  # noqa: B905, Numba has no strict
-        store(array, at + place * apart, vector)
-
-
-@inlined
-def store_four(array, at, apart, four):
-    """Store four vectors, ``apart`` numbers from one to the next."""
-    store_at(array, at, apart, (0, 1, 2, 3), four)
+def store_four(array, at, four):
+    """Store four vectors."""
+    store_at(array, at, 0, (0,), FOUR, (four,))

@@ -17,13 +17,16 @@ from numba import njit
 
 from rl2meta.kernels import kept_on_disk
 from rl2meta.vectors import (
+    BY_FOUR,
+    BY_TWO,
+    FOUR,
     LANES,
     add,
+    by_four_from,
+    by_two_from,
     constant,
-    eight_from,
+    filled,
     fma,
-    for_each,
-    four_from,
     inlined,
     load,
     load_at,
@@ -37,11 +40,9 @@ from rl2meta.vectors import (
     store_four,
     sub,
     tanh,
-    two_from,
 )
 
 _SUMMED = 8  # units whose gates are summed one after another on the way back, whatever LANES is
-_TOGETHER, _together_from = (4, four_from) if LANES == 16 else (2, two_from)  # × 4 gates fill the registers
 _BLOCK = 64  # trials whose gradients stay in the nearest cache
 _float = np.float32
 
@@ -55,7 +56,7 @@ def _finish(sums, had, c, h, to, gates, kept, slopes, keep):
     store(c, to, new)
     store(h, to, mul(o, bent))
     if keep:
-        store_four(gates, kept, LANES, (i, f, g, o))
+        store_four(gates, kept, (i, f, g, o))
         store(slopes, to, bent)
 
 
@@ -105,33 +106,10 @@ def unpack(packed, bias, d_w, d_u, d_bias, parts, inputs, units, hidden):
 
 
 @inlined
-def _gates_of(array, at, apart, these):
-    """Return four vectors of rows that are ``apart``: a tuple over these rows for each gate."""
-    return (
-        load_at(array, at, apart, these),
-        load_at(array, at + LANES, apart, these),
-        load_at(array, at + 2 * LANES, apart, these),
-        load_at(array, at + 3 * LANES, apart, these),
-    )
-
-
-@inlined
-def _plus_gates(sums, four, numbers):
-    """Return sums + four · numbers: a tuple over the numbers for each of four gates."""
-    i, f, g, o = sums
-    return (
-        plus(i, four[0], numbers),
-        plus(f, four[1], numbers),
-        plus(g, four[2], numbers),
-        plus(o, four[3], numbers),
-    )
-
-
-@inlined
 def _plus_product(sums, x, at, width, w, row, these):
     """Return sums + x w for these trials of x [B, width]."""
     for k in range(width):
-        sums = _plus_gates(sums, load_four(w, row + k * 4 * LANES), spread_at(x, at + k, width, these))
+        sums = plus(sums, spread_at(x, at + k, width, these), load_four(w, row + k * 4 * LANES))
     return sums
 
 
@@ -142,17 +120,17 @@ def one_step(x, x_at, w, bias, h, c, at, new_h, new_c, to, gates, slopes, keep, 
     rows, inputs, hidden = sizes
     for unit in range(0, hidden, LANES):
         row, kept = (inputs + hidden) * 4 * unit, 4 * (to + rows * unit)  # gates: [J, B, 4, LANES]
-        for trial in range(first, last, _TOGETHER):
-            these = _together_from(trial, last - 1)
-            sums = _gates_of(bias, 4 * unit, 0, these)
+        for trial in range(first, last, BY_FOUR):
+            these = by_four_from(trial, last - 1)
+            sums = load_at(bias, 4 * unit, 0, these, FOUR)
             sums = _plus_product(sums, x, x_at, inputs, w, row, these)
-            had = for_each(these, constant(_float(0)))
+            had = filled(these, (0,), constant(_float(0)))
             if remembers:
                 sums = _plus_product(sums, h, at, hidden, w, row + inputs * 4 * LANES, these)
-                had = load_at(c, at + unit, hidden, these)
-            for one, i, f, g, o, past in zip(these, *sums, had):  # noqa: B905, Numba has no strict
+                had = load_at(c, at + unit, hidden, these, (0,))
+            for one, four, past in zip(these, sums, had):  # noqa: B905, Numba has no strict
                 here, place = to + one * hidden + unit, kept + one * 4 * LANES
-                _finish((i, f, g, o), past, new_c, new_h, here, gates, place, slopes, keep)
+                _finish(four, past[0], new_c, new_h, here, gates, place, slopes, keep)
 
 
 @kept_on_disk
@@ -199,21 +177,20 @@ def _to_sums(d_y, d_h, d_c, c, slopes, gates, at, past, later, part, sizes):
             d_cell = fma(mul(d, o), sub(one, mul(bent, bent)), d_cell)
             d_i, d_f = mul(mul(d_cell, g), mul(i, sub(one, i))), mul(mul(d_cell, had), mul(f, sub(one, f)))
             d_g, d_o = mul(mul(d_cell, i), sub(one, mul(g, g))), mul(mul(d, bent), mul(o, sub(one, o)))
-            store_four(gates, kept, LANES, (d_i, d_f, d_g, d_o))
+            store_four(gates, kept, (d_i, d_f, d_g, d_o))
             store(d_c, place, mul(d_cell, f))
 
 
 @njit
 def _add_outer(d_w, at, x, x_at, width, gates, g_at, trials):
     """Add Σ x [trials, width] ⊗ gradients of a block of gates [trials, 4, LANES], some rows at a time."""
-    for k in range(0, width, _TOGETHER):
-        these = _together_from(k, width - 1)
-        sums = _gates_of(d_w, at, 4 * LANES, these)
+    for k in range(0, width, BY_FOUR):
+        these = by_four_from(k, width - 1)
+        sums = load_at(d_w, at, 4 * LANES, these, FOUR)
         for trial in range(trials):
             numbers = spread_at(x, x_at + trial * width, 1, these)
-            sums = _plus_gates(sums, load_four(gates, g_at + trial * 4 * LANES), numbers)
-        for row, i, f, g, o in zip(these, *sums):  # noqa: B905, Numba has no strict
-            store_four(d_w, at + row * 4 * LANES, LANES, (i, f, g, o))
+            sums = plus(sums, numbers, load_four(gates, g_at + trial * 4 * LANES))
+        store_at(d_w, at, 4 * LANES, these, FOUR, sums)
 
 
 @njit
@@ -228,30 +205,40 @@ def _add_weights(d_w, d_bias, x, x_at, h, at, past, gates, g_at, part, sizes):
             _add_outer(d_w, to, x, x_at + start * inputs, inputs, gates, row, trials)
             if past:
                 _add_outer(d_w, to + inputs * 4 * LANES, h, at + start * hidden, hidden, gates, row, trials)
-            sums = load_four(d_bias, 4 * unit)
+            sums = load_at(d_bias, 4 * unit, 0, (0,), FOUR)
             for trial in range(trials):
-                sums = plus(sums, one, load_four(gates, row + trial * 4 * LANES))
-            store_four(d_bias, 4 * unit, LANES, sums)
+                sums = plus(sums, (one,), load_four(gates, row + trial * 4 * LANES))
+            store_at(d_bias, 4 * unit, 0, (0,), FOUR, sums)
 
 
 @njit
 def _back(d, to, u, width, gates, g_at, part, sizes):
-    """Set d [B, width] at ``to``: a step's gradients of gates times u, eight trials at a time."""
+    """Set d [B, width] at ``to``: a step's gradients of gates times u, one or two panels at a time."""
+    panel = 4 * sizes[2] * LANES
+    for column in range(0, width, 2 * LANES):
+        at = 4 * sizes[2] * column
+        if column + LANES < width:
+            _back_some(d, to + column, (0, LANES), u, at, (0, panel), width, gates, g_at, part, sizes)
+        else:
+            _back_some(d, to + column, (0,), u, at, (0,), width, gates, g_at, part, sizes)
+
+
+@njit
+def _back_some(d, to, columns, u, at, panels, width, gates, g_at, part, sizes):
+    """Set these columns of d from as many panels of u, some trials at a time."""
     rows, _, hidden = sizes
     first, last = part
-    apart = 4 * LANES  # from trial to trial
-    for column in range(0, width, LANES):
-        for trial in range(first, last, 8):
-            these = eight_from(trial, last - 1)
-            sums = for_each(these, constant(_float(0)))
-            row = column * 4 * hidden
-            for unit in range(0, hidden, _SUMMED):
-                start = g_at + 4 * (unit // LANES * LANES) * rows + unit % LANES
-                for gate in range(start, start + 4 * LANES, LANES):
-                    for at in range(gate, gate + _SUMMED):
-                        sums = plus(sums, load(u, row), spread_at(gates, at, apart, these))
-                        row += LANES
-            store_at(d, to + column, width, these, sums)
+    for trial in range(first, last, BY_TWO):
+        these, row = by_two_from(trial, last - 1), at
+        sums = filled(these, columns, constant(_float(0)))
+        for unit in range(0, hidden, _SUMMED):
+            start = g_at + 4 * (unit // LANES * LANES) * rows + unit % LANES
+            for gate in range(start, start + 4 * LANES, LANES):
+                for place in range(gate, gate + _SUMMED):
+                    vectors = load_at(u, row, 0, (0,), panels)[0]
+                    sums = plus(sums, spread_at(gates, place, 4 * LANES, these), vectors)
+                    row += LANES
+        store_at(d, to, width, these, columns, sums)
 
 
 @kept_on_disk
