@@ -102,9 +102,11 @@ def best_return(law: PointNavigation, offset: Tensor, elapsed: Tensor) -> Tensor
         most = min(most, int(steps) + 2) if math.isfinite(steps) else most
     step = torch.arange(1, most + 1, dtype=offset.dtype, device=offset.device)  # [most]
     along_x, along_y = (offset.abs().unsqueeze(2) - law.step_size * step).clamp(min=0).unbind(dim=1)
-    distance = (along_x.square() + along_y.square()).sqrt()  # [B, most], decreasing
-    before = F.pad(distance[:, :-1], (1, 0), value=math.inf)  # even at the goal, the agent takes one step
-    paid = (before >= law.goal_radius) & (step <= law.horizon - elapsed.unsqueeze(1))
+    distance = torch.hypot(along_x, along_y)  # [B, most], decreasing
+    paid = step <= law.horizon - elapsed.unsqueeze(1)
+    if law.goal_radius > law.step_size:  # else a distance that follows one below the radius is 0
+        before = F.pad(distance[:, :-1], (1, 0), value=math.inf)  # even at the goal, the agent takes one step
+        paid = paid & (before >= law.goal_radius)
     return -(distance * paid).sum(dim=1)  # [B]
 
 
