@@ -20,7 +20,7 @@ check: $(VENV)/installed-for-tests
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
-soak: $(VENV)/installed-for-tests  ## kill, damage and refuse for 40 minutes; write what held into docs/reliability.md
+soak: $(VENV)/installed-for-tests  ## kill, damage and refuse for some 30 minutes of CPU time; write what held into docs/reliability.md
 	$(BIN)/python tests/soak --out docs/reliability.md
 
 format: $(VENV)/installed-for-tests

@@ -1,6 +1,6 @@
 """Kills, damage, refusals and power cuts: python tests/soak [--short | --part P] [--only PROBE] [--out FILE].
 
-It takes about 40 minutes, with --short some seconds; it needs Linux. It prints each failure with file, step
+It takes some 30 minutes of CPU time, with --short some seconds; it needs Linux. It prints each failure with file, step
 and signal, and the seed, with which --seed repeats it. With --out it replaces the table in that document. The
 exit code is 1 if anything failed.
 """
@@ -39,7 +39,7 @@ def main() -> int:
     """Run all probes and print the table."""
     parser = argparse.ArgumentParser(description=__doc__.partition(":")[0])
     parser.add_argument("--short", action="store_true", help="a few tries of each kind")
-    parser.add_argument("--part", type=float, default=1.0, help="the part of the 40 minutes to take")
+    parser.add_argument("--part", type=float, default=1.0, help="the part of the whole time to take")
     parser.add_argument("--only", help="the name of one probe, such as kills")
     parser.add_argument("--seed", type=int, default=None, help="default: another one each time")
     parser.add_argument("--out", type=Path, help="a document whose table, or row of it, is replaced")
