@@ -1,11 +1,14 @@
 """Chooses the device, the precision and the CPU threads that torch computes with."""
 
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Literal
 
 import torch
 
 from rl2meta.errors import UserError
+from rl2meta.kernels import kernels_restored
 
 Precision = Literal["float32", "tf32"]
 
@@ -52,6 +55,18 @@ def set_threads(threads: int | None) -> int:
     default = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores()
     torch.set_num_threads(threads or default)
     return torch.get_num_threads()
+
+
+@contextmanager
+def numerics_restored() -> Iterator[None]:
+    """Set threads, precision and kernels again, at the end of ``with``, to what they were at its start."""
+    threads, rounded = torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+    try:
+        with kernels_restored():
+            yield
+    finally:
+        torch.set_num_threads(threads)
+        set_precision("tf32" if rounded else "float32")
 
 
 def cores() -> int:

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import shutil
 import signal
 import socket
 import sys
@@ -399,7 +400,9 @@ def test_compare_puts_runs_together_that_differ_in_the_seed_alone(
     assert gap["mean"] == pytest.approx(means[1] - means[0]) and gap["low"] < gap["mean"] < gap["high"]
 
 
-def test_runs_of_several_configs_become_groups_of_several_names(group: rl2meta.Group, tmp_path: Path) -> None:
+def test_runs_of_several_configs_become_groups_of_several_names(
+    group: rl2meta.Group, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """As in ``rl2meta compare runs/*/seed*``: all their folders are called seed0 and seed1."""
     assert group.path is not None
     other = rl2meta.train("smoke", [*TINY, "training.updates=1"], seeds=range(2), run_dir=tmp_path / "narrow")
@@ -410,6 +413,10 @@ def test_runs_of_several_configs_become_groups_of_several_names(group: rl2meta.G
     nowhere = [rl2meta.Group([replace(run, path=None) for run in runs]) for runs in (group.runs, other.runs)]
     names = list(rl2meta.compare(nowhere, tasks=20, against="none", out=tmp_path / "again").results)
     assert names == ["run and 2 more", "run and 1 more"]
+    like = shutil.copytree(folders[0], tmp_path / "narrow_alone" / "narrow")
+    monkeypatch.chdir(like.parent)
+    compared = rl2meta.compare([like.name, *folders[2:]], tasks=20, against="none", out=tmp_path / "alike")
+    assert list(compared.results) == ["narrow", "narrow (2)"]  # a run, and a group that would be called so
     twice, _ = together([nowhere[1], nowhere[1]])
     assert twice == ["run and 1 more", "run and 1 more (2)"]
 

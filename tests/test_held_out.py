@@ -210,6 +210,20 @@ def test_a_run_whose_held_out_environments_fail_is_saved_with_its_row(
     assert told(mended, TIMING | JUDGED) == told(undisturbed, TIMING | JUDGED)
 
 
+def test_a_finished_training_that_was_not_judged_says_how_to_judge_it(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: HeldOut, agent: Any) -> Any:
+        raise EnvironmentFault("it fell over")
+
+    monkeypatch.setattr(HeldOut, "judge", fail)
+    with pytest.raises(
+        UserError, match=r"complete and saved, but its agent was not judged(.|\n)*evaluate .*run"
+    ):
+        rl2meta.train(CONFIG, ["training.evaluate_every=5"], run_dir=tmp_path / "run")
+    assert rl2meta.load_run(tmp_path / "run").finished
+
+
 def test_a_score_that_is_no_number_is_left_out_with_a_warning(
     undisturbed: rl2meta.Run, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -44,9 +44,13 @@ def test_the_keys_of_every_choice_are_known_and_the_right_one_is_found() -> None
         (["--seed=3"], "seed=3"),
         (["--learning-rate", "0.1"], "agent.learning_rate=0.1"),
         (["--run-dri", "x"], "--run-dir"),
+        (["-run-dir", "x"], ""),  # Click calls it -r
+        (["-seed", "3"], ""),
     ],
 )
 def test_a_setting_given_as_an_option_is_answered_with_the_setting(given: list[str], hint: str) -> None:
-    told = CliRunner().invoke(app, ["train", "rl2_bandit", *given], env={"COLUMNS": "200"})
+    told = CliRunner().invoke(
+        app, ["train", "rl2_bandit", *given], env={"COLUMNS": "200"}, catch_exceptions=False
+    )
     assert told.exit_code == 2
     assert hint in told.output and "No such option" in told.output

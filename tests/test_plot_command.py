@@ -17,8 +17,10 @@ from matplotlib.figure import Figure
 
 import rl2meta
 from rl2meta import cli, drawing, evaluation
+from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import read_config
+from rl2meta.experiments.known_values import _computed
 from rl2meta.experiments.run_folder import RunFolder
 
 CONFIG: dict[str, Any] = {
@@ -185,6 +187,24 @@ def test_over_seconds_counts_those_of_the_updates(tmp_path: Path, drawn: list[Ax
     (curve,) = bold(drawn[0])
     np.testing.assert_allclose(curve.get_xdata(), SECONDS * np.arange(2, 41, 2))
     assert drawn[0].get_xlabel().startswith("seconds of training")
+
+
+def test_seconds_of_updates_without_a_row_are_those_of_the_next(tmp_path: Path, drawn: list[Axes]) -> None:
+    """The zoo keeps some rows only; a run may have lost some."""
+    folder = RunFolder.create(tmp_path / "one", read_config(CONFIG, ["seed=0"]).to_yaml())
+    for update in (4, 8, 20):
+        score = {"held_out_return": 0.0, "held_out_regret": regret_at(update, 0)}
+        folder.append_metrics({"update": update, "env_steps": update, "seconds": SECONDS, **score})
+    rl2meta.plot(tmp_path / "one", over="seconds")
+    (curve,) = bold(drawn[0])
+    np.testing.assert_allclose(curve.get_xdata(), [4 * SECONDS, 8 * SECONDS, 20 * SECONDS])
+
+
+def test_ceilings_of_a_law_that_cannot_be_hashed() -> None:
+    class Unhashable(BernoulliBandits):
+        __hash__ = None  # type: ignore[assignment]
+
+    assert _computed(Unhashable(num_arms=2), 3) == _computed(BernoulliBandits(num_arms=2), 3)
 
 
 @pytest.mark.usefixtures("rendered")

@@ -66,11 +66,19 @@ def fill(
         device="cpu",
         threads=1,
         seeds=seeds,
-        jobs=1,
+        jobs=None if seeds is None else 1,
     )
     assert code == 0
     table: dict[str, Any] = json.loads((out / "table.json").read_text())
     return table
+
+
+def test_jobs_without_seeds_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(UserError, match="--jobs: expected --seeds beside it, got --jobs 4"):
+        reproduce(
+            "duan2016-bandits", cells=(), budget=1.0, tasks=30, out=tmp_path / "t", device="cpu", jobs=4
+        )
+    assert not (tmp_path / "t").exists()
 
 
 TABLES = [

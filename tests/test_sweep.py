@@ -105,6 +105,41 @@ def test_a_point_that_fails_is_told_at_the_end(tmp_path: Path, monkeypatch: pyte
     assert json.loads((tmp_path / "s" / "sweep.json").read_text())["points"][1]["return"]["mean"] > 0
 
 
+def test_a_point_that_cannot_be_judged_is_told_at_the_end(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, words = sweeps.evaluate, swept(tmp_path / "s", "agent.discount=[0.9,1.0]")
+
+    def fails(group: Any, **more: Any) -> Any:
+        if group.runs[0].config.agent.discount == 0.9:
+            raise UserError("the environment raised ZeroDivisionError")
+        return judge(group, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(sweeps, "evaluate", fails)
+        said = CliRunner().invoke(app, words, catch_exceptions=False)
+    assert said.exit_code == 1 and "discount=0.9: the environment raised" in said.output
+    first, second = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+    assert first["return"] is None and second["return"]["mean"] > 0
+    (tmp_path / "s" / "discount=1.0" / "scores.json").write_text("")  # is made again
+    assert CliRunner().invoke(app, words, catch_exceptions=False).exit_code == 0
+    first, again = json.loads((tmp_path / "s" / "sweep.json").read_text())["points"]
+    assert first["return"]["mean"] > 0 and again == second
+
+
+def test_an_axis_may_be_the_number_of_threads_or_complete_the_config(tmp_path: Path) -> None:
+    said = CliRunner().invoke(app, swept(tmp_path / "s", "threads=[1,2]"), catch_exceptions=False)
+    assert said.exit_code == 0
+    assert [load_run(tmp_path / "s" / f"threads={n}").config.settings.threads for n in (1, 2)] == [1, 2]
+    config = "distribution: {name: bernoulli_bandits, num_arms: 2}\nagent: {name: rl2}\n"
+    config += "training: {trials_per_update: 4, episodes_per_trial: 5}\n"
+    (tmp_path / "c.yaml").write_text(config)
+    words = ["sweep", str(tmp_path / "c.yaml"), "training.updates=[1,2]", *TINY[2:]]
+    said = CliRunner().invoke(app, [*words, "--run-dir", str(tmp_path / "t")], catch_exceptions=False)
+    assert said.exit_code == 0, said.output
+    assert [load_run(tmp_path / "t" / f"updates={n}").update for n in (1, 2)] == [1, 2]
+
+
 def test_another_config_in_the_same_folder_is_refused(tmp_path: Path) -> None:
     CliRunner().invoke(app, swept(tmp_path / "s", "agent.discount=[1.0]"), catch_exceptions=False)
     words = swept(tmp_path / "s", "agent.discount=[1.0]", "agent.clip_range=0.1")

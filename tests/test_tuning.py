@@ -13,6 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 import yaml
@@ -146,6 +147,16 @@ def test_a_shipped_search_space_fits_configs_of_its_agent(agent: str, config: st
     space = read_space([], experiment)
     assert space == read_space([agent], experiment) and len(space) > 4
     refuse_misfits(space, config, [], experiment)
+
+
+def test_a_long_list_is_no_file() -> None:
+    values = [round(0.1 + i / 1000, 3) for i in range(60)]
+    space = read_space([f"agent.clip_range={values}"], read_config("smoke"))
+    assert space == {"agent.clip_range": Values(tuple(values))}
+
+
+def test_numpy_s_whole_numbers_will_do() -> None:
+    assert type(TuningOptions(n_trials=np.int64(3)).n_trials) is int
 
 
 def test_lists_and_booleans_come_back_from_optuna(tmp_path: Path) -> None:

@@ -140,7 +140,9 @@ def _setting(option: str, given: Sequence[str]) -> str:
     from rl2meta.experiments.components import known_to  # imports torch
     from rl2meta.experiments.hints import meant
 
-    place = next(i for i, each in enumerate(given) if each.split("=")[0] == option)
+    place = next((i for i, each in enumerate(given) if each.split("=")[0] == option), None)
+    if place is None:  # of "-run-dir" Click says "-r"
+        return ""
     _, equals, value = given[place].partition("=")
     value = value if equals else next(iter(given[place + 1 :]), "VALUE")
     key = option.lstrip("-").replace("-", "_")

@@ -77,6 +77,8 @@ def reproduce(
     if folder.exists() and not folder.is_dir():
         raise UserError(f"--out: expected a folder, or none yet, got the file {folder}")
     resolve_device(device)
+    if jobs is not None and seeds is None:
+        raise UserError(f"--jobs: expected --seeds beside it, got --jobs {jobs} for one run; leave it out")
     group = None if seeds is None else _Seeds(seeds_of(seeds), jobs)
     common = [f"device={device}", *([] if threads is None else [f"threads={threads}"])]
     sized = [] if tasks is None else [f"evaluation.tasks={tasks}"]

@@ -5,7 +5,7 @@ from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import judged_episodes, row_name
@@ -47,6 +47,7 @@ class Field:
             name if short.count(name) == 1 else label for name, label in zip(short, self.labels, strict=True)
         ]
         names = [f"{name} (run)" if name in {*taken, SCRATCH} else name for name in names]
+        names = _distinct(names)  # a new group may be called as a run is
         return dict(zip(names, zip(self.groups, self.configs, strict=True), strict=True))
 
     def facts(self, methods: Mapping[str, Method]) -> dict[str, Any]:
@@ -187,8 +188,11 @@ def _common_name(group: Group) -> str:
     return next(filter(None, common), f"{names[0] if names else 'run'} and {len(group.runs) - 1} more")
 
 
-def _distinct(names: Sequence[str | None]) -> list[str | None]:
-    """Return names, with a number behind each that stood before."""
+_Name = TypeVar("_Name", str, str | None)
+
+
+def _distinct(names: Sequence[_Name]) -> list[_Name]:
+    """Return names, with a number behind each that stood before; None stays."""
     before = [list(names[:place]).count(name) for place, name in enumerate(names)]
     return [
         f"{name} ({count + 1})" if name is not None and count else name

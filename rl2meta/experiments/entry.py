@@ -119,7 +119,7 @@ def train(
 
 
 def resume(
-    run_dir: str | Path,
+    run_dir: Run | Group | str | Path,
     config: Config | None = None,
     overrides: Overrides | None = None,
     *,
@@ -132,7 +132,7 @@ def resume(
     """Continue the run or the group in a folder from its newest checkpoints; a finished one stays as it is.
 
     Args:
-        run_dir: the run folder, or the folder of a group.
+        run_dir: the run folder, or the folder of a group; or a run or a group with a folder.
         config: the config that the run was started with, to check that it is the same; None: no check.
         overrides: settings of the workers, which change no result; with ``config``, also those of the start.
         jobs: as for ``train``.
@@ -144,16 +144,19 @@ def resume(
     Raises:
         UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
-    if not is_group(run_dir):
+    where = run_dir.path if isinstance(run_dir, Run | Group) else run_dir
+    if where is None:
+        raise UserError(f"resume: expected a run with a folder, got {run_dir!r}; train it with run_dir")
+    if not is_group(where):
         return trainings.resume(
-            run_dir, config, overrides, callbacks=callbacks, on_start=on_start, trust=trust, ranks=ranks
+            where, config, overrides, callbacks=callbacks, on_start=on_start, trust=trust, ranks=ranks
         )
     _refuse_ranks(ranks)
     if config is not None or overrides:
         raise UserError(
             "resume: expected no config for a group; to check it, call train(..., seeds=...) again"
         )
-    return groups.resume_group(run_dir, jobs=jobs, callbacks=callbacks, on_start=on_start, trust=trust)
+    return groups.resume_group(where, jobs=jobs, callbacks=callbacks, on_start=on_start, trust=trust)
 
 
 def load_run(path: str | Path, device: str = "cpu", trust: Collection[str] = ()) -> Run | Group:

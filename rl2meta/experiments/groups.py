@@ -81,6 +81,7 @@ def train_group(
             fails, the others are trained, and the error at the end says which failed.
     """
     chosen = _chosen(seeds)
+    trainings.refuse_callbacks(callbacks)
     _refuse_jobs(jobs, run_dir, bool(callbacks) or on_start is not None)
     given = overrides_of(overrides)
     _refuse_seed(given)
@@ -108,6 +109,7 @@ def resume_group(
     watch: Watch | None = None,
 ) -> Group:
     """Continue all runs of the group in a folder; see ``train_group``."""
+    trainings.refuse_callbacks(callbacks)
     _refuse_jobs(jobs, run_dir, bool(callbacks) or on_start is not None)
     folder = GroupFolder.open(Path(run_dir))
     text = folder.text()

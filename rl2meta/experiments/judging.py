@@ -114,7 +114,7 @@ def make_contest(
     num_tasks = within("--tasks", defaults.tasks if tasks is None else tasks, 2, _MOST_TASKS)
     seed = within("--seed", defaults.seed if seed is None else seed, 0, 2**63 - 1)
     if scratch:  # a single task gives no interval
-        within("--scratch", scratch, 2, num_tasks)
+        scratch = within("--scratch", scratch, 2, num_tasks)
         if ranks.size > 1:
             raise UserError(f"--scratch: expected one process, got {ranks.size} ranks; leave it out")
     where = resolve_device(device, ranks.on_machine)
@@ -212,14 +212,14 @@ def _counted(watch: Watch, total: int) -> Callable[[int], None]:
 
 
 def within(option: str, value: int, low: int, high: int) -> int:
-    """Return ``value``.
+    """Return ``value`` as Python's own number.
 
     Raises:
         UserError: if the value is no whole number from ``low`` to ``high``; the message names the option.
     """
     if not isinstance(value, SupportsIndex) or not low <= value <= high:  # NumPy has integers, too
         raise UserError(f"{option}: expected a number from {low} to {high}, got {value!r:.80}")
-    return value
+    return value.__index__()
 
 
 def facts_of(

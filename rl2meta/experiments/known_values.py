@@ -2,7 +2,6 @@
 
 import json
 from collections.abc import Iterator, Mapping, Sequence
-from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -45,9 +44,8 @@ def _ceiling_levels(known: Ceilings, regret: bool) -> list[Level]:
     return [Level(name, value, True) for name, value in values.items() if value is not None]
 
 
-@lru_cache(maxsize=8)
 def _computed(law: TaskDistribution, num_episodes: int) -> Ceilings:
-    """Return the exact values of a law; they need not be computed twice for two figures."""
+    """Return the exact values of a law."""
     if law.optimal_return(sample_tasks(law, _A_FEW, 0, "test")) is None:
         return Ceilings(None, law.bayes_optimal_return(num_episodes), None)
     return ceilings(law, sample_tasks(law, _TASKS, 0, "test"), num_episodes)

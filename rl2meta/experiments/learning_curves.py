@@ -154,8 +154,14 @@ def _blocks(values: NDArray[np.float64]) -> NDArray[np.float64]:
     return np.array([block.mean() for block in np.array_split(values, min(MOST_POINTS, len(values)))])
 
 
+def _seconds(rows: Sequence[Mapping[str, Any]]) -> list[float]:
+    """Return the seconds from row to row; updates without a row, as in the zoo, count as the next one."""
+    updates = [0, *(row["update"] for row in rows)]
+    return [row["seconds"] * (row["update"] - before) for before, row in zip(updates, rows, strict=False)]
+
+
 _POSITIONS: Mapping[Over, Callable[[Sequence[Mapping[str, Any]]], NDArray[np.float64]]] = {
     "steps": lambda rows: np.array([row["env_steps"] for row in rows], dtype=np.float64),
-    "seconds": lambda rows: np.cumsum([row["seconds"] for row in rows], dtype=np.float64),
+    "seconds": lambda rows: np.cumsum(_seconds(rows), dtype=np.float64),
     "updates": lambda rows: np.array([row["update"] for row in rows], dtype=np.float64),
 }

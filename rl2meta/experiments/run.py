@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from rl2meta.errors import UserError
 from rl2meta.experiments.config import RunConfig
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.zoo import said_path, zoo_name
@@ -90,6 +91,8 @@ class Run:
         """
         if self.path is None:
             return list(self.rows)
+        if not self.path.is_dir():
+            raise UserError(f"{self.path}: expected the run folder, got none; is the current folder another?")
         rows = RunFolder(self.path).read_metrics()
         if len(rows) < self.update and zoo_name(self.path) is None:
             file = RunFolder(self.path).metrics_path

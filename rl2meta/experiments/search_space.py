@@ -2,8 +2,9 @@
 
 import json
 import math
+import os
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
@@ -150,7 +151,7 @@ def read_space(searches: Sequence[str], config: RunConfig) -> Space:
 
 
 def _said_by(search: str, shipped: Mapping[str, str]) -> Space:
-    if "=" in search and not Path(search).exists():
+    if "=" in search and not os.path.exists(search):  # unlike Path.exists, False for a name that is too long
         key, _, text = search.partition("=")
         said = {key.strip(): read(text, f"--search {key}") if text.lstrip().startswith("[") else text.strip()}
     else:
@@ -172,7 +173,11 @@ def _text_of(search: str, shipped: Mapping[str, str]) -> str:
 
 
 def refuse_misfits(
-    space: Mapping[str, Range | Values], source: Any, overrides: Sequence[str], config: RunConfig
+    space: Mapping[str, Range | Values],
+    source: Any,
+    overrides: Sequence[str],
+    config: RunConfig,
+    trust: Collection[str] = (),
 ) -> None:
     """Refuse settings that the config lacks, and ranges whose ends it does not take.
 
@@ -188,7 +193,9 @@ def refuse_misfits(
         if key not in known:
             raise UserError(f"--search: unknown key {key}{_near(key, known)}")
         for value in dimension.ends():
-            _refuse_misfit(key, value, dimension, source, overrides)
+            _refuse_misfit(
+                key, value, dimension, lambda more: read_config(source, [*overrides, *more], trust)
+            )
     _refuse_longer_trials(space, config)
 
 
@@ -200,10 +207,10 @@ def _near(key: str, known: Sequence[str]) -> str:
 
 
 def _refuse_misfit(
-    key: str, value: Any, dimension: Range | Values, source: Any, overrides: Sequence[str]
+    key: str, value: Any, dimension: Range | Values, read: Callable[[list[str]], RunConfig]
 ) -> None:
     try:
-        read_config(source, [*overrides, *overrides_of({key: value})])
+        read(overrides_of({key: value}))
     except UserError as error:
         whole = isinstance(dimension, Range) and not dimension.whole and "integer" in str(error)
         hint = "\n  for whole numbers, write [int] after the range" if whole else ""

@@ -21,13 +21,13 @@ from rl2meta.experiments.judging import Say, silent, within
 from rl2meta.experiments.overview import read_run
 from rl2meta.experiments.restore import load_run
 from rl2meta.experiments.run import Run
-from rl2meta.experiments.run_folder import has_run
+from rl2meta.experiments.run_folder import LARGEST_CONFIG, has_run
 from rl2meta.experiments.search_space import parse_dimension, settings_text
 from rl2meta.experiments.side_by_side import is_orphan, side_by_side
 from rl2meta.experiments.text_tables import short_keys
 from rl2meta.experiments.trainings import resume, train
 from rl2meta.experiments.yaml_text import read
-from rl2meta.files import write_atomically, writing
+from rl2meta.files import read_text, write_atomically, writing
 
 _LONGEST_NAME = 200  # of a folder; file systems allow 255 bytes
 _MOST_POINTS, _MOST_JOBS = 10_000, 1024
@@ -144,7 +144,7 @@ def sweep(
     Raises:
         UserError: for settings that do not fit (before anything is trained), or a folder of another sweep.
     """
-    within("--jobs", jobs, 1, _MOST_JOBS)
+    jobs = within("--jobs", jobs, 1, _MOST_JOBS)
     refuse_trained(run_dir)
     axes, others = split_axes(words)
     if seeds and any(key == "seed" for key in [*axes, *(other.partition("=")[0] for other in others)]):
@@ -159,11 +159,17 @@ def sweep(
         f"{len(points)} points with {max(1, len(seeds))} run{'s' if len(seeds) > 1 else ''} each in {run_dir}"
     )
     failed = _errors_of(lambda: side_by_side(train_point, [(point,) for point in points], jobs, say))
-    rows = [_result(point, run_dir, say) for point in points]
+    rows, faults = zip(*(_result(point, run_dir, say) for point in points), strict=True)
     with writing(run_dir):
-        content = {"config": source, "overrides": others, "axes": axes, "seeds": list(seeds), "points": rows}
+        content = {
+            "config": source,
+            "overrides": others,
+            "axes": axes,
+            "seeds": list(seeds),
+            "points": list(rows),
+        }
         write_atomically(run_dir / "sweep.json", json.dumps(content, indent=2) + "\n")
-    return rows, failed
+    return list(rows), "\n".join(filter(None, [failed, *faults]))
 
 
 def _errors_of(call: Callable[[], None]) -> str:
@@ -183,7 +189,7 @@ def _point(
     trust: frozenset[str],
 ) -> Point:
     overrides = [*others, *settings_text(settings)]
-    if _config(source, others, trust).settings.threads is None:
+    if _config(source, overrides, trust).settings.threads is None:
         overrides.append("threads=1")
     return Point(source, overrides, settings, path, tuple(seeds), trust)
 
@@ -223,17 +229,23 @@ Score = Mapping[str, float] | None
 """A mean with its interval: ``mean``, ``low``, ``high``; None if unknown."""
 
 
-def _result(point: Point, run_dir: Path, say: Say) -> dict[str, Any]:
-    """Return what the runs of a point earn on held-out tasks; evaluate those that were not yet."""
-    unknown: dict[str, Score] = {"return": None, "regret": None}
-    score = _score(point, say) if all(map(_is_finished, point.runs.values())) else unknown
-    return {
+def _result(point: Point, run_dir: Path, say: Say) -> tuple[dict[str, Any], str]:
+    """Return what the runs of a point earn on held-out tasks, and what failed; evaluate if they were not."""
+    score: dict[str, Score] = {"return": None, "regret": None}
+    failed = ""
+    try:
+        if all(map(_is_finished, point.runs.values())):
+            score = _score(point, say)
+    except UserError as error:  # the other points have results
+        failed = f"{point.path}: {error}"
+    row = {
         "settings": point.settings,
         "folder": point.path.relative_to(run_dir).as_posix(),
         "seeds": list(point.seeds),
         "interval_over": "seeds and tasks" if len(point.seeds) > 1 else "tasks",
         **score,
     }
+    return row, failed
 
 
 def _is_finished(path: Path) -> bool:
@@ -243,10 +255,8 @@ def _is_finished(path: Path) -> bool:
 
 def _score(point: Point, say: Say) -> dict[str, Score]:
     file = point.path / "scores.json"
-    if file.is_file():
-        found: dict[str, Any] = json.loads(file.read_text())
-        if found.pop("seeds") == list(point.seeds):
-            return found
+    if (known_score := _kept(file, point.seeds)) is not None:
+        return known_score
     say(f"evaluating {point.path} ...")
     result = next(iter(evaluate(_trained(point), against="none", trust=point.trust).results.values()))
     known = ["rewards"] if result.regrets is None else ["rewards", "regrets"]
@@ -257,6 +267,15 @@ def _score(point: Point, say: Say) -> dict[str, Score]:
     with writing(file):
         write_atomically(file, json.dumps({"seeds": list(point.seeds), **score}) + "\n")
     return score
+
+
+def _kept(file: Path, seeds: Sequence[int]) -> dict[str, Score] | None:
+    """Return the scores that a file holds for these seeds; None if it is missing, damaged or of others."""
+    try:
+        found = json.loads(read_text(file, LARGEST_CONFIG))
+        return {name: found[name] for name in ("return", "regret")} if found["seeds"] == list(seeds) else None
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
 
 
 def _trained(point: Point) -> Group:

@@ -8,9 +8,10 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
-from rl2meta.devices import resolve_device, set_precision, set_threads
+from rl2meta.devices import numerics_restored, resolve_device, set_precision, set_threads
 from rl2meta.errors import UserError
 from rl2meta.experiments import checkpoints
 from rl2meta.experiments.agreement import refuse_drift, refuse_others, share, versions
@@ -26,7 +27,7 @@ from rl2meta.experiments.run import Callback, Run
 from rl2meta.experiments.run_folder import RunFolder
 from rl2meta.experiments.trust import modules_in
 from rl2meta.experiments.yaml_text import overrides_of, text_of
-from rl2meta.kernels import kernels_restored, resolve_kernels, set_kernels
+from rl2meta.kernels import resolve_kernels, set_kernels
 from rl2meta.ranks import ONE, Ranks
 from rl2meta.shards import Shards
 from rl2meta.training import TrainingDiverged, refuse_shards
@@ -76,6 +77,7 @@ def train(
         UserError: for a config with faults, a folder that is in use, weights that do not fit, a training
             that diverges, or ranks that differ or fail.
     """
+    refuse_callbacks(callbacks)
     experiment, text, device = settled(read_config(config, overrides_of(overrides), trust), ranks)
     refuse_others(ranks, experiment)
     rehearse(experiment, device)  # before the folder exists, so that a fault leaves no folder
@@ -87,7 +89,8 @@ def train(
         said = ""
         if start_from is not None:
             known = {*trust, *modules_in(experiment.flat())}
-            other = start_from if isinstance(start_from, Run) else load_run(start_from, trust=known)
+            with numerics_restored():  # to load a run sets its precision
+                other = start_from if isinstance(start_from, Run) else load_run(start_from, trust=known)
             run.origin = begin_with(run, other)
             said = text_of({"started_from": run.origin._asdict()})
         if run_dir is None:
@@ -131,6 +134,7 @@ def resume(
     Raises:
         UserError: if there is no such run, it is in use, or a setting differs from the start of the run.
     """
+    refuse_callbacks(callbacks)
     given, path = overrides_of(overrides), Path(run_dir)
     text = ranks.of_the_leader(lambda: _config_of(path, config, given, trust).to_yaml())
     experiment = load_config(text, "config.yaml", (), COMPONENTS)
@@ -227,7 +231,7 @@ def _train(
         held_out = held_out_of(run.config, device, ranks)
         stack.callback(held_out.close)
         if on_start is not None:
-            with kernels_restored():
+            with numerics_restored():
                 on_start(run)
         try:
             train_learner(
@@ -263,13 +267,28 @@ def _after_update(
             row |= held_out.metrics(run.agent)
     finally:  # if its environments fail, the run is saved after this update, and so needs its row
         ranks.together(lambda: record(row))
-    with kernels_restored():  # an evaluation in a callback sets them
-        wishes = ranks.together(lambda: [callback(run, row) is False for callback in callbacks])  # calls all
+    with numerics_restored():  # an evaluation in a callback sets them
+        wishes = ranks.together(lambda: [_stops(callback(run, row)) for callback in callbacks])  # calls all
     stop = bool(ranks.largest(any(wishes)))  # if one rank stops, all do
     if must_save(run, stop):
         refuse_drift(ranks, run.learner, run.update)
         ranks.together(lambda: None if recorder is None else recorder.save())
     return stop
+
+
+def _stops(wish: Any) -> bool:
+    """Return whether a callback's result is False: Python's, or that of an array or a tensor."""
+    return isinstance(wish, bool | np.bool_ | torch.Tensor) and not wish
+
+
+def refuse_callbacks(callbacks: Any) -> None:
+    """Refuse callbacks that are no collection of functions, before anything is trained.
+
+    Raises:
+        UserError: if they are something else.
+    """
+    if callable(callbacks) or not all(map(callable, callbacks)):
+        raise UserError(f"callbacks: expected a list of functions, got {callbacks!r:.80}; give callbacks=[f]")
 
 
 def _stopped_by(error: EnvironmentFault, run: Run, recorder: Recorder | None) -> UserError:
@@ -278,6 +297,11 @@ def _stopped_by(error: EnvironmentFault, run: Run, recorder: Recorder | None) ->
         return UserError(f"{error}\nstopped at update {run.update}; mend the environment and train again")
     recorder.save()
     assert run.path is not None  # a run with a recorder has a folder
+    if run.finished:
+        return UserError(
+            f"{error}\nthe training is complete and saved, but its agent was not judged; mend the "
+            f"environment and continue with:\n  rl2meta evaluate {quoted(run.path)}"
+        )
     return UserError(
         f"{error}\nstopped and saved at update {run.update}/{run.config.settings.training.updates}; mend the "
         f"environment and continue with:\n  {resume_command(run.path)}"

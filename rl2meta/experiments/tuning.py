@@ -99,7 +99,7 @@ def _planned(
     _refuse_results_of_another(run_dir / "best.yaml", options.study_name)
     config = read_config(source, overrides, trust)
     space = read_space(searches, config)
-    refuse_misfits(space, source, overrides, config)
+    refuse_misfits(space, source, overrides, config, trust)
     storage = (options.storage or run_dir / "study.log").absolute()
     return Plan(source, list(overrides), space, options, storage, frozenset(trust))
 

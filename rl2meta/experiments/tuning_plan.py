@@ -16,6 +16,17 @@ MOST_JOBS, MOST_TRIALS, MOST_SEEDS = 1024, 10**6, 1000
 _MOST_TASKS = 10**6
 
 
+_RANGES = {
+    "n_trials": (1, MOST_TRIALS),
+    "n_jobs": (1, MOST_JOBS),
+    "num_seeds": (1, MOST_SEEDS),
+    "n_evaluations": (1, MOST_TRIALS),
+    "n_startup_trials": (0, MOST_TRIALS),
+    "tasks": (2, _MOST_TASKS),
+}
+"""By the option's name: its smallest and its largest number."""
+
+
 @dataclass(frozen=True)
 class TuningOptions:
     """How a study goes; the names are those of the options of ``rl2meta tune``.
@@ -45,12 +56,9 @@ class TuningOptions:
     storage: Path | None = None
 
     def __post_init__(self) -> None:
-        within("--n-trials", self.n_trials, 1, MOST_TRIALS)
-        within("--n-jobs", self.n_jobs, 1, MOST_JOBS)
-        within("--num-seeds", self.num_seeds, 1, MOST_SEEDS)
-        within("--n-evaluations", self.n_evaluations, 1, MOST_TRIALS)
-        within("--n-startup-trials", self.n_startup_trials, 0, MOST_TRIALS)
-        within("--tasks", self.tasks, 2, _MOST_TASKS)
+        for name, (low, high) in _RANGES.items():
+            number = within(f"--{name.replace('_', '-')}", getattr(self, name), low, high)
+            object.__setattr__(self, name, number)  # Python's own number; the class is frozen
 
 
 @dataclass(frozen=True)

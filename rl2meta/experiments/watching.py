@@ -114,11 +114,11 @@ def watch(
 
 
 def _loaded(run: Run | str | Path, trust: Collection[str]) -> Run:
-    found = run if isinstance(run, Run) else load_run(run, trust=trust)
+    found = run if isinstance(run, Run | Group) else load_run(run, trust=trust)
     if isinstance(found, Group):
         raise UserError(
-            f"{found.path}: expected one run, got a group; name one of its runs, such as "
-            f"{found.path}/seed{found.runs[0].config.settings.seed}"
+            f"{found.path or 'watch'}: expected one run, got a group; name one of its runs, such as "
+            f"{found.runs[0].path or 'group.runs[0]'}"
         )
     return found
 
@@ -136,7 +136,7 @@ def _rivals(
     if against is None:
         return []
     first, length = row_name(config), judged_episodes(config)
-    if not isinstance(against, Run) and not located(against).is_dir():
+    if not isinstance(against, Run | Group) and not located(against).is_dir():
         return [_reference(config, str(against), length)]
     other = _loaded(against, trust)
     refuse_another_law(run, other)

@@ -192,9 +192,40 @@ def test_a_callback_that_returns_false_stops_it_and_resume_goes_on(
     assert same(weights(on), weights(trained))
 
 
-def test_a_run_in_memory_stops_too() -> None:
-    run = rl2meta.train("rl2_bandit", LITTLE, callbacks=[lambda run, row: False])
+@pytest.mark.parametrize("no", [False, np.False_, torch.tensor(False)])
+def test_a_run_in_memory_stops_too(no: Any) -> None:
+    run = rl2meta.train("rl2_bandit", LITTLE, callbacks=[lambda run, row: no])
     assert run.update == 1 and len(run.metrics) == 1 and not run.finished
+
+
+@pytest.mark.parametrize("result", [None, 0, "", True, np.True_])
+def test_only_false_stops_it(result: Any) -> None:
+    assert rl2meta.train("rl2_bandit", LITTLE, callbacks=[lambda run, row: result]).finished
+
+
+@pytest.mark.parametrize("callbacks", [print, [print, None]])
+def test_callbacks_that_are_no_functions_leave_no_folder(callbacks: Any, tmp_path: Path) -> None:
+    for seeds in (None, range(2)):
+        with pytest.raises(rl2meta.UserError, match="callbacks: expected a list of functions"):
+            rl2meta.train("rl2_bandit", LITTLE, seeds=seeds, callbacks=callbacks, run_dir=tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def numerics() -> tuple[int, bool]:
+    return torch.get_num_threads(), torch.backends.cuda.matmul.allow_tf32
+
+
+def test_what_a_callback_loads_and_judges_changes_no_threads_and_no_precision(tmp_path: Path) -> None:
+    other = tmp_path / "other"
+    rl2meta.train("rl2_bandit", little(precision="tf32", threads=2), run_dir=other)
+    seen = []
+
+    def judge(run: rl2meta.Run, row: dict[str, Any]) -> None:
+        seen.append(numerics())
+        rl2meta.evaluate(other, tasks=10, against="none", threads=2, out=tmp_path / f"judged{run.update}")
+
+    rl2meta.train("rl2_bandit", LITTLE, callbacks=[judge], start_from=other)
+    assert seen == [(1, False)] * 4
 
 
 def test_a_callback_may_judge_the_run_without_disturbing_it(trained: rl2meta.Run) -> None:
@@ -219,6 +250,41 @@ def test_a_callback_that_raises_leaves_a_folder_to_go_on_with(trained: rl2meta.R
     run = rl2meta.resume(tmp_path / "run")
     assert without_times(run.metrics) == without_times(trained.metrics)
     assert same(weights(run), weights(trained))
+
+
+def test_numpy_s_whole_numbers_will_do(trained: rl2meta.Run, tmp_path: Path) -> None:
+    assert trained.path is not None
+    some = {"tasks": np.int64(10), "seed": np.int64(3), "against": "none"}
+    assert rl2meta.evaluate(trained, **some, out=tmp_path / "judged").facts["seed"] == 3
+    copy = shutil.copytree(trained.path, tmp_path / "copy")
+    both = rl2meta.compare([trained, copy], **some, episodes=np.int64(4), out=tmp_path / "compared")
+    assert both.facts["episodes"] == 4
+    rl2meta.watch(trained, task=np.int64(1), episodes=np.int64(3), out=tmp_path / "watched")
+
+
+def test_where_one_run_is_expected_a_group_is_told_so(trained: rl2meta.Run) -> None:
+    group = rl2meta.Group([trained])
+    for given in ({"run": group}, {"run": trained, "against": group}):
+        with pytest.raises(rl2meta.UserError, match=r"expected one run, got a group; name one of its runs"):
+            rl2meta.watch(**given)
+
+
+def test_a_run_is_resumed_by_itself(tmp_path: Path) -> None:
+    half = rl2meta.train("rl2_bandit", LITTLE, callbacks=[lambda *_: False], run_dir=tmp_path / "half")
+    assert rl2meta.resume(half).finished
+    with pytest.raises(rl2meta.UserError, match="expected a run with a folder, got <Run of rl2"):
+        rl2meta.resume(rl2meta.train("rl2_bandit", LITTLE))
+
+
+def test_metrics_of_a_folder_that_is_not_there_are_not_called_lost(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    run = rl2meta.train("rl2_bandit", LITTLE, run_dir="run")
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir("elsewhere")
+    with pytest.raises(rl2meta.UserError, match="run: expected the run folder, got none; is the current"):
+        run.metrics  # noqa: B018
 
 
 def test_a_finished_run_is_returned_as_it_is(trained: rl2meta.Run, tmp_path: Path) -> None:

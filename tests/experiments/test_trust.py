@@ -16,6 +16,7 @@ from rl2meta.experiments import checkpoints
 from rl2meta.experiments.checks import examine
 from rl2meta.experiments.components import read_config
 from rl2meta.experiments.run_folder import RunFolder
+from rl2meta.experiments.search_space import Range, refuse_misfits
 from rl2meta.experiments.trust import STAMP, modules_in
 
 MODULE = """
@@ -192,6 +193,14 @@ def test_a_module_may_be_trusted(elsewhere: Path, trust: list[str]) -> None:
     assert rl2meta.compare([elsewhere, "copy"], trust=trust).path is not None
     assert rl2meta.resume(elsewhere, trust=trust).finished
     assert rl2meta.train("mine.yaml", start_from=elsewhere).finished  # the config names the same module
+
+
+def test_tune_asks_for_no_trust_again(elsewhere: Path) -> None:
+    source, trust = str(elsewhere / "config.yaml"), ["mine.tasks"]
+    space = {"agent.discount": Range(0.9, 1.0)}
+    refuse_misfits(space, source, [], read_config(source, [], trust), trust)
+    with pytest.raises(rl2meta.UserError, match="--trust mine"):
+        refuse_misfits(space, source, [], read_config(source, [], trust))
 
 
 @pytest.mark.parametrize("trust", [[], ["min"], ["mine.task"], ["tasks"], ["mine.tasks.more"], [""]])
