@@ -186,9 +186,8 @@ def _subtitle(said: Mapping[str, Any]) -> str:
         parts[0] += f"; {said['episodes']:,} episodes a trial"
     here = {**settings, "episodes per trial": said.get("episodes")}
     trained = {agent: _differences(changed, here) for agent, changed in trained_elsewhere(said).items()}
-    for changes, agents in _alike(trained).items():
-        verb = "was" if len(agents) == 1 else "were"
-        parts.append(f"{_together(agents, said)} {verb} trained with {changes}")
+    for changes, agents in alike(trained).items():
+        parts.append(f"{_together(agents, said)} {was(agents)} trained with {changes}")
     parts += _over_seeds(said)
     for agent, entry in said["agents"].items():
         if _num_tasks(said, entry) < said["num_tasks"]:
@@ -200,12 +199,17 @@ def _over_seeds(said: Mapping[str, Any]) -> list[str]:
     """Return what the intervals are over, if some agents are groups of training seeds."""
     seeds = {name: entry.get("over_seeds", {}).get("seeds", []) for name, entry in said["agents"].items()}
     means = {name: f"mean of {len(each)} training seeds" for name, each in seeds.items() if len(each) > 1}
-    groups = [f"{_together(names, said)}: {mean}" for mean, names in _alike(means).items()]
+    groups = [f"{_together(names, said)}: {mean}" for mean, names in alike(means).items()]
     others = " (others: over tasks)" if len(means) < len(seeds) else ""
     return [f"{', '.join(groups)}, intervals over seeds and tasks{others}"] if groups else []
 
 
-def _alike(notes: Mapping[str, str]) -> dict[str, list[str]]:
+def was(agents: Sequence[str]) -> str:
+    """Return the verb that goes with so many agents."""
+    return "was" if len(agents) == 1 else "were"
+
+
+def alike(notes: Mapping[str, str]) -> dict[str, list[str]]:
     """Return by note the agents that have it."""
     agents: dict[str, list[str]] = {}
     for agent, note in notes.items():
@@ -217,7 +221,12 @@ def _together(agents: Sequence[str], said: Mapping[str, Any]) -> str:
     """Return some agents in words."""
     if len(agents) > 2 and {*agents} == {*_subjects(said)}:
         return "all but the references" if len(_subjects(said)) < len(said["agents"]) else "all agents"
-    return f"{', '.join(agents[:-1])} and {agents[-1]}" if len(agents) > 1 else agents[0]
+    return listed(agents)
+
+
+def listed(names: Sequence[str]) -> str:
+    """Return names, at least one, with commas and an "and"."""
+    return f"{', '.join(names[:-1])} and {names[-1]}" if len(names) > 1 else names[0]
 
 
 def _law_in_words(law: str) -> tuple[str, dict[str, str]]:

@@ -72,3 +72,13 @@ def test_a_table_on_another_law_says_what_each_reference_knows() -> None:
     ]
     longer = tables(results, NO_CEILINGS, {**facts, "trained_with": {"training.episodes_per_trial": 1}})
     assert "no reference keeps" not in longer and "has no prior" not in longer
+
+
+def test_agents_that_were_trained_alike_are_told_of_together() -> None:
+    results = {name: _result() for name in ("a", "b", "c", "random")}
+    short, other = ({"trained_with": {"training.episodes_per_trial": n}} for n in (1, 2))
+    lines = tables(results, NO_CEILINGS, {**FACTS, "runs": {"a": short, "b": other, "c": short}}).split("\n")
+    assert lines[1:3] == [
+        "a and c were trained with training.episodes_per_trial=1",
+        "b was trained with training.episodes_per_trial=2",
+    ]

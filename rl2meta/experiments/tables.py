@@ -13,7 +13,7 @@ from rich.table import Table
 from rl2meta import levels
 from rl2meta.drawing import short
 from rl2meta.evaluation import AgentResult, Ceilings
-from rl2meta.reports import said_tasks, trained_elsewhere, what_intervals_are_over
+from rl2meta.reports import alike, listed, said_tasks, trained_elsewhere, was, what_intervals_are_over
 from rl2meta.statistics import Interval
 
 _WIDTH = 100
@@ -85,9 +85,12 @@ def _of_groups(results: Mapping[str, AgentResult]) -> Iterator[str]:
 def _other_laws(results: Mapping[str, AgentResult], facts: Mapping[str, Any]) -> Iterator[str]:
     """Yield who was trained with other settings; on another law, also what each reference knows of it."""
     changed = trained_elsewhere(facts)
-    for name, settings in changed.items():
-        yield f"{name} was trained with {', '.join(f'{key}={value}' for key, value in settings.items())}"
-    if not any(key.startswith("distribution.") for settings in changed.values() for key in settings):
+    said = {
+        name: ", ".join(f"{key}={value}" for key, value in each.items()) for name, each in changed.items()
+    }
+    for settings, names in alike(said).items():
+        yield f"{listed(names)} {was(names)} trained with {settings}"
+    if not any(key.startswith("distribution.") for each in changed.values() for key in each):
         return
     priors: Mapping[str, str] = facts.get("priors", {})
     if priors:

@@ -1,8 +1,8 @@
 """Kills, damage, refusals and power cuts: python tests/soak [--short | --part P] [--only PROBE] [--out FILE].
 
-It takes some 30 minutes of CPU time, with --short some seconds; it needs Linux. It prints each failure with file, step
-and signal, and the seed, with which --seed repeats it. With --out it replaces the table in that document. The
-exit code is 1 if anything failed.
+It takes some 30 minutes of CPU time, with --short some seconds; it needs Linux. It prints each failure with
+file, step and signal, and the seed, with which --seed repeats it. With --out it replaces the table in that
+document. The exit code is 1 if anything failed.
 """
 
 import argparse
