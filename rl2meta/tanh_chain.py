@@ -42,7 +42,7 @@ def chain(weights: Sequence[Tensor], x: Tensor) -> Tensor:
     sizes = x.shape[-1], *(bias.shape[-1] for bias in weights[1::2])
     _refuse_unfit(weights, x, sizes)
     if not torch.is_grad_enabled():  # an operation with gradients takes longer to begin than a step of acting
-        return _run(x, _packed_once(weights, sizes), sizes)[0]
+        return _only_outputs(x, _packed_once(weights, sizes), sizes)
     y: Tensor = _Outputs.apply(x.contiguous(), sizes, *weights)[0]  # type: ignore[no-untyped-call]
     return y
 
@@ -135,6 +135,13 @@ def _run(x: Tensor, packed: Tensor, sizes: Sizes) -> tuple[Tensor, Tensor]:
     arrays = *map(flat, (packed, x)), _array(sizes), *map(flat, (y, kept))
     _over_tasks(kernels.forward, arrays, x)
     return y[..., : sizes[-1]], kept
+
+
+def _only_outputs(x: Tensor, packed: Tensor, sizes: Sizes) -> Tensor:
+    """Return y, [N, rows, units]."""
+    y = _wide_rows(x, sizes)
+    _over_tasks(kernels.outputs, (*map(flat, (packed, x)), _array(sizes), flat(y)), x)
+    return y[..., : sizes[-1]]
 
 
 def _tangent(v: Sequence[Tensor], x: Tensor, kept: Tensor, packed: Tensor, sizes: Sizes) -> Tensor:

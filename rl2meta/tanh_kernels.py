@@ -226,13 +226,13 @@ def _zeros(count, length):
 
 
 @njit
-def _run(x, y, kept, down, sizes, places, first, rows):
-    """Set y and h of a block of rows."""
+def _run(x, y, kept, at, down, sizes, places, first, rows):
+    """Set y and h of a block of rows, which begins at row ``at`` of what is kept."""
     last = len(sizes) - 1
     source, source_at, apart = x, first * sizes[0], sizes[0]
     for layer in range(1, last + 1):
         width, w = _wide(sizes[layer]), places[layer, 0]
-        to, to_at = kept, places[layer, 2] + first * width
+        to, to_at = kept, places[layer, 2] + at * width
         if layer == last:
             to, to_at = y, first * width
         row = w + width  # behind the bias
@@ -322,7 +322,19 @@ def forward(packed, x, sizes, y, kept, tasks, rows, part):
     for task in range(part[0], part[1]):
         down, _ = _both(packed, task, places)
         for start in range(0, rows, _BLOCK):
-            _run(x, y, kept, down, sizes, places, task * rows + start, min(_BLOCK, rows - start))
+            first = task * rows + start
+            _run(x, y, kept, first, down, sizes, places, first, min(_BLOCK, rows - start))
+
+
+@kept_on_disk
+def outputs(packed, x, sizes, y, tasks, rows, part):
+    """Set y as ``forward`` does; h of a block is written over by the next, and does not leave the cache."""
+    places = _places(sizes, _BLOCK)
+    kept = np.empty(places[-1, 2], _float)
+    for task in range(part[0], part[1]):
+        down, _ = _both(packed, task, places)
+        for start in range(0, rows, _BLOCK):
+            _run(x, y, kept, 0, down, sizes, places, task * rows + start, min(_BLOCK, rows - start))
 
 
 @kept_on_disk
