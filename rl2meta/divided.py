@@ -7,6 +7,7 @@ from itertools import pairwise
 from queue import SimpleQueue
 from threading import Thread
 
+from rl2meta.devices import flush_denormals
 from rl2meta.kernels import threads
 
 Part = tuple[int, int]
@@ -50,6 +51,7 @@ def _helper(process: int, number: int) -> SimpleQueue[Given]:
 
 
 def _work(given: SimpleQueue[Given]) -> None:
+    flush_denormals()  # also if the thread that began this one does not yet
     while True:
         kernel, part, number, ended = given.get()
         fault = None

@@ -112,16 +112,6 @@ def store(_: Any, array: Any, index: Any, vector: Any) -> Any:
 
 
 @intrinsic
-def spread(_: Any, array: Any, index: Any) -> Any:
-    """Return array[index] in all lanes."""
-
-    def generate(context: Any, builder: Any, signature: Any, given: Any) -> Any:
-        return _number_at(builder, _place(context, builder, signature.args[0], *given))
-
-    return _V(array, types.intp), generate
-
-
-@intrinsic
 def constant(_: Any, number: Any) -> Any:
     """Return a number in all lanes."""
     return _V(types.float32), lambda context, builder, signature, given: _in_all_lanes(builder, given[0])

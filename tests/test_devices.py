@@ -93,3 +93,22 @@ def test_precision_is_that_of_all_products_and_others_can_still_ask(precision: P
     assert torch.get_float32_matmul_precision() == ("high" if rounded else "highest")
     with torch.backends.cudnn.flags(enabled=True):  # raises where old and new flags are mixed
         pass
+
+
+DENORMAL = """
+import numpy as np, torch, rl2meta
+from rl2meta.divided import divided
+
+little = ["training.updates=1", "training.trials_per_update=4", "threads=2", "device=cpu"]
+rl2meta.train("smoke", little)
+found = [(torch.full((10**6,), 1e-40) * 1).count_nonzero().item()]  # on torch's two threads
+divided(lambda part, number: found.append((np.full(3, 1e-40, np.float32) * part[1]).sum()), [(0, 1)] * 2)
+assert found == [0, 0, 0], found
+"""
+
+
+def test_a_training_flushes_denormal_numbers_in_all_threads() -> None:
+    if not torch.set_flush_denormal(True):
+        pytest.skip("this processor cannot")
+    torch.set_flush_denormal(False)
+    subprocess.run([sys.executable, "-W", "error", "-c", DENORMAL], check=True)
