@@ -67,6 +67,8 @@ class LearnedOptimiserLearner(WholeIsOneShard):
                 f"agent.rule: expected a rule that can learn, lstm or meta_sgd, got {config.rule.name}; to "
                 "see what it does untrained, name it in evaluation.against"
             )
+        if config.inner_steps == 0:
+            raise UserError("agent.inner_steps: expected at least 1 step of the rule to learn from, got 0")
         self.agent = optimising_agent(self.network, self.inner, self.learnt, config)
         self.optimizer = Adam(self.learnt.parameters(), lr=config.learning_rate, fused=True)
 
@@ -100,7 +102,8 @@ class LearnedOptimiserLearner(WholeIsOneShard):
                 "training.episodes_per_trial: expected at least two phases of agent.episodes_per_phase "
                 f"examples, before and after a step of the rule, got {len(batches)}"
             )
-        return batches
+        steps = self.config.inner_steps  # where no step follows, nothing is learnt
+        return batches if steps is None else batches[: steps + 1]
 
     def _walk(
         self,

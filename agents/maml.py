@@ -13,7 +13,7 @@ Source: Finn et al. 2017, *Model-Agnostic Meta-Learning for Fast Adaptation of D
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Annotated, Any, NamedTuple, Protocol, Self
+from typing import Annotated, Any, ClassVar, NamedTuple, Protocol, Self
 
 import torch
 from pydantic import BaseModel, ConfigDict, Field, field_validator, model_validator
@@ -133,7 +133,7 @@ class Adapted(NamedTuple):
         learnt: the parameters of the rule, by name, shared by all tasks; empty if nothing of it is learnt.
         state: what the rule remembers of the steps before, tensors [num_tasks, ...].
         steps: number of gradient steps taken.
-        kept: the last support phase, which later inner steps use again; None if there is none.
+        kept: the last support phase, which later inner steps use again; None if nothing is kept.
     """
 
     weights: Weights
@@ -160,11 +160,13 @@ class InnerLoop:
         network: runs with the weights that it is given; its own weights are never used.
         objective: how to encode, act and learn on a task.
         config: how to adapt.
+        keeps_support: whether the state holds what was learnt from last, although no later step needs it.
     """
 
     network: TaskNetwork
     objective: Objective
     config: InnerConfig
+    keeps_support: ClassVar[bool] = False
 
     def begin(self, meta: Weights, num_tasks: int) -> Adapted:
         """Return ``num_tasks`` copies of θ, for the named parameters of a ``MetaWeights``."""
@@ -194,13 +196,14 @@ class InnerLoop:
         cfg = self.config
         if cfg.inner_steps is not None and adapted.steps >= cfg.inner_steps:
             return adapted
-        if adapted.kept is not None and adapted.steps >= (cfg.support_phases or 0):
+        learnt_all = cfg.support_phases is not None and adapted.steps >= cfg.support_phases
+        if learnt_all and adapted.kept is not None:
             rows = adapted.kept
         rate = cfg.inner_learning_rates[min(adapted.steps, len(cfg.inner_learning_rates) - 1)]
         gradients = self._gradients(adapted.weights, rows)
         rule, learnt = cfg.inner_rule(), adapted.learnt
         weights, state = rule.step(adapted.weights, adapted.state, gradients, rate, learnt)
-        kept = None if cfg.support_phases is None else rows
+        kept = None if cfg.support_phases is None and not self.keeps_support else rows
         return Adapted(weights, learnt, state, adapted.steps + 1, kept)
 
     def _gradients(self, weights: Weights, rows: Rows) -> dict[str, Tensor]:

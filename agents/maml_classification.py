@@ -9,7 +9,7 @@ Source: Finn et al. 2017 (arXiv 1703.03400), section 5.2 and appendix A.1.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import gymnasium as gym
 import torch
@@ -104,6 +104,7 @@ class SupportedInnerLoop(InnerLoop):
     """An inner loop whose network normalises the queries by the support that it has learnt from."""
 
     network: ImageClassifier
+    keeps_support: ClassVar[bool] = True
 
     def outputs(self, adapted: Adapted, observation: Tensor, legal: Tensor | None = None) -> Tensor:
         """Return logits [num_tasks, rows, classes] for flat pixels [num_tasks, rows, pixels]."""

@@ -268,6 +268,10 @@ class ReptileLearner(WholeIsOneShard):
 
 
 def _refuse_unfit(config: ReptileConfig, rule: Rule, network: nn.Module, on_policy: bool) -> None:
+    if config.inner_steps == 0 and config.minibatch is None:
+        raise UserError(
+            "agent.inner_steps: expected at least 1 without a minibatch, got 0, which would move no weight"
+        )
     if rule.learnt(network):
         raise UserError(
             f"agent.rule: expected a rule that has nothing to learn, got {config.rule.name}; Reptile takes "

@@ -3,7 +3,7 @@
 import functools
 from collections.abc import Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
@@ -11,6 +11,9 @@ from torch import Tensor
 
 from rl2meta.envs.glyphs import glyphs
 from rl2meta.errors import UserError
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 _KINDS = {".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pgm", ".ppm"}
 _TEST_DIGITS = 5
@@ -119,16 +122,26 @@ def _read(files: Sequence[Path], size: int, channels: int) -> Tensor:
     """Return images [files, channels, size, size]."""
     from PIL import Image
 
-    mode = "L" if channels == 1 else "RGB"
     images = []
     for file in files:
         try:
             with Image.open(file) as image:
-                images.append(np.asarray(image.convert(mode).resize((size, size), Image.Resampling.BOX)))
+                images.append(np.asarray(_plain(image, channels).resize((size, size), Image.Resampling.BOX)))
         except OSError as error:
             raise UserError(f"distribution.path: expected an image, got {file}: {error}; remove it") from None
     stacked = torch.from_numpy(np.stack(images))  # [files, size, size] or [files, size, size, 3]
     return stacked.unsqueeze(1) if channels == 1 else stacked.movedim(-1, 1).contiguous()
+
+
+def _plain(image: "Image.Image", channels: int) -> "Image.Image":
+    """Return an image in 8 bits without transparency: what is transparent is a white page."""
+    from PIL import Image
+
+    if image.mode.startswith("I"):  # of PNG files with 16 bits, which conversion would cut off at 255
+        image = Image.fromarray((np.asarray(image) // 256).astype(np.uint8))
+    if image.has_transparency_data:
+        image = Image.alpha_composite(Image.new("RGBA", image.size, "white"), image.convert("RGBA"))
+    return image.convert("L" if channels == 1 else "RGB")
 
 
 def _held_out(groups: Sequence[str], test_fraction: float) -> Tensor:

@@ -119,6 +119,38 @@ def test_references_are_built_for_the_trial_that_is_judged() -> None:
         worker.run(agent, tasks, 10, 0)
 
 
+def test_a_reference_whose_phases_do_not_fill_the_trial_is_left_out(caplog: pytest.LogCaptureFixture) -> None:
+    letters = {"name": "few_shot", "ways": 3, "shots": 1}
+    size = {"updates": 1, "trials_per_update": 2, "episodes_per_trial": 10}
+    config = read_config({"distribution": letters, "agent": {"name": "rl2"}, "training": size})
+    assert list(chosen_references(config)) == ["random"]
+    assert (
+        "nearest_neighbour: expected a multiple of 3 episodes in a trial, got 10; it is left" in caplog.text
+    )
+    with pytest.raises(UserError, match="--against: nearest_neighbour: expected a multiple of 3 episodes"):
+        chosen_references(config, ["nearest_neighbour"])
+
+
+@pytest.mark.parametrize("seeds", [None, range(2)])
+def test_a_reference_that_diverges_is_left_out(
+    seeds: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    judge, said = Contest.evaluate_reference, list[str]()
+
+    def diverges(self: Contest, reference: Reference) -> AgentResult:
+        result = judge(self, reference)
+        if reference.description == "the highest posterior mean":
+            result.rewards[7, 3] = np.nan
+        return result
+
+    monkeypatch.setattr(Contest, "evaluate_reference", diverges)
+    run = rl2meta.train("smoke", BRIEF, seeds=seeds, run_dir=tmp_path / "run")
+    found = rl2meta.evaluate(run, tasks=20, against=["greedy", "random"], say=said.append)
+    assert list(found.results) == ["rl2", "random"]
+    assert "greedy is left out: it earned infinite or NaN rewards" in said
+    assert list(found.facts["priors"]) == ["random"]
+
+
 def test_what_is_written_of_one_trained_agent(trained: Path, tmp_path: Path) -> None:
     report = _judge(trained, tmp_path / "out", "evaluation.episodes_per_trial=8", against="greedy")
     assert report["subjects"] == ["rl2"] and report["episodes"] == 8

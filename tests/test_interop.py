@@ -67,6 +67,27 @@ def test_fields_across_episodes_and_trials(corridor: Any) -> None:
         env.step(0)
 
 
+class Masked(gym.Env[Any, Any]):
+    """One step an episode; at its start only action 0 is legal, at its end only the others."""
+
+    observation_space, action_space = gym.spaces.Discrete(2), gym.spaces.Discrete(3)
+
+    def reset(self, *, seed: int | None = None, options: Any = None) -> tuple[Any, dict[str, Any]]:
+        return 0, {"action_mask": np.array([1, 0, 0], np.int8)}
+
+    def step(self, action: Any) -> tuple[Any, float, bool, bool, dict[str, Any]]:
+        return 1, 0.0, True, False, {"action_mask": np.array([0, 1, 1], np.int8), "more": 1}
+
+
+def test_the_mask_is_that_of_the_observation() -> None:
+    env = TrialEnv(Masked(), num_episodes=3)
+    assert env.reset()[1]["action_mask"].tolist() == [1, 0, 0]
+    for _ in range(2):  # each ends an episode, and the observation is the first of the next one
+        info = env.step(0)[4]
+        assert info["action_mask"].tolist() == [1, 0, 0] and info["more"] == 1
+    assert env.step(0)[4]["action_mask"].tolist() == [0, 1, 1]
+
+
 def check_steps(env: TrialEnv, expected: list[tuple[int, list[float], float, bool]]) -> None:
     for action, observation, reward, over in expected:
         got, paid, terminated, truncated, info = env.step(action)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from rl2meta.agents.references.anything import random_references
 from rl2meta.agents.references.reference import KNOWS_NOTHING, Reference
+from rl2meta.errors import UserError
 from rl2meta.models import LabelledExamples
 from rl2meta.trial import Choice, Phase, TimeStep, Trajectory
 
@@ -70,12 +71,33 @@ class NearestNeighbour:
         return Choice(answer, answer), carry
 
     def adapt(self, carry: Memory, trajectory: Trajectory) -> Memory:
-        """Keep the first phase."""
+        """Keep the first phase.
+
+        Raises:
+            UserError: for a family that reveals no targets, or a phase that is not the whole support.
+        """
+        self._refuse_unfit(trajectory, first=carry.examples is None)
         if carry.examples is not None:
             return carry
         target = trajectory.truth["target"][0]  # [B]
         labels = target.reshape(len(carry.labels), -1)  # [num_tasks, support]
         return Memory(self._by_task(trajectory.inputs.observation[0]), labels)
+
+    def _refuse_unfit(self, trajectory: Trajectory, first: bool) -> None:
+        """Refuse a phase without targets, and, on a CPU, one that is not the support or not the queries."""
+        if "target" not in trajectory.truth:
+            raise UserError(
+                "nearest neighbour: expected a family that reveals the target of each example, got one that "
+                f"reveals {sorted(trajectory.truth)}; leave this agent out"
+            )
+        support = trajectory.truth.get("support")
+        if support is None or support.device.type != "cpu":
+            return
+        if bool((support != first).any()):
+            raise UserError(
+                f"nearest neighbour: expected a support of {self.length} examples, as many as in a phase, "
+                "got another one; a phase needs ways × shots of the tasks"
+            )
 
     def _by_task(self, observation: Tensor) -> Tensor:
         """[num_tasks × lanes, ...] -> [num_tasks, lanes, numbers]."""
@@ -85,9 +107,11 @@ class NearestNeighbour:
 
 def example_references(model: LabelledExamples) -> dict[str, Reference]:
     """Return the references of families with labelled examples, by name."""
+    support = model.num_actions * model.shots
     neighbour = Reference(
         "the class of the example of the support that looks most alike, pixel by pixel",
-        lambda: NearestNeighbour(model.num_actions * model.shots),
+        lambda: NearestNeighbour(support),
         prior=KNOWS_NOTHING,
+        episodes=support,
     )
     return random_references(gym.spaces.Discrete(model.num_actions)) | {"nearest_neighbour": neighbour}

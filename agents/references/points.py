@@ -62,7 +62,8 @@ class Explorer:
         first, second = (
             after.take_along_dim(i.view(-1, 1, 1), dim=1).squeeze(1) for i in (target, 1 - target)
         )
-        action = (first + _TIE * second).argmin(dim=1)  # [B, A] -> [B]
+        # an unreachable point is as far as is possible, without deciding more than a tie
+        action = (first + _TIE * second.clamp(max=0.5 / _TIE)).argmin(dim=1)  # [B, A] -> [B]
         left = offsets - carry.moves[action].unsqueeze(1)
         return Choice(action, action), Known(right, left, carry.moves)
 

@@ -19,12 +19,18 @@ class Reference:
         build: constants by keyword -> agent; every constant has a default, and bad values raise ValueError.
         grid: candidate values of each constant, to be tuned on training tasks; empty if there are none.
         prior: what the agent knows of the law of the tasks that it is put on, as a predicate.
+        episodes: number of episodes in its phases: a trial must have a multiple of them.
     """
 
     description: str
     build: Callable[..., Agent[Any]]
     grid: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
     prior: str = KNOWS_LAW
+    episodes: int = 1
+
+    def fits(self, num_episodes: int) -> bool:
+        """Return whether a trial of so many episodes can be divided into the agent's phases."""
+        return num_episodes % self.episodes == 0
 
 
 def require(condition: bool, expected: str) -> None:

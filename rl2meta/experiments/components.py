@@ -1,5 +1,6 @@
 """Look up the names in a config, and build the parts of an experiment from them."""
 
+import logging
 import os
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -27,6 +28,7 @@ from rl2meta.training import AgentKind, Learner
 FAMILIES: Parts[Any] = Parts(catalogue.DISTRIBUTIONS, catalogue.FAMILY_GROUP, load_family)
 AGENTS: Parts[AgentKind] = Parts(catalogue.AGENTS, catalogue.AGENT_GROUP, load_agent)
 COMPONENTS = Components(FAMILIES, AGENTS)
+_log = logging.getLogger("rl2meta")
 
 
 def make_learner(config: RunConfig, device: torch.device) -> Learner:
@@ -106,10 +108,14 @@ def references_of_family(family: Any) -> dict[str, Reference] | None:
 def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -> dict[str, Reference]:
     """Return the references that ``against`` names, or the config if it is None; 'all' and 'none' also work.
 
+    'all' leaves out those whose phases do not fill the trial, with a warning.
+
     Raises:
-        UserError: if references are unknown; the message names all of them.
+        UserError: if references are unknown; the message names all of them. If the phases of one that is
+            named do not fill the trial.
     """
-    known = references_of(config, judged_episodes(config))
+    episodes = judged_episodes(config)
+    known = references_of(config, episodes)
     wanted, source = (
         (config.settings.evaluation.against, "evaluation.against")
         if against is None
@@ -120,9 +126,15 @@ def chosen_references(config: RunConfig, against: Sequence[str] | None = None) -
     if unknown:
         faults = "; ".join(f"unknown reference {name!r}{suggestion(name, known)}" for name in unknown)
         raise UserError(f"{source}: {faults}")
-    if "all" in names:
-        return dict(known)
-    return {name: known[name] for name in dict.fromkeys(names) if name != "none"}
+    chosen = (
+        known if "all" in names else {name: known[name] for name in dict.fromkeys(names) if name != "none"}
+    )
+    for name in [name for name in chosen if not chosen[name].fits(episodes)]:
+        said = f"{name}: expected a multiple of {chosen[name].episodes} episodes in a trial, got {episodes}"
+        if name in names:
+            raise UserError(f"{source}: {said}; change evaluation.episodes_per_trial, or leave it out")
+        _log.warning("%s; it is left out", said)
+    return {name: reference for name, reference in chosen.items() if reference.fits(episodes)}
 
 
 def read_config(

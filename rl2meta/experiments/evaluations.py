@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from rl2meta.agents.references.reference import Reference
 from rl2meta.errors import UserError
 from rl2meta.evaluation import AgentResult, Ceilings
 from rl2meta.evaluation_files import write_evaluation
@@ -195,7 +196,7 @@ def evaluate(
     default = None if group.path is None else results_of(group.path, "evaluation")
     with _target(default, out, ranks) as target:
         results, ceilings = play(contest, methods, references, say, watch)
-        facts = {**facts_of(contest, methods, references), **methods[name].facts()}
+        facts = {**facts_of(contest, methods, _played(references, results)), **methods[name].facts()}
         return ranks.together(lambda: _written(Evaluation(results, ceilings, facts, target)))
 
 
@@ -260,7 +261,7 @@ def compare(
     }
     with _target(rivals.default_folder(), out, ranks) as target:
         results, ceilings = play(contest, methods, references, say, watch)
-        facts = {**facts_of(contest, methods, references), "runs": rivals.facts(methods)}
+        facts = {**facts_of(contest, methods, _played(references, results)), "runs": rivals.facts(methods)}
         return ranks.together(lambda: _written(Evaluation(results, ceilings, facts, target)))
 
 
@@ -268,6 +269,11 @@ def _loaded(run: Run | Group | str | Path, trust: Collection[str]) -> Group:
     """Return a group; of one run if it is no other."""
     found = run if isinstance(run, Run | Group) else load_run(run, trust=trust)
     return found if isinstance(found, Group) else Group([found], found.path)
+
+
+def _played(references: Mapping[str, Reference], results: Mapping[str, Any]) -> dict[str, Reference]:
+    """Return the references that have results."""
+    return {name: reference for name, reference in references.items() if name in results}
 
 
 def _names_of(against: Against | None) -> Sequence[str] | None:

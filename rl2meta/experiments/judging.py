@@ -177,7 +177,7 @@ def play(
     Args:
         contest: the held-out tasks and the seed; its environments are closed at the end.
         methods: the trained agents, by their names in the results.
-        references: by name; the names differ from those of the methods.
+        references: by name; the names differ from those of the methods. One that diverges is left out.
         say: called with one line before each agent.
         watch: called after each batch of trials.
     """
@@ -191,7 +191,11 @@ def play(
             choices = math.prod(map(len, reference.grid.values()))
             first = f", its constants tuned first ({choices} choices)" if choices > 1 else ""
             say(f"evaluating {name}{first} ...")
-            results[name] = contest.evaluate_reference(reference)
+            result = contest.evaluate_reference(reference)
+            if np.isfinite(result.rewards).all():
+                results[name] = result
+            else:
+                say(f"{name} is left out: it earned infinite or NaN rewards")
         if contest.scratch:
             results[SCRATCH] = replace(_learn(contest, say), labels=contest.labels[: contest.scratch])
     finally:

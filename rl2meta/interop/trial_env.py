@@ -11,6 +11,7 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from rl2meta.counted import ACTION_MASK
 from rl2meta.spaces import Encoding, encoding
 from rl2meta.tasks import Tasks
 
@@ -76,7 +77,9 @@ class TrialEnv(gym.Env[Array, Any]):
         over = not self._episodes_left
         first = (terminated or truncated) and not over
         if first:
-            observation, _ = self.env.reset()
+            observation, begun = self.env.reset()
+            mask = {ACTION_MASK: begun[ACTION_MASK]} if ACTION_MASK in begun else {}
+            info = {key: value for key, value in info.items() if key != ACTION_MASK} | mask
         vector = _vector(self._action.encode, action)
         return self._flat(observation, vector, float(reward), first), float(reward), over, False, info
 

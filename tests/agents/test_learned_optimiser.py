@@ -57,6 +57,14 @@ def test_what_is_lived_is_gradient_descent_on_the_quadratic() -> None:
     assert float(loss.sum()) < 0.9 * float(-trial.phases[0].reward.reshape(3, 4).mean(dim=1).sum())
 
 
+def test_where_no_step_follows_nothing_is_learnt() -> None:
+    few, all_steps = learner_of(inner_steps=4), learner_of()
+    trial, shorter = lived(few.agent, 9), lived(all_steps.agent, 5)
+    assert few.update(trial, 0.0, generator(0)) == all_steps.update(shorter, 0.0, generator(0))
+    with pytest.raises(UserError, match=r"agent.inner_steps: expected at least 1 step of the rule"):
+        learner_of(inner_steps=0)
+
+
 def test_every_trial_begins_with_its_own_weights() -> None:
     agent = learner_of(initial_deviation=0.5).agent
     first, again, other = (

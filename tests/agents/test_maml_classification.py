@@ -131,6 +131,16 @@ def test_meta_gradient_is_that_of_central_differences(law: FewShot, transductive
         )
 
 
+@pytest.mark.parametrize("support_phases", [1, None])
+def test_no_query_changes_the_answer_to_another(law: FewShot, support_phases: int | None) -> None:
+    learner = learner_of(law, support_phases=support_phases)
+    support, queries, _ = rows_of(learner, lived(law, learner, 3))
+    state = learner.inner.advance(learner.inner.begin(named(learner.meta), 4), support)
+    others = torch.cat([queries.observation[:, :1], 1 - queries.observation[:, 1:]], dim=1)
+    first, again = (learner.inner.outputs(state, seen)[:, 0] for seen in (queries.observation, others))
+    torch.testing.assert_close(first, again)
+
+
 def test_the_guess_is_the_likeliest_class_and_the_loss_its_cross_entropy(law: FewShot) -> None:
     learner = learner_of(law)
     trial = lived(law, learner, 3)

@@ -11,6 +11,8 @@ from PIL import Image
 from rl2meta.agents.maml import named
 from rl2meta.agents.pretrained_classification import PretrainedConfig, PretrainingLearner, features_of
 from rl2meta.agents.references.catalogue import references_on
+from rl2meta.agents.references.examples import NearestNeighbour
+from rl2meta.envs.bandits import BernoulliBandits
 from rl2meta.envs.few_shot import FewShot
 from rl2meta.errors import UserError
 from rl2meta.experiments.components import make_learner, read_config
@@ -73,6 +75,15 @@ def test_the_reference_answers_with_the_nearest_example(law: FewShot) -> None:
     assert not trial.phases[0].action.any()
     with pytest.raises(ValueError, match="expected num_actions and shots >= 1, got"):
         LabelledExamples(5, 0)
+
+
+@pytest.mark.parametrize("length", [3, 12])
+def test_a_phase_that_is_not_the_support_is_refused(law: FewShot, length: int) -> None:
+    with pytest.raises(UserError, match=f"expected a support of {length} examples, as many as in a phase"):
+        RolloutWorker(law).run(NearestNeighbour(length), sample_tasks(law, 5, 0, "test"), 24, 0)
+    arms = BernoulliBandits(num_arms=2)
+    with pytest.raises(UserError, match="expected a family that reveals the target of each example"):
+        RolloutWorker(arms).run(NearestNeighbour(length), sample_tasks(arms, 5, 0, "test"), 24, 0)
 
 
 def test_features_are_compared_by_their_cosine(law: FewShot) -> None:

@@ -289,6 +289,7 @@ def test_it_learns_what_joint_training_does_not() -> None:
     [
         ({"rule": "meta_sgd"}, "agent.rule: expected a rule that has nothing to learn, got meta_sgd"),
         ({"keep_moments": True}, "agent.keep_moments: expected false with rule sgd"),
+        ({"inner_steps": 0}, "agent.inner_steps: expected at least 1 without a minibatch, got 0"),
         ({"objective": "cross_entropy"}, r"agent.hidden_sizes: expected \[\] with objective cross_entropy"),
         ({**POLICY, "minibatch": 4}, "agent.minibatch: expected null with objective policy_gradient, got 4"),
     ],

@@ -14,6 +14,7 @@ from rl2meta.envs import glyphs as letters
 from rl2meta.envs import image_pools
 from rl2meta.envs.checking import check_distribution
 from rl2meta.envs.few_shot import FewShot, distortions, warped
+from rl2meta.envs.image_pools import _read
 from rl2meta.errors import UserError
 from rl2meta.tasks import TensorTasks, sample_tasks
 
@@ -148,6 +149,17 @@ def test_a_file_that_is_no_image_is_named(tmp_path: Path) -> None:
         plain(source="image_folders", path=str(tmp_path)).pool()
     with pytest.raises(ValueError, match="a path if and only if source is image_folders"):
         FewShot(source="image_folders")
+
+
+def test_transparency_is_a_white_page_and_sixteen_bits_keep_their_greys(tmp_path: Path) -> None:
+    ink = np.zeros((8, 8, 4), np.uint8)
+    ink[2:4, :, 3] = 255  # two rows of black ink on a transparent page
+    Image.fromarray(ink).save(tmp_path / "ink.png")
+    greys = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    Image.fromarray(greys).save(tmp_path / "greys.png")
+    page, ramp = _read([tmp_path / "ink.png", tmp_path / "greys.png"], 8, 1)[:, 0].numpy()
+    assert (page[2:4] == 0).all() and (page[[0, 1, 4, 5, 6, 7]] == 255).all()
+    np.testing.assert_array_equal(ramp, greys // 256)
 
 
 @pytest.fixture(name="few")

@@ -114,6 +114,17 @@ def test_the_explorer_is_near_the_best_first_visit() -> None:
     assert (got <= best + 1e-6).all() and float((best - got).mean()) < 0.1
 
 
+@pytest.mark.parametrize("radius", [8.0, 12.0])
+def test_the_explorer_walks_although_a_point_cannot_be_reached(radius: float) -> None:
+    """Steps of 20 do not come that near every point."""
+    law = MovingBandits(radius=radius)
+    tasks = sample_tasks(law, 500, 0, "test")
+    known = law.optimal_return(tasks)
+    assert known is not None and 0 < float((known == 0).double().mean()) < 0.7
+    _, later = played(Explorer(law.model), tasks, 2, law).T  # type: ignore[arg-type]
+    assert torch.equal(later, known.double())
+
+
 def test_without_memory_half_is_lost() -> None:
     """Whoever goes to one cell and stays has all if its point is right, else only what both points pay."""
     points = sample_tasks(LAW, 1200, 2, "test").parameters["points"]  # type: ignore[attr-defined]
