@@ -13,6 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
+from rl2meta.devices import flush_denormals
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
 from rl2meta.rollout import Worker
@@ -216,7 +217,7 @@ def meta_train(
 
     The random streams of update u have names with (seed, u), and with the shard if there are several. So a
     run that starts at ``start``, with the learner's state after that update, continues exactly like a run
-    without interruption.
+    without interruption. Denormal numbers count as 0 from here on (``devices.flush_denormals``).
 
     Args:
         learner: in training.
@@ -236,6 +237,7 @@ def meta_train(
         UserError: if the learner cannot learn from shards.
     """
     refuse_shards(learner, shards)
+    flush_denormals()
     told_of_clipped: set[int] = set()
     for update in range(start, budget.updates):
         began = time.perf_counter()
