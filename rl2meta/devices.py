@@ -12,6 +12,7 @@ from rl2meta.errors import UserError
 from rl2meta.kernels import kernels_restored
 
 Precision = Literal["float32", "tf32"]
+_WORTH_A_THREAD = 2**15  # numbers of an elementwise operation for which torch uses one more thread
 
 
 def resolve_device(name: str, rank: int | None = None) -> torch.device:
@@ -40,34 +41,45 @@ def set_precision(precision: Precision) -> None:
     """Set whether products on a GPU round their factors to TF32's 10 bits of mantissa, or keep float32's 23.
 
     By torch's defaults cuDNN's recurrent kernels round, and the products of a single step do not. Then the
-    agent's actions would differ from those that its learner computes again. A CPU flushes denormal numbers
-    from then on, whatever the precision is (``flush_denormals``).
+    agent's actions would differ from those that its learner computes again.
     """
-    flush_denormals()
     # Not by torch's newer fp32_precision: after it torch refuses to read these flags, which other code reads.
     rounded = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
 
 
 def flush_denormals() -> None:
-    """Let this thread, and those that it starts, take numbers below 1.2e-38 for 0, where the processor can.
+    """Let this thread, and those that it starts, take numbers below 1.2e-38 for 0, if the processor can."""
+    for kind in (np.float16, np.float32, np.float64):
+        np.finfo(kind)  # looks at its smallest number now; later it would warn that it is 0
+    torch.set_flush_denormal(True)
+
+
+@contextmanager
+def denormals_flushed() -> Iterator[None]:
+    """Flush denormal numbers inside ``with``; a thread that is started there flushes them for good.
 
     Gradients become so small on their way back through a hundred steps, and a processor takes many times as
     long for such numbers: updates of recurrent agents took four times as long after a third of a training.
     """
-    for kind in (np.float16, np.float32, np.float64):
-        np.finfo(kind)  # looks at its smallest number now; later it would warn that it is 0
-    torch.set_flush_denormal(True)
+    flushed = float(torch.tensor(1e-40) * 1) == 0
+    flush_denormals()
+    try:
+        yield
+    finally:
+        torch.set_flush_denormal(flushed)
 
 
 def set_threads(threads: int | None) -> int:
     """Let torch use ``threads`` CPU threads, and return their number.
 
     If ``threads`` is None, OMP_NUM_THREADS says how many; without it, there is one per core that this process
-    may use.
+    may use. If torch has not begun its threads yet, they flush denormal numbers (``denormals_flushed``).
     """
     default = torch.get_num_threads() if os.environ.get("OMP_NUM_THREADS") else cores()
     torch.set_num_threads(threads or default)
+    with denormals_flushed():
+        torch.zeros(torch.get_num_threads() * _WORTH_A_THREAD).add_(1)  # begins torch's threads
     return torch.get_num_threads()
 
 

@@ -13,7 +13,7 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from rl2meta.devices import flush_denormals
+from rl2meta.devices import denormals_flushed
 from rl2meta.errors import UserError
 from rl2meta.randomness import derive, generator
 from rl2meta.rollout import Worker
@@ -202,6 +202,7 @@ class TrainingDiverged(Exception):
     """A metric of an update is not finite."""
 
 
+@denormals_flushed()
 def meta_train(
     learner: Learner,
     distribution: TaskDistribution,
@@ -217,7 +218,7 @@ def meta_train(
 
     The random streams of update u have names with (seed, u), and with the shard if there are several. So a
     run that starts at ``start``, with the learner's state after that update, continues exactly like a run
-    without interruption. Denormal numbers count as 0 from here on (``devices.flush_denormals``).
+    without interruption. Denormal numbers count as 0 (``devices.denormals_flushed``).
 
     Args:
         learner: in training.
@@ -237,7 +238,6 @@ def meta_train(
         UserError: if the learner cannot learn from shards.
     """
     refuse_shards(learner, shards)
-    flush_denormals()
     told_of_clipped: set[int] = set()
     for update in range(start, budget.updates):
         began = time.perf_counter()

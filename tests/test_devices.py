@@ -99,16 +99,24 @@ DENORMAL = """
 import numpy as np, torch, rl2meta
 from rl2meta.divided import divided
 
+def counted(many):
+    return (torch.full((many,), 1e-40) * 1).count_nonzero().item()
+
+def look(run, row):
+    found.append(counted(10**6))  # on torch's two threads
+    divided(lambda part, number: found.append((np.full(3, 1e-40, np.float32) * part[1]).sum()), [(0, 1)] * 2)
+
+found = []
 little = ["training.updates=1", "training.trials_per_update=4", "threads=2", "device=cpu"]
-rl2meta.train("smoke", little)
-found = [(torch.full((10**6,), 1e-40) * 1).count_nonzero().item()]  # on torch's two threads
-divided(lambda part, number: found.append((np.full(3, 1e-40, np.float32) * part[1]).sum()), [(0, 1)] * 2)
+rl2meta.train("smoke", little, callbacks=[look])
 assert found == [0, 0, 0], found
+assert counted(10) == 10  # after it the program has its numbers back
 """
 
 
 def test_a_training_flushes_denormal_numbers_in_all_threads() -> None:
+    before = float(torch.tensor(1e-40) * 1) == 0
     if not torch.set_flush_denormal(True):
         pytest.skip("this processor cannot")
-    torch.set_flush_denormal(False)
+    torch.set_flush_denormal(before)
     subprocess.run([sys.executable, "-W", "error", "-c", DENORMAL], check=True)
