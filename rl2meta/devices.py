@@ -5,11 +5,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Literal
 
-import numpy as np
 import torch
 
 from rl2meta.errors import UserError
-from rl2meta.kernels import kernels_restored
+from rl2meta.kernels import denormals_flushed, kernels_restored
 
 Precision = Literal["float32", "tf32"]
 _WORTH_A_THREAD = 2**15  # numbers of an elementwise operation for which torch uses one more thread
@@ -46,28 +45,6 @@ def set_precision(precision: Precision) -> None:
     # Not by torch's newer fp32_precision: after it torch refuses to read these flags, which other code reads.
     rounded = precision == "tf32"
     torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = rounded
-
-
-def flush_denormals() -> None:
-    """Let this thread, and those that it starts, take numbers below 1.2e-38 for 0, if the processor can."""
-    for kind in (np.float16, np.float32, np.float64):
-        np.finfo(kind)  # looks at its smallest number now; later it would warn that it is 0
-    torch.set_flush_denormal(True)
-
-
-@contextmanager
-def denormals_flushed() -> Iterator[None]:
-    """Flush denormal numbers inside ``with``; a thread that is started there flushes them for good.
-
-    Gradients become so small on their way back through a hundred steps, and a processor takes many times as
-    long for such numbers: updates of recurrent agents took four times as long after a third of a training.
-    """
-    flushed = float(torch.tensor(1e-40) * 1) == 0
-    flush_denormals()
-    try:
-        yield
-    finally:
-        torch.set_flush_denormal(flushed)
 
 
 def set_threads(threads: int | None) -> int:

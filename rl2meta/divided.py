@@ -7,8 +7,7 @@ from itertools import pairwise
 from queue import SimpleQueue
 from threading import Thread
 
-from rl2meta.devices import flush_denormals
-from rl2meta.kernels import threads
+from rl2meta.kernels import flush_denormals, threads
 
 Part = tuple[int, int]
 """The first and the one behind the last, of trials or tasks."""

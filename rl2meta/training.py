@@ -13,8 +13,8 @@ import torch
 from pydantic import BaseModel
 from torch import Tensor
 
-from rl2meta.devices import denormals_flushed
 from rl2meta.errors import UserError
+from rl2meta.kernels import denormals_flushed
 from rl2meta.randomness import derive, generator
 from rl2meta.rollout import Worker
 from rl2meta.shards import ALONE, Shards
@@ -218,7 +218,7 @@ def meta_train(
 
     The random streams of update u have names with (seed, u), and with the shard if there are several. So a
     run that starts at ``start``, with the learner's state after that update, continues exactly like a run
-    without interruption. Denormal numbers count as 0 (``devices.denormals_flushed``).
+    without interruption. Denormal numbers count as 0 (``kernels.denormals_flushed``).
 
     Args:
         learner: in training.
